@@ -1,0 +1,54 @@
+"""What goes wrong, said so that the reader knows what to do next.
+
+Every error of this package derives from `LlmgymError`. Errors about a value a caller passed are also `ValueError`,
+so `except ValueError` catches them.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class LlmgymError(Exception):
+    """Base class of every error raised by llmgym."""
+
+
+class InvalidArgument(LlmgymError, ValueError):
+    """An argument has a value that is not allowed; the message names argument, value and what is allowed."""
+
+
+class UnknownName(InvalidArgument):
+    """A profile, workload, scenario, policy or metric that does not exist; the message lists those that do."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        known = sorted(known)
+        close = difflib.get_close_matches(str(name), known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or '(none)'}")
+        self.kind, self.name, self.known = kind, name, known
+
+
+class InvalidAction(InvalidArgument):
+    """An action outside the action space, of the wrong type or shape, or masked where masks are enforced."""
+
+
+class TraceError(LlmgymError, ValueError):
+    """A trace file that cannot be read; the message names the file, the line and the column."""
+
+
+class ProfileError(LlmgymError, ValueError):
+    """A kernel cost profile that is missing a table, a field or its provenance."""
+
+
+class CheckpointError(LlmgymError, ValueError):
+    """A checkpoint that is truncated, of another version, or made for another environment."""
+
+
+class ResetNeeded(LlmgymError, RuntimeError):
+    """`step` was called before `reset`, or on an episode that has ended."""
+
+
+class MissingExtra(LlmgymError, ImportError):
+    """An optional library is not installed; the message gives the pip command that installs it."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} needs the optional '{extra}' extra: pip install 'llmgym[{extra}]'")
