@@ -1,0 +1,1 @@
+"""How a simulation becomes an `Env` and a `VectorEnv`; knows gymnasium, knows no LLM."""

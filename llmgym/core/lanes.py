@@ -1,0 +1,410 @@
+"""Lanes: many independent copies of one simulation, advanced by one compiled call.
+
+An environment is a `Simulation`: plain arrays whose first axis is the lane, numbers shared by all lanes, and five compiled
+functions on one lane. `Lanes` allocates the arrays, draws a key for every episode and runs the generic loop over them.
+`llmgym.core.env` puts gymnasium's single and vector interfaces on top; both run the very same machine code, so a lane of
+a vector environment and a single environment with the same seed produce the same bits.
+"""
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from numpy.typing import NDArray
+
+from llmgym.core.jit import kernel
+from llmgym.core.layout import Layout
+from llmgym.core.rng import substream
+from llmgym.errors import InvalidAction
+
+NEXT_STEP, SAME_STEP, DISABLED, HOLD = 0, 1, 2, 3
+"""What happens to a lane whose episode has ended: gymnasium's three autoreset modes, and `HOLD`, where it waits untouched
+(evaluation runs every lane for exactly one episode)."""
+
+
+class Kernels(NamedTuple):
+    """The compiled functions of one environment; each works on one lane of the state arrays.
+
+    Attributes:
+        reset_lane: `(state, params, lane, key)`: start an episode; its world is a function of the uint64 `key` alone.
+        step_lane: `(state, params, lane, action) -> (reward, terminated, truncated, dt_s)`; `action` is a float64 row.
+        observe_lane: `(state, params, lane, out)`: write the observation, a float32 row of `layout.size` entries.
+        mask_lane: `(state, params, lane, out)`: write 1 (allowed) or 0 for every discrete action, an int8 row.
+        metrics_lane: `(state, params, lane, out)`: write the metrics of the episode so far, a float64 row.
+    """
+
+    reset_lane: Callable[..., None]
+    step_lane: Callable[..., tuple[float, bool, bool, float]]
+    observe_lane: Callable[..., None]
+    mask_lane: Callable[..., None]
+    metrics_lane: Callable[..., None]
+
+
+class Simulation(ABC):
+    """Everything one environment is, apart from gymnasium.
+
+    Attributes:
+        kernels: its compiled functions.
+        params: NamedTuple of numbers and small tables shared by all lanes; never written to.
+        layout: the fields of an observation.
+        action_space: `Discrete`, `MultiDiscrete` or `Box`, for one lane.
+        metric_names: names of the episode metrics, with units, in the order `metrics_lane` writes them.
+        raise_on_masked: True if a masked action is an error, False if it is a penalised no-op.
+    """
+
+    kernels: ClassVar[Kernels]
+    render_modes: ClassVar[Sequence[str]] = ("rgb_array", "ansi")
+    render_fps: ClassVar[int] = 4
+
+    params: Any
+    layout: Layout
+    action_space: "Discrete[Any] | MultiDiscrete[Any] | Box"  # text: gymnasium 1.2 has no MultiDiscrete[...]
+    metric_names: tuple[str, ...]
+    raise_on_masked: bool = False
+
+    @abstractmethod
+    def allocate(self, lanes: int) -> Any:
+        """New state arrays (a NamedTuple) for this number of lanes."""
+
+    @abstractmethod
+    def audit(self, state: Any, lane: int) -> dict[str, float]:
+        """Recount one lane from its raw arrays, for the invariants every environment is tested for.
+
+        Keys where they apply: `arrived, waiting, running, done, rejected` (requests), `kv_used, kv_resident, kv_capacity`
+        (tokens), `clock_s`, `energy_j`, `bytes_sent, bytes_received, bytes_in_flight`, `work_asked, work_done, work_left`.
+        """
+
+    @abstractmethod
+    def expected_return(self, metrics: dict[str, float]) -> float:
+        """The undiscounted return of an episode, computed from its metrics: what the reward stands for."""
+
+    @abstractmethod
+    def render(self, state: Any, lane: int, mode: str) -> Any:
+        """A picture of one lane: uint8 [height, width, 3] for `rgb_array`, text for `ansi`."""
+
+    @property
+    def mask_size(self) -> int:
+        """Length of a mask row: number of discrete actions, flat over the parts of a MultiDiscrete; 0 for a Box."""
+        if isinstance(self.action_space, Discrete):
+            return int(self.action_space.n)
+        if isinstance(self.action_space, MultiDiscrete):
+            return int(np.sum(self.action_space.nvec))
+        return 0
+
+    @property
+    def action_size(self) -> int:
+        """Entries of one action row."""
+        return 1 if isinstance(self.action_space, Discrete) else int(np.prod(self.action_space.shape or (1,)))
+
+
+class Buffers(NamedTuple):
+    """What the loop reads and writes for every lane; first axis = lane."""
+
+    action: NDArray[np.float64]
+    obs: NDArray[np.float32]
+    mask: NDArray[np.int8]
+    reward: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    dt: NDArray[np.float64]
+    metrics: NDArray[np.float64]
+    final_obs: NDArray[np.float32]
+    final_mask: NDArray[np.int8]
+    ended: NDArray[np.bool_]
+    which: NDArray[np.bool_]
+    steps: NDArray[np.int64]
+    seed_key: NDArray[np.uint64]
+    episode: NDArray[np.int64]
+
+
+@functools.cache
+def _loops(kernels: Kernels, name: str) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
+    """The generic loops, compiled around the functions of one environment: reset, step, and whole episodes."""
+    reset_lane, step_lane, observe_lane, mask_lane, metrics_lane = kernels
+
+    @kernel(announce=f"{name} (reset)")
+    def reset_lanes(state: Any, params: Any, buffers: Buffers) -> int:
+        count = 0
+        for lane in range(buffers.which.shape[0]):
+            if buffers.which[lane]:
+                key = substream(buffers.seed_key[lane], buffers.episode[lane])
+                reset_lane(state, params, lane, key)
+                observe_lane(state, params, lane, buffers.obs[lane])
+                mask_lane(state, params, lane, buffers.mask[lane])
+                buffers.reward[lane] = 0.0
+                buffers.terminated[lane] = False
+                buffers.truncated[lane] = False
+                buffers.dt[lane] = 0.0
+                buffers.ended[lane] = False
+                buffers.steps[lane] = 0
+                count += 1
+        return count
+
+    @kernel(announce=f"{name} (step)")
+    def step_lanes(
+        state: Any, params: Any, buffers: Buffers, start: int, stop: int, mode: int, limit: int
+    ) -> int:
+        done = 0
+        for lane in range(start, stop):
+            if buffers.ended[lane]:
+                if mode == DISABLED:
+                    return -1 - lane
+                if mode == HOLD:
+                    buffers.reward[lane] = 0.0
+                    buffers.dt[lane] = 0.0
+                    continue
+                buffers.episode[lane] += 1
+                reset_lane(state, params, lane, substream(buffers.seed_key[lane], buffers.episode[lane]))
+                buffers.reward[lane] = 0.0
+                buffers.terminated[lane] = False
+                buffers.truncated[lane] = False
+                buffers.dt[lane] = 0.0
+                buffers.ended[lane] = False
+                buffers.steps[lane] = 0
+            else:
+                reward, terminated, truncated, dt = step_lane(state, params, lane, buffers.action[lane])
+                buffers.steps[lane] += 1
+                if limit > 0 and buffers.steps[lane] >= limit:
+                    truncated = True
+                buffers.reward[lane] = reward
+                buffers.terminated[lane] = terminated
+                buffers.truncated[lane] = truncated
+                buffers.dt[lane] = dt
+                if terminated or truncated:
+                    done += 1
+                    metrics_lane(state, params, lane, buffers.metrics[lane])
+                    if mode == SAME_STEP:
+                        observe_lane(state, params, lane, buffers.final_obs[lane])
+                        mask_lane(state, params, lane, buffers.final_mask[lane])
+                        buffers.episode[lane] += 1
+                        reset_lane(
+                            state, params, lane, substream(buffers.seed_key[lane], buffers.episode[lane])
+                        )
+                        buffers.steps[lane] = 0
+                    else:
+                        buffers.ended[lane] = True
+            observe_lane(state, params, lane, buffers.obs[lane])
+            mask_lane(state, params, lane, buffers.mask[lane])
+        return done
+
+    @kernel(announce=f"{name} (whole episodes)")
+    def run_lanes(state: Any, params: Any, buffers: Buffers, start: int, stop: int, limit: int) -> int:
+        steps = 0
+        for lane in range(start, stop):
+            if buffers.ended[lane]:
+                continue
+            total = 0.0
+            elapsed = 0.0
+            while True:
+                reward, terminated, truncated, dt = step_lane(state, params, lane, buffers.action[lane])
+                buffers.steps[lane] += 1
+                total += reward
+                elapsed += dt
+                if limit > 0 and buffers.steps[lane] >= limit:
+                    truncated = True
+                if terminated or truncated:
+                    break
+            steps += buffers.steps[lane]
+            buffers.reward[lane] = total
+            buffers.terminated[lane] = terminated
+            buffers.truncated[lane] = truncated
+            buffers.dt[lane] = elapsed
+            buffers.ended[lane] = True
+            metrics_lane(state, params, lane, buffers.metrics[lane])
+            observe_lane(state, params, lane, buffers.obs[lane])
+            mask_lane(state, params, lane, buffers.mask[lane])
+        return steps
+
+    return reset_lanes, step_lanes, run_lanes
+
+
+def _freeze(params: Any) -> None:
+    """Make the arrays of params read-only: nothing may write them, and numba takes a writable copy for another type."""
+    if isinstance(params, np.ndarray):
+        params.setflags(write=False)
+    elif isinstance(params, tuple):
+        for part in params:
+            _freeze(part)
+
+
+class Lanes:
+    """The arrays of `count` copies of a simulation and the compiled loop over them."""
+
+    def __init__(
+        self, simulation: Simulation, count: int, *, threads: int = 1, limit: int | None = None
+    ) -> None:
+        self.simulation = simulation
+        self.count = count
+        self.limit = limit or 0
+        self.state = simulation.allocate(count)
+        d, a = simulation.layout.size, simulation.mask_size
+        self.buffers = Buffers(
+            action=np.zeros((count, simulation.action_size)),
+            obs=np.zeros((count, d), np.float32),
+            mask=np.zeros((count, a), np.int8),
+            reward=np.zeros(count),
+            terminated=np.zeros(count, np.bool_),
+            truncated=np.zeros(count, np.bool_),
+            dt=np.zeros(count),
+            metrics=np.zeros((count, len(simulation.metric_names))),
+            final_obs=np.zeros((count, d), np.float32),
+            final_mask=np.zeros((count, a), np.int8),
+            ended=np.ones(count, np.bool_),
+            which=np.ones(count, np.bool_),
+            steps=np.zeros(count, np.int64),
+            seed_key=np.zeros(count, np.uint64),
+            episode=np.full(count, -1, np.int64),
+        )
+        self._ranges = [
+            (int(part[0]), int(part[-1]) + 1)
+            for part in np.array_split(np.arange(count), max(1, threads))
+            if len(part)
+        ]
+        self._start()
+        self._rows = np.arange(count)
+        self._discrete = isinstance(simulation.action_space, Discrete)
+        self._actions = int(simulation.action_space.n) if isinstance(simulation.action_space, Discrete) else 0
+
+    def _start(self) -> None:
+        _freeze(self.simulation.params)
+        self._reset, self._step, self._run = _loops(self.simulation.kernels, type(self.simulation).__name__)
+        self._pool = ThreadPoolExecutor(len(self._ranges)) if len(self._ranges) > 1 else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without compiled code, of which a copy would compile anew, and without threads, which have no copy."""
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_reset", "_step", "_run", "_pool")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start()
+
+    def reset(self, which: NDArray[np.bool_] | None, keys: Sequence[int | None]) -> None:
+        """Start an episode in the chosen lanes; a lane with a key starts its stream anew, others go on with their next episode."""
+        buffers = self.buffers
+        buffers.which[:] = True if which is None else which
+        for lane in np.flatnonzero(buffers.which).tolist():
+            key = keys[lane]
+            if key is None:
+                buffers.episode[lane] += 1
+            else:
+                buffers.seed_key[lane] = key
+                buffers.episode[lane] = 0
+        self._reset(self.state, self.simulation.params, buffers)
+
+    def step(self, mode: int) -> int:
+        """Advance every lane by the actions in `buffers.action`; returns how many episodes ended in this step."""
+        arguments = (self.state, self.simulation.params, self.buffers)
+        if self._pool is None:
+            return self._step(*arguments, 0, self.count, mode, self.limit)
+        jobs = [
+            self._pool.submit(self._step, *arguments, lo, hi, mode, self.limit) for lo, hi in self._ranges
+        ]
+        counts = [job.result() for job in jobs]
+        return min(counts) if min(counts) < 0 else sum(counts)
+
+    def run(self) -> int:
+        """Play every running episode to its end with the one action in `buffers.action`; returns the steps taken.
+
+        Nothing is observed on the way, which makes this the fastest way to evaluate a fixed rule. Afterwards `buffers.reward`
+        holds returns, `buffers.dt` simulated seconds and `buffers.metrics` the metrics.
+        """
+        arguments = (self.state, self.simulation.params, self.buffers)
+        if self._pool is None:
+            return self._run(*arguments, 0, self.count, self.limit)
+        jobs = [self._pool.submit(self._run, *arguments, lo, hi, self.limit) for lo, hi in self._ranges]
+        return sum(job.result() for job in jobs)
+
+    def load_action(self, action: Any) -> None:
+        """Check one action of a single lane and store it. Raises `InvalidAction`."""
+        if self._discrete and (type(action) is int or isinstance(action, np.integer)):
+            if not 0 <= action < self._actions:
+                raise InvalidAction(
+                    f"action {action} is outside Discrete({self._actions}): allowed 0..{self._actions - 1}"
+                )
+            self.buffers.action[0, 0] = action
+            if self.simulation.raise_on_masked and not self.buffers.mask[0, action]:
+                self._raise_masked(np.array([action]))
+            return
+        self.load_actions([action])
+
+    def load_actions(self, actions: Any) -> None:
+        """Check the actions of all lanes, shape [lanes] or [lanes, parts], and store them. Raises `InvalidAction`."""
+        space = self.simulation.action_space
+        shape = (self.count, *(space.shape or ()))
+        try:
+            values = np.asarray(actions)
+        except ValueError:
+            raise InvalidAction(f"actions {actions!r} are no array: expected shape {shape}") from None
+        if values.shape != shape:
+            raise InvalidAction(f"actions have shape {values.shape}, expected {shape} for {space}")
+        if isinstance(space, Box):
+            if values.dtype.kind not in "fiu":
+                raise InvalidAction(
+                    f"actions have dtype {values.dtype}, expected a real number type for {space}"
+                )
+            if not np.isfinite(values).all():
+                raise InvalidAction(f"actions contain NaN or infinity: {values[~np.isfinite(values)][:4]}")
+            if (values < space.low).any() or (values > space.high).any():
+                raise InvalidAction(
+                    f"actions outside {space}: smallest {values.min():g}, largest {values.max():g}"
+                )
+        else:
+            if values.dtype.kind not in "iu":
+                raise InvalidAction(
+                    f"actions have dtype {values.dtype}, expected an integer type for {space}"
+                )
+            high = space.n if isinstance(space, Discrete) else space.nvec
+            if (values < 0).any() or (values >= high).any():
+                raise InvalidAction(
+                    f"actions outside {space}: smallest {values.min()}, largest {values.max()}"
+                )
+        self.buffers.action[:] = values.reshape(self.count, -1)
+        if self.simulation.raise_on_masked and self.simulation.mask_size:
+            self._raise_masked(values)
+
+    def _raise_masked(self, values: NDArray[Any]) -> None:
+        space = self.simulation.action_space
+        flat = values.reshape(self.count, -1)
+        if isinstance(space, MultiDiscrete):
+            flat = flat + np.concatenate([[0], np.cumsum(space.nvec)[:-1]])
+        allowed = self.buffers.mask[self._rows[:, None], flat].all(axis=1) | self.buffers.ended
+        if not allowed.all():
+            lane = int(np.flatnonzero(~allowed)[0])
+            raise InvalidAction(
+                f"action {values[lane]} of lane {lane} is masked; allowed: {np.flatnonzero(self.buffers.mask[lane]).tolist()} "
+                '(invalid_action="raise" is on; "penalize" makes it a counted no-op)'
+            )
+
+    def metrics(self, lane: int) -> dict[str, float]:
+        """Metrics of the episode that ended last in this lane."""
+        return dict(zip(self.simulation.metric_names, self.buffers.metrics[lane].tolist(), strict=True))
+
+    def metrics_now(self, lane: int) -> dict[str, float]:
+        """Metrics of the running episode of this lane so far."""
+        row = np.zeros(len(self.simulation.metric_names))
+        self.simulation.kernels.metrics_lane(self.state, self.simulation.params, lane, row)
+        return dict(zip(self.simulation.metric_names, row.tolist(), strict=True))
+
+    def close(self) -> None:
+        """Stop the threads, if there are any."""
+        if self._pool is not None:
+            self._pool.shutdown()
+
+
+def draw_key(generator: np.random.Generator) -> int:
+    """The key of a lane's episodes, drawn from its gymnasium generator."""
+    return int(generator.integers(0, 2**63))
+
+
+def seeded_key(seed: int) -> int:
+    """The key a single environment draws when it is reset with this seed."""
+    return draw_key(gymnasium.utils.seeding.np_random(seed)[0])

@@ -1,0 +1,81 @@
+"""What an observation is made of, declared once: slices, bounds and the documentation table all come from here."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from gymnasium.spaces import Box
+from numpy.typing import NDArray
+
+from llmgym.errors import UnknownName
+
+
+@dataclass(frozen=True)
+class Field:
+    """One named part of an observation row.
+
+    Attributes:
+        name: dotted name, such as `queue.age`.
+        size: number of float32 entries.
+        low: smallest value of every entry.
+        high: largest value of every entry.
+        unit: what the value is measured in, or the scale it is divided by.
+        about: one line for the reader of the documentation.
+    """
+
+    name: str
+    size: int
+    low: float
+    high: float
+    unit: str
+    about: str
+
+
+class Layout:
+    """The fields of an observation in order: `layout["queue.age"]` is the slice of that field."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.fields = tuple(fields)
+        self._slices: dict[str, slice] = {}
+        start = 0
+        for field in self.fields:
+            if field.name in self._slices:
+                raise ValueError(f"field {field.name!r} is declared twice")
+            self._slices[field.name] = slice(start, start + field.size)
+            start += field.size
+        self.size = start
+
+    def __getitem__(self, name: str) -> slice:
+        if name not in self._slices:
+            raise UnknownName("observation field", name, self._slices)
+        return self._slices[name]
+
+    def __iter__(self) -> Iterator[Field]:
+        return iter(self.fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Layout) and self.fields == other.fields
+
+    def __hash__(self) -> int:
+        return hash(self.fields)
+
+    def box(self) -> Box:
+        """The observation space: a flat float32 `Box` with the declared bounds, shape [size]."""
+        low: NDArray[np.float32] = np.concatenate([np.full(f.size, f.low, np.float32) for f in self.fields])
+        high: NDArray[np.float32] = np.concatenate([np.full(f.size, f.high, np.float32) for f in self.fields])
+        return Box(low, high, dtype=np.float32)
+
+    def signature(self) -> list[list[str | int]]:
+        """Names and sizes, as a checkpoint stores them to recognise the layout it was trained on."""
+        return [[field.name, field.size] for field in self.fields]
+
+    def markdown(self) -> str:
+        """The table of the fields for the environment's documentation page."""
+        rows = ["| index | field | low | high | unit | meaning |", "|---|---|---|---|---|---|"]
+        for field in self.fields:
+            part = self[field.name]
+            index = str(part.start) if field.size == 1 else f"{part.start}-{part.stop - 1}"
+            rows.append(
+                f"| {index} | `{field.name}` | {field.low:g} | {field.high:g} | {field.unit} | {field.about} |"
+            )
+        return "\n".join(rows)

@@ -1,0 +1,40 @@
+"""The layout says where a field lies, what its bounds are, and documents itself."""
+
+import numpy as np
+import pytest
+
+from llmgym.core.layout import Field, Layout
+from llmgym.errors import UnknownName
+
+FIELDS = [Field("a", 1, 0.0, 1.0, "s", "first"), Field("b.c", 3, -1.0, 4.0, "tokens", "second")]
+
+
+def test_slices_and_bounds():
+    layout = Layout(FIELDS)
+    assert (layout.size, layout["a"], layout["b.c"]) == (4, slice(0, 1), slice(1, 4))
+    assert list(layout) == FIELDS
+    box = layout.box()
+    assert box.dtype == np.float32
+    assert box.low.tolist() == [0, -1, -1, -1] and box.high.tolist() == [1, 4, 4, 4]
+
+
+def test_an_unknown_field_names_the_known_ones():
+    with pytest.raises(UnknownName, match=r"'b.d'.*Did you mean 'b.c'.*Known: a, b.c"):
+        Layout(FIELDS)["b.d"]
+
+
+def test_a_field_declared_twice():
+    with pytest.raises(ValueError, match="'a' is declared twice"):
+        Layout([FIELDS[0], FIELDS[0]])
+
+
+def test_equality_and_signature():
+    assert Layout(FIELDS) == Layout(tuple(FIELDS)) and hash(Layout(FIELDS)) == hash(Layout(FIELDS))
+    assert Layout(FIELDS) != Layout(FIELDS[:1]) and Layout(FIELDS) != FIELDS
+    assert Layout(FIELDS).signature() == [["a", 1], ["b.c", 3]]
+
+
+def test_markdown():
+    rows = Layout(FIELDS).markdown().splitlines()
+    assert rows[2] == "| 0 | `a` | 0 | 1 | s | first |"
+    assert rows[3] == "| 1-3 | `b.c` | -1 | 4 | tokens | second |"
