@@ -1,0 +1,254 @@
+"""When requests arrive: renewal, on/off, regular, burst and replayed processes, with a rate that may vary.
+
+The vocabulary is that of BurstGPT (arXiv:2401.17644) and ServeGen (arXiv:2505.09999): a rate, a coefficient
+of variation (CV) of the gaps, and a rate that moves on a slower scale, which is what makes counts per minute
+overdispersed.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+
+from llmgym.errors import InvalidArgument
+
+
+def positive(name: str, value: float, allow_zero: bool = False) -> float:
+    """Return `value` as a float; InvalidArgument unless it is finite and positive (or zero, where
+    allowed).
+    """
+    number = _number(name, value)
+    if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not allow_zero):
+        allowed = "a finite number, zero or more" if allow_zero else "a finite number above zero"
+        raise InvalidArgument(f"{name}={value!r}: must be {allowed}")
+    return number
+
+
+def _number(name: str, value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise InvalidArgument(f"{name}={value!r}: must be a number") from None
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """The requests of a trace, in order of arrival; two `Rows` are equal only if they are the same object.
+
+    Attributes:
+        arrival_s: float64 [n], seconds since the first request, never decreasing.
+        prompt_tokens: int32 [n], at least 1.
+        output_tokens: int32 [n], at least 1.
+    """
+
+    arrival_s: npt.NDArray[np.float64]
+    prompt_tokens: npt.NDArray[np.int32]
+    output_tokens: npt.NDArray[np.int32]
+
+    def __post_init__(self) -> None:
+        arrival_s = np.array(self.arrival_s, dtype=np.float64)
+        lengths = {}
+        for name in ("prompt_tokens", "output_tokens"):
+            given = np.asarray(getattr(self, name))
+            if given.ndim != 1 or given.shape != arrival_s.shape or given.size == 0:
+                raise InvalidArgument(f"{name}: shape {given.shape}, must be that of arrival_s and not empty")
+            if not np.all(np.equal(np.mod(given, 1), 0) & (given >= 1) & (given <= 2**31 - 1)):
+                raise InvalidArgument(f"{name}: must be whole numbers from 1 to 2147483647")
+            lengths[name] = given.astype(np.int32)
+        if not np.all(np.isfinite(arrival_s)) or np.any(np.diff(arrival_s) < 0.0):
+            raise InvalidArgument("arrival_s: must be finite and must never decrease")
+        object.__setattr__(self, "arrival_s", arrival_s - arrival_s[0])
+        for name, value in lengths.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return int(self.arrival_s.size)
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self)} requests over {self.arrival_s[-1]:.1f} s)"
+
+    @property
+    def cycle_s(self) -> float:
+        """Time (s) from one pass over the rows to the next: the span plus one mean gap."""
+        n = len(self)
+        return float(self.arrival_s[-1]) * n / (n - 1) if n > 1 else 0.0
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """A random level that multiplies the rate: constant in each period, mean 1, AR(1) from period to period.
+
+    The level is a function of a Gaussian AR(1) series, so `correlation` is that of the Gaussian series;
+    periods begin at a random phase, which keeps the process stationary.
+
+    Attributes:
+        period_s: length of a period (s).
+        variance: of the level, at most 100.
+        correlation: of neighbouring periods, in [0, 1).
+        law: "lognormal" or "gamma".
+    """
+
+    period_s: float
+    variance: float
+    correlation: float = 0.0
+    law: str = "lognormal"
+
+    def __post_init__(self) -> None:
+        positive("period_s", self.period_s)
+        if positive("variance", self.variance, allow_zero=True) > 100.0:
+            raise InvalidArgument(f"variance={self.variance!r}: must be at most 100")
+        if not 0.0 <= _number("correlation", self.correlation) < 1.0:
+            raise InvalidArgument(f"correlation={self.correlation!r}: must be in [0, 1)")
+        if self.law not in ("lognormal", "gamma"):
+            raise InvalidArgument(f"law={self.law!r}: must be 'lognormal' or 'gamma'")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Known multipliers of the rate, constant between given times.
+
+    Attributes:
+        starts_s: where each piece begins (s), increasing, the first 0.
+        multipliers: of the rate in each piece; scaled to a time mean of 1 where the profile is periodic.
+        period_s: after which the profile repeats (s), or None for one shot, whose last piece lasts for ever.
+    """
+
+    starts_s: tuple[float, ...]
+    multipliers: tuple[float, ...]
+    period_s: float | None = None
+
+    def __post_init__(self) -> None:
+        starts = tuple(positive("starts_s", x, allow_zero=True) for x in self.starts_s)
+        multipliers = tuple(positive("multipliers", x, allow_zero=True) for x in self.multipliers)
+        if not starts or starts[0] != 0.0 or any(b <= a for a, b in pairwise(starts)):
+            raise InvalidArgument(f"starts_s={self.starts_s!r}: must begin with 0 and increase")
+        if len(multipliers) != len(starts):
+            raise InvalidArgument(
+                f"multipliers={self.multipliers!r}: must be {len(starts)} numbers, one a piece"
+            )
+        if not any(multipliers):
+            raise InvalidArgument(f"multipliers={self.multipliers!r}: at least one must be above zero")
+        if self.period_s is not None:
+            period = positive("period_s", self.period_s)
+            if period <= starts[-1]:
+                raise InvalidArgument(
+                    f"period_s={self.period_s!r}: must be above the last start, {starts[-1]}"
+                )
+            mean = float(np.dot(multipliers, np.diff([*starts, period]))) / period
+            multipliers = tuple(m / mean for m in multipliers)
+        object.__setattr__(self, "starts_s", starts)
+        object.__setattr__(self, "multipliers", multipliers)
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """An arrival process; make one with `poisson`, `gamma`, `on_off`, `regular`, `burst` or `replay`.
+
+    Attributes:
+        process: "renewal", "on-off", "regular", "burst" or "replay".
+        rate_rps: long-run mean rate (req/s) of "renewal", "on-off", "regular" and "replay"; `inf` for
+            "burst". With a one-shot profile it is the rate where the multiplier is 1.
+        cv: coefficient of variation of the gaps (of those while on, for "on-off").
+        mean_on_s: mean length (s) of an exponential on period.
+        mean_off_s: mean length (s) of an exponential off period; 0 without off periods.
+        modulation: random slow variation of the rate, or None.
+        profile: known variation of the rate, or None.
+        rows: the trace that is replayed, or None.
+        from_start: replay begins at the first row rather than at a random one.
+    """
+
+    process: str
+    rate_rps: float
+    cv: float = 1.0
+    mean_on_s: float = 0.0
+    mean_off_s: float = 0.0
+    modulation: Modulation | None = None
+    profile: Profile | None = None
+    rows: Rows | None = field(default=None)
+    from_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.process not in ("renewal", "on-off", "regular", "burst", "replay"):
+            raise InvalidArgument(
+                f"process={self.process!r}: must be renewal, on-off, regular, burst or replay"
+            )
+        timeless = self.process == "replay" and self.rows is not None and self.rows.cycle_s == 0.0
+        if self.process == "burst" or timeless:
+            if not math.isinf(self.rate_rps):
+                raise InvalidArgument(
+                    f"rate_rps={self.rate_rps!r}: requests that all come at once have no rate to set"
+                )
+        else:
+            positive("rate_rps", self.rate_rps)
+        positive("cv", self.cv)
+        if self.process == "on-off":
+            positive("mean_on_s", self.mean_on_s)
+            positive("mean_off_s", self.mean_off_s)
+        if self.process in ("burst", "replay") and (self.modulation is not None or self.profile is not None):
+            raise InvalidArgument(f"process={self.process!r}: its rate cannot be modulated or shaped")
+        if (self.process == "replay") != (self.rows is not None):
+            raise InvalidArgument("rows: a replay needs the rows of a trace, and only a replay has them")
+
+    def with_rate(self, rate_rps: float) -> "Arrivals":
+        """The same process at another mean rate (req/s): CV, on and off times and relative variation stay."""
+        return replace(self, rate_rps=positive("rate_rps", rate_rps))
+
+    def modulated(
+        self, period_s: float, variance: float, correlation: float = 0.0, law: str = "lognormal"
+    ) -> "Arrivals":
+        """The same process with a random rate level per period; see `Modulation`."""
+        return replace(self, modulation=Modulation(period_s, variance, correlation, law))
+
+    def shaped(
+        self, starts_s: Sequence[float], multipliers: Sequence[float], period_s: float | None = None
+    ) -> "Arrivals":
+        """The same process with a known rate profile; see `Profile`."""
+        return replace(self, profile=Profile(tuple(starts_s), tuple(multipliers), period_s))
+
+
+def poisson(rate_rps: float) -> Arrivals:
+    """Poisson arrivals at `rate_rps` (req/s)."""
+    return Arrivals("renewal", positive("rate_rps", rate_rps))
+
+
+def gamma(rate_rps: float, cv: float) -> Arrivals:
+    """Stationary renewal arrivals with gamma gaps of coefficient of variation `cv`; `cv=1` is Poisson."""
+    return Arrivals("renewal", positive("rate_rps", rate_rps), cv=positive("cv", cv))
+
+
+def on_off(rate_on_rps: float, mean_on_s: float, mean_off_s: float, cv: float = 1.0) -> Arrivals:
+    """Exponential on and off periods (means in s); gamma gaps at `rate_on_rps` (req/s) while on, silence
+    while off.
+    """
+    on, off = positive("mean_on_s", mean_on_s), positive("mean_off_s", mean_off_s)
+    rate = positive("rate_on_rps", rate_on_rps) * on / (on + off)
+    return Arrivals("on-off", rate, cv=positive("cv", cv), mean_on_s=on, mean_off_s=off)
+
+
+def regular(rate_rps: float) -> Arrivals:
+    """One request every 1 / `rate_rps` seconds, the first at time 0."""
+    return Arrivals("regular", positive("rate_rps", rate_rps))
+
+
+def burst() -> Arrivals:
+    """Every request at time 0."""
+    return Arrivals("burst", math.inf)
+
+
+def replay(rows: Rows, rate_rps: float | None = None, from_start: bool = False) -> Arrivals:
+    """The arrival times of a trace, begun at a random row and repeated at the end.
+
+    Args:
+        rows: the trace.
+        rate_rps: mean rate (req/s) to which time is scaled; the trace's own by default.
+        from_start: begin at the first row, as the trace was recorded.
+
+    Raises:
+        InvalidArgument: a rate was given for a trace whose requests all come at once.
+    """
+    own = len(rows) / rows.cycle_s if rows.cycle_s > 0.0 else math.inf
+    rate = own if rate_rps is None else positive("rate_rps", rate_rps)
+    return Arrivals("replay", rate, rows=rows, from_start=from_start)

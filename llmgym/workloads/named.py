@@ -1,0 +1,113 @@
+"""Named workloads: production traces as fitted parameters, and the length laws of papers.
+
+The traces are kept as one small JSON file each in `data/`: quantile tables of prompt and output lengths,
+their rank correlation and the parameters of an arrival process; no row of a trace is in this package. They
+are written by `benchmarks/build_workloads.py`. Mean, p50, p90 and p99 of the lengths, the rate and the index
+of dispersion of requests per minute are those of the trace; sessions, prefixes shared between requests and
+the hour of day are not modelled.
+
+The uniform laws are those of a study of stability under a KV-cache limit (Nie, Si and Zhou, ICML 2026):
+prompt and output lengths are independent, and the name gives the ratio of their means.
+"""
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from llmgym.errors import UnknownName
+from llmgym.workloads.arrivals import Arrivals, Modulation, poisson
+from llmgym.workloads.lengths import RequestClass, quantiles, uniform
+from llmgym.workloads.workload import Phase, Workload
+
+TRACES = (
+    "azure-code-2023",
+    "azure-conv-2023",
+    "mooncake-conversation",
+    "mooncake-synthetic",
+    "sharegpt",
+    "sharegpt-8k",
+)
+
+_LENGTHS = {  # prompt low, high; output low, high (tokens)
+    "uniform-1:1": (10, 1600, 10, 1600),
+    "uniform-2:1": (10, 2133, 10, 1066),
+    "uniform-1:2": (10, 1066, 10, 2133),
+    "uniform-8:1": (10, 2844, 10, 356),
+    "uniform-tiny": (5, 50, 5, 50),
+}
+_MIXED = "uniform-mixed"
+_PAPER = (
+    "Nie, Si, Zhou: A Queueing-Theoretic Framework for Stability Analysis of LLM Inference with KV Cache "
+    "Memory Constraints, ICML 2026, experiments. https://arxiv.org/abs/2605.04595"
+)
+_SOURCES = {
+    "uniform-8:1": f"Ratio: {_PAPER} The bounds are chosen here, with the same sum as the others.",
+    "uniform-tiny": "Chosen here: short requests, for small instances and quick tests.",
+}
+
+
+def names() -> tuple[str, ...]:
+    """Names of the workloads that `load` knows."""
+    return tuple(sorted([*TRACES, *_LENGTHS, _MIXED]))
+
+
+def load(name: str) -> Workload:
+    """The named workload, at the rate of its source (1 req/s where the source has no arrival times).
+
+    Raises:
+        UnknownName: there is none of this name; the message lists those that exist.
+    """
+    if name in TRACES:
+        file = files("llmgym.workloads") / "data" / f"{name}.json"
+        return _from_parameters(json.loads(file.read_text(encoding="utf-8")))
+    if name in _LENGTHS:
+        return _uniform(name, (_class(name),))
+    if name == _MIXED:
+        phases = (Phase(0.0, (1.0, 0.0)), Phase(0.5, (0.0, 1.0)))
+        return _uniform(name, (_class("uniform-2:1"), _class("uniform-1:2")), phases)
+    raise UnknownName("workload", name, names())
+
+
+def _class(name: str) -> RequestClass:
+    a, b, c, d = _LENGTHS[name]
+    return RequestClass(uniform(a, b), uniform(c, d), name=name.removeprefix("uniform-"))
+
+
+def _uniform(name: str, classes: tuple[RequestClass, ...], phases: tuple[Phase, ...] = ()) -> Workload:
+    laws = "; then ".join(f"prompt {c.prompt}, output {c.output}" for c in classes)
+    when = " (by request number, half of the requests each)" if phases else ""
+    return Workload(
+        name,
+        poisson(1.0),
+        classes,
+        phases,
+        "fraction" if phases else "request",
+        f"Independent uniform lengths (tokens): {laws}{when}. Poisson at 1 req/s until another rate is set.",
+        _SOURCES.get(name, _PAPER),
+    )
+
+
+def _from_parameters(data: dict[str, Any]) -> Workload:
+    a = data["arrivals"]
+    modulation = Modulation(**a["modulation"]) if "modulation" in a else None
+    arrivals = Arrivals(
+        a["process"],
+        a["rate_rps"],
+        cv=a.get("cv", 1.0),
+        mean_on_s=a.get("mean_on_s", 0.0),
+        mean_off_s=a.get("mean_off_s", 0.0),
+        modulation=modulation,
+    )
+    p = data["probabilities"]
+    prompt, output = (
+        quantiles(p, data[f"{side}_tokens"], f"{data['name']} {side}s") for side in ("prompt", "output")
+    )
+    return Workload(
+        data["name"],
+        arrivals,
+        (RequestClass(prompt, output, data["correlation"]),),
+        description=data["description"],
+        source=f"{data['source']} {data['url']}",
+        licence=f"{data['licence']}. {data['attribution']}",
+        date=data["date"],
+    )

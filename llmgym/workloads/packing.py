@@ -1,0 +1,162 @@
+"""A `Workload` written into the two arrays of `Traffic`.
+
+Layout of `Traffic.table`; positions are kept in `Traffic.head` or in the class that uses them.
+
+- law: `UNIFORM, low, count`, or `QUANTILES, k, g`, then k probabilities, k lengths and g + 1 guides, where
+  guide j is the knot to start from for probabilities in [j/g, (j+1)/g) (Chen and Asau, "On generating random
+  variates from an empirical distribution", AIIE Transactions 6, 1974).
+- rows: n prompt lengths, n output lengths; replayed arrival times: n.
+- class (`CLASS_WIDTH` numbers): source of lengths, copula correlation rho, sqrt(1 - rho^2), mean output,
+  position of the prompt law, of the output law, of the rows, number of rows.
+- phase: start, then the cumulated weight of each class.
+- profile: start of each piece, then the multiplier of each.
+- levels: the rate level at normal scores even in [-LEVEL_SPAN, LEVEL_SPAN].
+"""
+
+import functools
+import json
+import math
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from llmgym.workloads import traffic as t
+from llmgym.workloads.arrivals import Modulation, Rows
+from llmgym.workloads.lengths import Lengths
+
+if TYPE_CHECKING:
+    from llmgym.workloads.workload import Workload
+
+_PROCESS = {
+    "renewal": t.RENEWAL,
+    "on-off": t.RENEWAL,
+    "regular": t.REGULAR,
+    "burst": t.BURST,
+    "replay": t.REPLAY,
+}
+_INFORMATION = {"none": t.NO_PREDICTION, "exact": t.EXACT, "noisy": t.NOISY, "mean": t.CLASS_MEAN}
+_PHASE_BY = {"time_s": t.BY_TIME, "request": t.BY_REQUEST, "fraction": t.BY_FRACTION}
+_LEVEL_KNOTS = 1025
+_GAMMA_LEAST = 1e-6  # below this variance the two laws agree to 1e-3 of a standard deviation
+
+
+@functools.cache
+def prediction_error() -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Quantiles of ln(predicted / true) of a learned length predictor: probabilities and values."""
+    data = json.loads(
+        (files("llmgym.workloads") / "data" / "length-prediction.json").read_text(encoding="utf-8")
+    )
+    return tuple(data["probabilities"]), tuple(data["log_ratio"])
+
+
+@functools.cache
+def level_table(modulation: Modulation) -> npt.NDArray[np.float64]:
+    """Rate level at even normal scores (float64 [knots]), scaled so that its mean is 1 as it is
+    interpolated.
+    """
+    from scipy.special import gammaincinv, ndtr
+
+    z = np.linspace(-t.LEVEL_SPAN, t.LEVEL_SPAN, _LEVEL_KNOTS)
+    v = modulation.variance
+    if v == 0.0:
+        return np.ones(_LEVEL_KNOTS)
+    if modulation.law == "lognormal" or v < _GAMMA_LEAST:
+        level = np.exp(math.sqrt(math.log1p(v)) * z - 0.5 * math.log1p(v))
+    else:
+        level = np.asarray(gammaincinv(1.0 / v, ndtr(z))) * v
+    fine = np.linspace(-t.LEVEL_SPAN, t.LEVEL_SPAN, 16 * (_LEVEL_KNOTS - 1) + 1)
+    middle = 0.5 * (fine[1:] + fine[:-1])
+    weight = np.diff(ndtr(fine))
+    return np.asarray(level / (np.dot(weight, np.interp(middle, z, level)) / weight.sum()))
+
+
+class _Table:
+    """Numbers put one after another; equal laws and rows are put down once."""
+
+    def __init__(self) -> None:
+        self.parts: list[npt.NDArray[np.float64]] = []
+        self.size = 0
+        self.known: dict[object, int] = {}
+
+    def put(self, numbers: npt.ArrayLike) -> int:
+        part = np.ravel(np.asarray(numbers, dtype=np.float64))
+        at = self.size
+        self.parts.append(part)
+        self.size += part.size
+        return at
+
+    def quantiles(self, probabilities: tuple[float, ...], values: tuple[float, ...]) -> int:
+        p = np.asarray(probabilities)
+        guides = p.size
+        start = np.searchsorted(p, np.arange(guides + 1) / guides, side="right") - 1
+        start = np.minimum(start, np.searchsorted(p, 1.0, side="left") - 1)
+        return self.put(np.concatenate([[t.QUANTILES, p.size, guides], p, values, start]))
+
+    def law(self, law: Lengths) -> int:
+        if law not in self.known:
+            if law.probabilities:
+                self.known[law] = self.quantiles(law.probabilities, law.tokens)
+            else:
+                self.known[law] = self.put([t.UNIFORM, law.low, law.high - law.low + 1])
+        return self.known[law]
+
+    def rows(self, rows: Rows) -> int:
+        if id(rows) not in self.known:
+            self.known[id(rows)] = self.put(np.concatenate([rows.prompt_tokens, rows.output_tokens]))
+        return self.known[id(rows)]
+
+
+def pack(workload: "Workload", information: str, noise_scale: float) -> t.Traffic:
+    """Write a validated workload into arrays."""
+    head = np.zeros(1, dtype=t.HEAD)
+    h = head[0]
+    table = _Table()
+    arrivals = workload.arrivals
+    h["process"] = _PROCESS[arrivals.process]
+    h["rate_rps"] = arrivals.rate_rps
+    h["shape"] = 1.0 / arrivals.cv**2
+    if arrivals.process == "on-off":
+        h["on_s"], h["off_s"] = arrivals.mean_on_s, arrivals.mean_off_s
+        h["rate_rps"] = arrivals.rate_rps * (arrivals.mean_on_s + arrivals.mean_off_s) / arrivals.mean_on_s
+    if arrivals.modulation is not None:
+        h["level_period_s"] = arrivals.modulation.period_s
+        h["level_correlation"] = arrivals.modulation.correlation
+        h["level_at"], h["level_knots"] = table.put(level_table(arrivals.modulation)), _LEVEL_KNOTS
+    if arrivals.profile is not None:
+        profile = arrivals.profile
+        h["profile_at"] = table.put([*profile.starts_s, *profile.multipliers])
+        h["profile_pieces"] = len(profile.starts_s)
+        h["profile_period_s"] = profile.period_s or 0.0
+    h["varying"] = (
+        arrivals.process == "on-off" or arrivals.modulation is not None or arrivals.profile is not None
+    )
+    if arrivals.rows is not None:
+        rows = arrivals.rows
+        h["replay_at"], h["replay_rows"] = table.put(rows.arrival_s), len(rows)
+        h["replay_cycle_s"] = rows.cycle_s
+        h["replay_scale"] = len(rows) / (rows.cycle_s * arrivals.rate_rps) if rows.cycle_s > 0.0 else 1.0
+        h["replay_from_start"] = arrivals.from_start
+
+    classes = []
+    for c in workload.classes:
+        rho = c.correlation
+        numbers = [t.LAWS, rho, math.sqrt(1.0 - rho * rho), c.mean_output_tokens, 0, 0, 0, 0]
+        if c.rows is not None:
+            numbers[0] = t.ROWS_IN_ORDER if c.rows is arrivals.rows else t.ROWS_AT_RANDOM
+            numbers[6:8] = [table.rows(c.rows), len(c.rows)]
+        elif c.prompt is not None and c.output is not None:
+            numbers[4:6] = [table.law(c.prompt), table.law(c.output)]
+        classes.append(numbers)
+    h["classes"], h["class_at"] = len(classes), table.put(classes)
+
+    h["phases"], h["phase_by"] = len(workload.phases), _PHASE_BY[workload.phase_by]
+    phases = [[p.start, *np.cumsum(p.weights) / np.sum(p.weights)] for p in workload.phases]
+    h["phase_at"] = table.put(phases)
+
+    h["information"] = _INFORMATION[information]
+    h["noise_scale"] = noise_scale
+    if information == "noisy":
+        h["noise_at"] = table.quantiles(*prediction_error())
+    return t.Traffic(head, np.concatenate(table.parts))

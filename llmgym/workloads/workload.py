@@ -1,0 +1,269 @@
+"""`Workload`: who asks, as one immutable description that can be sampled, scaled and averaged over."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llmgym.errors import InvalidArgument
+from llmgym.workloads.arrivals import Arrivals, positive
+from llmgym.workloads.lengths import RequestClass
+
+if TYPE_CHECKING:
+    from llmgym.workloads.traffic import Traffic
+
+INFORMATION = ("exact", "noisy", "mean", "none")
+PHASE_BY = ("time_s", "request", "fraction")
+
+
+class Requests(NamedTuple):
+    """Requests in order of arrival; every array has shape [n].
+
+    Attributes:
+        arrival_s: float64, time of arrival (s), never decreasing.
+        prompt_tokens: int32, at least 1.
+        output_tokens: int32, at least 1; what a real scheduler learns only at the end.
+        predicted_tokens: int32, output length told to the scheduler, at least 1; 0 with `information="none"`.
+        kind: int32, number of the request's class.
+        session: int32, number of its session; here each request is a session of its own.
+        turn: int32, turn within the session, from 0.
+    """
+
+    arrival_s: npt.NDArray[np.float64]
+    prompt_tokens: npt.NDArray[np.int32]
+    output_tokens: npt.NDArray[np.int32]
+    predicted_tokens: npt.NDArray[np.int32]
+    kind: npt.NDArray[np.int32]
+    session: npt.NDArray[np.int32]
+    turn: npt.NDArray[np.int32]
+
+
+class Phase(NamedTuple):
+    """A stretch of the workload with its own mixture of classes.
+
+    Attributes:
+        start: where it begins: seconds, a request number, or a fraction of the requests, as `phase_by` says.
+        weights: of the classes; need not sum to 1.
+    """
+
+    start: float
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Who asks: arrivals, classes of requests and how their mixture changes.
+
+    Attributes:
+        name: short name.
+        arrivals: the arrival process.
+        classes: the kinds of requests.
+        phases: mixtures of the classes, the first starting at 0; one phase with equal weights if empty.
+        phase_by: what phases start at: "time_s", "request" (number from 0) or "fraction" (of the length of
+            the arrays that are filled, or of the number given to `with_requests`).
+        description: one or two sentences.
+        source: paper or data set, with its public address.
+        licence: SPDX name and attribution line of the data, or "" for a synthetic law.
+        date: when the data was recorded or released.
+
+    Raises:
+        InvalidArgument: no class, phases that do not begin at 0 or do not increase, weights of the wrong
+            number, negative, or summing to nothing.
+
+    Example:
+        >>> from llmgym.workloads import RequestClass, Workload, lognormal, poisson, uniform
+        >>> chat = RequestClass(uniform(10, 1600), lognormal(5.0, 0.9, max=1000))
+        >>> workload = Workload("chat", poisson(2.0), (chat,))
+        >>> requests = workload.sample(np.random.default_rng(0), n=100)
+    """
+
+    name: str
+    arrivals: Arrivals
+    classes: tuple[RequestClass, ...]
+    phases: tuple[Phase, ...] = ()
+    phase_by: str = "request"
+    description: str = ""
+    source: str = ""
+    licence: str = ""
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.arrivals, Arrivals):
+            raise InvalidArgument(f"arrivals={self.arrivals!r}: must be made by poisson, gamma, on_off, ...")
+        classes = tuple(self.classes)
+        if not classes or not all(isinstance(c, RequestClass) for c in classes):
+            raise InvalidArgument(f"classes={self.classes!r}: must be one RequestClass or more")
+        if self.phase_by not in PHASE_BY:
+            raise InvalidArgument(f"phase_by={self.phase_by!r}: must be one of {', '.join(PHASE_BY)}")
+        phases = tuple(Phase(*p) for p in self.phases) or (Phase(0.0, (1.0,) * len(classes)),)
+        checked = []
+        for p in phases:
+            weights = tuple(positive("weights", w, allow_zero=True) for w in p.weights)
+            if len(weights) != len(classes) or sum(weights) <= 0.0:
+                raise InvalidArgument(
+                    f"weights={p.weights!r}: must be {len(classes)} numbers with a positive sum"
+                )
+            checked.append(Phase(positive("start", p.start, allow_zero=True), weights))
+        starts = [p.start for p in checked]
+        if starts[0] != 0.0 or any(b <= a for a, b in pairwise(starts)):
+            raise InvalidArgument(
+                f"phases start at {starts}: the first must start at 0 and each later than the one before"
+            )
+        if self.phase_by == "fraction" and starts[-1] >= 1.0:
+            raise InvalidArgument(f"phases start at {starts}: fractions must be below 1")
+        object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "phases", tuple(checked))
+
+    @property
+    def mean_rate_rps(self) -> float:
+        """Long-run mean arrival rate (req/s); `inf` for a burst."""
+        return self.arrivals.rate_rps
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt of any class (tokens)."""
+        return max(c.max_prompt_tokens for c in self.classes)
+
+    @property
+    def max_output_tokens(self) -> int:
+        """Longest output of any class (tokens)."""
+        return max(c.max_output_tokens for c in self.classes)
+
+    def with_rate(self, rate_rps: float) -> "Workload":
+        """The same workload at another mean rate (req/s); time is scaled for a replay, the rate for all
+        others.
+        """
+        return replace(self, arrivals=self.arrivals.with_rate(rate_rps))
+
+    def with_arrivals(self, arrivals: Arrivals) -> "Workload":
+        """The same requests with other arrivals; the rows of a trace are then drawn at random, as pairs of
+        lengths.
+        """
+        return replace(self, arrivals=arrivals)
+
+    def with_requests(self, requests: int) -> "Workload":
+        """Phases given as fractions become request numbers, for `requests` requests in all."""
+        positive("requests", requests)
+        if self.phase_by != "fraction":
+            return self
+        phases = tuple(Phase(float(math.floor(p.start * requests)), p.weights) for p in self.phases)
+        return replace(self, phases=phases, phase_by="request")
+
+    def traffic(self, information: str = "exact", noise_scale: float = 1.0) -> "Traffic":
+        """Pack the workload for compiled code.
+
+        Args:
+            information: what the scheduler is told of output lengths: "exact"; "noisy", the true length times
+                exp(e) with e from the errors of a learned predictor; "mean", the mean of the request's class;
+                "none", 0.
+            noise_scale: factor on e.
+
+        Raises:
+            InvalidArgument: `information` is none of these, or `noise_scale` is negative or not finite.
+        """
+        from llmgym.workloads.packing import pack
+
+        if information not in INFORMATION:
+            raise InvalidArgument(f"information={information!r}: must be one of {', '.join(INFORMATION)}")
+        return pack(self, information, positive("noise_scale", noise_scale, allow_zero=True))
+
+    def sample(
+        self,
+        rng: np.random.Generator,
+        n: int | None = None,
+        horizon_s: float = math.inf,
+        information: str = "exact",
+        noise_scale: float = 1.0,
+    ) -> Requests:
+        """Draw requests; takes exactly one number from `rng`, the key of the compiled draw.
+
+        Args:
+            rng: source of the key.
+            n: at most this many requests; needed when `horizon_s` is infinite.
+            horizon_s: no request arrives after this time (s).
+            information: see `traffic`.
+            noise_scale: see `traffic`.
+
+        Raises:
+            InvalidArgument: neither `n` nor a finite `horizon_s`; a burst or phases by fraction without `n`.
+        """
+        from llmgym.workloads.traffic import draw
+
+        if math.isnan(horizon_s) or horizon_s < 0.0:
+            raise InvalidArgument(f"horizon_s={horizon_s!r}: must be zero or more")
+        if n is not None and n < 0:
+            raise InvalidArgument(f"n={n!r}: must be zero or more")
+        if n is None and (math.isinf(horizon_s) or math.isinf(self.mean_rate_rps)):
+            raise InvalidArgument(
+                "n=None: must be given when horizon_s is infinite or all requests come at once"
+            )
+        if n is None and self.phase_by == "fraction" and len(self.phases) > 1:
+            raise InvalidArgument("n=None: must be given for phases by fraction, or call with_requests first")
+        traffic = self.traffic(information, noise_scale)
+        key = rng.integers(0, 2**64, dtype=np.uint64)
+        capacity = n if n is not None else 64 + int(1.1 * horizon_s * self.mean_rate_rps)
+        while True:
+            arrival_s = np.empty(capacity)
+            prompt, output, predicted, kind = (np.empty(capacity, dtype=np.int32) for _ in range(4))
+            count = draw(traffic, key, float(horizon_s), arrival_s, prompt, output, predicted, kind)
+            if n is not None or count < capacity:
+                break
+            capacity *= 2
+        return Requests(
+            arrival_s[:count].copy(),
+            prompt[:count].copy(),
+            output[:count].copy(),
+            predicted[:count].copy(),
+            kind[:count].copy(),
+            session=np.arange(count, dtype=np.int32),
+            turn=np.zeros(count, dtype=np.int32),
+        )
+
+    def expectation(
+        self,
+        f: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.ArrayLike],
+        phase_weights: Sequence[float] | None = None,
+    ) -> float:
+        """E[f(prompt, output)] over the requests of the workload.
+
+        Exact for rows of a trace and for uncorrelated uniform or fixed laws with at most 4 million pairs of
+        lengths; otherwise a deterministic quadrature of 1024 x 1024 points (relative error about 1e-3 for
+        smooth f).
+
+        Args:
+            f: of prompt and output lengths, two int64 arrays of one shape [k] (tokens); returns k numbers.
+            phase_weights: share of the requests in each phase; known by itself with one phase or phases by
+                fraction.
+
+        Raises:
+            InvalidArgument: several phases by time or request number, without `phase_weights`, or a wrong
+                number of them.
+        """
+        if phase_weights is not None:
+            shares = np.array([positive("phase_weights", w, allow_zero=True) for w in phase_weights])
+            if shares.size != len(self.phases) or shares.sum() <= 0.0:
+                raise InvalidArgument(
+                    f"phase_weights={list(phase_weights)!r}: must be {len(self.phases)} numbers, not all zero"
+                )
+        elif len(self.phases) == 1:
+            shares = np.ones(1)
+        elif self.phase_by == "fraction":
+            shares = np.diff([*(p.start for p in self.phases), 1.0])
+        else:
+            raise InvalidArgument(
+                f"phase_weights=None: must be given for {len(self.phases)} phases by {self.phase_by}"
+            )
+        mixtures = np.array([p.weights for p in self.phases])
+        weights = (shares / shares.sum()) @ (mixtures / mixtures.sum(axis=1, keepdims=True))
+        total = 0.0
+        for weight, c in zip(weights, self.classes, strict=True):
+            if weight > 0.0:
+                prompt, output, probability = c.points()
+                total += float(weight) * float(
+                    np.dot(np.asarray(f(prompt, output), dtype=np.float64), probability)
+                )
+        return total
