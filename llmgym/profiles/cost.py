@@ -1,0 +1,369 @@
+"""The compiled cost of an engine step: a few arrays and kernels that read them in nanoseconds.
+
+A `StepCost` is what a simulation holds; a `Profile` (see `llmgym.profiles.profile`) makes one. Four kinds
+share the type, so an environment is compiled once whichever profile it runs on:
+
+- constant: every step takes `c0_s`;
+- linear: `c0_s + c_kv_s * resident_tokens + c_tok_s * prefill_tokens`;
+- staircase: `c0_s + tile_s * ceil(batch_tokens / tile_tokens)`, batch_tokens = prefill_tokens + decodes;
+- tables: dense work by token count, attention of a prefill chunk by (chunk, context), attention of the
+  decodes by (batch, cached tokens a sequence) and host time by sequence count, added up.
+
+Dense and host time are stored for every whole count, so a lookup is one load. Attention is stored as the
+natural logarithm of seconds on axes that are uniform in log2, so a cell is found without a search, and is
+bilinear in log-log space. Outside the stored range the slope at the nearest edge is kept; `outside` tells
+whether a step left the measured range.
+
+The sum of parts is the additive model of Vidur (Agrawal et al., MLSys 2024;
+https://arxiv.org/abs/2405.05465).
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.jit import kernel
+
+CONSTANT, LINEAR, STAIRCASE, TABLES = 0, 1, 2, 3
+
+HEAD = np.dtype(
+    [
+        ("kind", np.int64),
+        ("c0_s", np.float64),
+        ("c_kv_s", np.float64),
+        ("c_tok_s", np.float64),
+        ("tile_s", np.float64),
+        ("tile_tokens", np.float64),
+        ("dense_max", np.int64),
+        ("dense_slope", np.float64),
+        ("host_at", np.int64),
+        ("host_max", np.int64),
+        ("host_slope_s", np.float64),
+        ("chunk_low", np.float64),
+        ("chunk_knots", np.int64),
+        ("context_low", np.float64),
+        ("context_step", np.float64),
+        ("context_knots", np.int64),
+        ("decode_at", np.int64),
+        ("batch_low", np.float64),
+        ("batch_knots", np.int64),
+        ("kv_low", np.float64),
+        ("kv_knots", np.int64),
+        ("per_octave", np.float64),
+        ("tokens_from", np.float64),
+        ("tokens_to", np.float64),
+        ("chunk_from", np.float64),
+        ("chunk_to", np.float64),
+        ("context_to", np.float64),
+        ("batch_from", np.float64),
+        ("batch_to", np.float64),
+        ("kv_from", np.float64),
+        ("kv_to", np.float64),
+        ("kv_total_to", np.float64),
+    ],
+    align=True,
+)
+"""Scalars of a `StepCost`. `*_low` are log2 of the first knot of an axis (of the second one for context,
+whose first knot is 0 tokens and whose first cell, `context_step` tokens wide, is linear in tokens); `*_from`
+and `*_to` bound what was measured."""
+
+
+class StepCost(NamedTuple):
+    """What a step costs, as arrays that compiled code reads. Frozen; shared by all lanes.
+
+    Attributes:
+        head: structured scalars, dtype `HEAD`, shape [1].
+        lines: float32 seconds; dense time at 0..dense_max tokens, then host time at 0..host_max sequences.
+        grids: float32 ln(seconds); prefill attention [chunk_knots, context_knots], then decode attention
+            [batch_knots, kv_knots], both flattened row by row.
+    """
+
+    head: NDArray[np.void]
+    lines: NDArray[np.float32]
+    grids: NDArray[np.float32]
+
+
+@kernel(inline=True)
+def _read(grids: NDArray[np.float32], at: int, rows: int, columns: int, row: float, column: float) -> float:
+    """Exp of the bilinear value at (row, column), in knots; beyond an edge the slope at that edge is kept."""
+    i = min(max(int(row), 0), rows - 2)
+    j = min(max(int(column), 0), columns - 2)
+    u = row - i
+    v = column - j
+    first = at + i * columns + j
+    f00 = grids[first]
+    f01 = grids[first + 1]
+    f10 = grids[first + columns]
+    f11 = grids[first + columns + 1]
+    u_in = min(max(u, 0.0), 1.0)
+    v_in = min(max(v, 0.0), 1.0)
+    low = f00 + v_in * (f01 - f00)
+    high = f10 + v_in * (f11 - f10)
+    along_column = (1.0 - u_in) * (f01 - f00) + u_in * (f11 - f10)
+    return math.exp(low + u * (high - low) + (v - v_in) * along_column)
+
+
+@kernel(inline=True)
+def dense_s(cost: StepCost, tokens: int) -> float:
+    """All work of a forward pass over `tokens` tokens but attention: every layer, collectives and output
+    head.
+
+    Returns:
+        Seconds; 0 without tokens, and for kinds other than tables.
+    """
+    head = cost.head[0]
+    if head.kind != TABLES or tokens <= 0:
+        return 0.0
+    if tokens <= head.dense_max:
+        return float(cost.lines[tokens])
+    return float(cost.lines[head.dense_max] * math.exp(head.dense_slope * math.log(tokens / head.dense_max)))
+
+
+@kernel(inline=True)
+def prefill_attention_s(cost: StepCost, chunk: int, context: int) -> float:
+    """Attention of all layers of one prefill chunk of `chunk` tokens whose request has `context` tokens
+    cached already.
+
+    Returns:
+        Seconds; 0 without a chunk, and for kinds other than tables.
+    """
+    head = cost.head[0]
+    if head.kind != TABLES or chunk <= 0:
+        return 0.0
+    if context < head.context_step:
+        column = max(context, 0) / head.context_step
+    else:
+        column = 1.0 + (math.log2(context) - head.context_low) * head.per_octave
+    row = (math.log2(chunk) - head.chunk_low) * head.per_octave
+    return _read(cost.grids, 0, head.chunk_knots, head.context_knots, row, column)
+
+
+@kernel(inline=True)
+def decode_attention_s(cost: StepCost, batch: int, kv_tokens: int) -> float:
+    """Attention of all layers of `batch` decode tokens that read `kv_tokens` cached tokens in total.
+
+    Returns:
+        Seconds; 0 without decodes, and for kinds other than tables.
+    """
+    head = cost.head[0]
+    if head.kind != TABLES or batch <= 0:
+        return 0.0
+    sequences = math.log2(batch)
+    each = math.log2(max(kv_tokens, batch)) - sequences
+    row = (sequences - head.batch_low) * head.per_octave
+    column = (each - head.kv_low) * head.per_octave
+    return _read(cost.grids, head.decode_at, head.batch_knots, head.kv_knots, row, column)
+
+
+@kernel(inline=True)
+def host_s(cost: StepCost, sequences: int) -> float:
+    """Host time of one engine step with `sequences` sequences in it (scheduling, inputs, sampling, launch
+    gaps).
+
+    Returns:
+        Seconds; 0 without sequences, and for kinds other than tables.
+    """
+    head = cost.head[0]
+    if head.kind != TABLES or sequences <= 0:
+        return 0.0
+    if sequences <= head.host_max:
+        return float(cost.lines[head.host_at + sequences])
+    return float(cost.lines[head.host_at + head.host_max] + (sequences - head.host_max) * head.host_slope_s)
+
+
+@kernel(inline=True)
+def step_time_s(
+    cost: StepCost,
+    prefill_tokens: int,
+    prefill_attention_s: float,
+    decodes: int,
+    decode_kv_tokens: int,
+    sequences: int,
+    resident_tokens: int,
+) -> float:
+    """Duration of one engine step.
+
+    Kinds other than tables ignore the arguments their law does not name, and charge their constant to an
+    empty step too: a caller that has nothing to run should not start a step.
+
+    Args:
+        cost: the compiled cost.
+        prefill_tokens: prompt tokens processed in this step, over all chunks.
+        prefill_attention_s: sum of `prefill_attention_s` over the chunks of this step, s.
+        decodes: sequences that decode one token in this step.
+        decode_kv_tokens: cached tokens those decodes read, in total.
+        sequences: sequences in the step (decodes and chunks).
+        resident_tokens: tokens held in the KV cache during the step.
+
+    Returns:
+        Seconds.
+    """
+    # The parts are written out rather than called: numba counts references at each call that takes arrays,
+    # which would double the time of a lookup. A test holds the two ways equal.
+    head = cost.head[0]
+    seconds = float(head.c0_s)
+    if head.kind == TABLES:
+        tokens = prefill_tokens + decodes
+        tokens_in = min(max(tokens, 0), head.dense_max)
+        sequences_in = min(max(sequences, 0), head.host_max)
+        seconds = float(cost.lines[tokens_in])
+        if tokens > tokens_in:
+            seconds *= math.exp(head.dense_slope * math.log(tokens / tokens_in))
+        seconds += prefill_attention_s + cost.lines[head.host_at + sequences_in]
+        if sequences > sequences_in:
+            seconds += (sequences - sequences_in) * head.host_slope_s
+        if decodes > 0:
+            batch = math.log2(decodes)
+            each = math.log2(max(decode_kv_tokens, decodes)) - batch
+            row = (batch - head.batch_low) * head.per_octave
+            column = (each - head.kv_low) * head.per_octave
+            seconds += _read(cost.grids, head.decode_at, head.batch_knots, head.kv_knots, row, column)
+    elif head.kind == LINEAR:
+        seconds += head.c_kv_s * resident_tokens + head.c_tok_s * prefill_tokens
+    elif head.kind == STAIRCASE:
+        seconds += head.tile_s * math.ceil((prefill_tokens + decodes) / head.tile_tokens)
+    return seconds
+
+
+@kernel(inline=True)
+def outside(cost: StepCost, tokens: int, chunk: int, context: int, batch: int, kv: int) -> int:
+    """Whether any part of a step lies outside the range the tables were measured in.
+
+    Args:
+        cost: the compiled cost.
+        tokens: tokens of the forward pass (prefill and decode); 0 skips the check.
+        chunk: tokens of one prefill chunk; 0 skips the check of chunk and context.
+        context: tokens cached before that chunk.
+        batch: decodes; 0 skips the check of batch and kv.
+        kv: cached tokens the decodes read in total; the mean a decode is what is checked.
+
+    Returns:
+        1 if some value is an extrapolation, else 0 (always 0 for kinds other than tables).
+    """
+    head = cost.head[0]
+    if head.kind != TABLES:
+        return 0
+    if tokens > 0 and (tokens < head.tokens_from or tokens > head.tokens_to):
+        return 1
+    if chunk > 0 and (chunk < head.chunk_from or chunk > head.chunk_to or context > head.context_to):
+        return 1
+    if batch > 0:
+        if batch < head.batch_from or batch > head.batch_to:
+            return 1
+        if kv < batch * head.kv_from or kv > batch * head.kv_to or kv > head.kv_total_to:
+            return 1
+    return 0
+
+
+def scalar_cost(
+    kind: int,
+    c0_s: float,
+    c_kv_s: float = 0.0,
+    c_tok_s: float = 0.0,
+    tile_s: float = 0.0,
+    tile_tokens: float = 1.0,
+) -> StepCost:
+    """A `StepCost` of a kind without tables (CONSTANT, LINEAR or STAIRCASE)."""
+    head = np.zeros(1, HEAD)
+    head["kind"], head["c0_s"], head["c_kv_s"], head["c_tok_s"] = kind, c0_s, c_kv_s, c_tok_s
+    head["tile_s"], head["tile_tokens"] = tile_s, tile_tokens
+    return _frozen(head, np.zeros(1, np.float32), np.zeros(4, np.float32))
+
+
+class Axes(NamedTuple):
+    """Where the tables of a `StepCost` have their knots; all in tokens or sequences.
+
+    Attributes:
+        chunk: powers of 2**(1/per_octave).
+        context: 0, then such powers.
+        batch: such powers.
+        kv: such powers; cached tokens of one sequence.
+        per_octave: knots for each doubling.
+    """
+
+    chunk: NDArray[np.float64]
+    context: NDArray[np.float64]
+    batch: NDArray[np.float64]
+    kv: NDArray[np.float64]
+    per_octave: int
+
+
+class Range(NamedTuple):
+    """What was measured, in tokens or sequences: the first and the last value of each variable.
+
+    `kv` is cached tokens of one sequence, `kv_total` the most that one call read over all its sequences (a
+    large batch is never measured with a long context: memory ends before).
+    """
+
+    tokens: tuple[float, float]
+    chunk: tuple[float, float]
+    context: tuple[float, float]
+    batch: tuple[float, float]
+    kv: tuple[float, float]
+    kv_total: float
+
+
+def _octaves(low: float, high: float, per_octave: int) -> NDArray[np.float64]:
+    """Powers of 2 with `per_octave` knots a doubling that enclose low..high; whole powers where the ends
+    are.
+    """
+    first, last = math.floor(math.log2(low) + 1e-9), math.ceil(math.log2(high) - 1e-9)
+    return np.exp2(np.linspace(first, max(last, first + 1), (max(last, first + 1) - first) * per_octave + 1))
+
+
+def axes(measured: Range, per_octave: int = 4) -> Axes:
+    """Knots that enclose what was measured, `per_octave` of them for each doubling."""
+    context = _octaves(
+        min(64.0, max(measured.context[1] / 2, 1.0)), max(measured.context[1], 2.0), per_octave
+    )
+    return Axes(
+        chunk=_octaves(*measured.chunk, per_octave),
+        context=np.concatenate([[0.0], context]),
+        batch=_octaves(*measured.batch, per_octave),
+        kv=_octaves(*measured.kv, per_octave),
+        per_octave=per_octave,
+    )
+
+
+def table_cost(
+    dense: NDArray[np.float64],
+    prefill: NDArray[np.float64],
+    decode: NDArray[np.float64],
+    host: NDArray[np.float64],
+    knots: Axes,
+    measured: Range,
+) -> StepCost:
+    """A `StepCost` of tables.
+
+    Args:
+        dense: seconds at 0..n tokens, shape [n + 1].
+        prefill: seconds at the knots, shape [chunk, context].
+        decode: seconds at the knots, shape [batch, kv].
+        host: seconds at 0..m sequences, shape [m + 1].
+        knots: where the knots are.
+        measured: what `outside` compares with.
+    """
+    head = np.zeros(1, HEAD)
+    last = len(dense) - 1
+    half = max(last // 2, 1)
+    head["kind"], head["per_octave"] = TABLES, knots.per_octave
+    head["dense_max"], head["host_at"], head["host_max"] = last, len(dense), len(host) - 1
+    head["dense_slope"] = math.log(dense[last] / dense[half]) / math.log(last / half)
+    head["host_slope_s"] = host[-1] - host[-2]
+    for name, knot in (("chunk", knots.chunk), ("batch", knots.batch), ("kv", knots.kv)):
+        head[f"{name}_low"], head[f"{name}_knots"] = math.log2(knot[0]), len(knot)
+    head["context_low"], head["context_step"] = math.log2(knots.context[1]), knots.context[1]
+    head["context_knots"], head["decode_at"] = len(knots.context), prefill.size
+    for name in ("tokens", "chunk", "batch", "kv"):
+        head[f"{name}_from"], head[f"{name}_to"] = getattr(measured, name)
+    head["context_to"], head["kv_total_to"] = measured.context[1], measured.kv_total
+    lines = np.concatenate([dense, host]).astype(np.float32)
+    return _frozen(head, lines, np.log(np.concatenate([prefill.ravel(), decode.ravel()])).astype(np.float32))
+
+
+def _frozen(head: NDArray[np.void], lines: NDArray[np.float32], grids: NDArray[np.float32]) -> StepCost:
+    for array in (head, lines, grids):
+        array.setflags(write=False)
+    return StepCost(head, lines, grids)

@@ -1,0 +1,254 @@
+"""The compiled step cost: values, edges, monotonicity, and the four kinds."""
+
+import math
+
+import numba
+import numpy as np
+import pytest
+
+from llmgym import profiles
+from llmgym.profiles import cost as kernels
+from llmgym.profiles import laws
+
+SHIPPED = [name for name in profiles.names() if not name.startswith("paper/")]
+
+
+@numba.njit
+def dense_many(cost, tokens, out):
+    for i in range(tokens.size):
+        out[i] = kernels.dense_s(cost, tokens[i])
+
+
+@numba.njit
+def host_many(cost, sequences, out):
+    for i in range(sequences.size):
+        out[i] = kernels.host_s(cost, sequences[i])
+
+
+@numba.njit
+def prefill_many(cost, chunk, context, out):
+    for i in range(chunk.size):
+        for j in range(context.size):
+            out[i, j] = kernels.prefill_attention_s(cost, chunk[i], context[j])
+
+
+@numba.njit
+def decode_many(cost, batch, each, out):
+    for i in range(batch.size):
+        for j in range(each.size):
+            out[i, j] = kernels.decode_attention_s(cost, batch[i], batch[i] * each[j])
+
+
+def dense(cost, tokens):
+    out = np.empty(len(tokens))
+    dense_many(cost, tokens, out)
+    return out
+
+
+def prefill(cost, chunk, context):
+    out = np.empty((len(chunk), len(context)))
+    prefill_many(cost, chunk, context, out)
+    return out
+
+
+def decode(cost, batch, each):
+    out = np.empty((len(batch), len(each)))
+    decode_many(cost, batch, each, out)
+    return out
+
+
+def whole(knots):
+    return np.array([int(knot) for knot in knots if knot == int(knot)])
+
+
+@pytest.fixture(scope="module", params=SHIPPED)
+def shipped(request):
+    return profiles.load(request.param)
+
+
+def test_exact_at_knots(shipped):
+    cost = shipped.step_cost()
+    _, knots = laws.law_range(shipped.laws, "test")
+    chunk, context, batch, each = (whole(axis) for axis in knots[:4])
+    assert len(chunk) > 10 and 0 in context and len(batch) > 8
+    law = laws.prefill_law_s(shipped.laws, "test", chunk[:, None] * 1.0, context[None, :] * 1.0)
+    np.testing.assert_allclose(prefill(cost, chunk, context), law, rtol=3e-6)
+    law = laws.decode_law_s(shipped.laws, "test", batch[:, None] * 1.0, each[None, :] * 1.0)
+    np.testing.assert_allclose(decode(cost, batch, each), law, rtol=3e-6)
+    tokens = np.arange(1, int(cost.head[0]["dense_max"]) + 1)
+    law = laws.dense_law_s(shipped.laws, "test", tokens * 1.0)
+    np.testing.assert_allclose(dense(cost, tokens), law, rtol=1e-6)
+
+
+def test_within_one_per_cent_between_knots(shipped):
+    cost = shipped.step_cost()
+    measured, _ = laws.law_range(shipped.laws, "test")
+    rng = np.random.default_rng(1)
+
+    def draw(low, high, n=200):
+        return np.unique(np.exp(rng.uniform(np.log(low), np.log(high), n)).astype(np.int64))
+
+    chunk = draw(1, measured.chunk[1])
+    context = np.concatenate([np.arange(0, 66), draw(64, measured.context[1])])
+    law = laws.prefill_law_s(shipped.laws, "test", chunk[:, None] * 1.0, context[None, :] * 1.0)
+    np.testing.assert_allclose(prefill(cost, chunk, context), law, rtol=0.01)
+    batch, each = draw(1, measured.batch[1]), draw(1, measured.kv[1])
+    law = laws.decode_law_s(shipped.laws, "test", batch[:, None] * 1.0, each[None, :] * 1.0)
+    np.testing.assert_allclose(decode(cost, batch, each), law, rtol=0.01)
+
+
+def test_monotone_over_the_whole_grid_and_beyond(shipped):
+    cost = shipped.step_cost()
+    head = cost.head[0]
+    tokens = np.arange(0, int(head["dense_max"]) * 2)
+    assert (np.diff(dense(cost, tokens)) > 0).all()
+    chunk = np.unique(np.geomspace(1, head["chunk_to"] * 4, 150).astype(np.int64))
+    context = np.unique(np.geomspace(70, head["context_to"] * 4, 120).astype(np.int64))
+    context = np.concatenate([np.arange(0, 70), context])
+    times = prefill(cost, chunk, context)
+    assert (np.diff(times, axis=0) > 0).all()
+    # Beyond the last chunk each context keeps its own slope, and these cross: order in context ends there.
+    assert (np.diff(times[chunk <= head["chunk_to"]], axis=1) > 0).all()
+    batch = np.unique(np.geomspace(1, head["batch_to"] * 4, 150).astype(np.int64))
+    each = np.unique(np.geomspace(1, head["kv_to"] * 4, 200).astype(np.int64))
+    times = decode(cost, batch, each)
+    assert (np.diff(times, axis=0) > 0).all()
+    assert (np.diff(times, axis=1) > 0).all()
+    assert np.isfinite(times).all() and (times > 0).all()
+    host = np.empty(4000)
+    host_many(cost, np.arange(4000), host)
+    assert (np.diff(host[1:]) >= 0).all() and (host[1:] > 0).all()
+
+
+def test_step_is_the_sum_of_its_parts(shipped):
+    cost = shipped.step_cost()
+    rng = np.random.default_rng(2)
+    for _ in range(300):
+        tokens = int(rng.integers(0, 3)) and int(rng.integers(1, 40_000))
+        decodes = int(rng.integers(0, 3)) and int(rng.integers(1, 5_000))
+        context = int(rng.integers(0, 200_000))
+        kv = decodes * int(rng.integers(1, 200_000))
+        sequences = decodes + int(tokens > 0)
+        attention = kernels.prefill_attention_s(cost, tokens, context)
+        parts = (
+            kernels.dense_s(cost, tokens + decodes)
+            + attention
+            + kernels.decode_attention_s(cost, decodes, kv)
+            + kernels.host_s(cost, sequences)
+        )
+        step = kernels.step_time_s(cost, tokens, attention, decodes, kv, sequences, kv)
+        assert step == pytest.approx(parts, rel=1e-14, abs=0)
+
+
+def test_an_empty_step_of_tables_takes_no_time():
+    cost = profiles.load("h100/llama-3.1-8b").step_cost()
+    assert kernels.step_time_s(cost, 0, 0.0, 0, 0, 0, 10_000) == 0.0
+    for kernel, arguments in (
+        (kernels.dense_s, (0,)),
+        (kernels.prefill_attention_s, (0, 100)),
+        (kernels.decode_attention_s, (0, 0)),
+        (kernels.host_s, (0,)),
+    ):
+        assert kernel(cost, *arguments) == 0.0
+
+
+def test_extrapolation_keeps_the_edge_slope():
+    cost = profiles.load("h100/llama-3.1-8b", host="vidur-2024").step_cost()
+    last = int(cost.head[0]["dense_max"])
+    slope = math.log(kernels.dense_s(cost, last) / kernels.dense_s(cost, last // 2)) / math.log(2)
+    assert kernels.dense_s(cost, 4 * last) == pytest.approx(kernels.dense_s(cost, last) * 4**slope, rel=1e-5)
+    edge, before, after = (kernels.decode_attention_s(cost, 64, 64 * 65_536 * 2**k) for k in (0, -0.25, 2))
+    assert after / edge == pytest.approx((edge / before) ** 8, rel=1e-4)
+    edge, before, after = (kernels.prefill_attention_s(cost, 512, 16_384 * 2**k) for k in (0, -0.25, 2))
+    assert after / edge == pytest.approx((edge / before) ** 8, rel=1e-4)
+    edge, after = kernels.host_s(cost, 2048), kernels.host_s(cost, 4096)
+    assert after - edge == pytest.approx(2048 * (edge - kernels.host_s(cost, 2047)), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((0, 0, 0, 0, 0), 0),
+        ((2048, 512, 1536, 64, 64_000), 0),
+        ((32_769, 0, 0, 0, 0), 1),
+        ((0, 16_385, 0, 0, 0), 1),
+        ((0, 16, 16_385, 0, 0), 1),
+        ((0, 0, 99_999, 0, 0), 0),
+        ((0, 0, 0, 2_049, 4_098), 1),
+        ((0, 0, 0, 1, 65_535), 0),
+        ((0, 0, 0, 1, 65_536), 1),
+        ((0, 0, 0, 512, 512 * 1023), 0),
+        ((0, 0, 0, 512, 512 * 4096), 1),
+        ((0, 0, 0, 8, 7), 1),
+    ],
+)
+def test_outside_flags_what_was_not_measured(shape, expected):
+    cost = profiles.load("h100/llama-3.1-8b").step_cost()
+    assert kernels.outside(cost, *shape) == expected
+
+
+def test_lookups_are_deterministic():
+    first, second = (profiles.load("a100/qwen2.5-14b") for _ in range(2))
+    assert first is not second
+    for one, other in zip(first.step_cost(), second.step_cost()):
+        assert one.tobytes() == other.tobytes()
+    assert first.step_cost() is first.step_cost()
+    values = [kernels.decode_attention_s(first.step_cost(), 37, 41_234) for _ in range(5)]
+    assert len(set(values)) == 1
+
+
+def test_arrays_are_read_only():
+    for array in profiles.load("h100/llama-3.1-8b").step_cost():
+        with pytest.raises(ValueError, match="read-only"):
+            array[:] = array
+
+
+def test_constant_step():
+    cost = profiles.constant(0.0372).step_cost()
+    assert kernels.step_time_s(cost, 0, 0.0, 0, 0, 0, 0) == 0.0372
+    assert kernels.step_time_s(cost, 9000, 5.0, 77, 10**6, 99, 10**6) == 0.0372
+    assert (
+        kernels.dense_s(cost, 100)
+        == kernels.prefill_attention_s(cost, 10, 5)
+        == kernels.host_s(cost, 3)
+        == 0.0
+    )
+    assert kernels.decode_attention_s(cost, 3, 99) == 0.0
+    assert kernels.outside(cost, 10**9, 10**9, 10**9, 10**9, 1) == 0
+
+
+def test_linear_step():
+    cost = profiles.linear(0.0163, 1.05e-7, 7.13e-5).step_cost()
+    assert kernels.step_time_s(cost, 512, 1.0, 100, 50_000, 101, 131_000) == pytest.approx(
+        0.0163 + 1.05e-7 * 131_000 + 7.13e-5 * 512, rel=1e-15
+    )
+    assert kernels.step_time_s(cost, 0, 0.0, 0, 0, 0, 0) == 0.0163
+
+
+def test_linear_law_gives_the_papers_three_step_times():
+    """With mean prompt s and output o, a saturated step holds M tokens and prefills M s / E[area] of them."""
+    cost = profiles.load("paper/kv-queue-linear").step_cost()
+    for ratio, (prompt, output) in {"1:1": (1600, 1600), "2:1": (2133, 1066), "1:2": (1066, 2133)}.items():
+        s, o = np.arange(10, prompt + 1.0), np.arange(10, output + 1.0)
+        area = s.mean() * o.mean() + (o * (o + 1) / 2).mean()
+        prefill_tokens = 131_000 * s.mean() / area
+        step = kernels.step_time_s(cost, round(prefill_tokens), 0.0, 0, 0, 0, 131_000)
+        assert step == pytest.approx(profiles.load(f"paper/kv-queue-{ratio}").laws["c0_s"], rel=0.015)
+
+
+@pytest.mark.parametrize(("tokens", "tiles"), [(1, 1), (128, 1), (129, 2), (512, 4), (513, 5)])
+def test_staircase_step(tokens, tiles):
+    cost = profiles.load("paper/token-batch-codellama-34b").step_cost()
+    for prefill_tokens in (0, tokens // 2, tokens):
+        step = kernels.step_time_s(cost, prefill_tokens, 0.0, tokens - prefill_tokens, 0, 0, 0)
+        assert step == pytest.approx(0.01128 + 0.03547 * tiles, rel=1e-12)
+
+
+def test_all_kinds_share_one_compiled_type():
+    kinds = [
+        profiles.constant(0.1),
+        profiles.linear(0.1, 0, 0),
+        profiles.load("paper/token-batch-codellama-34b"),
+    ]
+    types = {numba.typeof(profile.step_cost()) for profile in [*kinds, profiles.load("l40s/qwen2.5-7b")]}
+    assert len(types) == 1
