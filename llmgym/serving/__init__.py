@@ -1,0 +1,1 @@
+"""How servers work: batching under a KV budget. Compiled mechanics that environments share."""

@@ -1,0 +1,268 @@
+"""Carrying out an admission rule: which waiting requests join the planned batch, and how the batch is put together.
+
+Works on the state and params that `llmgym.serving.engine` describes; `params.rules` and `params.class_budgets` come from
+`llmgym.serving.rules.pack`, and `state.scratch` is int32 [lanes, SCRATCH_ROWS, seats + 1].
+"""
+
+from typing import Any
+
+from llmgym.core.jit import kernel
+from llmgym.serving import queue
+from llmgym.serving.engine import (
+    admit,
+    fits_now,
+    kv_of,
+    output_so_far,
+    stored_with,
+    unit,
+)
+from llmgym.serving.requests import CLASS, KEPT, PREDICTED, PROMPT, chunks_of, predicted_output
+from llmgym.serving.rules import (
+    CLASS_BUDGET,
+    DECODE_FIRST,
+    DECODE_ONLY,
+    FUTURE,
+    HEADROOM,
+    PEAK,
+    PREFILL_ONLY,
+    WHOLE_PROMPT,
+)
+
+SCRATCH_ROWS = 6
+_LEFT, _CHUNKS, _BASE, _DONE, _PROMPT, _TOTAL = 0, 1, 2, 3, 4, 5
+
+
+@kernel
+def admit_by_rule(state: Any, params: Any, lane: int, number_of_rule: int, watermark: float) -> int:
+    """Admit waiting requests as a rule says; returns how many.
+
+    Args:
+        state: see the module.
+        params: see the module.
+        lane: which lane.
+        number_of_rule: index into `params.rules`.
+        watermark: fraction of M kept free by the `whole-prompt` check.
+    """
+    me = state.lane[lane]
+    if me.blocked == 1 or me.waiting == 0:
+        return 0
+    number = params.number[0]
+    rule = params.rules[number_of_rule]
+    tokens = state.tokens[lane]
+    capacity = number.kv_capacity
+    if rule.batch == DECODE_ONLY and _decoding(state, lane):
+        return 0
+    peak = 0
+    if rule.check == PEAK:
+        for i in range(me.residents):
+            r = state.resident[lane, i]
+            peak += r.prompt - r.kept + max(r.predicted, output_so_far(me.tick, r) + 1)
+    looked_ahead = False
+    if rule.check == CLASS_BUDGET:
+        for k in range(params.class_budgets.shape[1]):
+            state.scratch[lane, 0, k] = 0
+    position = 0
+    count = 0
+    while position < me.waiting and count < rule.most and me.residents < number.seats and me.budget_left > 0:
+        request = queue.at(state, lane, rule.row, position)
+        fits = fits_now(state, params, lane, request)
+        alone = me.residents == 0
+        kept = tokens[KEPT, request]
+        prompt = tokens[PROMPT, request] + kept
+        need = 0
+        if fits and rule.check == CLASS_BUDGET:
+            kind = tokens[CLASS, request]
+            if state.scratch[lane, 0, kind] >= params.class_budgets[number_of_rule, kind]:
+                position += 1
+                continue
+            state.scratch[lane, 0, kind] += 1
+        elif fits and not alone:
+            if rule.check == WHOLE_PROMPT:
+                fits = me.used + me.growth + prompt + watermark * capacity <= capacity
+            elif rule.check == HEADROOM:
+                fits = me.used + me.growth + prompt <= (1.0 - rule.headroom) * capacity
+            elif rule.check == FUTURE:
+                if not looked_ahead:
+                    _look_ahead(state, params, lane)
+                    looked_ahead = True
+                fits = _fits_ahead(state, params, lane, request)
+        if rule.check == PEAK:
+            need = tokens[PROMPT, request] + max(
+                predicted_output(number, tokens[PREDICTED, request]), kept + 1
+            )
+            fits = fits and (alone or peak + need <= capacity)
+        if fits:
+            if rule.check == FUTURE and looked_ahead:
+                _take_ahead(state, params, lane, request)
+            admit(state, params, lane, request)
+            peak += need
+            count += 1
+        elif rule.skip == 1:
+            position += 1
+        else:
+            break
+    return count
+
+
+@kernel(inline=True)
+def admissible(state: Any, params: Any, lane: int, most: int) -> int:
+    """How many requests from the front of the first order could join the planned batch together, at most `most`."""
+    me = state.lane[lane]
+    number = params.number[0]
+    if me.blocked == 1:
+        return 0
+    total = me.used + me.growth
+    left = me.budget_left
+    seats = number.seats - me.residents
+    count = 0
+    while count < most and count < me.waiting and count < seats and left > 0:
+        request = queue.at(state, lane, 0, count)
+        prompt = state.tokens[lane, PROMPT, request] + state.tokens[lane, KEPT, request]
+        first = min(min(prompt, number.chunk), left)
+        left -= first
+        if number.first_stored == 1 and first == prompt:
+            first += 1
+        total += first
+        if total > number.kv_capacity:
+            break
+        count += 1
+    return count
+
+
+@kernel
+def _decoding(state: Any, lane: int) -> bool:
+    me = state.lane[lane]
+    for i in range(me.residents):
+        r = state.resident[lane, i]
+        if r.prefilled == r.prompt:
+            return True
+    return False
+
+
+@kernel
+def _enter(scratch: Any, i: int, number: Any, prompt: int, prefilled: int, kept: int, predicted: int) -> None:
+    """Write the predicted course of a request that still has prompt to run, as entry i."""
+    chunks = chunks_of(number, prompt - prefilled)
+    scratch[_CHUNKS, i] = chunks
+    scratch[_LEFT, i] = chunks + max(predicted, kept + 1) - kept - (number.first if chunks > 0 else 0)
+    scratch[_BASE, i] = prompt + number.first_stored - chunks
+    scratch[_DONE, i] = prefilled
+    scratch[_PROMPT, i] = prompt
+
+
+@kernel(inline=True)
+def _memory_at(scratch: Any, i: int, batches: int, chunk: int) -> int:
+    """Predicted tokens of entry i after so many batches; 0 once it has completed."""
+    if scratch[_LEFT, i] < batches:
+        return 0
+    if batches < scratch[_CHUNKS, i]:
+        return min(scratch[_DONE, i] + batches * chunk, scratch[_PROMPT, i])
+    return scratch[_BASE, i] + batches
+
+
+@kernel
+def _look_ahead(state: Any, params: Any, lane: int) -> None:
+    """Predict the cache at the completion of every resident, if all of them run in every batch from now on."""
+    me = state.lane[lane]
+    number = params.number[0]
+    scratch = state.scratch[lane]
+    for i in range(me.residents):
+        r = state.resident[lane, i]
+        if r.decoding == 1:
+            scratch[_CHUNKS, i] = 0
+            scratch[_LEFT, i] = max(r.predicted - output_so_far(me.tick, r), 1)
+            scratch[_BASE, i] = kv_of(number, me.tick, r)
+            scratch[_DONE, i] = r.prompt
+            scratch[_PROMPT, i] = r.prompt
+        else:
+            _enter(scratch, i, number, r.prompt, r.prefilled, r.kept, r.predicted)
+    for j in range(me.residents):
+        total = 0
+        for i in range(me.residents):
+            total += _memory_at(scratch, i, scratch[_LEFT, j], number.chunk)
+        scratch[_TOTAL, j] = total
+
+
+@kernel
+def _fits_ahead(state: Any, params: Any, lane: int, request: int) -> bool:
+    """Whether no predicted completion time overflows if this request starts now (arXiv 2502.07115, MC-SF)."""
+    me = state.lane[lane]
+    number = params.number[0]
+    scratch = state.scratch[lane]
+    n = me.residents
+    kept = state.tokens[lane, KEPT, request]
+    predicted = predicted_output(number, state.tokens[lane, PREDICTED, request])
+    _enter(scratch, n, number, state.tokens[lane, PROMPT, request] + kept, 0, kept, predicted)
+    own = 0
+    for j in range(n):
+        if scratch[_TOTAL, j] + _memory_at(scratch, n, scratch[_LEFT, j], number.chunk) > number.kv_capacity:
+            return False
+        own += _memory_at(scratch, j, scratch[_LEFT, n], number.chunk)
+    own += _memory_at(scratch, n, scratch[_LEFT, n], number.chunk)
+    scratch[_TOTAL, n] = own
+    return own <= number.kv_capacity
+
+
+@kernel
+def _take_ahead(state: Any, params: Any, lane: int, request: int) -> None:
+    """Add the request that `_fits_ahead` entered last to the predicted totals."""
+    me = state.lane[lane]
+    scratch = state.scratch[lane]
+    n = me.residents
+    for j in range(n):
+        scratch[_TOTAL, j] += _memory_at(scratch, n, scratch[_LEFT, j], params.number[0].chunk)
+
+
+@kernel
+def compose(state: Any, params: Any, lane: int, batch: int) -> None:
+    """Divide the token budget anew between prefill and decode, as a `batch` other than `as-admitted` says.
+
+    A resident that would not fit into the cache any more is left out of the batch.
+    """
+    me = state.lane[lane]
+    number = params.number[0]
+    resident = state.resident[lane]
+    waits = False
+    for i in range(me.residents):
+        resident[i].run = 0
+        waits = waits or resident[i].prefilled < resident[i].prompt
+    me.budget_left = number.budget
+    me.growth = 0
+    if batch == DECODE_FIRST:
+        _share(state, params, lane, False, False)
+        _share(state, params, lane, True, False)
+    elif batch == PREFILL_ONLY:
+        no_room = _share(state, params, lane, waits, True)
+        if no_room and me.growth == 0:
+            _share(state, params, lane, False, False)
+    elif batch == DECODE_ONLY:
+        _share(state, params, lane, not _decoding(state, lane), False)
+    else:
+        _share(state, params, lane, True, False)
+        _share(state, params, lane, False, False)
+    me.walk = 0
+
+
+@kernel
+def _share(state: Any, params: Any, lane: int, prefill: bool, whole: bool) -> bool:
+    """Give budget to the residents that prefill (or to those that decode), oldest first; True if the cache held one back."""
+    me = state.lane[lane]
+    number = params.number[0]
+    no_room = False
+    for i in range(me.residents):
+        r = state.resident[lane, i]
+        if r.paused == 1 or (r.prefilled < r.prompt) != prefill:
+            continue
+        tokens = unit(number, r, me.budget_left)
+        if whole and prefill:
+            tokens = r.prompt - r.prefilled
+            if tokens > me.budget_left:
+                continue
+        need = stored_with(number, r, tokens)
+        if me.used + me.growth + need > number.kv_capacity:
+            no_room = True
+            continue
+        r.run = tokens
+        me.growth += need
+        me.budget_left -= tokens
+    return no_room

@@ -1,0 +1,106 @@
+"""Waiting requests, kept sorted in every order a scheduler asks for.
+
+`state.queue` is int32 [lanes, orders, 2 + n]: for each order the index of its first and one past its last entry, then the
+request numbers. Requests are numbered by arrival, so `BY_ARRIVAL` is the order of the numbers; a preempted request goes back
+to where its number puts it, which under first-come-first-served is the front of the line. Taking from the front is one step;
+anything else shifts the shorter side. `params.orders` says which orders are kept.
+"""
+
+from typing import Any
+
+from llmgym.core.jit import kernel
+from llmgym.serving.requests import PREDICTED, predicted_output
+
+BY_ARRIVAL, BY_OUTPUT, BY_AREA = 0, 1, 2
+
+HEAD, TAIL, FIRST = 0, 1, 2
+
+
+@kernel(inline=True)
+def at(state: Any, lane: int, row: int, position: int) -> int:
+    """The request at a position (0 = front) of an order."""
+    return state.queue[lane, row, FIRST + state.queue[lane, row, HEAD] + position]
+
+
+@kernel
+def _key(state: Any, params: Any, lane: int, order: int, request: int) -> int:
+    if order == BY_ARRIVAL:
+        return 0
+    if order == BY_OUTPUT:
+        return predicted_output(params.number[0], state.tokens[lane, PREDICTED, request])
+    return state.area[lane, request]
+
+
+@kernel
+def _place(state: Any, params: Any, lane: int, row: int, request: int) -> int:
+    """Index of the first entry of an order that does not come before the request."""
+    line = state.queue[lane, row]
+    order = params.orders[row]
+    key = _key(state, params, lane, order, request)
+    low, high = line[HEAD], line[TAIL]
+    while low < high:
+        middle = (low + high) // 2
+        other = line[FIRST + middle]
+        other_key = _key(state, params, lane, order, other)
+        if other_key < key or (other_key == key and other < request):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel(inline=True)
+def insert(state: Any, params: Any, lane: int, request: int) -> None:
+    """Add a request to every order."""
+    for row in range(params.orders.shape[0]):
+        line = state.queue[lane, row]
+        tail = line[TAIL]
+        last = params.orders[row] == BY_ARRIVAL and (tail == line[HEAD] or request > line[FIRST + tail - 1])
+        if last and FIRST + tail < line.shape[0]:
+            line[FIRST + tail] = request
+            line[TAIL] = tail + 1
+        else:
+            _squeeze_in(state, params, lane, row, request)
+
+
+@kernel
+def _squeeze_in(state: Any, params: Any, lane: int, row: int, request: int) -> None:
+    line = state.queue[lane, row]
+    place = _place(state, params, lane, row, request)
+    head, tail = line[HEAD], line[TAIL]
+    if head > 0 and (place - head <= tail - place or FIRST + tail == line.shape[0]):
+        for i in range(head, place):
+            line[FIRST + i - 1] = line[FIRST + i]
+        line[HEAD] = head - 1
+        line[FIRST + place - 1] = request
+    else:
+        for i in range(tail, place, -1):
+            line[FIRST + i] = line[FIRST + i - 1]
+        line[TAIL] = tail + 1
+        line[FIRST + place] = request
+
+
+@kernel(inline=True)
+def remove(state: Any, params: Any, lane: int, request: int) -> None:
+    """Take a request out of every order."""
+    for row in range(params.orders.shape[0]):
+        line = state.queue[lane, row]
+        if line[FIRST + line[HEAD]] == request:
+            line[HEAD] += 1
+        else:
+            _take_out(state, params, lane, row, request)
+
+
+@kernel
+def _take_out(state: Any, params: Any, lane: int, row: int, request: int) -> None:
+    line = state.queue[lane, row]
+    place = _place(state, params, lane, row, request)
+    head, tail = line[HEAD], line[TAIL]
+    if place - head <= tail - 1 - place:
+        for i in range(place, head, -1):
+            line[FIRST + i] = line[FIRST + i - 1]
+        line[HEAD] = head + 1
+    else:
+        for i in range(place, tail - 1):
+            line[FIRST + i] = line[FIRST + i + 1]
+        line[TAIL] = tail - 1

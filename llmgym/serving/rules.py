@@ -1,0 +1,216 @@
+"""Admission rules of the literature as data, so that one compiled loop carries out all of them.
+
+A rule says in which order waiting requests are looked at, what has to hold for one to be admitted, how a batch is put together and
+what happens when the cache overflows. `llmgym.serving.admission` carries it out; `CATALOGUE` names the published ones.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.serving.engine import CLEAR
+from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
+
+FIRST_CHUNK, WHOLE_PROMPT, PEAK, FUTURE, HEADROOM, CLASS_BUDGET = 0, 1, 2, 3, 4, 5
+AS_ADMITTED, DECODE_FIRST, PREFILL_FIRST, PREFILL_ONLY, DECODE_ONLY = 0, 1, 2, 3, 4
+
+ORDERS = {"arrival": BY_ARRIVAL, "shortest-output": BY_OUTPUT, "smallest-area": BY_AREA}
+CHECKS = {
+    "first-chunk": FIRST_CHUNK,
+    "whole-prompt": WHOLE_PROMPT,
+    "peak": PEAK,
+    "future": FUTURE,
+    "headroom": HEADROOM,
+    "class-budget": CLASS_BUDGET,
+}
+BATCHES = {
+    "as-admitted": AS_ADMITTED,
+    "decode-first": DECODE_FIRST,
+    "prefill-first": PREFILL_FIRST,
+    "prefill-only": PREFILL_ONLY,
+    "decode-only": DECODE_ONLY,
+}
+
+RECORD = np.dtype(
+    [
+        ("row", "i4"),
+        ("check", "i4"),
+        ("batch", "i4"),
+        ("skip", "i4"),
+        ("overflow", "i4"),
+        ("most", "i4"),
+        ("watermark", "f8"),
+        ("headroom", "f8"),
+        ("clear_probability", "f8"),
+    ],
+    align=True,
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An admission rule.
+
+    Attributes:
+        name: how tables call it.
+        order: in which waiting requests are looked at: `arrival`, `shortest-output` or `smallest-area` (predicted).
+        check: what must hold for one to be admitted, besides room for its first chunk in the coming batch:
+            `first-chunk` nothing more; `whole-prompt` cache + whole prompt + `watermark` * M <= M; `peak` the predicted peaks
+            of all residents fit together; `future` no predicted completion time overflows; `headroom` cache + prompt
+            <= (1 - `headroom`) * M; `class-budget` at most `class_budgets[class]` admissions a batch.
+        batch: `as-admitted` (oldest resident first), `decode-first`, `prefill-first`, `prefill-only`, `decode-only`.
+        skip: go on to the next request when one does not fit, and pause misfits alone (a maximal batch).
+        clears: on overflow each resident loses all progress with `clear_probability`, instead of what the environment does.
+        most: admissions a batch.
+        watermark: fraction of M kept free at admission.
+        headroom: fraction of M kept free at admission (`headroom` check).
+        clear_probability: see `clears`.
+        class_budgets: admissions a batch, for each class of the workload; empty lets the environment derive safe ones
+            (`llmgym.serving.capacity.safe_class_budgets`).
+    """
+
+    name: str
+    order: str = "arrival"
+    check: str = "first-chunk"
+    batch: str = "as-admitted"
+    skip: bool = False
+    clears: bool = False
+    most: int = 2**31 - 1
+    watermark: float = 0.0
+    headroom: float = 0.0
+    clear_probability: float = 1.0
+    class_budgets: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("order", self.order, ORDERS),
+            ("check", self.check, CHECKS),
+            ("batch", self.batch, BATCHES),
+        ):
+            if value not in known:
+                raise UnknownName(f"{name} of a rule", value, known)
+        for name in ("watermark", "headroom"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise InvalidArgument(
+                    f"{name}={getattr(self, name)!r} of rule {self.name!r}: expected 0 <= {name} < 1"
+                )
+        if not 0.0 < self.clear_probability <= 1.0:
+            raise InvalidArgument(
+                f"clear_probability={self.clear_probability!r} of rule {self.name!r}: expected (0, 1]"
+            )
+        if any(budget < 0 for budget in self.class_budgets):
+            raise InvalidArgument(
+                f"class_budgets={self.class_budgets!r} of rule {self.name!r}: expected numbers >= 0"
+            )
+
+
+CATALOGUE: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        # Nie, Si, Zhou (ICML 2026, section 5): first come, first served, work-conserving.
+        Rule("wc-fcfs"),
+        # The same theorem holds for any maximal batch: look past a request that does not fit.
+        Rule("wc-skip", skip=True),
+        # vLLM V1: the whole prompt and a watermark must fit; 0.02 is the best of the grid {0, .01, .02, .05, .1}.
+        Rule("vllm", check="whole-prompt", watermark=0.02),
+        # No overflow by construction: reserve the peak of everything admitted.
+        Rule("reserve-peak", check="peak"),
+        # Jaillet et al., arXiv 2502.07115: shortest predicted output first, if no future step overflows.
+        Rule("mc-sf", order="shortest-output", check="future"),
+        # The same look-ahead in order of arrival ("MC-Benchmark" there).
+        Rule("fcfs-lookahead", check="future"),
+        # The same look-ahead by smallest predicted tokens x batches, for prompts of different lengths.
+        Rule("smallest-area", order="smallest-area", check="future"),
+        # Of no paper: the obvious combination of the two that do best under recompute, an order by area and vLLM's watermark.
+        Rule("area-watermark", order="smallest-area", check="whole-prompt", watermark=0.02),
+        # alpha-protection greedy with clearing (Jaillet et al.): alpha = 0.2; all progress is lost on overflow.
+        Rule("alpha-clearing", check="headroom", headroom=0.2, clears=True),
+        # beta-clearing: each resident is evicted with probability 0.2 until the rest fits.
+        Rule("beta-clearing", check="headroom", headroom=0.1, clears=True, clear_probability=0.2),
+        # Dong and Cao, arXiv 2604.11001, Algorithm 1: budgets that keep the sum of areas within M.
+        Rule("class-budgets", check="class-budget"),
+        # Dai, Deng, Li, Peng, arXiv 2504.07347: batches under a token budget.
+        Rule("sarathi", batch="decode-first"),
+        Rule("orca", batch="prefill-first"),
+        Rule("vllm-prefill-only", batch="prefill-only"),
+        Rule("faster-transformer", batch="decode-only"),
+    )
+}
+
+
+def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
+    """Rules from names of the catalogue (`"vllm:watermark=0.05"` changes a number) or from `Rule` objects.
+
+    Raises:
+        UnknownName: no rule or no number of that name.
+        InvalidArgument: no rules at all, two of one name, or a value that is not a number.
+    """
+    found = []
+    for rule in rules:
+        if isinstance(rule, Rule):
+            found.append(rule)
+            continue
+        name, _, change = str(rule).partition(":")
+        if name not in CATALOGUE:
+            raise UnknownName("rule", name, CATALOGUE)
+        made = CATALOGUE[name]
+        for part in filter(None, change.split(",")):
+            key, _, text = part.partition("=")
+            if key not in ("watermark", "headroom", "clear_probability", "most"):
+                raise UnknownName(
+                    f"number of rule {name!r}", key, ("watermark", "headroom", "clear_probability", "most")
+                )
+            try:
+                value = int(text) if key == "most" else float(text)
+            except ValueError:
+                raise InvalidArgument(f"{rule!r}: {text!r} is not a number") from None
+            made = replace(made, name=str(rule), **{key: value})  # type: ignore[arg-type]
+        found.append(made)
+    names = [rule.name for rule in found]
+    if not found or len(set(names)) != len(names):
+        raise InvalidArgument(f"rules={list(rules)!r}: expected at least one rule, and each once")
+    return tuple(found)
+
+
+def pack(
+    rules: Sequence[Rule], overflow: int, classes: int
+) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
+    """Rules as compiled code reads them.
+
+    Args:
+        rules: the rules, in the order of their numbers.
+        overflow: PAUSE or RECOMPUTE, what the environment does on overflow.
+        classes: number of request classes of the workload.
+
+    Returns:
+        Records `RECORD` [rules]; admissions a batch by class, int32 [rules, classes]; the orders that must be kept, int64 [orders].
+
+    Raises:
+        InvalidArgument: a class-budget rule that does not name a budget for each class.
+    """
+    orders = sorted({ORDERS[rule.order] for rule in rules})
+    records = np.zeros(len(rules), RECORD)
+    budgets = np.zeros((len(rules), classes), np.int32)
+    for i, rule in enumerate(rules):
+        records[i] = (
+            orders.index(ORDERS[rule.order]),
+            CHECKS[rule.check],
+            BATCHES[rule.batch],
+            rule.skip,
+            CLEAR if rule.clears else overflow,
+            rule.most,
+            rule.watermark,
+            rule.headroom,
+            rule.clear_probability,
+        )
+        if rule.check == "class-budget":
+            if len(rule.class_budgets) != classes:
+                raise InvalidArgument(
+                    f"rule {rule.name!r} has {len(rule.class_budgets)} class budgets, the workload has {classes} classes"
+                )
+            budgets[i] = rule.class_budgets
+    return records, budgets, np.array(orders, np.int64)
