@@ -1,0 +1,78 @@
+"""What the papers say: one module per environment family, its closed forms and its policies.
+
+A module has a table `BASELINES` of what can be made: name -> factory. A factory is called with an environment (single or
+vector) and returns a `llmgym.core.policy.Policy`; its attribute `env_kwargs`, if it has one, says how the environment must be made.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llmgym.core.policy import Policy
+from llmgym.errors import UnknownName
+
+_MODULES = {
+    "llmgym/KVQueue-v0": "llmgym.baselines.kv_queue",
+    "llmgym/KVProvision-v0": "llmgym.baselines.kv_provision",
+}
+
+
+def _table(env_id: str) -> Mapping[str, Callable[[Any], Policy]]:
+    env_id = env_id.rpartition(":")[2]
+    if env_id not in _MODULES:
+        raise UnknownName("environment", env_id, _MODULES)
+    table: Mapping[str, Callable[[Any], Policy]] = importlib.import_module(_MODULES[env_id]).BASELINES
+    return table
+
+
+def _factory(env_id: str, name: str) -> Callable[[Any], Policy]:
+    table = _table(env_id)
+    base = name.partition(":")[0]
+    if base not in table:
+        raise UnknownName(f"baseline of {env_id}", name, table)
+    factory = table[base]
+    variant = getattr(factory, "variant", None)
+    return variant(name) if base != name and variant is not None else factory
+
+
+def names(env_id: str) -> list[str]:
+    """Names of the baselines of an environment, in the order of its paper.
+
+    Raises:
+        UnknownName: there is no such environment.
+    """
+    return list(_table(env_id))
+
+
+def env_kwargs(env_id: str, name: str) -> dict[str, Any]:
+    """Arguments the environment must be made with for this baseline to act on it."""
+    return dict(getattr(_factory(env_id, name), "env_kwargs", {}))
+
+
+def grid(env_id: str, name: str) -> tuple[str, ...]:
+    """Variants over which a baseline is tuned before it is compared; empty for one that has nothing to tune, or a variant."""
+    _table(env_id)
+    grids: Mapping[str, tuple[str, ...]] = getattr(
+        importlib.import_module(_MODULES[env_id.rpartition(":")[2]]), "GRIDS", {}
+    )
+    return grids.get(name, ())
+
+
+def make(name: str, env: Any) -> Policy:
+    """A baseline for an environment.
+
+    Args:
+        name: one of `names(env_id)`; numbers can follow, as in `"vllm:watermark=0.05"`.
+        env: a single or vector environment of this package.
+
+    Raises:
+        UnknownName: no baseline of that name.
+        InvalidArgument: the environment was made with other arguments than the baseline needs.
+    """
+    spec = env.unwrapped.spec
+    return _factory(spec.id if spec is not None else _id_of(env), name)(env)
+
+
+def _id_of(env: Any) -> str:
+    simulation = type(env.unwrapped.simulation).__name__
+    return f"llmgym/{simulation}-v0"

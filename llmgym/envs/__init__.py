@@ -1,0 +1,25 @@
+"""What is decided: one module per environment. Importing this package registers every id with gymnasium."""
+
+from gymnasium.envs.registration import register, registry
+
+_ENVIRONMENTS = {
+    "llmgym/KVQueue-v0": ("llmgym.envs.kv_queue", "KVQueue"),
+    "llmgym/KVProvision-v0": ("llmgym.envs.kv_provision", "KVProvision"),
+}
+
+
+def env_ids() -> list[str]:
+    """The ids this package registers."""
+    return sorted(_ENVIRONMENTS)
+
+
+def register_all() -> None:
+    """Register every environment that is not registered yet (strings only: nothing is imported)."""
+    for env_id, (module, name) in _ENVIRONMENTS.items():
+        if env_id not in registry:
+            register(
+                id=env_id,
+                entry_point=f"{module}:{name}Env",
+                vector_entry_point=f"{module}:{name}VectorEnv",
+                disable_env_checker=True,
+            )

@@ -1,0 +1,321 @@
+"""The compiled functions of KVProvision: one decision, one epoch. See `llmgym.envs.kv_provision` for what they mean."""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.jit import kernel
+from llmgym.core.lanes import Kernels
+from llmgym.core.rng import substream
+from llmgym.envs.kv_provision_epoch import flow, serve
+from llmgym.envs.kv_provision_state import (
+    COMMON,
+    DRAINING,
+    FLUID,
+    OFF,
+    ON,
+    SCALARS,
+    STARTING,
+    Params,
+    State,
+)
+from llmgym.serving import queue
+from llmgym.serving.engine import FAR
+from llmgym.serving.requests import CLASS, OUTPUT, PREDICTED, PROMPT
+from llmgym.workloads.traffic import draw
+
+
+@kernel
+def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
+    """Draw the requests of an episode; the first replicas are on and empty."""
+    me = state.lane[lane]
+    number = params.number[0]
+    tokens = state.tokens[lane]
+    me.epoch, me.arrived, me.next, me.door, me.rejected, me.served, me.met = 0, 0, 0, 0, 0, 0, 0
+    me.turn = number.replicas - 1
+    me.target, me.on, me.starting, me.draining = number.initial, number.initial, 0, 0
+    me.starts, me.stops, me.invalid, me.unstable = 0, 0, 0, 0
+    me.waiting, me.waiting_before, me.waiting_peak = 0.0, 0.0, 0.0
+    me.arrivals, me.completed, me.output_tokens = 0.0, 0.0, 0.0
+    me.rate, me.rate_ema = number.rate_start, number.rate_start
+    me.area, me.tokens, me.batch_s = number.area_ref, number.tokens_ref, number.batch_ref
+    me.kv_mean, me.kv_max = 0.0, 0.0
+    me.gpu_s, me.used_s, me.waiting_s, me.penalty = 0.0, 0.0, 0.0, 0.0
+    for i in range(state.fluid.shape[1]):
+        state.fluid[lane, i] = 0.0
+    for g in range(number.replicas):
+        _new_replica(state, params, lane * number.replicas + g, substream(key, FAR - g))
+        state.engine.lane[lane * number.replicas + g].mode = ON if g < number.initial else OFF
+    me.requests = draw(
+        params.traffic,
+        key,
+        number.epochs * number.epoch_s,
+        state.arrival_s[lane],
+        tokens[PROMPT],
+        tokens[OUTPUT],
+        tokens[PREDICTED],
+        tokens[CLASS],
+    )
+    checksum = 0.0
+    for i in range(me.requests):
+        tokens[OUTPUT, i] = max(min(tokens[OUTPUT, i], number.longest - tokens[PROMPT, i]), 1)
+        checksum += state.arrival_s[lane, i] + tokens[PROMPT, i] + 1e-3 * tokens[OUTPUT, i]
+    me.checksum = checksum
+    _remember(state, lane)
+
+
+@kernel
+def _new_replica(state: State, params: Params, e: int, key: np.uint64) -> None:
+    """An empty engine that follows the environment's rule."""
+    r = state.engine.lane[e]
+    rule = params.rules[0]
+    r.key = key
+    r.clock_s = 0.0
+    r.tick, r.residents, r.walk, r.used, r.swapped, r.paused = 0, 0, 0, 0, 0, 0
+    r.growth, r.budget_left, r.next_finish, r.blocked = 0, params.number[0].budget, FAR, 0
+    r.overflow, r.skip, r.clear_probability = rule.overflow, rule.skip, rule.clear_probability
+    r.waiting, r.done, r.met, r.preemptions, r.draws, r.batches = 0, 0, 0, 0, 0, 0
+    r.waiting_area, r.dropped, r.prefilled, r.decoded = 0, 0, 0, 0
+    r.batch_used, r.batch_prefill, r.batch_decodes, r.kv_peak = 0, 0, 0, 0
+    r.batch_s, r.busy_s, r.kv_s, r.waiting_s, r.kv_before_s = 0.0, 0.0, 0.0, 0.0, 0.0
+    r.ready, r.filled, r.next, r.busy_batches, r.busy_batches_s, r.drained_s = 0, 0, 0, 0, 0.0, 0.0
+    for row in range(params.orders.shape[0]):
+        state.engine.queue[e, row, queue.HEAD] = 0
+        state.engine.queue[e, row, queue.TAIL] = 0
+
+
+@kernel
+def step_lane(
+    state: State, params: Params, lane: int, action: NDArray[np.float64]
+) -> tuple[float, bool, bool, float]:
+    """Set the target and let one epoch pass."""
+    me = state.lane[lane]
+    number = params.number[0]
+    before = _cost(number, me)
+    me.waiting_before = me.waiting
+    target = int(action[0])
+    if target < number.least:
+        me.invalid += 1
+        me.penalty += number.invalid_cost
+        target = me.target
+    me.target = target
+    start_s = me.epoch * number.epoch_s
+    end_s = start_s + number.epoch_s
+    _switch(state, params, lane, target, start_s)
+    if number.mode == FLUID:
+        flow(state, params, lane, start_s, end_s)
+    else:
+        serve(state, params, lane, start_s, end_s)
+    me.epoch += 1
+    me.waiting_peak = max(me.waiting_peak, me.waiting)
+    me.rate_ema += number.ema * (me.rate - me.rate_ema)
+    _finish_starts(state, params, lane, end_s)
+    _remember(state, lane)
+    terminated = me.waiting > number.waiting_cap
+    truncated = not terminated and me.epoch >= number.epochs
+    if terminated:
+        me.unstable = 1
+        left_h = (number.epochs - me.epoch) * number.epoch_s / 3600.0
+        paid = me.on + me.starting + me.draining
+        me.penalty += left_h * (number.wait_cost * me.waiting + number.gpu_cost * number.gpus * paid)
+    return before - _cost(number, me), terminated, truncated, number.epoch_s
+
+
+@kernel(inline=True)
+def _cost(number: Any, me: Any) -> float:
+    """Cost of the episode so far: what the return is minus of."""
+    gpu = number.gpu_cost * number.gpus * me.gpu_s / 3600.0
+    missed = number.slo_cost * (me.served - me.met)
+    return gpu + number.wait_cost * me.waiting_s / 3600.0 + missed + me.penalty
+
+
+@kernel
+def _remember(state: State, lane: int) -> None:
+    me = state.lane[lane]
+    row = state.history[lane, me.epoch]
+    row[0], row[1], row[2], row[3], row[4] = me.rate, me.on, me.starting, me.draining, me.waiting
+
+
+@kernel
+def _switch(state: State, params: Params, lane: int, target: int, start_s: float) -> None:
+    """Start or stop replicas until those that serve and those that start are as many as the target.
+
+    A draining replica is taken back before another is started; a start is called off before a replica that serves is
+    stopped; of those, the one with the fewest requests is.
+    """
+    me = state.lane[lane]
+    number = params.number[0]
+    base = lane * number.replicas
+    engines = state.engine.lane
+    while me.on + me.starting < target:
+        best = -1
+        for g in range(number.replicas):
+            r = engines[base + g]
+            better = r.mode == DRAINING and (best < 0 or engines[base + best].mode == OFF)
+            if better or (r.mode == OFF and best < 0):
+                best = g
+        r = engines[base + best]
+        me.starts += 1
+        if r.mode == DRAINING:
+            me.draining -= 1
+            me.on += 1
+            r.mode = ON
+        elif number.startup == 0:
+            me.on += 1
+            r.mode = ON
+            r.clock_s = max(r.clock_s, start_s)
+        else:
+            me.starting += 1
+            r.mode = STARTING
+            r.ready = me.epoch + number.startup
+    while me.on + me.starting > target:
+        me.stops += 1
+        best = -1
+        for g in range(number.replicas):
+            r = engines[base + g]
+            if r.mode == STARTING and (best < 0 or r.ready >= engines[base + best].ready):
+                best = g
+        if best >= 0:
+            engines[base + best].mode = OFF
+            me.starting -= 1
+            continue
+        fewest = FAR
+        for g in range(number.replicas):
+            r = engines[base + g]
+            if r.mode == ON and r.residents + r.waiting <= fewest:
+                best = g
+                fewest = r.residents + r.waiting
+        r = engines[base + best]
+        r.mode = DRAINING
+        r.drained_s = start_s + number.drain_s
+        me.on -= 1
+        me.draining += 1
+
+
+@kernel
+def _finish_starts(state: State, params: Params, lane: int, now_s: float) -> None:
+    """Replicas whose start-up is over begin to serve."""
+    me = state.lane[lane]
+    number = params.number[0]
+    for g in range(number.replicas):
+        r = state.engine.lane[lane * number.replicas + g]
+        if r.mode == STARTING and r.ready <= me.epoch:
+            r.mode = ON
+            r.clock_s = max(r.clock_s, now_s)
+            me.starting -= 1
+            me.on += 1
+
+
+@kernel
+def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
+    """Write the observation: see `layout` in `llmgym.envs.kv_provision`."""
+    me = state.lane[lane]
+    number = params.number[0]
+    replicas = float(number.replicas)
+    mu = number.kv_capacity / (me.batch_s * me.area)
+    day = 2.0 * math.pi * me.epoch * number.epoch_s / number.day_s
+    growth = (me.waiting - me.waiting_before) / number.epoch_s / number.rate_scale
+    out[0] = min(me.rate_ema / number.rate_scale, 4.0)
+    out[1] = min(me.rate / number.rate_scale, 4.0)
+    out[2] = min(mu / number.mu_ref, 4.0)
+    out[3] = min(me.area / number.area_ref, 4.0)
+    out[4] = min(me.batch_s / number.batch_ref, 4.0)
+    out[5] = min(me.tokens / number.tokens_ref, 4.0)
+    out[6] = min(me.rate_ema / mu / replicas, 4.0)
+    out[7] = min(me.waiting / number.waiting_cap, 1.0)
+    out[8] = min(math.log1p(me.waiting) / math.log1p(float(number.waiting_cap)), 1.0)
+    out[9] = min(max(growth, -1.0), 1.0)
+    out[10] = min(me.kv_mean, 1.0)
+    out[11] = min(me.kv_max, 1.0)
+    out[12] = me.on / replicas
+    out[13] = me.draining / replicas
+    out[14] = me.target / replicas
+    out[15] = math.sin(day)
+    out[16] = math.cos(day)
+    out[17] = me.starting / replicas
+    for k in range(SCALARS, out.shape[0]):
+        out[k] = 0.0
+    for g in range(number.replicas):
+        r = state.engine.lane[lane * number.replicas + g]
+        if r.mode == STARTING:
+            out[SCALARS + r.ready - me.epoch - 1] += np.float32(1.0 / replicas)
+
+
+@kernel
+def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
+    """Write which targets are allowed."""
+    for target in range(out.shape[0]):
+        out[target] = 1 if target >= params.number[0].least else 0
+
+
+@kernel(allocates=True)
+def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
+    """Write the episode's metrics: `COMMON`, and in event mode `REQUEST_LEVEL`."""
+    me = state.lane[lane]
+    number = params.number[0]
+    duration = max(me.epoch * number.epoch_s, 1e-12)
+    missed = me.served - me.met
+    out[0] = me.arrivals
+    out[1] = me.completed
+    out[2] = me.waiting
+    out[3] = me.waiting_s / duration
+    out[4] = me.waiting_peak
+    out[5] = me.waiting_s / max(me.arrivals, 1.0)
+    out[6] = me.completed / duration
+    out[7] = number.gpus * me.gpu_s / 3600.0
+    out[8] = number.gpus * me.gpu_s / duration
+    out[9] = me.used_s / max(me.gpu_s, 1e-12)
+    out[10] = me.starts + me.stops
+    out[11] = _cost(number, me)
+    out[12] = number.gpu_cost * number.gpus * me.gpu_s / 3600.0
+    out[13] = number.wait_cost * me.waiting_s / 3600.0
+    out[14] = number.slo_cost * missed
+    out[15] = me.penalty
+    out[16] = me.invalid
+    out[17] = me.unstable
+    out[18] = me.epoch * number.epoch_s
+    out[19] = me.checksum
+    if number.mode == FLUID:
+        return
+    ttft = state.served[lane, 0, : me.served]
+    e2e = state.served[lane, 1, : me.served]
+    tpot = state.served[lane, 2, : me.served]
+    kv_s, busy_s, preemptions, dropped = 0.0, 0.0, 0, 0
+    for g in range(number.replicas):
+        r = state.engine.lane[lane * number.replicas + g]
+        kv_s += r.kv_s
+        busy_s += r.busy_s
+        preemptions += r.preemptions
+        dropped += r.dropped
+    at = len(COMMON)
+    out[at] = me.rejected
+    out[at + 1] = _mean(e2e)
+    out[at + 2] = _quantile(e2e, 0.5)
+    out[at + 3] = _quantile(e2e, 0.99)
+    out[at + 4] = _mean(ttft)
+    out[at + 5] = _quantile(ttft, 0.5)
+    out[at + 6] = _quantile(ttft, 0.99)
+    out[at + 7] = _mean(tpot)
+    out[at + 8] = _quantile(tpot, 0.99)
+    out[at + 9] = me.met / duration
+    out[at + 10] = me.met / max(me.arrivals, 1.0)
+    out[at + 11] = me.output_tokens / duration
+    out[at + 12] = kv_s / max(busy_s, 1e-12) / number.kv_capacity
+    out[at + 13] = preemptions
+    out[at + 14] = dropped
+
+
+@kernel(allocates=True)
+def _quantile(values: NDArray[np.float32], q: float) -> float:
+    """Quantile, linear between neighbours; 0 where there are no values."""
+    return float(np.quantile(values, q)) if values.shape[0] > 0 else 0.0
+
+
+@kernel(allocates=True)
+def _mean(values: NDArray[np.float32]) -> float:
+    return float(np.mean(values)) if values.shape[0] > 0 else 0.0
+
+
+KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)
