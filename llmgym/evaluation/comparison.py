@@ -1,0 +1,444 @@
+"""What episodes on the same worlds say about the policies that ran them: a `Comparison` says who wins."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.evaluation import statistics
+from llmgym.evaluation.contenders import BASELINE
+from llmgym.evaluation.rollout import RETURN, EpisodeTable, check_count
+from llmgym.evaluation.statistics import Interval
+from llmgym.evaluation.tables import ResultTable, estimate, number, p_value
+
+CHECKSUM = "world_checksum"
+"""A metric of this name is a fingerprint of the world alone, so it must not depend on the policy."""
+
+STRATA = ("scenario", "task")
+"""Metrics of these names number the kind of world; bootstrap samples are drawn within each kind."""
+
+FEW = 10
+"""Below this many episodes the tables warn."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One metric of one policy over its episodes.
+
+    Attributes:
+        policy: label.
+        metric: name; "return" for the undiscounted return.
+        mean, mean_interval: mean and its bootstrap interval.
+        iqm, iqm_interval: interquartile mean and its bootstrap interval.
+        median, std, low, high: median, sample standard deviation, smallest and largest value.
+        count: episodes in which the metric is finite; only those enter, and fewer than 2 give NaN.
+    """
+
+    policy: str
+    metric: str
+    mean: float
+    mean_interval: Interval
+    iqm: float
+    iqm_interval: Interval
+    median: float
+    std: float
+    low: float
+    high: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A policy minus the reference, world by world.
+
+    Attributes:
+        policy, reference: labels.
+        metric: name.
+        direction: "max" if higher is better, "min" if lower is, None if the environment does not say.
+        mean, interval: mean paired difference (policy - reference) and its bootstrap interval.
+        median: median paired difference.
+        probability, probability_interval: share of the worlds where the policy is better, ties half (higher,
+            if there is no direction), and its bootstrap interval.
+        p_wilcoxon, p_sign: two-sided p values of the signed-rank and the sign test.
+        p_holm: `p_wilcoxon`, corrected for all policies compared with this reference.
+        count: worlds in which both have a finite value.
+    """
+
+    policy: str
+    reference: str
+    metric: str
+    direction: str | None
+    mean: float
+    interval: Interval
+    median: float
+    probability: float
+    probability_interval: Interval
+    p_wilcoxon: float
+    p_sign: float
+    p_holm: float
+    count: int
+
+    @property
+    def verdict(self) -> str:
+        """`win`, `lose`, `tie` (the interval contains zero); `higher`, `lower` where neither is better."""
+        if math.isnan(self.mean):
+            return "n/a"
+        if not self.interval.excludes_zero:
+            return "tie"
+        if self.direction is None:
+            return "higher" if self.mean > 0 else "lower"
+        return "win" if (self.mean > 0) == (self.direction == "max") else "lose"
+
+
+class Comparison:
+    """Episodes of several policies on the same worlds, and what they say.
+
+    Args:
+        tables: one a policy, all of the same environment and the same seeds.
+        metrics: those to show in the main table; None for the environment's headline metrics.
+        confidence: of all intervals, between 0 and 1.
+        env_kwargs: the arguments all environments had in common; what a policy added is in its table.
+
+    Raises:
+        InvalidArgument: no tables, fewer than 2 episodes, two of one name, other seeds or environments, or
+            other worlds (`world_checksum`, `scenario` or `task` differ between policies on one seed).
+        UnknownName: a metric the environment does not report.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[EpisodeTable],
+        *,
+        metrics: Sequence[str] | None = None,
+        confidence: float = 0.95,
+        env_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        statistics.check_confidence(confidence)
+        if not tables:
+            raise InvalidArgument("tables=[]: expected the episodes of at least one policy")
+        check_labels([table.policy for table in tables])
+        first = tables[0]
+        for table in tables:
+            if table.env_id != first.env_id or not np.array_equal(table.seeds, first.seeds):
+                raise InvalidArgument(
+                    f"policies {first.policy!r} and {table.policy!r} ran different environments or seeds"
+                )
+            check_same_metrics(first.policy, first.metrics, table.policy, table.metrics)
+        check_count("episodes", len(first), 2)
+        self.env_id = first.env_id
+        self.env_kwargs = dict(env_kwargs or {})
+        self.confidence = confidence
+        self.seeds = first.seeds
+        self.tables = {table.policy: table for table in tables}
+        self.date = datetime.now(UTC).date().isoformat()
+        self.headline = check_headline(first.headline, first.metrics)
+        self.metric_names = [name for name in first.metrics if name not in (CHECKSUM, *STRATA)]
+        self.shown = list(self.headline if metrics is None else check_metrics(metrics, self.metric_names))
+        _check_worlds(tables)
+        self.strata = _strata(first)
+        self._summaries: dict[tuple[str, str], Summary] = {}
+        self._differences: dict[tuple[str, str], dict[str, Difference]] = {}
+        self.policies = sorted(self.tables, key=lambda name: -float(self.tables[name].returns.mean()))
+        self.reference = self._find_reference()
+
+    def _find_reference(self) -> str:
+        """The best unprivileged baseline; failing that, the best unprivileged policy; else the best."""
+        honest = [name for name in self.policies if not self.tables[name].privileged]
+        rules = [name for name in honest if self.tables[name].kind == BASELINE]
+        return (rules or honest or self.policies)[0]
+
+    @property
+    def episodes(self) -> int:
+        """Episodes a policy."""
+        return len(self.seeds)
+
+    def direction(self, metric: str) -> str | None:
+        """Which is better, "max" or "min"; None where the environment does not say."""
+        return "max" if metric == RETURN else self.headline.get(metric)
+
+    def summary(self, policy: str, metric: str = RETURN) -> Summary:
+        """One metric of one policy. Raises `UnknownName`."""
+        key = (self._known(policy), self._measured(metric))
+        if key not in self._summaries:
+            self._summaries[key] = self._summarise(*key)
+        return self._summaries[key]
+
+    def differences(self, metric: str = RETURN, reference: str | None = None) -> dict[str, Difference]:
+        """Every other policy minus `reference`, or the best unprivileged baseline. Raises `UnknownName`."""
+        key = (self._measured(metric), self._known(self.reference if reference is None else reference))
+        if key not in self._differences:
+            self._differences[key] = self._compare(*key)
+        return self._differences[key]
+
+    def difference(self, policy: str, metric: str = RETURN, reference: str | None = None) -> Difference:
+        """One policy minus the reference; its `verdict` says who wins.
+
+        Raises:
+            UnknownName: no such policy or metric.
+            InvalidArgument: the policy is the reference.
+        """
+        found = self.differences(metric, reference)
+        if self._known(policy) not in found:
+            raise InvalidArgument(f"policy={policy!r} is the reference itself; allowed: {sorted(found)}")
+        return found[policy]
+
+    def beats(self, policy: str, reference: str | None = None, metric: str = RETURN) -> bool:
+        """True if the policy is better and the interval of its difference to the reference excludes zero."""
+        return self.difference(policy, metric, reference).verdict == "win"
+
+    def table(self) -> ResultTable:
+        """The main table: returns, paired differences, verdicts, means of the shown metrics; `print` it."""
+        level = f"{100 * self.confidence:g}% CI"
+        columns = ["policy", f"return [{level}]", "IQM", f"paired difference [{level}]", "p", "verdict"]
+        columns += [f"{name}{ARROWS[self.direction(name)]}" for name in self.shown]
+        found = self.differences()
+        rows = []
+        for policy in self.policies:
+            summary, difference = self.summary(policy), found.get(policy)
+            row = [self.marked(policy), estimate(summary.mean, summary.mean_interval), number(summary.iqm)]
+            row += _difference_cells(difference)
+            rows.append(row + [number(self.summary(policy, name).mean) for name in self.shown])
+        made = f"{self.env_id}{in_brackets(self.env_kwargs)}"
+        title = f"{made}: {self.episodes} paired episodes, seeds {self.seed_range}"
+        return ResultTable(title, columns, rows, self._notes())
+
+    def metric_table(self, metric: str = RETURN) -> ResultTable:
+        """Everything about one metric, a row a policy. Raises `UnknownName`."""
+        level = f"{100 * self.confidence:g}% CI"
+        found = self.differences(metric)
+        columns = ["policy", f"mean [{level}]", f"IQM [{level}]", "median", "min", "max"]
+        columns += [
+            f"paired difference [{level}]",
+            "p",
+            "verdict",
+            "P(better)" if self.direction(metric) else "P(higher)",
+        ]
+        rows, partial = [], []
+        for policy in self.policies:
+            one, difference = self.summary(policy, metric), found.get(policy)
+            row = [
+                self.marked(policy),
+                estimate(one.mean, one.mean_interval),
+                estimate(one.iqm, one.iqm_interval),
+            ]
+            row += [number(one.median), number(one.low), number(one.high), *_difference_cells(difference)]
+            rows.append([*row, "" if difference is None else _share(difference.probability)])
+            if one.count < self.episodes:
+                partial.append(f"{policy}: {one.count} of {self.episodes} episodes have a value.")
+        better = {"max": "higher is better", "min": "lower is better", None: "no better direction declared"}
+        return ResultTable(f"{metric} ({better[self.direction(metric)]})", columns, rows, partial)
+
+    def marked(self, policy: str) -> str:
+        """The label, with a dagger if the policy is privileged."""
+        return f"{policy} †" if self.tables[policy].privileged else policy
+
+    @property
+    def seed_range(self) -> str:
+        """First and last seed."""
+        return f"{self.seeds[0]}-{self.seeds[-1]}"
+
+    def _notes(self) -> list[str]:
+        others = len(self.policies) - 1
+        corrected = f", Holm-corrected for {others} comparisons" if others > 1 else ""
+        notes = []
+        if others:
+            notes.append(
+                f"Paired difference: to {self.reference}, on the same worlds; "
+                "win or lose: its interval excludes 0. "
+                f"p: Wilcoxon signed-rank test{corrected}."
+            )
+        if any(table.privileged for table in self.tables.values()):
+            notes.append(
+                "†: privileged, sees what a real scheduler cannot (true output lengths, future arrivals); "
+                "it bounds what is possible and is the reference only if no other policy is there."
+            )
+        if self.strata is not None:
+            notes.append(f"Intervals are stratified over {len(np.unique(self.strata))} kinds of worlds.")
+        if self.episodes < FEW:
+            notes.append(f"Only {self.episodes} episodes: take the intervals as rough, and run more.")
+        return notes
+
+    def to_csv(self, path: str | Path) -> tuple[Path, Path]:
+        """Write a row an episode to `path`, a row a policy and metric to `<name>-summary.csv` beside it."""
+        from llmgym.evaluation.export import write_csv
+
+        return write_csv(self, path)
+
+    def plot(self, path: str | Path, metric: str = RETURN) -> Path:
+        """Draw one metric (intervals, episodes, differences) as PNG, SVG or PDF. Raises `UnknownName`."""
+        from llmgym.evaluation.plots import save
+
+        return save(self, path, self._measured(metric))
+
+    def report(self, path: str | Path) -> Path:
+        """Write one HTML file that needs nothing else: tables, pictures, versions, how to reproduce it."""
+        from llmgym.evaluation.report import write_report
+
+        return write_report(self, path)
+
+    def _known(self, policy: str) -> str:
+        if policy not in self.tables:
+            raise UnknownName("policy of this comparison", policy, self.tables)
+        return policy
+
+    def _measured(self, metric: str) -> str:
+        if metric != RETURN and metric not in self.metric_names:
+            raise UnknownName("metric", metric, [RETURN, *self.metric_names])
+        return metric
+
+    def _strata_of(self, kept: NDArray[np.bool_]) -> NDArray[np.float64] | None:
+        return None if self.strata is None else self.strata[kept]
+
+    def _summarise(self, policy: str, metric: str) -> Summary:
+        values = self.tables[policy].column(metric)
+        kept = np.isfinite(values)
+        values, nan = values[kept], math.nan
+        count = len(values)
+        if count < 2:
+            nothing = Interval(nan, nan)
+            return Summary(policy, metric, nan, nothing, nan, nothing, nan, nan, nan, nan, count)
+        strata = self._strata_of(kept)
+        intervals = [
+            statistics.bootstrap(values, statistic, confidence=self.confidence, strata=strata)
+            for statistic in (statistics.mean, statistics.iqm)
+        ]
+        return Summary(
+            policy=policy,
+            metric=metric,
+            mean=float(values.mean()),
+            mean_interval=intervals[0],
+            iqm=float(statistics.iqm(values)),
+            iqm_interval=intervals[1],
+            median=float(np.median(values)),
+            std=float(values.std(ddof=1)),
+            low=float(values.min()),
+            high=float(values.max()),
+            count=count,
+        )
+
+    def _compare(self, metric: str, reference: str) -> dict[str, Difference]:
+        direction, nan = self.direction(metric), math.nan
+        base = self.tables[reference].column(metric)
+        found: dict[str, statistics.Paired] = {}
+        others = [policy for policy in self.policies if policy != reference]
+        for policy in others:
+            values = self.tables[policy].column(metric)
+            kept = np.isfinite(values) & np.isfinite(base)
+            if np.count_nonzero(kept) >= 2:
+                difference = values[kept] - base[kept]
+                found[policy] = statistics.paired(
+                    difference, confidence=self.confidence, strata=self._strata_of(kept)
+                )
+        corrected = dict(zip(found, statistics.holm([one.p_wilcoxon for one in found.values()]), strict=True))
+        nothing = Interval(nan, nan)
+        missing = statistics.Paired(nan, nothing, nan, nan, nothing, nan, nan, 0)
+        differences = {}
+        for policy in others:
+            one = found.get(policy, missing)
+            chance, limits = one.probability, one.probability_interval
+            if direction == "min":
+                chance, limits = 1.0 - chance, Interval(1.0 - limits.high, 1.0 - limits.low)
+            differences[policy] = Difference(
+                policy=policy,
+                reference=reference,
+                metric=metric,
+                direction=direction,
+                mean=one.mean,
+                interval=one.interval,
+                median=one.median,
+                probability=chance,
+                probability_interval=limits,
+                p_wilcoxon=one.p_wilcoxon,
+                p_sign=one.p_sign,
+                p_holm=corrected.get(policy, nan),
+                count=one.size,
+            )
+        return differences
+
+
+ARROWS = {"max": " ↑", "min": " ↓", None: ""}
+
+
+def _difference_cells(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["reference", "", ""]
+    return [
+        estimate(difference.mean, difference.interval, sign=True),
+        p_value(difference.p_holm),
+        difference.verdict,
+    ]
+
+
+def _share(probability: float) -> str:
+    return "n/a" if math.isnan(probability) else f"{100 * probability:.0f}%"
+
+
+def in_brackets(env_kwargs: Mapping[str, Any]) -> str:
+    return f" ({', '.join(f'{name}={value!r}' for name, value in env_kwargs.items())})" if env_kwargs else ""
+
+
+def check_metrics(metrics: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The metrics to show. Raises `UnknownName`, or `InvalidArgument` for a string or a repeated name."""
+    if isinstance(metrics, str):
+        raise InvalidArgument(f"metrics={metrics!r}: expected a list of names, such as [{metrics!r}]")
+    for name in metrics:
+        if name not in names:
+            raise UnknownName("metric", name, names)
+    if len(set(metrics)) < len(metrics):
+        raise InvalidArgument(f"metrics={list(metrics)!r}: a name is given twice")
+    return list(metrics)
+
+
+def check_headline(headline: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """The simulation's `headline_metrics`. Raises `InvalidArgument` where they do not fit its metrics."""
+    for name, direction in headline.items():
+        if name not in names or direction not in ("min", "max"):
+            raise InvalidArgument(
+                f"headline_metrics[{name!r}]={direction!r}: expected 'min' or 'max' for one of {list(names)}"
+            )
+    return dict(headline)
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise InvalidArgument(
+            f"policies: {twice} more than once; a dict of label -> policy tells objects of one name apart"
+        )
+
+
+def check_same_metrics(a: str, names: Collection[str], b: str, other: Collection[str]) -> None:
+    if set(names) != set(other):
+        raise InvalidArgument(
+            f"policies {a!r} and {b!r} act in environments with other metrics: "
+            f"{sorted(set(names) ^ set(other))} in one only"
+        )
+
+
+def _check_worlds(tables: Sequence[EpisodeTable]) -> None:
+    first = tables[0]
+    for name in (CHECKSUM, *STRATA):
+        for table in tables[1:] if name in first.metrics else ():
+            a, b = first.metrics[name], table.metrics[name]
+            other = np.flatnonzero((a != b) & ~(np.isnan(a) & np.isnan(b)))
+            if len(other):
+                at = int(other[0])
+                raise InvalidArgument(
+                    f"policies {first.policy!r} and {table.policy!r} met other worlds "
+                    f"on seed {first.seeds[at]} ({name} {a[at]} and {b[at]}), so they do not pair up; "
+                    f"environment arguments {dict(first.env_kwargs)!r} and {dict(table.env_kwargs)!r}"
+                )
+
+
+def _strata(table: EpisodeTable) -> NDArray[np.float64] | None:
+    columns = [table.metrics[name] for name in STRATA if name in table.metrics]
+    if not columns:
+        return None
+    labels = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)[1].astype(np.float64).ravel()
+    return labels if len(np.unique(labels)) > 1 else None

@@ -1,0 +1,171 @@
+"""From what a user names (a baseline, a learned policy, a checkpoint, an object) to what can be run."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from llmgym.core.env import LaneVectorEnv
+from llmgym.core.policy import Policy
+from llmgym.errors import InvalidArgument, UnknownName
+
+BASELINE, LEARNED, GIVEN = "baseline", "learned", "given"
+"""Kinds: a rule of `llmgym.baselines`, a network of `llmgym.policies`, an object of the user's."""
+
+_OURS = frozenset({"num_envs", "autoreset_mode", "copy"})
+"""Arguments of the vector environment that the evaluation sets itself."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A policy that is not bound to an environment yet.
+
+    Attributes:
+        label: how tables call it.
+        kind: `BASELINE`, `LEARNED` or `GIVEN`.
+        source: the name or path it was asked for by; None for an object.
+        env_kwargs: arguments its environment has to be made with.
+        build: makes the policy for an environment.
+    """
+
+    label: str
+    kind: str
+    source: str | None
+    env_kwargs: Mapping[str, Any]
+    build: Callable[[LaneVectorEnv], Policy]
+
+
+def resolve(env_id: str, policy: str | Policy, label: str | None = None) -> Contender:
+    """Find a policy: a baseline's name, a learned policy's name, a path to a checkpoint, or an object.
+
+    Raises:
+        UnknownName: a string that is none of the three.
+        InvalidArgument: an object that is not a policy.
+    """
+    if isinstance(policy, str):
+        return _named(env_id, policy, label or policy)
+    needed = ("name", "privileged", "env_kwargs", "act", "reset")
+    missing = [attribute for attribute in needed if not hasattr(policy, attribute)]
+    if missing or isinstance(policy, type):
+        why = (
+            "is a class, not an object of it" if isinstance(policy, type) else f"has no {', '.join(missing)}"
+        )
+        raise InvalidArgument(
+            f"policy {policy!r} {why}; a policy is a name, a path or an object with {', '.join(needed)}"
+        )
+    home = type(policy).__module__
+    kind = GIVEN
+    for ours, package in ((BASELINE, "llmgym.baselines"), (LEARNED, "llmgym.policies")):
+        if home == package or home.startswith(f"{package}."):
+            kind = ours
+    return Contender(label or policy.name, kind, None, dict(policy.env_kwargs), lambda env: policy)
+
+
+def _names(env_id: str) -> tuple[list[str], list[str]]:
+    """Baselines and shipped learned policies of an environment, which may be one of the user's own."""
+    from llmgym import baselines, policies
+
+    try:
+        rules = list(baselines.names(env_id))
+    except UnknownName:
+        rules = []
+    return rules, list(policies.names(env_id))
+
+
+def _named(env_id: str, name: str, label: str) -> Contender:
+    from llmgym import baselines, policies
+
+    rules, learned = _names(env_id)
+    # Numbers can follow a baseline's name, as in "vllm:watermark=0.05".
+    if name in rules or name.partition(":")[0] in rules:
+        kwargs = baselines.env_kwargs(env_id, name)
+        return Contender(label, BASELINE, name, dict(kwargs), lambda env: baselines.make(name, env))
+    if name in learned or Path(name).exists():
+        kwargs = policies.env_kwargs(name)
+        return Contender(label, LEARNED, name, dict(kwargs), lambda env: policies.load(name, env))
+    raise UnknownName(f"policy (or checkpoint path) for {env_id}", name, [*rules, *learned])
+
+
+def known(env_id: str) -> list[str]:
+    """Names of every baseline and every shipped learned policy of an environment."""
+    rules, learned = _names(env_id)
+    return [*rules, *learned]
+
+
+def check_id(env_id: str) -> str:
+    """The id without a module in front of it, once that module is imported.
+
+    Raises:
+        UnknownName: gymnasium does not know the id.
+    """
+    module, _, name = str(env_id).rpartition(":")
+    try:
+        if module:
+            importlib.import_module(module)
+        gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError):
+        ours = [known for known in gymnasium.registry if known.startswith("llmgym/")]
+        raise UnknownName("environment id", env_id, ours) from None
+    return name
+
+
+def merged_kwargs(contender: Contender, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the user and those the policy needs, which may not contradict each other.
+
+    Raises:
+        InvalidArgument: the policy needs another value than the user gave, or an argument belongs to the
+            evaluation.
+    """
+    reserved = sorted(_OURS & set(env_kwargs))
+    if reserved:
+        raise InvalidArgument(
+            f"{', '.join(reserved)}: set by the evaluation itself, not an argument of the environment here"
+        )
+    for name, value in contender.env_kwargs.items():
+        if name in env_kwargs and not same_value(env_kwargs[name], value):
+            raise InvalidArgument(
+                f"policy {contender.label!r} needs an environment with {name}={value!r}, "
+                f"but {name}={env_kwargs[name]!r} was given; "
+                f"leave {name} out, or compare only policies that act with it"
+            )
+    return {**env_kwargs, **contender.env_kwargs}
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Equality that also works for arrays and for objects that hold them."""
+    if a is b:
+        return True
+    try:
+        return (
+            bool(np.array_equal(a, b))
+            if isinstance(a, np.ndarray) or isinstance(b, np.ndarray)
+            else bool(a == b)
+        )
+    except (TypeError, ValueError):
+        return False
+
+
+def make_env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVectorEnv:
+    """The vector environment of an id.
+
+    Raises:
+        UnknownName: no such id.
+        InvalidArgument: the id has no lanes, or its environment does not know an argument.
+    """
+    env_id = check_id(env_id)
+    try:
+        env = gymnasium.make_vec(env_id, num_envs=lanes, **env_kwargs)
+    except TypeError as error:
+        if "unexpected keyword argument" not in str(error):
+            raise
+        raise InvalidArgument(f"{env_id} does not take one of {sorted(env_kwargs)}: {error}") from error
+    if not isinstance(env.unwrapped, LaneVectorEnv):
+        env.close()
+        raise InvalidArgument(
+            f"env_id={env_id!r}: its vector form is a {type(env.unwrapped).__name__}, not a LaneVectorEnv"
+        )
+    return env.unwrapped

@@ -1,0 +1,103 @@
+"""Results as CSV files: every episode, and a summary of every metric."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmgym.errors import InvalidArgument
+from llmgym.evaluation.rollout import RETURN
+
+if TYPE_CHECKING:
+    from llmgym.evaluation.comparison import Comparison
+
+_SUMMARY = (
+    *("policy", "kind", "privileged", "metric", "better", "episodes"),
+    *("mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high", "median", "std", "min", "max"),
+    *("reference", "difference", "difference_low", "difference_high"),
+    *("p_better", "p_better_low", "p_better_high", "p_wilcoxon", "p_sign", "p_holm", "verdict"),
+)
+
+
+def output_path(path: str | Path, suffixes: Sequence[str]) -> Path:
+    """The path to write to, its folder made. Raises `InvalidArgument` for a folder or another suffix."""
+    target = Path(path)
+    if target.suffix.lower() not in suffixes or target.is_dir():
+        raise InvalidArgument(f"path={str(path)!r}: expected a file that ends in {', '.join(suffixes)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def write_csv(comparison: "Comparison", path: str | Path) -> tuple[Path, Path]:
+    """Write a row an episode to `path`, a row a policy and metric to `<name>-summary.csv` beside it."""
+    target = output_path(path, (".csv",))
+    summary = target.with_name(f"{target.stem}-summary{target.suffix}")
+    names = list(next(iter(comparison.tables.values())).metrics)
+    header = [
+        "policy",
+        "kind",
+        "privileged",
+        "seed",
+        RETURN,
+        "steps",
+        "simulated_s",
+        "terminated",
+        "truncated",
+        *names,
+    ]
+    _write(target, header, _episodes(comparison, names))
+    _write(summary, _SUMMARY, _summaries(comparison))
+    return target, summary
+
+
+def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _episodes(comparison: "Comparison", names: Sequence[str]) -> Iterable[list[Any]]:
+    for policy in comparison.policies:
+        table = comparison.tables[policy]
+        columns = [table.seeds, table.returns, table.steps, table.simulated_s]
+        flags = [table.terminated.astype(int), table.truncated.astype(int)]
+        lists = [column.tolist() for column in [*columns, *flags, *(table.metrics[name] for name in names)]]
+        for cells in zip(*lists, strict=True):
+            yield [policy, table.kind, int(table.privileged), *cells]
+
+
+def _summaries(comparison: "Comparison") -> Iterable[list[Any]]:
+    for metric in (RETURN, *comparison.metric_names):
+        differences = comparison.differences(metric)
+        for policy in comparison.policies:
+            table, one, other = (
+                comparison.tables[policy],
+                comparison.summary(policy, metric),
+                differences.get(policy),
+            )
+            row = [
+                policy,
+                table.kind,
+                int(table.privileged),
+                metric,
+                comparison.direction(metric) or "",
+                one.count,
+            ]
+            row += [
+                one.mean,
+                *one.mean_interval,
+                one.iqm,
+                *one.iqm_interval,
+                one.median,
+                one.std,
+                one.low,
+                one.high,
+            ]
+            row.append(comparison.reference)
+            if other is None:
+                row += [""] * 9 + ["reference"]
+            else:
+                row += [other.mean, *other.interval, other.probability, *other.probability_interval]
+                row += [other.p_wilcoxon, other.p_sign, other.p_holm, other.verdict]
+            yield row

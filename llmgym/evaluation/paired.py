@@ -1,0 +1,123 @@
+"""Paired runs: every policy meets the same worlds, in the order of the same seeds."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from llmgym.core.policy import Policy
+from llmgym.errors import CheckpointError, InvalidArgument, MissingExtra
+from llmgym.evaluation.comparison import (
+    CHECKSUM,
+    STRATA,
+    Comparison,
+    check_headline,
+    check_labels,
+    check_metrics,
+    check_same_metrics,
+    in_brackets,
+)
+from llmgym.evaluation.contenders import LEARNED, Contender, check_id, known, make_env, merged_kwargs, resolve
+from llmgym.evaluation.progress import Bar
+from llmgym.evaluation.rollout import check_count, run
+from llmgym.evaluation.statistics import check_confidence
+
+
+def compare(
+    env_id: str,
+    policies: Sequence[str | Policy] | Mapping[str, str | Policy] | None = None,
+    episodes: int = 30,
+    seed: int = 10_000,
+    metrics: Sequence[str] | None = None,
+    confidence: float = 0.95,
+    progress: bool = True,
+    **env_kwargs: Any,
+) -> Comparison:
+    """Run policies on the same worlds and compare them.
+
+    Args:
+        env_id: a registered environment of this package, such as "llmgym/KVQueue-v0".
+        policies: names of baselines, names of learned policies, paths to checkpoints, or policy objects; a
+            dict gives them other labels. None takes every baseline and every learned policy that is shipped
+            for the environment.
+        episodes: episodes a policy, at least 2; episode i has seed `seed + i` for every policy.
+        seed: of the first episode, at least 0. Keep it away from seeds that policies were trained on.
+        metrics: metrics to show in the main table; None for the environment's headline metrics.
+        confidence: of all intervals, between 0 and 1.
+        progress: a bar on stderr, if that is a terminal.
+        **env_kwargs: arguments of the environment; those a policy needs are added for it.
+
+    Returns:
+        A `Comparison`: `print(result.table())`, `result.plot("a.png")`, `result.report("a.html")`,
+        `result.to_csv("a.csv")`.
+
+    Raises:
+        UnknownName: no such environment, policy or metric.
+        InvalidArgument: a bad number, no or repeated policies, a policy that needs other arguments than were
+            given, or policies that met other worlds.
+        InvalidAction: a policy's actions are not allowed.
+    """
+    check_count("episodes", episodes, 2)
+    check_count("seed", seed, 0)
+    check_confidence(confidence)
+    env_id = check_id(env_id)
+    contenders = _default(env_id, env_kwargs) if policies is None else _asked(env_id, policies)
+    check_labels([contender.label for contender in contenders])
+    _probe(env_id, contenders, env_kwargs, metrics)
+    tables = []
+    with Bar(len(contenders), int(episodes), shown=progress) as bar:
+        for contender in contenders:
+            bar.begin(contender.label)
+            tables.append(run(env_id, contender, int(episodes), int(seed), env_kwargs, bar))
+    return Comparison(tables, metrics=metrics, confidence=confidence, env_kwargs=env_kwargs)
+
+
+def _asked(env_id: str, policies: Sequence[str | Policy] | Mapping[str, str | Policy]) -> list[Contender]:
+    if isinstance(policies, str) or not isinstance(policies, (Sequence, Mapping)):
+        raise InvalidArgument(
+            f"policies={policies!r}: expected a list, such as ['a', 'b'], or a dict of label -> policy"
+        )
+    if not policies:
+        raise InvalidArgument("policies is empty: name at least one, or pass None for all that are known")
+    if isinstance(policies, Mapping):
+        return [resolve(env_id, policy, label) for label, policy in policies.items()]
+    return [resolve(env_id, policy) for policy in policies]
+
+
+def _default(env_id: str, env_kwargs: Mapping[str, Any]) -> list[Contender]:
+    """All known policies that can act in an environment with these arguments; a warning names the others."""
+    # First of all, so that a wrong argument is not taken for policies that do not fit.
+    make_env(env_id, 1, env_kwargs).close()
+    fitting = []
+    for name in known(env_id):
+        try:
+            contender = resolve(env_id, name)
+            env = make_env(env_id, 1, merged_kwargs(contender, env_kwargs))
+            if contender.kind == LEARNED:
+                contender.build(env)
+            env.close()
+        except (InvalidArgument, CheckpointError, MissingExtra) as error:
+            warnings.warn(f"policy {name!r} is left out: {error}", stacklevel=3)
+        else:
+            fitting.append(contender)
+    if not fitting:
+        raise InvalidArgument(
+            f"policies=None: no known policy fits {env_id}{in_brackets(env_kwargs)}; name your own"
+        )
+    return fitting
+
+
+def _probe(
+    env_id: str, contenders: Sequence[Contender], env_kwargs: Mapping[str, Any], metrics: Sequence[str] | None
+) -> None:
+    """Make every environment once, with one lane, so that mistakes show before anything runs for long."""
+    first: tuple[str, ...] = ()
+    for index, contender in enumerate(contenders):
+        env = make_env(env_id, 1, merged_kwargs(contender, env_kwargs))
+        names = env.simulation.metric_names
+        headline = getattr(env.simulation, "headline_metrics", {})
+        env.close()
+        if index == 0:
+            first = names
+            check_headline(headline, names)
+            check_metrics(metrics or [], [name for name in names if name not in (CHECKSUM, *STRATA)])
+        check_same_metrics(contenders[0].label, first, contender.label, names)

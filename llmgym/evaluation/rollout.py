@@ -1,0 +1,278 @@
+"""Run one policy for a number of episodes, one episode a lane.
+
+Episode i has seed `seed + i`, whatever the policy and however many lanes run together, so the episodes of
+two policies pair up world by world.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, MultiDiscrete
+from numpy.typing import NDArray
+
+from llmgym.core.env import LaneVectorEnv
+from llmgym.core.lanes import HOLD
+from llmgym.core.policy import Policy
+from llmgym.errors import InvalidAction, InvalidArgument, LlmgymError, UnknownName
+from llmgym.evaluation.contenders import Contender, check_id, make_env, merged_kwargs, resolve, same_value
+from llmgym.evaluation.progress import Bar
+
+LANES_AT_ONCE = 256
+"""Most lanes of one environment: enough to hide the cost of a Python call, few enough for the memory."""
+
+RETURN = "return"
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeTable:
+    """Episodes of one policy, a row each, in the order of their seeds.
+
+    Attributes:
+        policy: how tables call the policy.
+        kind: "baseline", "learned" or "given" (an object of the caller's).
+        source: the name or path the policy was asked for by; None for an object.
+        privileged: True if the policy saw what a real scheduler could not.
+        env_id: of the environment.
+        env_kwargs: the arguments it was made with, those that the policy needs included.
+        seeds: int64 [episodes].
+        returns: undiscounted sum of rewards, float64 [episodes].
+        steps: decisions, int64 [episodes].
+        simulated_s: simulated time, sum of `dt`, s, float64 [episodes].
+        terminated: the episode came to its own end, bool [episodes].
+        truncated: the episode was cut off, bool [episodes].
+        metrics: metric name -> float64 [episodes].
+        headline: metric name -> "min" or "max", as the environment declares them.
+        wall_s: time the episodes took, policy and simulation together, s.
+        act_s: time spent in `policy.act`, s.
+        calls: how often `policy.act` was called.
+    """
+
+    policy: str
+    kind: str
+    source: str | None
+    privileged: bool
+    env_id: str
+    env_kwargs: Mapping[str, Any]
+    seeds: NDArray[np.int64]
+    returns: NDArray[np.float64]
+    steps: NDArray[np.int64]
+    simulated_s: NDArray[np.float64]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    metrics: Mapping[str, NDArray[np.float64]]
+    headline: Mapping[str, str]
+    wall_s: float
+    act_s: float
+    calls: int
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def decisions(self) -> int:
+        """Decisions of all episodes."""
+        return int(self.steps.sum())
+
+    @property
+    def decision_s(self) -> float:
+        """Policy time a decision, s: many lanes decide in one call, so this is below `call_s`."""
+        return self.act_s / max(1, self.decisions)
+
+    @property
+    def call_s(self) -> float:
+        """Policy time a call of `act` (one decision in every lane), s."""
+        return self.act_s / max(1, self.calls)
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """`return`, or a metric by its name, float64 [episodes]. Raises `UnknownName`."""
+        if name == RETURN:
+            return self.returns
+        if name not in self.metrics:
+            raise UnknownName("metric", name, [RETURN, *self.metrics])
+        return self.metrics[name]
+
+
+def run_episodes(
+    env_id: str,
+    policy: str | Policy,
+    episodes: int = 30,
+    seed: int = 10_000,
+    env_kwargs: Mapping[str, Any] | None = None,
+    progress: bool | Callable[[int, int, int], None] = False,
+) -> EpisodeTable:
+    """Run a policy for one episode on each of `episodes` worlds.
+
+    Args:
+        env_id: a registered environment of this package, such as "llmgym/KVQueue-v0".
+        policy: a baseline's name, a learned policy's name, a path to a checkpoint, or a policy object (used
+            as it is).
+        episodes: number of episodes, at least 1.
+        seed: episode i has seed `seed + i`; at least 0.
+        env_kwargs: arguments of the environment; those the policy needs are added.
+        progress: True for a bar on stderr, or a function called after every step with the number of episodes
+            that ended, of episodes that run, and of the steps they have run.
+
+    Raises:
+        UnknownName: no such environment or policy.
+        InvalidArgument: a bad number, an environment without lanes, or a policy that needs other arguments
+            than were given.
+        InvalidAction: the policy's actions are not allowed; the message names the policy.
+        LlmgymError: an episode's return is not finite.
+    """
+    check_count("episodes", episodes, 1)
+    check_count("seed", seed, 0)
+    env_id = check_id(env_id)
+    contender = resolve(env_id, policy)
+    if callable(progress):
+        return run(env_id, contender, episodes, seed, env_kwargs or {}, progress)
+    with Bar(1, episodes, shown=progress) as bar:
+        bar.begin(contender.label)
+        return run(env_id, contender, episodes, seed, env_kwargs or {}, bar)
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Raises `InvalidArgument` unless it is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InvalidArgument(f"{name}={value!r}: expected a whole number of at least {least}")
+
+
+def run(
+    env_id: str,
+    contender: Contender,
+    episodes: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any],
+    progress: Callable[[int, int, int], None],
+) -> EpisodeTable:
+    """`run_episodes` for a policy that was found already."""
+    made_with = merged_kwargs(contender, env_kwargs)
+    # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a
+    # lane.
+    chunks = math.ceil(episodes / LANES_AT_ONCE)
+    lanes = math.ceil(episodes / chunks)
+    env = make_env(env_id, lanes, made_with)
+    try:
+        policy = contender.build(env)
+        for name, value in policy.env_kwargs.items():
+            if name not in made_with or not same_value(made_with[name], value):
+                raise InvalidArgument(
+                    f"policy {contender.label!r} asks for {name}={value!r} after its environment was made"
+                )
+        names = env.simulation.metric_names
+        rows: dict[str, Any] = {
+            "returns": np.zeros(episodes),
+            "steps": np.zeros(episodes, np.int64),
+            "simulated_s": np.zeros(episodes),
+            "terminated": np.zeros(episodes, np.bool_),
+            "truncated": np.zeros(episodes, np.bool_),
+        }
+        metrics = np.zeros((episodes, len(names)))
+        calls, act_s, started = 0, 0.0, time.perf_counter()
+        for start in range(0, episodes, lanes):
+            count = min(lanes, episodes - start)
+            seeds = [int(seed) + start + lane for lane in range(lanes)]
+            chunk = _Chunk(env, policy, contender.label, seeds, count)
+            chunk.run(start, progress)
+            buffers, here = env.lanes.buffers, slice(start, start + count)
+            rows["returns"][here] = chunk.returns[:count]
+            rows["simulated_s"][here] = chunk.simulated_s[:count]
+            rows["steps"][here] = buffers.steps[:count]
+            rows["terminated"][here] = buffers.terminated[:count]
+            rows["truncated"][here] = buffers.truncated[:count]
+            metrics[here] = buffers.metrics[:count]
+            calls, act_s = calls + chunk.calls, act_s + chunk.act_s
+        wall_s = time.perf_counter() - started
+        headline = dict(getattr(env.simulation, "headline_metrics", {}))
+    finally:
+        env.close()
+    bad = np.flatnonzero(~np.isfinite(rows["returns"]))
+    if len(bad):
+        raise LlmgymError(
+            f"{env_id}: {contender.label!r} has the return {rows['returns'][bad[0]]} on seed {seed + bad[0]}"
+        )
+    return EpisodeTable(
+        policy=contender.label,
+        kind=contender.kind,
+        source=contender.source,
+        privileged=bool(policy.privileged),
+        env_id=env_id,
+        env_kwargs=made_with,
+        seeds=int(seed) + np.arange(episodes, dtype=np.int64),
+        metrics={name: metrics[:, index].copy() for index, name in enumerate(names)},
+        headline=headline,
+        wall_s=wall_s,
+        act_s=act_s,
+        calls=calls,
+        **rows,
+    )
+
+
+class _Chunk:
+    """One episode in each of the first `count` lanes; the other lanes wait from the start."""
+
+    def __init__(self, env: LaneVectorEnv, policy: Policy, label: str, seeds: list[int], count: int) -> None:
+        self.env, self.policy, self.label, self.count = env, policy, label, count
+        env.reset(seed=seeds)
+        env.lanes.buffers.ended[count:] = True
+        policy.reset(np.ones(env.num_envs, np.bool_))
+        self.returns = np.zeros(env.num_envs)
+        self.simulated_s = np.zeros(env.num_envs)
+        self.act_s = 0.0
+        self.calls = 0
+
+    def run(self, before: int, progress: Callable[[int, int, int], None]) -> None:
+        """Step until every lane has ended; `before` episodes ended in earlier chunks."""
+        lanes = self.env.lanes
+        buffers = lanes.buffers
+        while not buffers.ended.all():
+            self._decide()
+            lanes.step(HOLD)
+            self.returns += buffers.reward
+            self.simulated_s += buffers.dt
+            running = lanes.count - int(np.count_nonzero(buffers.ended))
+            progress(before + self.count - running, running, self.calls)
+
+    def _decide(self) -> None:
+        """Load the policy's actions in the running lanes, allowed ones in those that wait."""
+        buffers, space = self.env.lanes.buffers, self.env.single_action_space
+        waiting = buffers.ended
+        mask: NDArray[np.int8] | None = None
+        if buffers.mask.shape[1]:
+            mask = buffers.mask.copy()
+            # The state after an episode's end may allow nothing, and choosing among nothing breaks some
+            # policies.
+            mask[waiting & ~buffers.mask.any(axis=1)] = 1
+        obs = buffers.obs.copy()
+        started = time.perf_counter()
+        actions = np.array(self.policy.act(obs, mask))
+        self.act_s += time.perf_counter() - started
+        self.calls += 1
+        if actions.shape != (len(waiting), *(space.shape or ())):
+            expected = (len(waiting), *(space.shape or ()))
+            raise InvalidAction(
+                f"policy {self.label!r}: actions have shape {actions.shape}, expected {expected} for {space}"
+            )
+        if isinstance(space, Box) and actions.dtype.kind in "iu":
+            actions = actions.astype(np.float64)
+        if waiting.any():
+            actions[waiting] = _legal(space, buffers.mask)[waiting]
+        try:
+            self.env.lanes.load_actions(actions)
+        except InvalidAction as error:
+            raise InvalidAction(
+                f"policy {self.label!r}, decision {self.calls} of the episode: {error}"
+            ) from error
+
+
+def _legal(space: Any, mask: NDArray[np.int8]) -> Any:
+    """An allowed action for every lane: the first unmasked one, or the one closest to zero."""
+    if isinstance(space, Box):
+        return np.broadcast_to(np.clip(0.0, space.low, space.high), (len(mask), *space.shape))
+    if isinstance(space, MultiDiscrete):
+        parts = np.split(mask, np.cumsum(space.nvec.ravel())[:-1], axis=1)
+        return np.stack([part.argmax(axis=1) for part in parts], axis=1).reshape(len(mask), *space.shape)
+    return mask.argmax(axis=1)
