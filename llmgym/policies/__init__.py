@@ -1,0 +1,154 @@
+"""Learned policies: training them, loading them, and those that come with the package.
+
+    llmgym.policies.names("llmgym/KVQueue-v0")                 shipped policies
+    llmgym.policies.load("runs/my-run/checkpoint.pt", env)     a policy with the face of every other
+    llmgym.policies.train(Plan(env_id=..., out=...))           train one, as train.py at the root does
+
+Nothing here imports torch or stable-baselines3 before it is needed.
+"""
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmgym.errors import InvalidArgument, MissingExtra, UnknownName
+from llmgym.policies.config import ALGORITHMS, FIRST_TRAINING_SEED, Plan, PPOConfig, training_seed
+
+if TYPE_CHECKING:
+    from llmgym.policies.learned import LearnedPolicy
+    from llmgym.policies.run import TrainingResult
+    from llmgym.policies.sb3 import SB3VecEnv
+
+_HOMES = {"LearnedPolicy": "learned", "SB3VecEnv": "sb3", "TrainingResult": "run"}
+__all__ = [
+    "ALGORITHMS",
+    "FIRST_TRAINING_SEED",
+    "LearnedPolicy",
+    "PPOConfig",
+    "Plan",
+    "SB3VecEnv",
+    "TrainingResult",
+    "env_kwargs",
+    "load",
+    "meta",
+    "names",
+    "train",
+    "training_seed",
+]
+
+TRAINED = Path(__file__).parent / "trained"
+"""Shipped checkpoints: `trained/<environment>/<name>.pt`, called `<environment>/<name>`, such as
+`KVQueue-v0/ppo`."""
+
+
+def names(env_id: str | None = None) -> list[str]:
+    """Names of the shipped policies of an environment (with or without `llmgym/`), or of all."""
+    if env_id is None:
+        return sorted(f"{path.parent.name}/{path.stem}" for path in TRAINED.glob("*/*.pt"))
+    environment = env_id.rpartition("/")[2]
+    return [name for name in names() if name.partition("/")[0] == environment]
+
+
+def _path(name_or_path: str | Path) -> tuple[Path, str | None]:
+    """The file of a policy, and its name if it is a shipped one."""
+    if isinstance(name_or_path, str) and name_or_path in names():
+        return TRAINED / f"{name_or_path}.pt", name_or_path
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "checkpoint.pt"
+    if path.is_file() or path.suffix in (".pt", ".zip"):
+        return path, None
+    raise UnknownName(
+        "learned policy", str(name_or_path), [*names(), "<path of a .pt or .zip file, or of a run folder>"]
+    )
+
+
+def _needs(module: str, what: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingExtra(what, "train") from error
+
+
+def load(name_or_path: str | Path, env: Any, *, sample_seed: int | None = None) -> "LearnedPolicy":
+    """A learned policy, ready to act in `env`.
+
+    Args:
+        name_or_path: a name out of `names()`, a checkpoint (`.pt`), the folder of a run, or an archive of
+            stable-baselines3 (`.zip`).
+        env: the environment it will act in: single or vector, wrapped or not.
+        sample_seed: None takes the most likely action, a number draws actions from the policy with this seed.
+
+    Raises:
+        CheckpointError: it cannot be read, or does not fit `env`; the message says what differs and what to
+            do.
+        MissingExtra: torch is not installed.
+        UnknownName: there is no such policy.
+    """
+    path, name = _path(name_or_path)
+    _needs("torch", "loading a learned policy")
+    from llmgym.policies.learned import load_learned
+
+    return load_learned(path, env, name=name, sample_seed=sample_seed)
+
+
+def meta(name_or_path: str | Path) -> dict[str, Any]:
+    """What a checkpoint says about its training: `algo, env_id, env_kwargs, config, steps, wall_s, ...`.
+
+    Raises:
+        CheckpointError: it cannot be read; or it is an archive of stable-baselines3, which says nothing of
+            the kind.
+    """
+    path, _ = _path(name_or_path)
+    if path.suffix == ".zip":
+        raise InvalidArgument(
+            f"{path} is an archive of stable-baselines3: it does not say what it was trained on"
+        )
+    _needs("torch", "loading a learned policy")
+    from llmgym.policies.checkpoint import load as read
+
+    return dict(read(path)["meta"])
+
+
+def env_kwargs(name_or_path: str | Path) -> dict[str, Any]:
+    """The arguments an environment has to be made with for a policy to act in it (such as its action mode);
+    not the scenario it was trained on, which is in `meta`. Empty for an archive of stable-baselines3, which
+    does not say.
+    """
+    path, _ = _path(name_or_path)
+    return {} if path.suffix == ".zip" else dict(meta(name_or_path)["interface"])
+
+
+def train(plan: Plan) -> "TrainingResult":
+    """Train a policy as the plan says and leave its checkpoint in `plan.out`.
+
+    Raises:
+        CheckpointError: there is nothing to resume, or what is there does not fit.
+        InvalidArgument: the plan cannot be carried out.
+        MissingExtra: torch, or stable-baselines3 where the plan asks for it, is not installed.
+    """
+    if plan.algo not in ALGORITHMS:
+        raise UnknownName("algorithm", plan.algo, ALGORITHMS)
+    _needs("torch", "training a policy")
+    if plan.algo == "ppo":
+        from llmgym.policies.ppo import train_ppo
+
+        return train_ppo(plan)
+    for module in ("stable_baselines3", "sb3_contrib"):
+        _needs(module, f"the algorithm {plan.algo}")
+    from llmgym.policies.sb3 import train_sb3
+
+    return train_sb3(plan)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'llmgym.policies' has no attribute {name!r}")
+    _needs("torch", name)
+    if name == "SB3VecEnv":
+        _needs("sb3_contrib", name)
+    return getattr(importlib.import_module(f"llmgym.policies.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,167 @@
+"""The networks of the own trainer: two perceptrons, one for the policy and one for the value, and running
+moments.
+
+Initialisation as in Huang et al., "The 37 implementation details of proximal policy optimization", ICLR blog
+track 2022: orthogonal, gain sqrt(2) in hidden layers, 0.01 for the policy's output (which starts nearly
+uniform) and 1 for the value's.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llmgym.errors import InvalidArgument
+
+MASKED = -1e8
+"""Logit of a masked action: its probability is exactly zero in float32, its gradient finite."""
+
+VARIANCE_FLOOR = 1e-4
+"""Added to variances of observations: an entry that hardly moves is not blown up beyond a hundred times."""
+
+CLIP = 10.0
+"""Normalised observations are cut off here."""
+
+
+class RunningMoments:
+    """Mean and variance of rows seen so far, merged batch by batch (Chan, Golub, LeVeque 1979); float64
+    [size].
+    """
+
+    def __init__(self, size: int) -> None:
+        self.mean = np.zeros(size)
+        self.var = np.ones(size)
+        self.count = 0.0
+
+    def update(self, rows: NDArray[Any]) -> None:
+        """Take in rows [n, size]."""
+        n = len(rows)
+        mean, var = rows.mean(axis=0, dtype=np.float64), rows.var(axis=0, dtype=np.float64)
+        total = self.count + n
+        delta = mean - self.mean
+        self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
+        self.mean = self.mean + delta * n / total
+        self.count = total
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"mean": torch.from_numpy(self.mean), "var": torch.from_numpy(self.var), "count": self.count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.mean, self.var = state["mean"].numpy().copy(), state["var"].numpy().copy()
+        self.count = float(state["count"])
+
+
+def perceptron(
+    sizes: Sequence[int], activation: str, gain: float, generator: torch.Generator
+) -> nn.Sequential:
+    """Linear layers of these sizes with non-linearities between them; `gain` is that of the last layer."""
+    layers: list[nn.Module] = []
+    for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        last = index == len(sizes) - 2
+        linear = nn.utils.skip_init(nn.Linear, inputs, outputs)
+        nn.init.orthogonal_(linear.weight, gain if last else math.sqrt(2.0), generator=generator)
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if not last:
+            layers.append(nn.Tanh() if activation == "tanh" else nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value of normalised observations, for `Discrete`, `MultiDiscrete` (both masked) and `Box`
+    actions.
+
+    A `Box` is acted on in units where its bounds are -1 and 1: the policy is Gaussian there, with one learned
+    deviation an entry, and what the environment is sent is cut off at the bounds.
+    """
+
+    def __init__(
+        self, inputs: int, space: Any, hidden: Sequence[int], activation: str, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.continuous = isinstance(space, Box)
+        self.shape: tuple[int, ...] = tuple(space.shape)
+        if isinstance(space, Box):
+            if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+                raise InvalidArgument(f"action space {space}: a Box needs finite bounds to be learned on")
+            outputs = int(np.prod(space.shape))
+            self.log_std = nn.Parameter(torch.full((outputs,), -0.5))
+            self.low, self.high = space.low, space.high
+            self.register_buffer(
+                "middle", torch.from_numpy((space.high + space.low).ravel() / 2).float(), False
+            )
+            self.register_buffer(
+                "half_width", torch.from_numpy((space.high - space.low).ravel() / 2).float(), False
+            )
+        elif isinstance(space, (Discrete, MultiDiscrete)):
+            sizes = np.atleast_1d(space.n if isinstance(space, Discrete) else space.nvec.ravel())
+            outputs, widest = int(sizes.sum()), int(sizes.max())
+            self.even = bool((sizes == widest).all())
+            self.parts, self.widest = len(sizes), widest
+            # parts of different size are padded to the widest with a column that is always masked
+            starts = np.concatenate([[0], np.cumsum(sizes)[:-1]])
+            place = np.where(np.arange(widest) < sizes[:, None], starts[:, None] + np.arange(widest), outputs)
+            self.register_buffer("place", torch.from_numpy(place), False)
+        else:
+            raise InvalidArgument(f"action space {space}: allowed are Discrete, MultiDiscrete and Box")
+        self.actor = perceptron([inputs, *hidden, outputs], activation, 0.01, generator)
+        self.critic = perceptron([inputs, *hidden, 1], activation, 1.0, generator)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """Expected scaled return [n] of normalised observations [n, inputs]."""
+        return self.critic(obs).squeeze(-1)
+
+    def log_probabilities(self, obs: Tensor, mask: Tensor | None) -> Tensor:
+        """Log probabilities [n, parts, widest] of discrete actions; masks are bool [n, actions], flat over
+        the parts.
+        """
+        logits = self.actor(obs)
+        if mask is not None:
+            logits = torch.where(mask, logits, MASKED)
+        if not self.even:
+            padding = logits.new_full((len(logits), 1), MASKED)
+            logits = torch.cat([logits, padding], dim=1)[:, self.place]
+        return torch.log_softmax(logits.reshape(len(obs), self.parts, self.widest), dim=-1)
+
+    def sample(self, obs: Tensor, mask: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw actions [n, parts] (int64, or float32 in bound units for a Box) and their log probabilities
+        [n].
+        """
+        if self.continuous:
+            mean = self.actor(obs)
+            noise = torch.randn(mean.shape, generator=generator)
+            return mean + noise * self.log_std.exp(), self._gaussian(noise)
+        log_p = self.log_probabilities(obs, mask)
+        # Gumbel's trick; the clamp keeps the noise finite, so that a masked action can never win
+        noise = torch.rand(log_p.shape, generator=generator).clamp_(min=1e-12)
+        action = (log_p - noise.log_().neg_().log_()).argmax(dim=-1)
+        return action, log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def evaluate(self, obs: Tensor, mask: Tensor | None, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Log probability [n] of actions taken earlier, and the entropy [n] of the policy now."""
+        if self.continuous:
+            log_p = self._gaussian((action - self.actor(obs)) / self.log_std.exp())
+            return log_p, (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(obs))
+        log_p = self.log_probabilities(obs, mask)
+        chosen = log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
+        return chosen, -(log_p.exp() * log_p).sum(dim=(-2, -1))
+
+    def _gaussian(self, deviations: Tensor) -> Tensor:
+        return (-0.5 * deviations**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def to_environment(self, action: Tensor) -> NDArray[Any]:
+        """Sampled actions as the environment takes them, [n, *shape of the space]."""
+        if self.continuous:
+            units = (action * self.half_width + self.middle).numpy().reshape(len(action), *self.shape)
+            bounded: NDArray[Any] = np.clip(units, self.low, self.high)
+            return bounded
+        discrete: NDArray[Any] = action.numpy().reshape(len(action), *self.shape)
+        return discrete

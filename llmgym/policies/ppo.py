@@ -1,0 +1,273 @@
+"""Proximal policy optimisation on many lanes at once, in one file to read from top to bottom.
+
+The algorithm is Schulman et al., "Proximal policy optimization algorithms" (arXiv:1707.06347), written in the
+manner of CleanRL (Huang et al., JMLR 23(274), 2022). What differs from the usual single-file trainer:
+
+- all lanes step in one compiled call, so nearly all the time is spent learning;
+- an episode that was cut off (truncated) is worth the value of its last observation, one that ended is worth
+nothing more
+  (Pardo et al., "Time limits in reinforcement learning", ICML 2018), and neither leaks into the next one of
+  its lane;
+- discounting may follow simulated time, gamma**dt (Bradtke and Duff, NIPS 1994), since decisions are events;
+- the values of a whole rollout are computed in one pass after it.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from llmgym.errors import CheckpointError
+from llmgym.policies.config import Plan, training_seed
+from llmgym.policies.network import CLIP, VARIANCE_FLOOR, ActorCritic, RunningMoments
+from llmgym.policies.run import EPISODE_COLUMNS, Episodes, Run, TrainingResult, learning_threads
+
+LOSS_COLUMNS = (
+    "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction",
+    "explained_variance", "learning_rate", "epochs",
+)  # fmt: skip
+
+
+def advantages(
+    rewards: NDArray[np.float32],
+    values: NDArray[np.float32],
+    next_values: NDArray[np.float32],
+    ended: NDArray[np.bool_],
+    discounts: NDArray[np.float32],
+    gae_lambda: float,
+) -> NDArray[np.float32]:
+    """Generalised advantage estimates (arXiv:1506.02438, equation 16), all arrays [steps, lanes].
+
+    Args:
+        rewards: of each step.
+        values: of the observation each step was taken from.
+        next_values: of what the step led to: 0 where the episode terminated, the value of its true last
+            observation where it was truncated, else the value of the next observation.
+        ended: whether the episode ended with this step, either way: the sum is cut there.
+        discounts: gamma, or gamma**dt, of each step.
+        gae_lambda: lambda.
+    """
+    deltas = rewards + discounts * next_values - values
+    carry = discounts * np.float32(gae_lambda) * ~ended
+    result = np.empty_like(deltas)
+    running = np.zeros(deltas.shape[1], np.float32)
+    for step in range(len(deltas) - 1, -1, -1):
+        running = deltas[step] + carry[step] * running
+        result[step] = running
+    return result
+
+
+def train_ppo(plan: Plan) -> TrainingResult:
+    """Train a policy, or go on training one, and leave it in `plan.out`.
+
+    The same plan on the same machine gives the same numbers (as long as the run is not resumed: see
+    docs/training.md).
+
+    Raises:
+        CheckpointError: `plan.resume` is set and there is nothing that fits to resume from.
+        InvalidArgument: the plan cannot be carried out.
+    """
+    with Run(plan, (*EPISODE_COLUMNS, *LOSS_COLUMNS)) as run:
+        with learning_threads(plan.config.threads):
+            _train(plan, run)
+        return run.result()
+
+
+def _train(plan: Plan, run: Run) -> None:
+    config, env = plan.config, run.env
+    T, N, d = config.rollout_steps, plan.lanes, env.layout.size
+    actions_total = env.simulation.mask_size
+    batch, minibatch = T * N, min(config.minibatch, T * N)
+    clock = time.perf_counter
+
+    # ---- what is learned, and all the state there is
+    generator = torch.Generator().manual_seed(plan.seed)
+    shuffler = np.random.Generator(np.random.PCG64(plan.seed))
+    net = ActorCritic(d, env.single_action_space, config.hidden, config.activation, generator)
+    optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
+    obs_moments, return_moments = RunningMoments(d), RunningMoments(1)
+    if run.stored is not None:
+        _restore(run.stored, net, optimizer, obs_moments, return_moments, generator, shuffler)
+
+    def state() -> dict[str, Any]:
+        return {
+            "model": net.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "normaliser": {
+                "observations": obs_moments.state(),
+                "returns": return_moments.state(),
+                "enabled": config.normalise_observations,
+                "variance_floor": VARIANCE_FLOOR,
+                "clip": CLIP,
+            },
+            "rng": {"torch": generator.get_state(), "numpy": _numpy_state(shuffler)},
+        }
+
+    def normalised(rows: NDArray[np.float32]) -> torch.Tensor:
+        if not config.normalise_observations:
+            return torch.from_numpy(rows)
+        scale = np.float32(1.0) / np.sqrt(obs_moments.var + VARIANCE_FLOOR).astype(np.float32)
+        return torch.from_numpy(np.clip((rows - obs_moments.mean.astype(np.float32)) * scale, -CLIP, CLIP))
+
+    # ---- the rollout, [steps, lanes, ...]
+    obs = np.empty((T + 1, N, d), np.float32)
+    masks = np.empty((T, N, actions_total), np.bool_)
+    parts = env.simulation.action_size
+    actions = torch.empty((T, N, parts), dtype=torch.float32 if net.continuous else torch.int64)
+    log_probabilities = torch.empty((T, N))
+    rewards, discounts = np.empty((T, N), np.float32), np.empty((T, N), np.float32)
+    terminated, truncated = np.empty((T, N), np.bool_), np.empty((T, N), np.bool_)
+    discounted_returns = np.empty((T, N))
+    discounted = np.zeros(N)
+    episodes = Episodes(N, env.simulation.metric_names)
+
+    current, infos = env.reset(seed=training_seed(plan.seed, run.steps))
+    restart_at = shuffler.integers(1, config.scatter + 1, N) if config.scatter else np.zeros(N, np.int64)
+    taken = 0
+    while not run.finished:
+        # ---- act
+        last_obs, last_at = [], []
+        for t in range(T):
+            began = clock()
+            obs[t] = current
+            masks[t] = infos["action_mask"]
+            with torch.no_grad():
+                mask = torch.from_numpy(masks[t]) if actions_total else None
+                actions[t], log_probabilities[t] = net.sample(normalised(obs[t]), mask, generator)
+                sent = net.to_environment(actions[t])
+            acted = clock()
+            current, reward, terminated[t], truncated[t], infos = env.step(sent)
+            dt = infos["dt"]
+            ended = terminated[t] | truncated[t]
+            if ended.any():
+                dt = (
+                    dt + infos["final_info"]["dt"]
+                )  # in SAME_STEP mode `dt` of an ended lane is that of its reset
+                cut_off = np.flatnonzero(truncated[t] & ~terminated[t])
+                last_obs.append(infos["final_obs"][cut_off])
+                last_at.append(t * N + cut_off)
+            episodes.step(reward, ended, env.lanes.buffers.metrics)
+            rewards[t] = reward
+            discounts[t] = config.gamma if config.discount == "step" else config.gamma**dt
+            discounted = discounted * discounts[t] + reward
+            discounted_returns[t] = discounted
+            taken += 1
+            restart = (restart_at == taken) & ~ended
+            if restart.any():
+                truncated[t] |= restart
+                last_obs.append(current[restart])
+                last_at.append(t * N + np.flatnonzero(restart))
+                current, fresh = env.reset(options={"reset_mask": restart})
+                infos = {"action_mask": fresh["action_mask"]}
+                episodes.drop(restart)
+                ended = ended | restart
+            discounted[ended] = 0.0
+            run.seconds["inference"] += acted - began
+            run.seconds["env"] += clock() - acted
+        obs[T] = current
+        run.steps += batch
+
+        # ---- judge
+        began = clock()
+        if config.scale_rewards:
+            return_moments.update(discounted_returns.reshape(-1, 1))
+            rewards /= np.float32(np.sqrt(return_moments.var[0] + 1e-8))
+        states = normalised(obs.reshape(-1, d))
+        with torch.no_grad():
+            values = net.value(states).numpy().reshape(T + 1, N)
+            next_values = values[1:].copy()
+            ended_all = terminated | truncated
+            next_values[ended_all] = 0.0
+            if last_at and len(at := np.concatenate(last_at)):
+                next_values.reshape(-1)[at] = net.value(normalised(np.concatenate(last_obs))).numpy()
+        gae = advantages(rewards, values[:-1], next_values, ended_all, discounts, config.gae_lambda)
+        targets = torch.from_numpy((gae + values[:-1]).reshape(-1))
+        weights = torch.from_numpy(((gae - gae.mean()) / (gae.std() + 1e-8)).reshape(-1))
+
+        # ---- learn
+        rate = config.learning_rate
+        if config.anneal:
+            rate *= max(0.0, 1.0 - (run.steps - batch) / plan.timesteps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        flat_actions, flat_old = actions.reshape(batch, parts), log_probabilities.reshape(batch)
+        flat_masks = torch.from_numpy(masks.reshape(batch, -1)) if actions_total else None
+        sums, count, epochs = np.zeros(5), 0, 0
+        for _ in range(config.epochs):
+            epochs += 1
+            kl_sum, kl_count = 0.0, 0
+            order = torch.from_numpy(shuffler.permutation(batch))
+            for pick in order.split(minibatch):
+                mask = flat_masks[pick] if flat_masks is not None else None
+                state_rows = states[pick]
+                log_p, entropy = net.evaluate(state_rows, mask, flat_actions[pick])
+                log_ratio = log_p - flat_old[pick]
+                ratio = log_ratio.exp()
+                weight = weights[pick]
+                policy_loss = -torch.min(
+                    weight * ratio, weight * ratio.clamp(1 - config.clip, 1 + config.clip)
+                ).mean()
+                value_loss = 0.5 * (net.value(state_rows) - targets[pick]).square().mean()
+                bonus = entropy.mean()
+                loss = policy_loss + config.value_weight * value_loss - config.entropy * bonus
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
+                optimizer.step()
+                with torch.no_grad():
+                    kl = (
+                        ratio - 1 - log_ratio
+                    ).mean()  # Schulman's low-variance estimate, joschu.net/blog/kl-approx.html
+                    clipped = ((ratio - 1).abs() > config.clip).float().mean()
+                    numbers = torch.stack([policy_loss, value_loss, bonus, kl, clipped]).numpy()
+                sums += numbers
+                count += 1
+                kl_sum, kl_count = kl_sum + float(numbers[3]), kl_count + 1
+            if config.target_kl is not None and kl_sum / kl_count > config.target_kl:
+                break
+        # acting and learning of one update see the same moments, so they move between updates
+        if config.normalise_observations:
+            obs_moments.update(obs[:T].reshape(-1, d))
+        run.seconds["learning"] += clock() - began
+
+        # ---- report
+        means = dict(zip(LOSS_COLUMNS[:5], (sums / count).tolist()))
+        spread = float(targets.var())
+        means["explained_variance"] = 1.0 - float((targets.numpy() - values[:-1].reshape(-1)).var()) / max(
+            spread, 1e-12
+        )
+        run.record({**means, "learning_rate": rate, "epochs": float(epochs), **episodes.averages()})
+        episodes.clear()
+        if run.finished or run.save_due:
+            run.save(state())
+
+
+def _numpy_state(generator: np.random.Generator) -> dict[str, Any]:
+    state = dict(generator.bit_generator.state)
+    inner = state["state"]  # 128-bit integers, which only a text stores everywhere
+    return {**state, "state": {key: str(value) for key, value in inner.items()}}
+
+
+def _restore(
+    stored: dict[str, Any],
+    net: ActorCritic,
+    optimizer: torch.optim.Optimizer,
+    obs_moments: RunningMoments,
+    return_moments: RunningMoments,
+    generator: torch.Generator,
+    shuffler: np.random.Generator,
+) -> None:
+    try:
+        net.load_state_dict(stored["model"])
+        optimizer.load_state_dict(stored["optimizer"])
+        obs_moments.restore(stored["normaliser"]["observations"])
+        return_moments.restore(stored["normaliser"]["returns"])
+        generator.set_state(stored["rng"]["torch"])
+        state = dict(stored["rng"]["numpy"])
+        state["state"] = {key: int(value) for key, value in state["state"].items()}
+        shuffler.bit_generator.state = state
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the training state in the checkpoint cannot be restored: {error}") from error

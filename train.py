@@ -1,0 +1,260 @@
+"""Train a policy and say whether it wins.
+
+    python train.py                                                  about three minutes: KVQueue-v0, own PPO
+    python train.py --env llmgym/KVQueue-v0 --scenario azure-conv --timesteps 20000000 --out runs/azure
+    python train.py --out runs/azure --resume --timesteps 40000000   go on, with the settings the run was
+    started with python train.py --algo sb3-maskable-ppo --lanes 64 --minibatch 512
+
+The run folder then holds checkpoint.pt, learning_curve.csv and .png, comparison.png and .csv, and
+report.html: the policy against every baseline of the environment, on worlds it never met (training uses seeds
+of 2**32 and above, the comparison those from `--eval-seed`, 10,000, on).
+"""
+
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see PPOConfig.threads
+
+import tyro
+from rich.console import Console
+
+from llmgym import baselines, policies
+from llmgym.errors import CheckpointError, InvalidArgument, LlmgymError, UnknownName
+from llmgym.policies import FIRST_TRAINING_SEED, Plan, PPOConfig
+
+USAGE = 2
+"""Exit code for a mistake of the caller."""
+
+
+def default_config() -> PPOConfig:
+    """Hyperparameters for scheduling: episodes of hundreds of decisions, effects that show late."""
+    return PPOConfig(
+        rollout_steps=64,
+        minibatch=2048,
+        gamma=0.999,
+        gae_lambda=0.98,
+        entropy=0.003,
+        learning_rate=1e-3,
+        target_kl=0.06,
+    )
+
+
+@dataclass(frozen=True)
+class Args:
+    """Train a policy, compare it with every baseline on held-out seeds, and write a report."""
+
+    env: str = "llmgym/KVQueue-v0"
+    """Id of the environment."""
+    scenario: str | None = None
+    """Scenario of the environment; its default if left out."""
+    action: str | None = None
+    """What is decided, for environments that offer a choice; its default if left out."""
+    env_args: tuple[str, ...] = ()
+    """Further arguments of the environment, each as name=value; the value is read as JSON if it is JSON, else
+    as a text."""
+    algo: str = "ppo"
+    """ppo (this package's own), sb3-ppo or sb3-maskable-ppo."""
+    timesteps: int = 3_000_000
+    """Steps of the whole run over all lanes, what was done before a resume included; rounded up to whole
+    updates."""
+    seed: int = 0
+    """Of networks, exploration and training worlds."""
+    lanes: int = 256
+    """Copies of the environment that step together."""
+    out: Path | None = None
+    """Folder of the run; runs/<environment>-<algo>-s<seed> if left out."""
+    resume: bool = False
+    """Go on from the checkpoint in the folder; everything not given on the command line stays as it was."""
+    save_every_s: float = 20.0
+    """Seconds between checkpoints: as much is lost at most if the process is killed."""
+    eval_episodes: int = 30
+    """Episodes a policy in the comparison at the end; 0 leaves the comparison out."""
+    eval_seed: int = 10_000
+    """Seed of the first of these episodes; it must stay below 2**32, where the training seeds begin."""
+    log: bool = False
+    """Also write tensorboard files into the folder."""
+    progress: bool = True
+    """Show progress on stderr."""
+    config: Annotated[PPOConfig, tyro.conf.arg(name="")] = field(default_factory=default_config)
+    """Hyperparameters."""
+
+
+def folder(args: Args) -> Path:
+    """Where the run lives."""
+    return args.out or Path("runs") / f"{args.env.rpartition('/')[2]}-{args.algo}-s{args.seed}"
+
+
+def env_kwargs(args: Args) -> dict[str, Any]:
+    """Arguments of the environment."""
+    kwargs: dict[str, Any] = {}
+    for item in args.env_args:
+        name, equals, text = item.partition("=")
+        if not equals or not name:
+            raise InvalidArgument(f"--env-args {item!r}: expected name=value")
+        try:
+            kwargs[name] = json.loads(text)
+        except ValueError:
+            kwargs[name] = text
+    for name in ("scenario", "action"):
+        if getattr(args, name) is not None:
+            kwargs[name] = getattr(args, name)
+    return kwargs
+
+
+def resumed(args: Args) -> Args:
+    """The settings a run was started with, as defaults for the command line that resumes it."""
+    path = folder(args) / "checkpoint.pt"
+    if not path.is_file():
+        raise CheckpointError(
+            f"--resume: there is no checkpoint in {path.parent}; name the run's folder with --out"
+        )
+    from llmgym.policies.checkpoint import load_latest
+
+    meta = load_latest(path)["meta"]
+    kwargs = dict(meta["env_kwargs"])
+    return Args(
+        env=meta["env_id"],
+        scenario=kwargs.pop("scenario", None),
+        action=kwargs.pop("action", None),
+        env_args=tuple(f"{name}={json.dumps(value)}" for name, value in kwargs.items()),
+        algo=meta["algo"],
+        timesteps=meta["timesteps"],
+        seed=meta["seed"],
+        lanes=meta["lanes"],
+        out=path.parent,
+        config=PPOConfig.from_dict(meta["config"]),
+    )
+
+
+def draw_curve(curve: dict[str, Any], title: str, path: Path) -> None:
+    """The mean return of finished episodes over the steps of training, with their spread."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    shown = np.isfinite(curve["return_mean"])
+    steps, mean, spread = (curve[name][shown] for name in ("steps", "return_mean", "return_std"))
+    figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    axis.plot(steps, mean, color="#0072B2", label="mean of the episodes that ended in an update")
+    axis.fill_between(
+        steps, mean - spread, mean + spread, color="#0072B2", alpha=0.15, linewidth=0, label="± 1 deviation"
+    )
+    axis.set(xlabel="environment steps", ylabel="return of an episode (while exploring)", title=title)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def evaluate(args: Args, console: Console, checkpoint: Path) -> None:
+    """Compare the policy with every baseline, write the files, and say who wins."""
+    from llmgym.evaluation import compare
+
+    out = folder(args)
+    env_id = args.env
+    own = policies.env_kwargs(checkpoint)
+    world = {name: value for name, value in env_kwargs(args).items() if name not in own}
+    label = out.resolve().name
+    rivals = baselines.names(env_id)
+    if label in rivals:
+        label = f"learned:{label}"
+    contenders = {label: str(checkpoint), **{name: name for name in rivals}}
+    result = compare(
+        env_id, contenders, episodes=args.eval_episodes, seed=args.eval_seed, progress=args.progress, **world
+    )
+    print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
+    result.plot(out / "comparison.png")
+    result.to_csv(out / "comparison.csv")
+    result.report(out / "report.html")
+    best = result.reference
+    if best == label:
+        console.print(f"[bold]There is no baseline without privileges to compare {label} with.[/bold]")
+        return
+    difference = result.difference(label)
+    verdict = {"win": "beats", "lose": "loses to", "tie": "cannot be told apart from"}[difference.verdict]
+    console.print(
+        f"[bold]The learned policy {verdict} the best baseline, {best}[/bold]: return {difference.mean:+.4g} "
+        f"on the same {result.episodes} worlds ({100 * result.confidence:g}% interval "
+        f"{difference.interval.low:+.4g} to {difference.interval.high:+.4g}).",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def check_before(args: Args) -> None:
+    """What is wrong with the comparison at the end is said before the training, not after."""
+    if args.algo not in policies.ALGORITHMS:
+        raise UnknownName("algorithm", args.algo, policies.ALGORITHMS)
+    if args.eval_episodes == 0:
+        return
+    if args.eval_episodes < 2:
+        raise InvalidArgument(
+            f"--eval-episodes {args.eval_episodes}: expected 0 (no comparison) or at least 2"
+        )
+    if not 0 <= args.eval_seed <= FIRST_TRAINING_SEED - args.eval_episodes:
+        raise InvalidArgument(f"--eval-seed {args.eval_seed}: expected 0 up to 2**32 less --eval-episodes")
+    baselines.names(args.env)
+
+
+def run(argv: list[str]) -> None:
+    """Everything the command line does. Raises `LlmgymError`."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    if args.resume:
+        args = tyro.cli(Args, args=argv, default=resumed(args), description=__doc__)
+    check_before(args)
+    out = folder(args)
+    if not args.resume and (out / "checkpoint.pt").exists():
+        raise InvalidArgument(
+            f"{out} already holds a run: go on with --resume, or name another folder with --out"
+        )
+    plan = Plan(
+        args.env,
+        out,
+        env_kwargs(args),
+        algo=args.algo,
+        timesteps=args.timesteps,
+        seed=args.seed,
+        lanes=args.lanes,
+        resume=args.resume,
+        save_every_s=args.save_every_s,
+        log=args.log,
+        progress=args.progress,
+        config=args.config,
+    )
+    console = Console(highlight=False)
+    result = policies.train(plan)
+    rate = result.steps / max(result.wall_s, 1e-9)
+    shares = ", ".join(
+        f"{name} {100 * s / max(sum(result.seconds.values()), 1e-9):.0f} %"
+        for name, s in result.seconds.items()
+    )
+    console.print(
+        f"{result.steps:,} steps in {result.wall_s:,.0f} s ({rate:,.0f} a second: {shares})", soft_wrap=True
+    )
+    draw_curve(result.curve, f"{args.env}, {args.algo}, seed {args.seed}", out / "learning_curve.png")
+    if args.eval_episodes:
+        evaluate(args, console, result.checkpoint)
+    console.print(f"Everything is in {out}/", soft_wrap=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    try:
+        run(sys.argv[1:] if argv is None else argv)
+    except LlmgymError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, ValueError | ImportError) else 1
+    except KeyboardInterrupt:
+        print("train.py: stopped; go on with --resume (at most one --save-every-s is lost)", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
