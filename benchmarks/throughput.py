@@ -1,0 +1,162 @@
+"""Steps a second of the native vector environment, beside gymnasium's own vector environment over the same single one.
+
+    python benchmarks/throughput.py --out benchmarks/results/throughput.md
+
+Every figure is taken in turns with its reference in one run (best of several turns), so that a drift of the machine's
+speed falls on both. One thread. What is timed: the whole `step` call with its default copies, on random
+legal actions drawn beforehand; episodes
+that end reset themselves within the time.
+"""
+
+import argparse
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+import llmgym
+
+ENV_ID = "llmgym/KVQueue-v0"
+
+
+def best(turns: int, *jobs: Callable[[], float]) -> list[float]:
+    """The highest rate of each job over several turns, the jobs taking turns."""
+    rates = [[job() for job in jobs] for _ in range(turns)]
+    return [max(column) for column in zip(*rates, strict=True)]
+
+
+def vector_rate(envs: Any, actions: list[Any], seconds: float) -> Callable[[], float]:
+    """Steps a second, over all lanes, of a vector environment."""
+    envs.reset(seed=0)
+    for action in actions[:8]:
+        envs.step(action)
+
+    def job() -> float:
+        steps, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            for action in actions[:16]:
+                envs.step(action)
+            steps += 16
+        return steps * envs.num_envs / (time.perf_counter() - start)
+
+    return job
+
+
+def single_rate(env: Any, seconds: float) -> Callable[[], float]:
+    """Steps a second of a single environment as `gymnasium.make` gives it."""
+    env.reset(seed=0)
+
+    def job() -> float:
+        steps, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            for _ in range(200):
+                _, _, terminated, truncated, _ = env.step(1)
+                if terminated or truncated:
+                    env.reset()
+            steps += 200
+        return steps / (time.perf_counter() - start)
+
+    return job
+
+
+def random_actions(n: int, lanes: int, count: int = 16) -> list[Any]:
+    """Small admissions, most of them legal."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, n, lanes) for _ in range(count)]
+
+
+def engine_rates(scenario: str, lanes: int, **kwargs: Any) -> tuple[float, float, float]:
+    """Batches and requests a second of whole episodes under first come, first served, and batches a request."""
+    envs = gymnasium.make_vec(ENV_ID, lanes, scenario=scenario, action="rule", rules=("wc-fcfs",), **kwargs)
+    requests = lanes * envs.unwrapped.simulation.scenario.requests
+    best_s, batches = np.inf, 0
+    envs.reset(seed=0)
+    envs.unwrapped.lanes.run()
+    for seed in range(1, 6):
+        start = time.perf_counter()
+        envs.reset(seed=seed)
+        steps = envs.unwrapped.lanes.run()
+        if time.perf_counter() - start < best_s:
+            best_s, batches = time.perf_counter() - start, steps
+    return batches / best_s, requests / best_s, batches / requests
+
+
+def state_bytes(envs: Any) -> float:
+    """Bytes of state and buffers of one lane."""
+    lanes = envs.unwrapped.lanes
+    return sum(array.nbytes for array in (*lanes.state, *lanes.buffers)) / lanes.count
+
+
+def main() -> None:
+    """Measure and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scenario", default="tiny")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    args = parser.parse_args()
+    kwargs = {"scenario": args.scenario}
+    lines = [
+        f"# Throughput of {ENV_ID}, scenario {args.scenario}, one thread",
+        "",
+        f"{date.today()}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in ("gymnasium", "numpy", "numba"))
+        + f", llmgym {llmgym.__version__}",
+        "",
+        "| lanes | native vector, steps/s | SyncVectorEnv, steps/s | ratio | bytes a lane |",
+        "|---|---|---|---|---|",
+    ]
+    for lanes in (1, 64, 1024, 8192):
+        envs = gymnasium.make_vec(ENV_ID, lanes, **kwargs)
+        sync = gymnasium.make_vec(ENV_ID, min(lanes, 256), vectorization_mode="sync", **kwargs)
+        native, reference = best(
+            args.turns,
+            vector_rate(envs, random_actions(3, lanes), args.seconds),
+            vector_rate(sync, random_actions(3, sync.num_envs), args.seconds),
+        )
+        lines.append(
+            f"| {lanes:,} | {native:,.0f} | {reference:,.0f} | {native / reference:.1f} | {state_bytes(envs):,.0f} |"
+        )
+        print(lines[-1], flush=True)
+    lines.append("")
+    lines.append("SyncVectorEnv runs at most 256 copies (its rate does not depend on their number).")
+    ours, cartpole = best(
+        args.turns,
+        single_rate(gymnasium.make(ENV_ID, **kwargs), args.seconds),
+        single_rate(gymnasium.make("CartPole-v1"), args.seconds),
+    )
+    lines.append(
+        f"Single environment by `gymnasium.make`: {1e6 / ours:.2f} us a step; CartPole-v1: {1e6 / cartpole:.2f} us."
+    )
+    lines += [
+        "",
+        "| whole episodes, FCFS | batches/s | requests/s | batches a request |",
+        "|---|---|---|---|",
+    ]
+    for scenario, more in (
+        ("azure-conv", {"rate_rps": 6.0, "requests": 2000, "budget": 512, "chunk": 512}),
+        ("azure-conv-tight", {"rate_rps": 6.0, "requests": 2000, "budget": 512, "chunk": 512}),
+        ("paper-1:1", {"requests": 2000}),
+        ("tiny", {"requests": 2000}),
+    ):
+        batches, requests, ratio = engine_rates(scenario, 32, **more)
+        lines.append(f"| {scenario} {more} | {batches:,.0f} | {requests:,.0f} | {ratio:.1f} |")
+        print(lines[-1], flush=True)
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    assert llmgym.env_ids()
+    main()

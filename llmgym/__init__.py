@@ -1,0 +1,47 @@
+"""llmgym: Gymnasium environments for the scheduling problems of efficient LLM inference.
+
+Importing the package registers its environments. Everything else is loaded when first used:
+
+    import gymnasium, llmgym
+    env = gymnasium.make("llmgym/KVQueue-v0", scenario="tiny")
+    policy = llmgym.baselines.make("mc-sf", env)
+    print(llmgym.compare("llmgym/KVQueue-v0", scenario="tiny").table())
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from llmgym.envs import env_ids, register_all
+
+if TYPE_CHECKING:
+    from llmgym import baselines, core, envs, errors, evaluation, policies, profiles, serving, workloads
+    from llmgym.evaluation import compare
+
+__version__ = "0.1.0"
+__all__ = [
+    "baselines",
+    "compare",
+    "core",
+    "env_ids",
+    "envs",
+    "errors",
+    "evaluation",
+    "policies",
+    "profiles",
+    "serving",
+    "workloads",
+]
+
+register_all()
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compare":
+        return importlib.import_module("llmgym.evaluation").compare
+    if name in __all__:
+        return importlib.import_module(f"llmgym.{name}")
+    raise AttributeError(f"module 'llmgym' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

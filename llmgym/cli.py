@@ -1,0 +1,353 @@
+"""The command line: `llmgym list | compare | plan | profiles | throughput`.
+
+Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from llmgym import baselines, env_ids
+from llmgym.errors import InvalidArgument, LlmgymError
+
+USAGE = 2
+
+
+def keyword_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`("load=1.2", "action=rule")` as arguments of an environment; values are read as JSON where they are JSON."""
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(f"{text!r}: expected name=value")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+@dataclass(frozen=True)
+class List:
+    """What there is: environments, their baselines, scenarios, workloads and profiles."""
+
+    def run(self, console: Console) -> None:
+        from llmgym import policies, profiles, workloads
+        from llmgym.envs.kv_provision_scenarios import SCENARIOS as PROVISION
+        from llmgym.envs.kv_queue_scenarios import SCENARIOS as QUEUE
+
+        scenarios: dict[str, Any] = {"llmgym/KVQueue-v0": QUEUE, "llmgym/KVProvision-v0": PROVISION}
+        for env_id in env_ids():
+            console.print(f"[bold]{env_id}[/bold]")
+            for title, known in (
+                ("scenarios", scenarios.get(env_id, ())),
+                ("baselines", baselines.names(env_id)),
+                ("learned policies", policies.names(env_id)),
+            ):
+                console.print(f"  {title}: {', '.join(known) or '(none shipped)'}")
+        console.print("[bold]workloads[/bold]", ", ".join(workloads.names()))
+        console.print("[bold]profiles[/bold]", ", ".join(profiles.names()))
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Run policies on the same worlds and say who wins: a table, CSV files, a picture and an HTML report."""
+
+    env: Annotated[str, tyro.conf.Positional]
+    """Environment id, such as llmgym/KVQueue-v0."""
+    policies: tuple[str, ...] = ()
+    """Baselines, learned policies, or paths of checkpoints; all baselines and shipped policies if left out."""
+    scenario: str | None = None
+    """Scenario of the environment; its default if left out."""
+    env_args: tuple[str, ...] = ()
+    """Further arguments of the environment, as name=value."""
+    episodes: int = 30
+    """Episodes a policy, each on a world of its own; all policies meet the same worlds."""
+    seed: int = 10_000
+    """Seed of the first world."""
+    tune: bool = True
+    """First tune the rules that have a grid, on other worlds than those of the comparison."""
+    out: Path | None = None
+    """Folder for comparison.csv, comparison.png and report.html; results/<environment>-<scenario> if left out."""
+    progress: bool = True
+    """Show progress on stderr."""
+
+    def run(self, console: Console) -> None:
+        from llmgym import evaluation
+
+        kwargs = keyword_arguments(self.env_args)
+        if self.scenario is not None:
+            kwargs["scenario"] = self.scenario
+        names: list[str] | None = list(self.policies) or None
+        if self.tune:
+            names = evaluation.tuned(self.env, names, seed=self.seed, progress=self.progress, **kwargs)
+        result = evaluation.compare(
+            self.env, names, episodes=self.episodes, seed=self.seed, progress=self.progress, **kwargs
+        )
+        console.print(result.table())
+        out = self.out or Path("results") / "-".join(
+            filter(None, (self.env.rpartition("/")[2], self.scenario))
+        )
+        out.mkdir(parents=True, exist_ok=True)
+        result.to_csv(out / "comparison.csv")
+        result.plot(out / "comparison.png")
+        result.report(out / "report.html")
+        console.print(f"Written: {out / 'comparison.csv'}, {out / 'comparison.png'}, {out / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class Kv:
+    """How many GPUs a load needs under the KV-cache limit (Nie, Si, Zhou, ICML 2026), and how that comes about."""
+
+    rate: float
+    """Requests a second of the whole service."""
+    workload: str = "azure-conv-2023"
+    """Named workload, or the path of a trace file."""
+    profile: str = "h100/llama-3.1-8b"
+    """Named profile, or the path of a profile folder."""
+    utilization: float = 0.9
+    """Share of the critical rate that each GPU may be loaded with."""
+    kv_capacity: int | None = None
+    """Tokens the cache holds; what the profile's memory leaves if left out."""
+    chunk: int = 2048
+    """Longest prefill chunk, tokens."""
+    budget: int = 2048
+    """Tokens of a batch."""
+    seats: int = 256
+    """Requests that run at once."""
+    simulate: bool = True
+    """Check the closed form with a simulated saturated engine."""
+
+    def run(self, console: Console) -> None:
+        from llmgym import profiles
+        from llmgym.serving.capacity import gpus_needed, saturation, slack
+
+        gpus_needed(
+            self.rate, 1.0, self.utilization
+        )  # a wrong rate or utilization is told before anything is computed
+        workload = _workload(self.workload)
+        profile = profiles.load(self.profile)
+        capacity = self.kv_capacity if self.kv_capacity is not None else profile.kv_capacity_tokens()
+        found = saturation(workload, profile, capacity, self.chunk, self.budget, self.seats, first=1)
+        table = Table(title=f"{self.workload} on {self.profile}", title_justify="left", show_header=False)
+        for name, value in (
+            ("M, tokens the KV cache holds", f"{capacity:,}"),
+            ("mean prompt E(s)", f"{workload.expectation(lambda s, o: s):,.0f} tokens"),
+            ("mean output E(o)", f"{workload.expectation(lambda s, o: o):,.0f} tokens"),
+            ("mean area of a request E(g)", f"{found.mean_area:,.0f} tokens x batches"),
+            ("delta = max(s + o) / M", f"{slack(workload, capacity):.3f}"),
+            ("b, a saturated batch", f"{1e3 * found.batch_s:.2f} ms, {found.residents:.0f} requests in it"),
+            ("the KV cache allows M / (b E(g))", f"{found.memory_rate_rps:.2f} req/s a GPU"),
+            ("the token budget allows K / (b E(s + o))", f"{found.budget_rate_rps:.2f} req/s a GPU"),
+            ("the sequence limit allows", f"{found.seats_rate_rps:.2f} req/s a GPU"),
+            ("what binds", found.binding),
+            ("mu, critical rate of one GPU", f"{found.rate_rps:.2f} req/s"),
+        ):
+            table.add_row(name, value)
+        console.print(table)
+        needed = gpus_needed(self.rate, found.rate_rps, self.utilization)
+        console.print(
+            f"[bold]{needed} GPU{'s' * (needed != 1)}[/bold] = ceil({self.rate:g} / ({self.utilization:g} x {found.rate_rps:.2f})): "  # noqa: E501
+            f"each is loaded to {self.rate / needed / found.rate_rps if needed else 0.0:.0%} of its critical rate."
+        )
+        if self.simulate:
+            measured = simulated_rate(workload, profile, capacity, self)
+            console.print(
+                f"Simulated with work always waiting (vLLM's rule, watermark 0.02): {measured:.2f} req/s a GPU, "
+                f"{measured / found.rate_rps - 1:+.1%} to the closed form; by that rate "
+                f"{gpus_needed(self.rate, measured, self.utilization)} GPUs."
+            )
+
+
+def simulated_rate(workload: Any, profile: Any, capacity: int, plan: Kv) -> float:
+    """Requests a second that an engine with work always waiting completes, after a warm-up."""
+    import gymnasium
+    import numpy as np
+
+    requests, lanes = 2000, 4
+    envs: Any = gymnasium.make_vec(
+        "llmgym/KVQueue-v0",
+        lanes,
+        scenario="azure-conv",
+        workload=workload,
+        profile=profile,
+        kv_capacity=capacity,
+        chunk=plan.chunk,
+        budget=plan.budget,
+        seats=plan.seats,
+        load=1.3,
+        requests=requests,
+        horizon_s=1e9,
+        waiting_cap=2**30,
+        action="rule",
+        rules=("vllm",),
+    )
+    envs.reset(seed=0)
+    state, rates = envs.unwrapped.lanes.state, []
+    envs.unwrapped.lanes.run()
+    for lane in range(lanes):
+        count = int(state.lane["next"][lane])
+        ends = np.sort(state.arrival_s[lane, :count] + state.timing[lane, 1, :count])
+        low, high = requests // 5, requests * 4 // 5
+        rates.append((high - low) / (ends[high] - ends[low]))
+    return float(np.mean(rates))
+
+
+@dataclass(frozen=True)
+class Law:
+    """The bare stability law mu = M / (b E[g]) with a batch time of your own measuring."""
+
+    rate: float
+    """Requests a second of the whole service."""
+    batch_s: float
+    """b: seconds of a batch near saturation (the median, or a trimmed mean where it has a heavy tail)."""
+    kv_capacity: int
+    """M: tokens the cache of one GPU holds."""
+    workload: str = "uniform-1:1"
+    """Named workload, or the path of a trace file."""
+    chunk: int = 512
+    """Prefill chunk, tokens."""
+    utilization: float = 0.9
+    """Share of the critical rate that each GPU may be loaded with."""
+
+    def run(self, console: Console) -> None:
+        from llmgym.serving.capacity import critical_rate, gpus_needed, mean_area, slack
+
+        workload = _workload(self.workload)
+        g = mean_area(workload, self.chunk)
+        mu = critical_rate(self.kv_capacity, self.batch_s, g)
+        delta = slack(workload, self.kv_capacity)
+        needed = gpus_needed(self.rate, mu, self.utilization)
+        console.print(
+            f"E(g) = {g:,.0f} tokens x batches, mu = {self.kv_capacity:,} / ({self.batch_s:g} x E(g)) = {mu:.3f} req/s"
+        )
+        console.print(
+            f"stable below mu (1 - delta) = {mu * (1 - delta):.3f} req/s with delta = {delta:.4f}, unstable above mu"
+        )
+        console.print(
+            f"[bold]{needed} GPU{'s' * (needed != 1)}[/bold] = ceil({self.rate:g} / ({self.utilization:g} x {mu:.3f}))"
+        )
+
+
+def _workload(name: str) -> Any:
+    from llmgym import workloads
+
+    return workloads.from_trace(name) if Path(name).is_file() else workloads.load(name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Size a system with the closed forms."""
+
+    what: Annotated[Kv, tyro.conf.subcommand("kv")] | Annotated[Law, tyro.conf.subcommand("law")]
+
+    def run(self, console: Console) -> None:
+        self.what.run(console)
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Show a cost profile: where its numbers come from, and what a step costs."""
+
+    name: Annotated[str | None, tyro.conf.Positional] = None
+    """Name of a profile or path of its folder; all of them if left out."""
+
+    def run(self, console: Console) -> None:
+        from llmgym import profiles
+        from llmgym.profiles.cost import prefill_attention_s, step_time_s
+
+        if self.name is None:
+            console.print("\n".join(profiles.names()))
+            return
+        profile = profiles.load(self.name)
+        cost = profile.step_cost()
+        console.print(
+            f"[bold]{profile.name}[/bold]: {profile.model}, {profile.gpu}, TP {profile.tensor_parallel}, {profile.dtype}"
+        )
+        console.print(f"method: {profile.provenance.method}, {profile.provenance.date}")
+        for source in profile.provenance.sources:
+            console.print(f"- {source.title} ({source.licence}), {source.url}: {source.used_for}")
+        for note in profile.provenance.notes:
+            console.print(f"- {note}")
+        table = Table(title="step cost, ms")
+        for title in ("decodes", "1,000 cached tokens each", "+ a 512-token chunk", "+ a 2,048-token chunk"):
+            table.add_column(title, justify="right")
+        for batch in (1, 8, 32, 128, 256):
+            row = [f"{1e3 * step_time_s(cost, 0, 0.0, batch, 1000 * batch, batch, 1000 * batch):.2f}"]
+            for chunk in (512, 2048):
+                attention = prefill_attention_s(cost, chunk, 0)
+                kv = 1000 * batch
+                row.append(
+                    f"{1e3 * step_time_s(cost, chunk, attention, batch, kv, batch + 1, kv + chunk):.2f}"
+                )
+            table.add_row(str(batch), *row)
+        console.print(table)
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Steps a second of the native vector environment on this machine, one thread."""
+
+    env: Annotated[str, tyro.conf.Positional] = "llmgym/KVQueue-v0"
+    """Environment id."""
+    lanes: int = 1024
+    """Copies that step together."""
+    env_args: tuple[str, ...] = ()
+    """Arguments of the environment, as name=value."""
+    seconds: float = 3.0
+    """How long to measure."""
+
+    def run(self, console: Console) -> None:
+        import gymnasium
+
+        envs = gymnasium.make_vec(self.env, self.lanes, **keyword_arguments(self.env_args))
+        envs.reset(seed=0)
+        envs.action_space.seed(0)
+        actions = [envs.action_space.sample() for _ in range(16)]
+        envs.step(actions[0])
+        steps, start = 0, time.perf_counter()
+        while time.perf_counter() - start < self.seconds:
+            for action in actions:
+                envs.step(action)
+            steps += len(actions)
+        rate = steps * self.lanes / (time.perf_counter() - start)
+        console.print(
+            f"{self.env}: {rate:,.0f} steps/s over {self.lanes:,} lanes (random actions, one thread)"
+        )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """llmgym: scheduling problems of LLM inference as Gymnasium environments."""
+
+    command: (
+        Annotated[List, tyro.conf.subcommand("list")]
+        | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Plan, tyro.conf.subcommand("plan")]
+        | Annotated[Profiles, tyro.conf.subcommand("profiles")]
+        | Annotated[Throughput, tyro.conf.subcommand("throughput")]
+    ) = field(default_factory=List)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parsed = tyro.cli(
+        tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Arguments]], args=arguments, prog="llmgym"
+    )
+    try:
+        parsed.command.run(Console())
+    except LlmgymError as error:
+        print(f"llmgym: {error}", file=sys.stderr)
+        return USAGE
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
