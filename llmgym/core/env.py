@@ -19,6 +19,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from llmgym.core import lanes as core
+from llmgym.core.checks import whole
 from llmgym.core.lanes import Lanes, Simulation, draw_key, seeded_key
 from llmgym.core.layout import Layout
 from llmgym.errors import InvalidArgument, ResetNeeded
@@ -34,11 +35,6 @@ def _check_render_mode(simulation: Simulation, render_mode: str | None) -> None:
     if render_mode is not None and render_mode not in simulation.render_modes:
         allowed = ", ".join(map(repr, simulation.render_modes))
         raise InvalidArgument(f"render_mode={render_mode!r} is not available; allowed: None, {allowed}")
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InvalidArgument(f"{name}={value!r}: expected a whole number of at least 1")
 
 
 class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
@@ -163,9 +159,9 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         **kwargs: Any,
     ) -> None:
         for name, value in (("num_envs", num_envs), ("threads", threads)):
-            _check_count(name, value)
+            whole(name, value)
         if max_episode_steps is not None:
-            _check_count("max_episode_steps", max_episode_steps)
+            whole("max_episode_steps", max_episode_steps)
         self.simulation = self.simulation_class(**kwargs)
         _check_render_mode(self.simulation, render_mode)
         self.num_envs = int(num_envs)

@@ -14,6 +14,7 @@ from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from llmgym import profiles, workloads
+from llmgym.core.checks import number, whole
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
@@ -24,11 +25,9 @@ from llmgym.envs.kv_provision_scenarios import (
     Scenario,
     mixtures,
     multipliers,
-    number,
     resolve_scenario,
     resolve_workload,
     room,
-    whole,
 )
 from llmgym.envs.kv_provision_state import (
     AREA,
@@ -97,8 +96,7 @@ class KVProvision(Simulation):
         self.gpus = self.profile.tensor_parallel
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
         self.kv_capacity = whole("kv_capacity", capacity)
-        longest = capacity if chosen.longest is None else min(chosen.longest, capacity)
-        whole("longest", longest)
+        longest = capacity if chosen.longest is None else min(whole("longest", chosen.longest), capacity)
 
         asked = resolve_workload(chosen, asked)
         self.saturated = self._saturated(asked, chosen)

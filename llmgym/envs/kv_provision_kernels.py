@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import substream
+from llmgym.core.statistics import mean, quantile
 from llmgym.envs.kv_provision_epoch import flow, serve
 from llmgym.envs.kv_provision_state import (
     COMMON,
@@ -23,7 +24,7 @@ from llmgym.envs.kv_provision_state import (
 )
 from llmgym.serving import queue
 from llmgym.serving.engine import FAR
-from llmgym.serving.requests import CLASS, OUTPUT, PREDICTED, PROMPT
+from llmgym.serving.requests import CLASS, OUTPUT, PREDICTED, PROMPT, cut_to
 from llmgym.workloads.traffic import draw
 
 
@@ -60,7 +61,7 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     )
     checksum = 0.0
     for i in range(me.requests):
-        tokens[OUTPUT, i] = max(min(tokens[OUTPUT, i], number.longest - tokens[PROMPT, i]), 1)
+        cut_to(tokens, i, number.longest)
         checksum += state.arrival_s[lane, i] + tokens[PROMPT, i] + 1e-3 * tokens[OUTPUT, i]
     me.checksum = checksum
     _remember(state, lane)
@@ -279,9 +280,9 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[19] = me.checksum
     if number.mode == FLUID:
         return
-    ttft = state.served[lane, 0, : me.served]
-    e2e = state.served[lane, 1, : me.served]
-    tpot = state.served[lane, 2, : me.served]
+    ttft = state.served[lane, 0, : me.served].copy()
+    e2e = state.served[lane, 1, : me.served].copy()
+    tpot = state.served[lane, 2, : me.served].copy()
     kv_s, busy_s, preemptions, dropped = 0.0, 0.0, 0, 0
     for g in range(number.replicas):
         r = state.engine.lane[lane * number.replicas + g]
@@ -291,31 +292,20 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
         dropped += r.dropped
     at = len(COMMON)
     out[at] = me.rejected
-    out[at + 1] = _mean(e2e)
-    out[at + 2] = _quantile(e2e, 0.5)
-    out[at + 3] = _quantile(e2e, 0.99)
-    out[at + 4] = _mean(ttft)
-    out[at + 5] = _quantile(ttft, 0.5)
-    out[at + 6] = _quantile(ttft, 0.99)
-    out[at + 7] = _mean(tpot)
-    out[at + 8] = _quantile(tpot, 0.99)
+    out[at + 1] = mean(e2e)
+    out[at + 2] = quantile(e2e, 0.5)
+    out[at + 3] = quantile(e2e, 0.99)
+    out[at + 4] = mean(ttft)
+    out[at + 5] = quantile(ttft, 0.5)
+    out[at + 6] = quantile(ttft, 0.99)
+    out[at + 7] = mean(tpot)
+    out[at + 8] = quantile(tpot, 0.99)
     out[at + 9] = me.met / duration
     out[at + 10] = me.met / max(me.arrivals, 1.0)
     out[at + 11] = me.output_tokens / duration
     out[at + 12] = kv_s / max(busy_s, 1e-12) / number.kv_capacity
     out[at + 13] = preemptions
     out[at + 14] = dropped
-
-
-@kernel(allocates=True)
-def _quantile(values: NDArray[np.float32], q: float) -> float:
-    """Quantile, linear between neighbours; 0 where there are no values."""
-    return float(np.quantile(values, q)) if values.shape[0] > 0 else 0.0
-
-
-@kernel(allocates=True)
-def _mean(values: NDArray[np.float32]) -> float:
-    return float(np.mean(values)) if values.shape[0] > 0 else 0.0
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

@@ -1,15 +1,16 @@
 """Scenarios of KVProvision: named settings of cluster, load and episode, and the workload that they describe."""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym import workloads
+from llmgym.core.checks import choice, number, settled, whole
 from llmgym.envs.kv_provision_state import EVENT, FLUID
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument
 from llmgym.serving.capacity import UNLIMITED
 from llmgym.serving.engine import PAUSE, RECOMPUTE
 from llmgym.serving.requests import FIRST_TOKENS
@@ -179,18 +180,9 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
         UnknownName: a scenario, a setting or a choice that does not exist.
         InvalidArgument: a number out of range.
     """
-    if isinstance(scenario, str):
-        if scenario not in SCENARIOS:
-            raise UnknownName("scenario", scenario, SCENARIOS)
-        scenario = SCENARIOS[scenario]
-    known = {field.name for field in fields(Scenario)} - {"about", "workload", "profile"}
-    for name in settings:
-        if name not in known:
-            raise UnknownName("argument of KVProvision", name, known)
-    chosen = replace(scenario, **settings)
+    chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVProvision", ("about", "workload", "profile"))
     for name, options in (("mode", MODES), ("overflow", OVERFLOWS), ("first_token", FIRST_TOKENS)):
-        if getattr(chosen, name) not in options:
-            raise UnknownName(name, getattr(chosen, name), options)
+        choice(name, getattr(chosen, name), options)
     for name in ("max_replicas", "epochs", "chunk", "budget", "seats", "waiting_cap"):
         whole(name, getattr(chosen, name))
     most = whole("max_replicas", chosen.max_replicas, high=1024)
@@ -219,21 +211,6 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
             f"slo_cost={chosen.slo_cost!r}: needs mode='event', a fluid has no requests that could miss"
         )
     return chosen
-
-
-def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
-    """A whole number in low..high. Raises `InvalidArgument`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise InvalidArgument(f"{name}={value!r}: expected a whole number from {low} to {high}")
-    return int(value)
-
-
-def number(name: str, value: Any, zero: bool = False) -> float:
-    """A finite number above 0 (or 0, where `zero`). Raises `InvalidArgument`."""
-    real = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-    if not real or value < 0 or (value == 0 and not zero):
-        raise InvalidArgument(f"{name}={value!r}: expected a finite number {'>=' if zero else '>'} 0")
-    return float(value)
 
 
 def resolve_workload(scenario: Scenario, workload: Workload) -> Workload:

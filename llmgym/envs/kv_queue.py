@@ -7,13 +7,14 @@ batch, a watermark, preemption by recompute, and batch times from kernel profile
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from llmgym import profiles, workloads
+from llmgym.core.checks import choice, number, settled, whole
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
@@ -36,7 +37,7 @@ from llmgym.envs.kv_queue_kernels import (
     State,
 )
 from llmgym.envs.kv_queue_scenarios import SCENARIOS, Scenario
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, safe_class_budgets, saturation
 from llmgym.serving.engine import PAUSE, RECOMPUTE, RESIDENT
@@ -83,7 +84,7 @@ class KVQueue(Simulation):
         profile: str | profiles.Profile | None = None,
         **settings: Any,
     ) -> None:
-        chosen = self._scenario(scenario, settings)
+        chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVQueue", ("about", "workload", "profile"))
         for name, value, known in (
             ("action", action, MODES),
             ("order", order, ORDERS),
@@ -93,35 +94,32 @@ class KVQueue(Simulation):
             ("information", chosen.information, INFORMATION),
             ("invalid_action", invalid_action, ("penalize", "raise")),
         ):
-            if value not in known:
-                raise UnknownName(name, value, known)
+            choice(name, value, known)
         for name in ("requests", "chunk", "budget", "seats", "waiting_cap"):
-            _whole(name, getattr(chosen, name))
-        _whole("slots", slots)
-        _whole("every", every)
+            whole(name, getattr(chosen, name))
+        whole("slots", slots)
+        whole("every", every)
         if every > 1 and action not in ("rule", "watermark"):
             raise InvalidArgument(
                 f"every={every!r}: more than 1 needs action='rule' or 'watermark', not {action!r}"
             )
         for name in ("horizon_s", "ttft_slo_s", "tpot_slo_s"):
-            _positive(name, getattr(chosen, name))
+            number(name, getattr(chosen, name))
         for name, cost in (("drop_cost", drop_cost), ("invalid_cost", invalid_cost)):
-            if not math.isfinite(cost) or cost < 0:
-                raise InvalidArgument(f"{name}={cost!r}: expected a finite number >= 0")
+            number(name, cost, zero=True)
 
         self.workload = _load(workload or chosen.workload, workloads.load, workloads.Workload)
         self.profile = _load(profile or chosen.profile, profiles.load, profiles.Profile)
         self.workload = self.workload.with_requests(chosen.requests)
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
-        longest = capacity if chosen.longest is None else min(chosen.longest, capacity)
-        _whole("kv_capacity", capacity)
-        _whole("longest", longest)
+        whole("kv_capacity", capacity)
+        longest = capacity if chosen.longest is None else min(whole("longest", chosen.longest), capacity)
         first, _ = FIRST_TOKENS[chosen.first_token]
         self.predicted = _predict(self.workload, self.profile, chosen, capacity, first)
         if chosen.rate_rps is not None:
-            self.workload = self.workload.with_rate(_positive("rate_rps", chosen.rate_rps))
+            self.workload = self.workload.with_rate(number("rate_rps", chosen.rate_rps))
         elif self.predicted is not None and math.isfinite(self.workload.mean_rate_rps):
-            self.workload = self.workload.with_rate(_positive("load", chosen.load) * self.predicted.rate_rps)
+            self.workload = self.workload.with_rate(number("load", chosen.load) * self.predicted.rate_rps)
         self.scenario = replace(
             chosen, kv_capacity=capacity, longest=longest, rate_rps=self.workload.mean_rate_rps
         )
@@ -151,8 +149,8 @@ class KVQueue(Simulation):
         prompt_scale = min(self.workload.max_prompt_tokens, 4.0 * mean_prompt, longest)
         output_scale = min(self.workload.max_output_tokens, 4.0 * mean_output, longest)
         batch_s = self.predicted.batch_s if self.predicted else 0.02
-        number = np.zeros(1, NUMBER)
-        record = number[0]
+        numbers = np.zeros(1, NUMBER)
+        record = numbers[0]
         set_limits(
             record,
             kv_capacity=capacity,
@@ -191,7 +189,7 @@ class KVQueue(Simulation):
         ):
             record[f"per_{name}"] = 1.0 / scale
         self.params = Params(
-            number,
+            numbers,
             records,
             class_budgets,
             orders,
@@ -208,18 +206,6 @@ class KVQueue(Simulation):
             self.action_space = Discrete(len(self.rules))
         else:
             self.action_space = Discrete(slots + 1)
-
-    @staticmethod
-    def _scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scenario:
-        if isinstance(scenario, str):
-            if scenario not in SCENARIOS:
-                raise UnknownName("scenario", scenario, SCENARIOS)
-            scenario = SCENARIOS[scenario]
-        known = {field.name for field in fields(Scenario)} - {"about", "workload", "profile"}
-        for name in settings:
-            if name not in known:
-                raise UnknownName("argument of KVQueue", name, known)
-        return replace(scenario, **settings)
 
     def _mean(self, f: Any) -> float:
         return self.workload.expectation(f, _even(self.workload))
@@ -303,7 +289,7 @@ class KVQueue(Simulation):
         line = state.queue[lane, 0]
         waiting = line[2 + line[0] : 2 + line[1]]
         s, o = state.tokens[lane, PROMPT, waiting], state.tokens[lane, OUTPUT, waiting]
-        return total + int(exact_area(s, o, chunk, first).sum())
+        return total + int(exact_area(s, o, chunk, first, stored).sum())
 
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode from its metrics (see `reward`)."""
@@ -383,23 +369,6 @@ def _predict(
 
 def _load(value: Any, load: Any, kind: type) -> Any:
     return value if isinstance(value, kind) else load(value)
-
-
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= 2**30:
-        raise InvalidArgument(f"{name}={value!r}: expected a whole number from 1 to 2**30")
-    return int(value)
-
-
-def _positive(name: str, value: Any) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.number))
-        or not math.isfinite(value)
-        or value <= 0
-    ):
-        raise InvalidArgument(f"{name}={value!r}: expected a finite number > 0")
-    return float(value)
 
 
 class KVQueueEnv(LaneEnv):

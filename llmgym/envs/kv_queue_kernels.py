@@ -1,6 +1,5 @@
 """The compiled functions of KVQueue: one decision, one batch. See `llmgym.envs.kv_queue` for what they mean."""
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
+from llmgym.core.statistics import mean, quantile
 from llmgym.profiles.cost import StepCost
 from llmgym.serving import queue
 from llmgym.serving.admission import admissible, admit_by_rule, compose
@@ -20,6 +20,7 @@ from llmgym.serving.requests import (
     PREDICTED,
     PROMPT,
     chunks_of,
+    cut_to,
     remaining_area,
 )
 from llmgym.workloads.traffic import Traffic, draw
@@ -172,7 +173,7 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     checksum = 0.0
     for i in range(count):
         tokens[KEPT, i] = 0
-        tokens[OUTPUT, i] = max(min(tokens[OUTPUT, i], number.longest - tokens[PROMPT, i]), 1)
+        cut_to(tokens, i, number.longest)
         state.timing[lane, TTFT, i] = -1.0
         state.timing[lane, E2E, i] = -1.0
         checksum += arrival_s[i] + tokens[PROMPT, i] + 1e-3 * tokens[OUTPUT, i]
@@ -485,14 +486,14 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[1] = me.done
     out[2] = me.rejected
     out[3] = me.waiting
-    out[4] = _mean(e2e)
-    out[5] = _quantile(e2e, 0.5)
-    out[6] = _quantile(e2e, 0.99)
-    out[7] = _mean(ttft)
-    out[8] = _quantile(ttft, 0.5)
-    out[9] = _quantile(ttft, 0.99)
-    out[10] = _mean(tpot)
-    out[11] = _quantile(tpot, 0.99)
+    out[4] = mean(e2e)
+    out[5] = quantile(e2e, 0.5)
+    out[6] = quantile(e2e, 0.99)
+    out[7] = mean(ttft)
+    out[8] = quantile(ttft, 0.5)
+    out[9] = quantile(ttft, 0.99)
+    out[10] = mean(tpot)
+    out[11] = quantile(tpot, 0.99)
     out[12] = me.in_system_s / max(me.requests, 1)
     out[13] = me.done / duration
     out[14] = me.decoded / duration
@@ -512,32 +513,6 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[28] = me.stability
     out[29] = me.unstable
     out[30] = me.checksum
-
-
-@kernel
-def _mean(values: NDArray[np.float32]) -> float:
-    total = 0.0
-    for i in range(values.shape[0]):
-        total += values[i]
-    return total / max(values.shape[0], 1)
-
-
-@kernel(allocates=True)
-def _quantile(values: NDArray[np.float32], q: float) -> float:
-    """Quantile, linear between neighbours as numpy's default; 0 where there are no values."""
-    n = values.shape[0]
-    if n == 0:
-        return 0.0
-    place = q * (n - 1)
-    low = int(math.floor(place))
-    parts = np.partition(values, low)
-    value = parts[low]
-    if low + 1 < n:
-        above = parts[low + 1]
-        for i in range(low + 2, n):
-            above = min(above, parts[i])
-        value += (place - low) * (above - value)
-    return value
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

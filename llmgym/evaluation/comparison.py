@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.evaluation import statistics
 from llmgym.evaluation.contenders import BASELINE
-from llmgym.evaluation.rollout import RETURN, EpisodeTable, check_count
+from llmgym.evaluation.rollout import RETURN, EpisodeTable
 from llmgym.evaluation.statistics import Interval
 from llmgym.evaluation.tables import ResultTable, estimate, number, p_value
 
@@ -130,7 +131,7 @@ class Comparison:
                     f"policies {first.policy!r} and {table.policy!r} ran different environments or seeds"
                 )
             check_same_metrics(first.policy, first.metrics, table.policy, table.metrics)
-        check_count("episodes", len(first), 2)
+        whole("episodes", len(first), 2)
         self.env_id = first.env_id
         self.env_kwargs = dict(env_kwargs or {})
         self.confidence = confidence

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llmgym.core.checks import whole
 from llmgym.core.policy import Policy
 from llmgym.errors import CheckpointError, InvalidArgument, MissingExtra
 from llmgym.evaluation.comparison import (
@@ -18,7 +19,7 @@ from llmgym.evaluation.comparison import (
 )
 from llmgym.evaluation.contenders import LEARNED, Contender, check_id, known, make_env, merged_kwargs, resolve
 from llmgym.evaluation.progress import Bar
-from llmgym.evaluation.rollout import check_count, run
+from llmgym.evaluation.rollout import run
 from llmgym.evaluation.statistics import check_confidence
 
 
@@ -56,8 +57,8 @@ def compare(
             given, or policies that met other worlds.
         InvalidAction: a policy's actions are not allowed.
     """
-    check_count("episodes", episodes, 2)
-    check_count("seed", seed, 0)
+    whole("episodes", episodes, 2)
+    whole("seed", seed, 0, 2**63)
     check_confidence(confidence)
     env_id = check_id(env_id)
     contenders = _default(env_id, env_kwargs) if policies is None else _asked(env_id, policies)

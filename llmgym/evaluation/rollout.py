@@ -14,6 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box, MultiDiscrete
 from numpy.typing import NDArray
 
+from llmgym.core.checks import whole
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.lanes import HOLD
 from llmgym.core.policy import Policy
@@ -123,8 +124,8 @@ def run_episodes(
         InvalidAction: the policy's actions are not allowed; the message names the policy.
         LlmgymError: an episode's return is not finite.
     """
-    check_count("episodes", episodes, 1)
-    check_count("seed", seed, 0)
+    whole("episodes", episodes, 1)
+    whole("seed", seed, 0, 2**63)
     env_id = check_id(env_id)
     contender = resolve(env_id, policy)
     if callable(progress):
@@ -132,12 +133,6 @@ def run_episodes(
     with Bar(1, episodes, shown=progress) as bar:
         bar.begin(contender.label)
         return run(env_id, contender, episodes, seed, env_kwargs or {}, bar)
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """Raises `InvalidArgument` unless it is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InvalidArgument(f"{name}={value!r}: expected a whole number of at least {least}")
 
 
 def run(

@@ -131,10 +131,11 @@ def admissible(state: Any, params: Any, lane: int, most: int) -> int:
 
 @kernel
 def _decoding(state: Any, lane: int) -> bool:
+    """Whether any resident that is not paused has its prompt behind it."""
     me = state.lane[lane]
     for i in range(me.residents):
         r = state.resident[lane, i]
-        if r.prefilled == r.prompt:
+        if r.prefilled == r.prompt and r.paused == 0:
             return True
     return False
 
@@ -225,7 +226,7 @@ def compose(state: Any, params: Any, lane: int, batch: int) -> None:
     waits = False
     for i in range(me.residents):
         resident[i].run = 0
-        waits = waits or resident[i].prefilled < resident[i].prompt
+        waits = waits or (resident[i].paused == 0 and resident[i].prefilled < resident[i].prompt)
     me.budget_left = number.budget
     me.growth = 0
     if batch == DECODE_FIRST:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument
 from llmgym.profiles import Profile
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
@@ -33,7 +34,9 @@ def area(prompt: ArrayLike, output: ArrayLike, chunk: int) -> NDArray[np.float64
     return np.asarray(((1 + s / chunk) * s + 2 * s * o + (1 + o) * o) / 2)
 
 
-def exact_area(prompt: ArrayLike, output: ArrayLike, chunk: int, first: int = 0) -> NDArray[np.float64]:
+def exact_area(
+    prompt: ArrayLike, output: ArrayLike, chunk: int, first: int = 0, stored: int = 0
+) -> NDArray[np.float64]:
     """Area that is erased batch by batch, with whole chunks: c n (n-1) / 2 + s + s o + o (o+1) / 2, n = ceil(s / c).
 
     Args:
@@ -42,10 +45,11 @@ def exact_area(prompt: ArrayLike, output: ArrayLike, chunk: int, first: int = 0)
         chunk: prefill chunk c, tokens.
         first: 1 if the last prefill chunk yields the first output token, as in real engines: then o - 1 decode batches
             follow, the first of which holds s + 1 tokens.
+        stored: 1 if that token is stored in the same batch: then all these batches hold one token more.
     """
     s, o = np.asarray(prompt, np.float64), np.asarray(output, np.float64) - first
     n = np.ceil(s / chunk)
-    return np.asarray(chunk * n * (n - 1) / 2 + s + s * o + o * (o + 1) / 2)
+    return np.asarray(chunk * n * (n - 1) / 2 + s + s * o + o * (o + 1) / 2 + stored * (o + 1))
 
 
 def mean_area(workload: Workload, chunk: int, exact: bool = False, first: int = 0) -> float:
@@ -91,8 +95,10 @@ def mixture_rate(shares: Sequence[float], rates: Sequence[float]) -> float:
         raise InvalidArgument(
             f"shares has {len(shares)} entries and rates {len(rates)}: expected the same number, at least 1"
         )
-    total = math.fsum(shares)
-    _positive(**{f"rates[{i}]": rate for i, rate in enumerate(rates)}, shares=total)
+    _positive(**{f"rates[{i}]": rate for i, rate in enumerate(rates)})
+    for i, share in enumerate(shares):
+        number(f"shares[{i}]", share, zero=True)
+    total = number("sum of shares", math.fsum(shares))
     return 1.0 / math.fsum(share / total / rate for share, rate in zip(shares, rates, strict=True))
 
 
@@ -130,6 +136,7 @@ def safe_class_budgets(workload: Workload, kv_capacity: float, chunk: int) -> tu
 
 def gap(theory: float, measured: float) -> float:
     """|theory - measured| / measured, as the paper reports it."""
+    _positive(measured=measured)
     return abs(theory - measured) / measured
 
 
@@ -169,6 +176,7 @@ def saturation(
     seats: int = UNLIMITED,
     first: int = 0,
     phase_weights: Sequence[float] | None = None,
+    stored: int = 0,
 ) -> Saturation:
     """Predict the saturated engine: the closed forms, with the batch time that the profile gives for such a batch.
 
@@ -185,11 +193,13 @@ def saturation(
     def mean(f: Callable[[NDArray[np.int64], NDArray[np.int64]], ArrayLike]) -> float:
         return workload.expectation(f, phase_weights)
 
-    g = mean(lambda s, o: exact_area(s, o, chunk, first))
+    g = mean(lambda s, o: exact_area(s, o, chunk, first, stored))
     prompt = mean(lambda s, o: s)
     output = mean(lambda s, o: o - first)
     chunks = mean(lambda s, o: np.ceil(s / chunk))
-    decode_area = mean(lambda s, o: s * (o - first) + (o - first) * (o - first + 1) / 2)
+    decode_area = mean(
+        lambda s, o: s * (o - first) + (o - first) * (o - first + 1) / 2 + stored * (o - first)
+    )
     limits = {
         "KV cache": kv_capacity / g,
         "token budget": budget / (prompt + output),
@@ -226,5 +236,4 @@ def saturation(
 
 def _positive(**values: float) -> None:
     for name, value in values.items():
-        if not math.isfinite(value) or value <= 0:
-            raise InvalidArgument(f"{name}={value!r}: expected a finite number > 0")
+        number(name, value)

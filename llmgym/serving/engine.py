@@ -136,6 +136,8 @@ def _plan_each(state: Any, params: Any, lane: int) -> None:
     me = state.lane[lane]
     number = params.number[0]
     resident = state.resident[lane]
+    if me.paused > 0 and me.overflow != PAUSE:
+        _bring_back(state, lane)
     if me.paused == 0:
         if me.walk > number.budget:
             me.walk = number.budget
@@ -157,6 +159,16 @@ def _plan_each(state: Any, params: Any, lane: int) -> None:
         _preempt(state, params, lane)
     else:
         _clear(state, params, lane)
+
+
+@kernel
+def _bring_back(state: Any, lane: int) -> None:
+    """Another way of dealing with overflow is in force now, and it knows no paused residents."""
+    me = state.lane[lane]
+    for i in range(me.residents):
+        state.resident[lane, i].paused = 0
+    me.used += me.swapped
+    me.swapped, me.paused = 0, 0
 
 
 @kernel

@@ -94,6 +94,14 @@ def remaining_area(
 
 
 @kernel(inline=True)
+def cut_to(tokens: Any, request: int, longest: int) -> None:
+    """End a request where prompt and output together reach `longest` tokens; a scheduler knows that limit too."""
+    room = max(longest - tokens[PROMPT, request], 1)
+    tokens[OUTPUT, request] = min(tokens[OUTPUT, request], room)
+    tokens[PREDICTED, request] = min(tokens[PREDICTED, request], room)
+
+
+@kernel(inline=True)
 def predicted_output(number: Any, predicted: int) -> int:
     """The output length a scheduler reckons with."""
     return predicted if predicted > 0 else number.default_output

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.engine import CLEAR
 from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
@@ -98,6 +99,7 @@ class Rule:
                 raise InvalidArgument(
                     f"{name}={getattr(self, name)!r} of rule {self.name!r}: expected 0 <= {name} < 1"
                 )
+        whole(f"most (rule {self.name!r})", self.most, 1, 2**31 - 1)
         if not 0.0 < self.clear_probability <= 1.0:
             raise InvalidArgument(
                 f"clear_probability={self.clear_probability!r} of rule {self.name!r}: expected (0, 1]"

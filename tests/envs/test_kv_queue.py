@@ -313,11 +313,6 @@ def test_an_episode_without_requests_ends_at_once() -> None:
     assert all(map(math.isfinite, info["metrics"].values()))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="reset_lane cuts outputs at `longest` after the predictions were drawn: 'exact' then tells the uncut length",
-)
 def test_exact_information_is_exact_where_outputs_are_cut() -> None:
     env = make(**SMALL, longest=40)
     env.reset(seed=0)
@@ -557,9 +552,6 @@ def test_a_profile_without_a_cache_needs_one() -> None:
     assert KVQueue(profile="paper/token-batch-codellama-34b", kv_capacity=500).scenario.kv_capacity == 500
 
 
-@pytest.mark.xfail(
-    strict=True, raises=TypeError, reason="a bare TypeError: they are used before they are checked"
-)
 @pytest.mark.parametrize(
     "kwargs",
     [

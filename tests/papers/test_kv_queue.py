@@ -164,12 +164,6 @@ def test_potential_falls_by_the_tokens_in_use_in_every_batch(rule: str, first_to
     assert (paused > 0) == (rule in ("wc-fcfs", "wc-skip"))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="KVQueue.potential counts waiting requests by exact_area, which has no term for a first token stored with the "
-    "prompt: o tokens x batches a request are missing",
-)
 def test_potential_with_a_stored_first_token() -> None:
     check_potential("wc-fcfs", "stored")
 

@@ -165,12 +165,6 @@ def test_token_budget_rules_serve_everybody_within_the_budget(rule: str, budget:
     assert lanes.metrics(0)["completed"] == 200
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="compose counts paused residents as prompts that wait: when all of those are paused nobody runs any more, neither "
-    "prompts nor decodes, until horizon_s",
-)
 def test_whole_prompt_batches_do_not_freeze_when_a_prompt_is_paused() -> None:
     """No budget, so no prompt exceeds it; the default scenario with its default overflow."""
     lanes = lanes_of("vllm-prefill-only", kv_capacity=2000, load=0.9)

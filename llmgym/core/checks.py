@@ -1,0 +1,62 @@
+"""What an argument must be: checks whose errors name the argument, its value and what is allowed."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+
+from llmgym.errors import InvalidArgument, UnknownName
+
+
+def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
+    """`value` as an int. Raises `InvalidArgument` unless it is a whole number in low..high."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
+        raise InvalidArgument(f"{name}={value!r}: expected a whole number from {low} to {high}")
+    return int(value)
+
+
+def number(name: str, value: Any, zero: bool = False) -> float:
+    """`value` as a float. Raises `InvalidArgument` unless it is finite and positive (or zero, where allowed)."""
+    plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not plain or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise InvalidArgument(f"{name}={value!r}: expected a finite number {'>= 0' if zero else '> 0'}")
+    return float(value)
+
+
+def choice(name: str, value: Any, known: Collection[str]) -> str:
+    """`value`, one of the known names. Raises `UnknownName`."""
+    if not isinstance(value, str) or value not in known:
+        raise UnknownName(name, value, known)
+    return value
+
+
+def settled(
+    scenario: Any, known: Mapping[str, Any], settings: Mapping[str, Any], of: str, fixed: Collection[str] = ()
+) -> Any:
+    """A named scenario, or one given as an object, with some of its fields set anew.
+
+    Args:
+        scenario: a name in `known`, or an object of the same dataclass as these.
+        known: the scenarios of an environment by name.
+        settings: fields to set, by name.
+        of: the environment, for messages.
+        fixed: fields that are not settings.
+
+    Raises:
+        UnknownName: no such scenario, or no such setting.
+        InvalidArgument: `scenario` is something else.
+    """
+    kind = type(next(iter(known.values())))
+    if isinstance(scenario, str):
+        scenario = known[choice("scenario", scenario, known)]
+    elif not isinstance(scenario, kind):
+        raise InvalidArgument(
+            f"scenario={scenario!r}: expected a name or a {kind.__module__}.{kind.__name__}"
+        )
+    names = {field.name for field in fields(scenario)} - set(fixed)
+    for name in settings:
+        if name not in names:
+            raise UnknownName(f"argument of {of}", name, names)
+    return replace(scenario, **settings)

@@ -1,0 +1,56 @@
+"""Mean and quantiles for compiled code: numpy's partition would take as long to compile as a whole environment."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.jit import kernel
+
+
+@kernel
+def mean(values: NDArray[np.float32]) -> float:
+    """Mean of float32 [n]; 0 where there are no values."""
+    total = 0.0
+    for i in range(values.shape[0]):
+        total += values[i]
+    return total / max(values.shape[0], 1)
+
+
+@kernel
+def quantile(values: NDArray[np.float32], q: float) -> float:
+    """Quantile of float32 [n], linear between neighbours as numpy's default; 0 where there are no values.
+
+    Reorders `values` (Hoare's selection, CACM 4(7), 1961); no NaN may be among them.
+    """
+    n = values.shape[0]
+    if n == 0:
+        return 0.0
+    place = q * (n - 1)
+    wanted = int(math.floor(place))
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if wanted <= j:
+            high = j
+        elif wanted >= i:
+            low = i
+        else:
+            break
+    value = float(values[wanted])
+    if wanted + 1 < n:
+        above = float(values[wanted + 1])
+        for k in range(wanted + 2, n):
+            above = min(above, float(values[k]))
+        value += (place - wanted) * (above - value)
+    return value
