@@ -47,10 +47,10 @@ def quantile(values: NDArray[np.float32], q: float) -> float:
             low = i
         else:
             break
-    value = float(values[wanted])
+    value = np.float64(values[wanted])
     if wanted + 1 < n:
-        above = float(values[wanted + 1])
+        above = np.float64(values[wanted + 1])
         for k in range(wanted + 2, n):
-            above = min(above, float(values[k]))
+            above = min(above, np.float64(values[k]))
         value += (place - wanted) * (above - value)
     return value

@@ -254,7 +254,7 @@ def test_none_where_nothing_is_known_is_an_error():
     ("arguments", "error", "words"),
     [
         ({"env_id": "llmgym/KVQeue-v0"}, UnknownName, "Did you mean 'llmgym/KVQueue-v0'"),
-        ({"episodes": 1}, InvalidArgument, "episodes=1: expected a whole number of at least 2"),
+        ({"episodes": 1}, InvalidArgument, "episodes=1: expected a whole number from 2"),
         ({"episodes": "9"}, InvalidArgument, "episodes='9'"),
         ({"seed": 1.5}, InvalidArgument, "seed=1.5"),
         ({"confidence": 1.0}, InvalidArgument, "confidence=1.0"),
