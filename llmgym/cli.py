@@ -91,7 +91,7 @@ class Compare:
         result = evaluation.compare(
             self.env, names, episodes=self.episodes, seed=self.seed, progress=self.progress, **kwargs
         )
-        console.print(result.table())
+        print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
         out = self.out or Path("results") / "-".join(
             filter(None, (self.env.rpartition("/")[2], self.scenario))
         )

@@ -183,7 +183,7 @@ def test_a_return_that_is_no_number_is_an_error():
         ({"policy": "nobody"}, UnknownName, "unknown policy .*'nobody'"),
         ({"policy": 3}, InvalidArgument, "policy 3 has no name, privileged, env_kwargs, act, reset"),
         ({"policy": Fake}, InvalidArgument, "is a class|has no"),
-        ({"episodes": 0}, InvalidArgument, "episodes=0: expected a whole number of at least 1"),
+        ({"episodes": 0}, InvalidArgument, "episodes=0: expected a whole number from 1"),
         ({"episodes": 2.5}, InvalidArgument, "episodes=2.5"),
         ({"seed": -1}, InvalidArgument, "seed=-1"),
         ({"env_kwargs": {"num_envs": 3}}, InvalidArgument, "num_envs: set by the evaluation"),
