@@ -1,4 +1,4 @@
-"""The command line: `llmgym list | compare | plan | profiles | throughput`.
+"""The command line: `llmgym list | compare | plan | profiles | profile | throughput`.
 
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
@@ -292,6 +292,55 @@ class Profiles:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Measure what a model costs on a device of this machine, and write a profile that every environment takes."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder to write; a run that was stopped goes on in it."""
+    model: str = "llama-3.1-8b"
+    """Shape to measure (weights are random)."""
+    tensor_parallel: int = 1
+    """Measure the shard of one of so many GPUs."""
+    device: str = "cuda"
+    """Torch device: cuda, cuda:1, cpu."""
+    minutes: float = 8.0
+    """Time to spend; more repetitions, not more points."""
+    quick: bool = False
+    """A few points of a toy shape: seconds, even on a CPU."""
+    host_from: str = "h100/llama-3.1-8b"
+    """Profile whose host time is taken over: kernels do not show it."""
+    progress: bool = True
+    """Show progress on stderr."""
+
+    def run(self, console: Console) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from llmgym.profiles.measure import Settings, measure
+
+        settings = Settings(
+            self.model, self.tensor_parallel, self.device, self.minutes, self.quick, self.host_from
+        )
+        columns = (
+            TextColumn("{task.description:36}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True), disable=not self.progress) as bar:
+            task = bar.add_task("")
+            profile = measure(
+                settings,
+                self.out,
+                progress=lambda done, total, what: bar.update(
+                    task, completed=done, total=total, description=what
+                ),
+            )
+        console.print(f"Written: {self.out} ({profile.name})")
+        Profiles(str(self.out)).run(console)
+
+
+@dataclass(frozen=True)
 class Throughput:
     """Steps a second of the native vector environment on this machine, one thread."""
 
@@ -332,6 +381,7 @@ class Arguments:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Profiles, tyro.conf.subcommand("profiles")]
+        | Annotated[Measure, tyro.conf.subcommand("profile")]
         | Annotated[Throughput, tyro.conf.subcommand("throughput")]
     ) = field(default_factory=List)
 

@@ -33,6 +33,9 @@ OPS: dict[str, tuple[str, ...]] = {
     "host": ("sequences",),
     "all_reduce": ("bytes",),
     "send_recv": ("bytes",),
+    "copy_on_device": ("bytes",),
+    "copy_to_device": ("bytes",),
+    "copy_to_host": ("bytes",),
 }
 """Shape columns of each op. `kv_tokens` is the total over the batch, a multiple of it."""
 REQUIRED_OPS = ("dense", "prefill_attention", "decode_attention", "host")
