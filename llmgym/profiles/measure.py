@@ -350,16 +350,18 @@ def _read_rows(out: Path, about: str) -> dict[tuple[str, tuple[int, ...]], tuple
     path = out / "rows.csv"
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8").splitlines()
+    data = path.read_bytes()
+    whole_lines = data[: data.rfind(b"\n") + 1]
+    if len(whole_lines) < len(data):  # killed while it wrote: the last line is measured again
+        path.write_bytes(whole_lines)
+    lines = whole_lines.decode().splitlines()
     if not lines or lines[0] != f"# {about}":
         raise InvalidArgument(
             f"{path} holds measurements of {lines[0][2:] if lines else 'nothing'!r}, not of {about!r}: "
             "name another folder"
         )
     rows = {}
-    for op, first, second, latency, spread in (
-        cells for cells in csv.reader(lines[1:]) if len(cells) == 5 and cells[4]
-    ):
+    for op, first, second, latency, spread in csv.reader(lines[1:]):
         rows[op, tuple(int(x) for x in (first, second) if x)] = (float(latency), float(spread))
     return rows
 
@@ -371,8 +373,6 @@ def _open_rows(out: Path, about: str) -> Any:
     file = path.open("a", newline="", encoding="utf-8")
     if new:
         file.write(f"# {about}\n")
-    elif path.read_bytes()[-1:] != b"\n":
-        file.write("\n")  # the last line of a run that was killed: incomplete, measured again
     return file
 
 

@@ -39,7 +39,7 @@ def test_every_shipped_profile_says_where_it_comes_from(name):
     profile = profiles.load(name)
     assert profile.name == name
     origin = profile.provenance
-    assert origin.method in ("law", "paper", "synthetic") and origin.sources
+    assert origin.method in ("measured", "law", "paper", "synthetic") and origin.sources
     for source in origin.sources:
         assert source.title and source.licence and (source.url == "-" or source.url.startswith("https://"))
     if origin.method != "law":
