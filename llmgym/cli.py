@@ -194,7 +194,7 @@ def simulated_rate(workload: Any, profile: Any, capacity: int, plan: Kv) -> floa
     envs.unwrapped.lanes.run()
     for lane in range(lanes):
         count = int(state.lane["next"][lane])
-        ends = np.sort(state.arrival_s[lane, :count] + state.timing[lane, 1, :count])
+        ends = np.sort((state.request["arrival_s"] + state.request["e2e_s"])[lane, :count])
         low, high = requests // 5, requests * 4 // 5
         rates.append((high - low) / (ends[high] - ends[low]))
     return float(np.mean(rates))

@@ -112,8 +112,8 @@ def fingerprint(module: str) -> str:
 
 
 def _describe(value: object) -> str:
-    """A text that tells closure values apart, with the fingerprint of any kernel among them."""
-    function = getattr(value, "py_func", value)
+    """A text that tells closure values apart, with the fingerprint of any kernel or intrinsic among them."""
+    function = getattr(value, "py_func", getattr(value, "_defn", value))
     if isinstance(function, FunctionType):
         cells = [_describe(cell.cell_contents) for cell in function.__closure__ or ()]
         return f"{function.__module__}:{function.__qualname__}:{fingerprint(function.__module__)}:{cells}"

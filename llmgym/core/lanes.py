@@ -6,17 +6,18 @@ functions on one lane. `Lanes` allocates the arrays, draws a key for every episo
 a vector environment and a single environment with the same seed produce the same bits.
 """
 
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
+import numba
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
+from llmgym.core.frames import frame_of, unpacking
 from llmgym.core.jit import kernel
 from llmgym.core.layout import Layout
 from llmgym.core.rng import substream
@@ -122,13 +123,30 @@ class Buffers(NamedTuple):
     episode: NDArray[np.int64]
 
 
-@functools.cache
-def _loops(kernels: Kernels, name: str) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
-    """The generic loops, compiled around the functions of one environment: reset, step, and whole episodes."""
+_compiled: dict[Any, tuple[Callable[..., int], Callable[..., int], Callable[..., int]]] = {}
+
+
+def _loops(
+    kernels: Kernels, name: str, arrays: Any
+) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
+    """The generic loops, compiled around the functions of one environment: reset, step, and whole episodes.
+
+    They take the frame of `arrays`, which are (state, params, buffers); see `llmgym.core.frames`.
+    """
+    key = (kernels, numba.typeof(arrays))
+    if key not in _compiled or numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        _compiled[key] = _compile(kernels, name, unpacking(arrays))
+    return _compiled[key]
+
+
+def _compile(
+    kernels: Kernels, name: str, unpack: Callable[..., Any]
+) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
     reset_lane, step_lane, observe_lane, mask_lane, metrics_lane = kernels
 
     @kernel(announce=f"{name} (reset)")
-    def reset_lanes(state: Any, params: Any, buffers: Buffers) -> int:
+    def reset_lanes(frame: NDArray[np.int64]) -> int:
+        state, params, buffers = unpack(frame)
         count = 0
         for lane in range(buffers.which.shape[0]):
             if buffers.which[lane]:
@@ -146,9 +164,8 @@ def _loops(kernels: Kernels, name: str) -> tuple[Callable[..., int], Callable[..
         return count
 
     @kernel(announce=f"{name} (step)")
-    def step_lanes(
-        state: Any, params: Any, buffers: Buffers, start: int, stop: int, mode: int, limit: int
-    ) -> int:
+    def step_lanes(frame: NDArray[np.int64], start: int, stop: int, mode: int, limit: int) -> int:
+        state, params, buffers = unpack(frame)
         done = 0
         for lane in range(start, stop):
             if buffers.ended[lane]:
@@ -193,7 +210,8 @@ def _loops(kernels: Kernels, name: str) -> tuple[Callable[..., int], Callable[..
         return done
 
     @kernel(announce=f"{name} (whole episodes)")
-    def run_lanes(state: Any, params: Any, buffers: Buffers, start: int, stop: int, limit: int) -> int:
+    def run_lanes(frame: NDArray[np.int64], start: int, stop: int, limit: int) -> int:
+        state, params, buffers = unpack(frame)
         steps = 0
         for lane in range(start, stop):
             if buffers.ended[lane]:
@@ -272,15 +290,19 @@ class Lanes:
 
     def _start(self) -> None:
         _freeze(self.simulation.params)
-        self._reset, self._step, self._run = _loops(self.simulation.kernels, type(self.simulation).__name__)
+        arrays = (self.state, self.simulation.params, self.buffers)
+        self._frame = frame_of(arrays)
+        self._reset, self._step, self._run = _loops(
+            self.simulation.kernels, type(self.simulation).__name__, arrays
+        )
         self._pool = ThreadPoolExecutor(len(self._ranges)) if len(self._ranges) > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without compiled code, of which a copy would compile anew, and without threads, which have no copy."""
+        """Without compiled code, of which a copy would compile anew, without the addresses of arrays, and without threads."""
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("_reset", "_step", "_run", "_pool")
+            if name not in ("_frame", "_reset", "_step", "_run", "_pool")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -298,15 +320,14 @@ class Lanes:
             else:
                 buffers.seed_key[lane] = key
                 buffers.episode[lane] = 0
-        self._reset(self.state, self.simulation.params, buffers)
+        self._reset(self._frame)
 
     def step(self, mode: int) -> int:
         """Advance every lane by the actions in `buffers.action`; returns how many episodes ended in this step."""
-        arguments = (self.state, self.simulation.params, self.buffers)
         if self._pool is None:
-            return self._step(*arguments, 0, self.count, mode, self.limit)
+            return self._step(self._frame, 0, self.count, mode, self.limit)
         jobs = [
-            self._pool.submit(self._step, *arguments, lo, hi, mode, self.limit) for lo, hi in self._ranges
+            self._pool.submit(self._step, self._frame, lo, hi, mode, self.limit) for lo, hi in self._ranges
         ]
         counts = [job.result() for job in jobs]
         return min(counts) if min(counts) < 0 else sum(counts)
@@ -317,10 +338,9 @@ class Lanes:
         Nothing is observed on the way, which makes this the fastest way to evaluate a fixed rule. Afterwards `buffers.reward`
         holds returns, `buffers.dt` simulated seconds and `buffers.metrics` the metrics.
         """
-        arguments = (self.state, self.simulation.params, self.buffers)
         if self._pool is None:
-            return self._run(*arguments, 0, self.count, self.limit)
-        jobs = [self._pool.submit(self._run, *arguments, lo, hi, self.limit) for lo, hi in self._ranges]
+            return self._run(self._frame, 0, self.count, self.limit)
+        jobs = [self._pool.submit(self._run, self._frame, lo, hi, self.limit) for lo, hi in self._ranges]
         return sum(job.result() for job in jobs)
 
     def load_action(self, action: Any) -> None:

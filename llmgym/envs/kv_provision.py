@@ -50,7 +50,7 @@ from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, gpus_needed, saturation
 from llmgym.serving.engine import RESIDENT
-from llmgym.serving.requests import CLASS, FIRST_TOKENS, OUTPUT, PROMPT, set_limits
+from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
 from llmgym.serving.rules import pack, resolve
 from llmgym.workloads import Workload
 
@@ -253,18 +253,14 @@ class KVProvision(Simulation):
             engine=Engines(
                 lane=np.zeros(engines, REPLICA),
                 resident=np.zeros((engines, seats), RESIDENT),
-                arrival_s=np.zeros((engines, slots)),
-                tokens=np.zeros((engines, 5, slots), np.int32),
-                area=np.zeros((engines, slots), np.int64),
-                timing=np.zeros((engines, 2, slots), np.float32),
+                request=np.zeros((engines, slots), REQUEST),
                 queue=np.zeros((engines, len(self.params.orders), slots + 2), np.int32),
                 scratch=np.zeros(
                     (engines, SCRATCH_ROWS, max(seats + 1, len(self.workload.classes))), np.int32
                 ),
                 moved=np.zeros((engines, slots), np.int32),
             ),
-            arrival_s=np.zeros((lanes, n)),
-            tokens=np.zeros((lanes, 5, n), np.int32),
+            request=np.zeros((lanes, n), REQUEST),
             served=np.zeros((lanes, 3, served), np.float32),
             fluid=np.zeros((lanes, 5)),
             history=np.zeros((lanes, chosen.epochs + 1, HISTORY), np.float32),
@@ -277,17 +273,16 @@ class KVProvision(Simulation):
         """
         chosen = self.scenario
         count = chosen.epochs if epochs is None else epochs
-        arrival_s = state.arrival_s[lane, : state.lane[lane]["requests"]]
-        tokens = state.tokens[lane, :, : len(arrival_s)]
-        per_class = self.params.work[tokens[CLASS], WORK_S]
+        requests = state.request[lane, : state.lane[lane]["requests"]]
+        per_class = self.params.work[requests["kind"], WORK_S]
         if chosen.mode == "fluid":
             work_s = self.params.number["parcel"][0] * per_class
         else:
             first, _ = FIRST_TOKENS[chosen.first_token]
-            areas = exact_area(tokens[PROMPT], tokens[OUTPUT], chosen.chunk, first)
-            accepted = (tokens[PROMPT] > 0) & (tokens[PROMPT] < chosen.longest)
-            work_s = np.where(accepted, areas * per_class / self.params.work[tokens[CLASS], AREA], 0.0)
-        epoch = (arrival_s / chosen.epoch_s).astype(np.int64)
+            areas = exact_area(requests["prompt"], requests["output"], chosen.chunk, first)
+            accepted = (requests["prompt"] > 0) & (requests["prompt"] < chosen.longest)
+            work_s = np.where(accepted, areas * per_class / self.params.work[requests["kind"], AREA], 0.0)
+        epoch = (requests["arrival_s"] / chosen.epoch_s).astype(np.int64)
         return np.bincount(epoch, work_s, minlength=count)[:count] / chosen.epoch_s
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
@@ -295,8 +290,10 @@ class KVProvision(Simulation):
         me = state.lane[lane]
         chosen = self.scenario
         if chosen.mode == "fluid":
-            parcels = int(np.sum(state.arrival_s[lane, : me["requests"]] < me["epoch"] * chosen.epoch_s))
-            came = self.params.work[state.tokens[lane, CLASS, :parcels], WORK_S].sum()
+            parcels = int(
+                np.sum(state.request["arrival_s"][lane, : me["requests"]] < me["epoch"] * chosen.epoch_s)
+            )
+            came = self.params.work[state.request["kind"][lane, :parcels], WORK_S].sum()
             parcel = float(self.params.number["parcel"][0])
             return {
                 "arrived": parcels * parcel,
@@ -326,15 +323,15 @@ class KVProvision(Simulation):
                 residents["prefilled"],
             )
             waiting += len(queued)
-            queued_area += int(engine.area[e, queued].sum())
+            queued_area += int(engine.request["area"][e, queued].sum())
             running += len(residents)
             used += int(r["used"])
             fullest = max(fullest, int(r["kv_peak"]))
             resident_tokens += int(kv[residents["paused"] == 0].sum())
             live += int(r["filled"])
             distinct += len(np.unique(np.concatenate([residents["request"], queued])))
-        arrived = state.arrival_s[lane, : me["requests"]] < me["epoch"] * chosen.epoch_s
-        prompts = state.tokens[lane, PROMPT, : me["requests"]]
+        arrived = state.request["arrival_s"][lane, : me["requests"]] < me["epoch"] * chosen.epoch_s
+        prompts = state.request["prompt"][lane, : me["requests"]]
         door = int(np.sum(prompts[me["next"] : me["arrived"]] > 0))
         return {
             "arrived": float(arrived.sum()),

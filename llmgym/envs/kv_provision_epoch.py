@@ -26,8 +26,8 @@ from llmgym.envs.kv_provision_state import (
 )
 from llmgym.serving import queue
 from llmgym.serving.admission import admit_by_rule, compose
-from llmgym.serving.engine import E2E, TTFT, plan, run_batch, wait
-from llmgym.serving.requests import CLASS, KEPT, OUTPUT, PROMPT, remaining_area
+from llmgym.serving.engine import plan, run_batch, wait
+from llmgym.serving.requests import remaining_area
 
 
 @kernel
@@ -44,8 +44,8 @@ def flow(state: State, params: Params, lane: int, start_s: float, end_s: float) 
     epoch_s = number.epoch_s
     waiting, backlog_s = stock[REQUESTS], stock[WORK_S]
     parcels = 0
-    while me.arrived < me.requests and state.arrival_s[lane, me.arrived] < end_s:
-        kind = state.tokens[lane, CLASS, me.arrived]
+    while me.arrived < me.requests and state.request[lane, me.arrived].arrival_s < end_s:
+        kind = state.request[lane, me.arrived].kind
         for i in range(stock.shape[0]):
             stock[i] += number.parcel * params.work[kind, i]
         me.arrived += 1
@@ -161,12 +161,12 @@ def _hand_out(state: State, params: Params, lane: int, start_s: float, end_s: fl
     me = state.lane[lane]
     number = params.number[0]
     engines = state.engine
-    tokens = state.tokens[lane]
+    requests = state.request[lane]
     base = lane * number.replicas
     came = 0
-    while me.arrived < me.requests and state.arrival_s[lane, me.arrived] < end_s:
-        if tokens[PROMPT, me.arrived] >= number.longest:
-            tokens[PROMPT, me.arrived] = 0
+    while me.arrived < me.requests and state.request[lane, me.arrived].arrival_s < end_s:
+        if requests[me.arrived].prompt >= number.longest:
+            requests[me.arrived].prompt = 0
             me.rejected += 1
         else:
             me.door += 1
@@ -174,27 +174,22 @@ def _hand_out(state: State, params: Params, lane: int, start_s: float, end_s: fl
         came += 1
     while me.next < me.arrived and me.on > 0:
         request = me.next
-        if tokens[PROMPT, request] > 0:
+        if requests[request].prompt > 0:
             turn = (me.turn + 1) % number.replicas
             while engines.lane[base + turn].mode != ON:
                 turn = (turn + 1) % number.replicas
             e = base + turn
             slot = engines.lane[e].filled
-            if slot == engines.arrival_s.shape[1]:
+            if slot == engines.request.shape[1]:
                 break
             me.turn = turn
             me.door -= 1
             engines.lane[e].filled = slot + 1
-            engines.arrival_s[e, slot] = state.arrival_s[lane, request]
-            for row in range(tokens.shape[0]):
-                engines.tokens[e, row, slot] = tokens[row, request]
-            engines.tokens[e, KEPT, slot] = 0
-            engines.timing[e, TTFT, slot] = -1.0
-            engines.timing[e, E2E, slot] = -1.0
+            engines.request[e, slot] = requests[request]
         me.next += 1
     for request in range(me.next, me.arrived):
-        if tokens[PROMPT, request] > 0:
-            me.waiting_s += end_s - max(state.arrival_s[lane, request], start_s)
+        if requests[request].prompt > 0:
+            me.waiting_s += end_s - max(requests[request].arrival_s, start_s)
     return came
 
 
@@ -204,18 +199,18 @@ def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s:
     r = engine.lane[e]
     number = params.number[0]
     rule = params.rules[0]
-    arrival_s = engine.arrival_s[e]
+    requests = engine.request[e]
     while True:
-        while r.next < r.filled and arrival_s[r.next] <= r.clock_s:
+        while r.next < r.filled and requests[r.next].arrival_s <= r.clock_s:
             # what it waited at the door in earlier epochs was counted there
-            r.waiting_s += r.clock_s - max(arrival_s[r.next], start_s)
+            r.waiting_s += r.clock_s - max(requests[r.next].arrival_s, start_s)
             wait(engine, params, e, r.next)
             r.next += 1
         if r.clock_s >= end_s:
             break
         if r.residents + r.waiting == 0:
             if r.next < r.filled:
-                r.clock_s = arrival_s[r.next]
+                r.clock_s = requests[r.next].arrival_s
                 continue
             if r.mode == DRAINING:
                 r.clock_s = max(r.clock_s, start_s)
@@ -247,27 +242,22 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
     number = params.number[0]
     engine = state.engine
     r = engine.lane[e]
-    tokens, timing, moved = engine.tokens[e], engine.timing[e], engine.moved[e]
+    requests, moved = engine.request[e], engine.moved[e]
     area, total = 0.0, 0.0
     keep = 0
     for i in range(r.filled):
-        if timing[E2E, i] >= 0.0:
-            prompt, output = tokens[PROMPT, i], tokens[OUTPUT, i]
-            area += remaining_area(number, prompt, 0, 0, 0, 0, output)
-            total += prompt + output
-            state.served[lane, 0, me.served] = timing[TTFT, i]
-            state.served[lane, 1, me.served] = timing[E2E, i]
-            state.served[lane, 2, me.served] = (timing[E2E, i] - timing[TTFT, i]) / max(output - 1, 1)
+        asked = requests[i]
+        if asked.e2e_s >= 0.0:
+            area += remaining_area(number, asked.prompt, 0, 0, 0, 0, asked.output)
+            total += asked.prompt + asked.output
+            state.served[lane, 0, me.served] = asked.ttft_s
+            state.served[lane, 1, me.served] = asked.e2e_s
+            state.served[lane, 2, me.served] = (asked.e2e_s - asked.ttft_s) / max(asked.output - 1, 1)
             me.served += 1
             continue
         moved[i] = keep
         if keep < i:
-            engine.arrival_s[e, keep] = engine.arrival_s[e, i]
-            engine.area[e, keep] = engine.area[e, i]
-            for row in range(tokens.shape[0]):
-                tokens[row, keep] = tokens[row, i]
-            for row in range(timing.shape[0]):
-                timing[row, keep] = timing[row, i]
+            requests[keep] = asked
         keep += 1
     for i in range(r.residents):
         engine.resident[e, i].request = moved[engine.resident[e, i].request]

@@ -24,7 +24,7 @@ from llmgym.envs.kv_provision_state import (
 )
 from llmgym.serving import queue
 from llmgym.serving.engine import FAR
-from llmgym.serving.requests import CLASS, OUTPUT, PREDICTED, PROMPT, cut_to
+from llmgym.serving.requests import begin
 from llmgym.workloads.traffic import draw
 
 
@@ -33,7 +33,7 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode; the first replicas are on and empty."""
     me = state.lane[lane]
     number = params.number[0]
-    tokens = state.tokens[lane]
+    requests = state.request[lane]
     me.epoch, me.arrived, me.next, me.door, me.rejected, me.served, me.met = 0, 0, 0, 0, 0, 0, 0
     me.turn = number.replicas - 1
     me.target, me.on, me.starting, me.draining = number.initial, number.initial, 0, 0
@@ -49,20 +49,12 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     for g in range(number.replicas):
         _new_replica(state, params, lane * number.replicas + g, substream(key, FAR - g))
         state.engine.lane[lane * number.replicas + g].mode = ON if g < number.initial else OFF
-    me.requests = draw(
-        params.traffic,
-        key,
-        number.epochs * number.epoch_s,
-        state.arrival_s[lane],
-        tokens[PROMPT],
-        tokens[OUTPUT],
-        tokens[PREDICTED],
-        tokens[CLASS],
-    )
+    me.requests = draw(params.traffic, key, number.epochs * number.epoch_s, requests)
     checksum = 0.0
     for i in range(me.requests):
-        cut_to(tokens, i, number.longest)
-        checksum += state.arrival_s[lane, i] + tokens[PROMPT, i] + 1e-3 * tokens[OUTPUT, i]
+        asked = requests[i]
+        begin(asked, number.longest)
+        checksum += asked.arrival_s + asked.prompt + 1e-3 * asked.output
     me.checksum = checksum
     _remember(state, lane)
 

@@ -158,10 +158,7 @@ class Engines(NamedTuple):
 
     lane: NDArray[Any]
     resident: NDArray[Any]
-    arrival_s: NDArray[np.float64]
-    tokens: NDArray[np.int32]
-    area: NDArray[np.int64]
-    timing: NDArray[np.float32]
+    request: NDArray[Any]
     queue: NDArray[np.int32]
     scratch: NDArray[np.int32]
     moved: NDArray[np.int32]
@@ -173,8 +170,7 @@ class State(NamedTuple):
     Attributes:
         lane: records `LANE` [lanes].
         engine: the replicas.
-        arrival_s: float64 [lanes, n], when each request of the episode arrives, s.
-        tokens: int32 [lanes, 5, n], rows as in `llmgym.serving.requests`; a rejected request has a prompt of 0.
+        request: records `REQUEST` [lanes, n], every request of the episode; a rejected one has a prompt of 0.
         served: float32 [lanes, 3, n], TTFT, E2E and time per output token of completed requests, s.
         fluid: float64 [lanes, 5], what waits in the fluid, see `REQUESTS`.
         history: float32 [lanes, epochs + 1, 5], for pictures: rate (req/s), on, starting, draining, waiting after each epoch.
@@ -182,8 +178,7 @@ class State(NamedTuple):
 
     lane: NDArray[Any]
     engine: Engines
-    arrival_s: NDArray[np.float64]
-    tokens: NDArray[np.int32]
+    request: NDArray[Any]
     served: NDArray[np.float32]
     fluid: NDArray[np.float64]
     history: NDArray[np.float32]

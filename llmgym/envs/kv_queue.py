@@ -41,7 +41,7 @@ from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, safe_class_budgets, saturation
 from llmgym.serving.engine import PAUSE, RECOMPUTE, RESIDENT
-from llmgym.serving.requests import FIRST_TOKENS, KEPT, OUTPUT, PROMPT, set_limits
+from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}
@@ -216,10 +216,7 @@ class KVQueue(Simulation):
         return State(
             lane=np.zeros(lanes, LANE),
             resident=np.zeros((lanes, seats), RESIDENT),
-            arrival_s=np.zeros((lanes, n)),
-            tokens=np.zeros((lanes, 5, n), np.int32),
-            area=np.zeros((lanes, n), np.int64),
-            timing=np.zeros((lanes, 2, n), np.float32),
+            request=np.zeros((lanes, n), REQUEST),
             queue=np.zeros((lanes, len(self.params.orders), n + 2), np.int32),
             scratch=np.zeros(
                 (lanes, SCRATCH_ROWS, max(seats + 1, HISTOGRAM, len(self.workload.classes))), np.int32
@@ -240,11 +237,12 @@ class KVQueue(Simulation):
         )
         line = state.queue[lane, 0]
         waiting = line[2 + line[0] : 2 + line[1]]
-        served = np.flatnonzero(state.timing[lane, 1, : me["next"]] >= 0)
-        prompts = state.tokens[lane, PROMPT, : me["next"]]
+        requests = state.request[lane]
+        served = np.flatnonzero(requests["e2e_s"][: me["next"]] >= 0)
+        prompts = requests["prompt"][: me["next"]]
         rejected = np.flatnonzero(prompts >= int(self.params.number[0]["longest"]))
         everyone = np.concatenate([residents["request"], waiting, served, rejected])
-        outputs, kept = state.tokens[lane, OUTPUT], state.tokens[lane, KEPT]
+        outputs, kept = requests["output"], requests["kept"]
         return {
             "arrived": float(me["next"]),
             "waiting": float(len(waiting)),
@@ -288,7 +286,7 @@ class KVQueue(Simulation):
             total += sum(prompt - int(r["kept"]) + d - (first - stored) for d in range(done + 1, output + 1))
         line = state.queue[lane, 0]
         waiting = line[2 + line[0] : 2 + line[1]]
-        s, o = state.tokens[lane, PROMPT, waiting], state.tokens[lane, OUTPUT, waiting]
+        s, o = state.request["prompt"][lane, waiting], state.request["output"][lane, waiting]
         return total + int(exact_area(s, o, chunk, first, stored).sum())
 
     def expected_return(self, metrics: dict[str, float]) -> float:

@@ -11,18 +11,8 @@ from llmgym.core.statistics import mean, quantile
 from llmgym.profiles.cost import StepCost
 from llmgym.serving import queue
 from llmgym.serving.admission import admissible, admit_by_rule, compose
-from llmgym.serving.engine import E2E, ENGINE, FAR, TTFT, admit, fits_now, plan, run_batch, wait
-from llmgym.serving.requests import (
-    CLASS,
-    KEPT,
-    LIMITS,
-    OUTPUT,
-    PREDICTED,
-    PROMPT,
-    chunks_of,
-    cut_to,
-    remaining_area,
-)
+from llmgym.serving.engine import ENGINE, FAR, admit, fits_now, plan, run_batch, wait
+from llmgym.serving.requests import LIMITS, begin, chunks_of, remaining_area
 from llmgym.workloads.traffic import Traffic, draw
 
 ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3
@@ -119,10 +109,7 @@ class State(NamedTuple):
 
     lane: NDArray[Any]
     resident: NDArray[Any]
-    arrival_s: NDArray[np.float64]
-    tokens: NDArray[np.int32]
-    area: NDArray[np.int64]
-    timing: NDArray[np.float32]
+    request: NDArray[Any]
     queue: NDArray[np.int32]
     scratch: NDArray[np.int32]
 
@@ -143,7 +130,6 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode and wait for the first of them."""
     me = state.lane[lane]
     number = params.number[0]
-    tokens = state.tokens[lane]
     me.key = key
     me.clock_s = 0.0
     me.tick, me.residents, me.walk, me.used, me.swapped, me.paused = 0, 0, 0, 0, 0, 0
@@ -159,29 +145,18 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     for row in range(params.orders.shape[0]):
         state.queue[lane, row, queue.HEAD] = 0
         state.queue[lane, row, queue.TAIL] = 0
-    arrival_s = state.arrival_s[lane]
-    count = draw(
-        params.traffic,
-        key,
-        number.horizon_s,
-        arrival_s,
-        tokens[PROMPT],
-        tokens[OUTPUT],
-        tokens[PREDICTED],
-        tokens[CLASS],
-    )
+    requests = state.request[lane]
+    count = draw(params.traffic, key, number.horizon_s, requests)
     checksum = 0.0
     for i in range(count):
-        tokens[KEPT, i] = 0
-        cut_to(tokens, i, number.longest)
-        state.timing[lane, TTFT, i] = -1.0
-        state.timing[lane, E2E, i] = -1.0
-        checksum += arrival_s[i] + tokens[PROMPT, i] + 1e-3 * tokens[OUTPUT, i]
+        asked = requests[i]
+        begin(asked, number.longest)
+        checksum += asked.arrival_s + asked.prompt + 1e-3 * asked.output
     me.requests = count
     me.per_request = 1.0 / max(count, 1)
     me.checksum = checksum
     if count > 0:
-        me.clock_s = arrival_s[0]
+        me.clock_s = requests[0].arrival_s
     _arrive(state, params, lane, 0.0)
     _prepare(state, params, lane)
 
@@ -212,7 +187,7 @@ def _arrive(state: State, params: Params, lane: int, dt: float) -> None:
     """Queue everything that has arrived by now and update the estimate of the offered work."""
     me = state.lane[lane]
     area = 0
-    if me.next < me.requests and state.arrival_s[lane, me.next] <= me.clock_s:
+    if me.next < me.requests and state.request[lane, me.next].arrival_s <= me.clock_s:
         area = _enqueue(state, params, lane)
     if dt > 0.0:
         me.area_rate += (area - dt * me.area_rate) / (dt + params.number[0].window_s)
@@ -224,13 +199,14 @@ def _enqueue(state: State, params: Params, lane: int) -> int:
     me = state.lane[lane]
     number = params.number[0]
     area = 0
-    while me.next < me.requests and state.arrival_s[lane, me.next] <= me.clock_s:
+    while me.next < me.requests and state.request[lane, me.next].arrival_s <= me.clock_s:
         request = me.next
         me.next += 1
-        if state.tokens[lane, PROMPT, request] >= number.longest:
+        asked = state.request[lane, request]
+        if asked.prompt >= number.longest:
             me.rejected += 1
             continue
-        since = me.clock_s - state.arrival_s[lane, request]
+        since = me.clock_s - asked.arrival_s
         me.in_system_s += since
         me.waiting_s += since
         before = me.waiting_area
@@ -295,7 +271,7 @@ def step_lane(
         if dt == 0.0:
             dt = number.idle_s
             if me.next < me.requests:
-                dt = min(dt, max(state.arrival_s[lane, me.next] - me.clock_s, 0.0))
+                dt = min(dt, max(state.request[lane, me.next].arrival_s - me.clock_s, 0.0))
             me.clock_s += dt
             me.stability -= dt * number.per_batch
         else:
@@ -305,7 +281,7 @@ def step_lane(
         me.waiting_s += queued * dt
         _arrive(state, params, lane, dt)
         if me.residents + me.waiting == 0 and me.next < me.requests:
-            gap = min(state.arrival_s[lane, me.next], number.horizon_s) - me.clock_s
+            gap = min(state.request[lane, me.next].arrival_s, number.horizon_s) - me.clock_s
             if gap > 0.0:
                 me.clock_s += gap
                 _arrive(state, params, lane, gap)
@@ -421,18 +397,17 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[12] = min(me.clock_s * number.per_horizon, 1.0)
     out[13] = me.picked * seat
     at = SCALARS + 2 * HISTOGRAM
-    tokens, area, arrival_s = state.tokens[lane], state.area[lane], state.arrival_s[lane]
     clock_s, window_s = me.clock_s, number.window_s
     per_prompt, per_output, per_area = number.per_prompt, number.per_output, number.per_area
     waiting = me.waiting
     for k in range(number.slots):
         if k < waiting:
-            request = queue.at(state, lane, 0, k)
-            waited = clock_s - arrival_s[request]
-            out[at] = min((tokens[PROMPT, request] + tokens[KEPT, request]) * per_prompt, 1.0)
-            out[at + 1] = min(tokens[PREDICTED, request] * per_output, 1.0)
+            asked = state.request[lane, queue.at(state, lane, 0, k)]
+            waited = clock_s - asked.arrival_s
+            out[at] = min((asked.prompt + asked.kept) * per_prompt, 1.0)
+            out[at + 1] = min(asked.predicted * per_output, 1.0)
             out[at + 2] = waited / (waited + window_s)
-            out[at + 3] = min(area[request] * per_area, 1.0)
+            out[at + 3] = min(asked.area * per_area, 1.0)
         else:
             for j in range(4):
                 out[at + j] = 0.0
@@ -466,20 +441,21 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     """Write the episode's metrics, in the order of `METRICS`."""
     me = state.lane[lane]
     number = params.number[0]
-    duration = max(me.clock_s - state.arrival_s[lane, 0], 1e-12)
+    duration = max(me.clock_s - state.request[lane, 0].arrival_s, 1e-12)
     e2e = np.empty(me.done, np.float32)
     tpot = np.empty(me.done, np.float32)
     ttft = np.empty(me.next, np.float32)
     finished, started = 0, 0
     for i in range(me.next):
-        first = state.timing[lane, TTFT, i]
-        last = state.timing[lane, E2E, i]
+        asked = state.request[lane, i]
+        first = asked.ttft_s
+        last = asked.e2e_s
         if first >= 0.0:
             ttft[started] = first
             started += 1
         if last >= 0.0:
             e2e[finished] = last
-            tpot[finished] = (last - first) / max(state.tokens[lane, OUTPUT, i] - 1, 1)
+            tpot[finished] = (last - first) / max(asked.output - 1, 1)
             finished += 1
     e2e, ttft, tpot = e2e[:finished], ttft[:started], tpot[:finished]
     out[0] = me.requests

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.serving.requests import KEPT, PREDICTED, PROMPT
-
 if TYPE_CHECKING:
     from llmgym.envs.kv_queue import KVQueue
 
@@ -71,12 +69,12 @@ def picture(simulation: "KVQueue", state: Any, lane: int) -> NDArray[np.uint8]:
     )
     queue = state.queue[lane, 0]
     waiting = queue[2 + queue[0] : 2 + queue[1]][:40]
-    tokens = state.tokens[lane]
-    prompt = tokens[PROMPT, waiting] + tokens[KEPT, waiting]
+    requests = state.request[lane, waiting]
+    prompt = requests["prompt"] + requests["kept"]
     line.bar(range(len(waiting)), prompt, color="#E69F00", label="prompt")
     line.bar(
         range(len(waiting)),
-        tokens[PREDICTED, waiting],
+        requests["predicted"],
         bottom=prompt,
         color="#56B4E9",
         label="predicted output",

@@ -16,7 +16,7 @@ from llmgym.serving.engine import (
     stored_with,
     unit,
 )
-from llmgym.serving.requests import CLASS, KEPT, PREDICTED, PROMPT, chunks_of, predicted_output
+from llmgym.serving.requests import chunks_of, predicted_output
 from llmgym.serving.rules import (
     CLASS_BUDGET,
     DECODE_FIRST,
@@ -48,7 +48,6 @@ def admit_by_rule(state: Any, params: Any, lane: int, number_of_rule: int, water
         return 0
     number = params.number[0]
     rule = params.rules[number_of_rule]
-    tokens = state.tokens[lane]
     capacity = number.kv_capacity
     if rule.batch == DECODE_ONLY and _decoding(state, lane):
         return 0
@@ -67,11 +66,12 @@ def admit_by_rule(state: Any, params: Any, lane: int, number_of_rule: int, water
         request = queue.at(state, lane, rule.row, position)
         fits = fits_now(state, params, lane, request)
         alone = me.residents == 0
-        kept = tokens[KEPT, request]
-        prompt = tokens[PROMPT, request] + kept
+        asked = state.request[lane, request]
+        kept = asked.kept
+        prompt = asked.prompt + kept
         need = 0
         if fits and rule.check == CLASS_BUDGET:
-            kind = tokens[CLASS, request]
+            kind = asked.kind
             if state.scratch[lane, 0, kind] >= params.class_budgets[number_of_rule, kind]:
                 position += 1
                 continue
@@ -87,9 +87,7 @@ def admit_by_rule(state: Any, params: Any, lane: int, number_of_rule: int, water
                     looked_ahead = True
                 fits = _fits_ahead(state, params, lane, request)
         if rule.check == PEAK:
-            need = tokens[PROMPT, request] + max(
-                predicted_output(number, tokens[PREDICTED, request]), kept + 1
-            )
+            need = asked.prompt + max(predicted_output(number, asked.predicted), kept + 1)
             fits = fits and (alone or peak + need <= capacity)
         if fits:
             if rule.check == FUTURE and looked_ahead:
@@ -117,7 +115,7 @@ def admissible(state: Any, params: Any, lane: int, most: int) -> int:
     count = 0
     while count < most and count < me.waiting and count < seats and left > 0:
         request = queue.at(state, lane, 0, count)
-        prompt = state.tokens[lane, PROMPT, request] + state.tokens[lane, KEPT, request]
+        prompt = state.request[lane, request].prompt + state.request[lane, request].kept
         first = min(min(prompt, number.chunk), left)
         left -= first
         if number.first_stored == 1 and first == prompt:
@@ -191,9 +189,10 @@ def _fits_ahead(state: Any, params: Any, lane: int, request: int) -> bool:
     number = params.number[0]
     scratch = state.scratch[lane]
     n = me.residents
-    kept = state.tokens[lane, KEPT, request]
-    predicted = predicted_output(number, state.tokens[lane, PREDICTED, request])
-    _enter(scratch, n, number, state.tokens[lane, PROMPT, request] + kept, 0, kept, predicted)
+    asked = state.request[lane, request]
+    kept = asked.kept
+    predicted = predicted_output(number, asked.predicted)
+    _enter(scratch, n, number, asked.prompt + kept, 0, kept, predicted)
     own = 0
     for j in range(n):
         if scratch[_TOTAL, j] + _memory_at(scratch, n, scratch[_LEFT, j], number.chunk) > number.kv_capacity:

@@ -12,9 +12,7 @@ and advance by a shared tick, without being touched; only those from `walk` on (
 The functions work on any `state` and `params` with these parts, so environments can share them:
 
 - `state.lane` records with the fields of `ENGINE`; `state.resident` records `RESIDENT` [lanes, seats];
-  `state.arrival_s` float64 [lanes, n]; `state.tokens` int32 [lanes, 5, n] (rows of `requests`); `state.area` int64 [lanes, n]
-  (predicted tokens x batches of waiting requests);
-  `state.timing` float32 [lanes, 2, n] (rows TTFT, E2E, in s); `state.queue` and `state.scratch` (see `queue`, `admission`);
+  `state.request` records `REQUEST` [lanes, n] (see `requests`); `state.queue` and `state.scratch` (see `queue`, `admission`);
 - `params.number` one record with the fields of `requests.LIMITS`; `params.cost` a `StepCost`.
 """
 
@@ -26,9 +24,8 @@ from llmgym.core import rng
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving import queue
-from llmgym.serving.requests import KEPT, OUTPUT, PREDICTED, PROMPT, predicted_area, predicted_output
+from llmgym.serving.requests import predicted_area, predicted_output
 
-TTFT, E2E = 0, 1
 PAUSE, RECOMPUTE, CLEAR = 0, 1, 2
 
 ENGINE = [
@@ -283,7 +280,7 @@ def evict(state: Any, params: Any, lane: int, index: int, keep_output: bool) -> 
     r = resident[index]
     freed = kv_of(number, me.tick, r)
     request = r.request
-    state.tokens[lane, KEPT, request] = output_so_far(me.tick, r) if keep_output else 0
+    state.request[lane, request].kept = output_so_far(me.tick, r) if keep_output else 0
     if r.paused == 1:
         me.swapped -= freed
         me.paused -= 1
@@ -304,8 +301,9 @@ def evict(state: Any, params: Any, lane: int, index: int, keep_output: bool) -> 
 def wait(state: Any, params: Any, lane: int, request: int) -> None:
     """Put a request among the waiting ones, in every order that is kept."""
     me = state.lane[lane]
-    area = predicted_area(state, params, lane, request)
-    state.area[lane, request] = area
+    asked = state.request[lane, request]
+    area = predicted_area(params.number[0], asked)
+    asked.area = area
     me.waiting_area += area
     me.waiting += 1
     queue.insert(state, params, lane, request)
@@ -318,7 +316,8 @@ def fits_now(state: Any, params: Any, lane: int, request: int) -> bool:
     number = params.number[0]
     if me.blocked == 1 or me.budget_left <= 0 or me.residents >= number.seats:
         return False
-    prompt = state.tokens[lane, PROMPT, request] + state.tokens[lane, KEPT, request]
+    asked = state.request[lane, request]
+    prompt = asked.prompt + asked.kept
     first = min(min(prompt, number.chunk), me.budget_left)
     if number.first_stored == 1 and first == prompt:
         first += 1
@@ -330,18 +329,18 @@ def admit(state: Any, params: Any, lane: int, request: int) -> None:
     """Make a waiting request the youngest resident; its first chunk joins the planned batch. Call only if `fits_now`."""
     me = state.lane[lane]
     number = params.number[0]
-    tokens = state.tokens[lane]
-    me.waiting_area -= state.area[lane, request]
+    asked = state.request[lane, request]
+    me.waiting_area -= asked.area
     me.waiting -= 1
     queue.remove(state, params, lane, request)
     r = state.resident[lane, me.residents]
-    kept = tokens[KEPT, request]
+    kept = asked.kept
     r.request = request
     r.kept = kept
-    r.prompt = tokens[PROMPT, request] + kept
+    r.prompt = asked.prompt + kept
     r.prefilled = 0
-    r.output = tokens[OUTPUT, request]
-    r.predicted = predicted_output(number, tokens[PREDICTED, request])
+    r.output = asked.output
+    r.predicted = predicted_output(number, asked.predicted)
     r.base = 0
     r.finish = FAR
     r.decoding = 0
@@ -434,7 +433,8 @@ def _advance(state: Any, params: Any, lane: int) -> None:
                 r.finish = r.base + r.output
                 me.next_finish = min(me.next_finish, r.finish)
                 if r.kept == 0:
-                    state.timing[lane, TTFT, r.request] = me.clock_s - state.arrival_s[lane, r.request]
+                    asked = state.request[lane, r.request]
+                    asked.ttft_s = me.clock_s - asked.arrival_s
         if r.decoding == 0 and walk < 0:
             walk = i
     me.walk = walk if walk >= 0 else me.residents
@@ -460,9 +460,10 @@ def _complete(state: Any, params: Any, lane: int) -> None:
         r = resident[i]
         if r.finish <= me.tick:
             me.used -= kv_of(number, me.tick, r)
-            e2e = me.clock_s - state.arrival_s[lane, r.request]
-            ttft = state.timing[lane, TTFT, r.request]
-            state.timing[lane, E2E, r.request] = e2e
+            asked = state.request[lane, r.request]
+            e2e = me.clock_s - asked.arrival_s
+            ttft = asked.ttft_s
+            asked.e2e_s = e2e
             me.done += 1
             if ttft <= number.ttft_slo_s and e2e - ttft <= number.tpot_slo_s * max(r.output - 1, 1):
                 me.met += 1

@@ -9,7 +9,7 @@ anything else shifts the shorter side. `params.orders` says which orders are kep
 from typing import Any
 
 from llmgym.core.jit import kernel
-from llmgym.serving.requests import PREDICTED, predicted_output
+from llmgym.serving.requests import predicted_output
 
 BY_ARRIVAL, BY_OUTPUT, BY_AREA = 0, 1, 2
 
@@ -27,8 +27,8 @@ def _key(state: Any, params: Any, lane: int, order: int, request: int) -> int:
     if order == BY_ARRIVAL:
         return 0
     if order == BY_OUTPUT:
-        return predicted_output(params.number[0], state.tokens[lane, PREDICTED, request])
-    return state.area[lane, request]
+        return predicted_output(params.number[0], state.request[lane, request].predicted)
+    return state.request[lane, request].area
 
 
 @kernel

@@ -3,11 +3,25 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from llmgym.core.jit import kernel
 
-PROMPT, OUTPUT, PREDICTED, CLASS, KEPT = 0, 1, 2, 3, 4
-"""Rows of `state.tokens`, int32 [lanes, 5, n]: prompt, true output, output told to the scheduler, class, and the output that a
-preempted request has already produced and keeps."""
+REQUEST = np.dtype(
+    [
+        ("arrival_s", "f8"),
+        ("area", "i8"),  # predicted tokens x batches, as of when it last began to wait
+        ("prompt", "i4"),  # tokens
+        ("output", "i4"),  # tokens; a scheduler cannot know it
+        ("predicted", "i4"),  # output tokens told to the scheduler; 0: none
+        ("kept", "i4"),  # output tokens that a preempted request has already produced and keeps
+        ("kind", "i4"),  # number of its class
+        ("ttft_s", "f4"),  # -1 until then
+        ("e2e_s", "f4"),  # -1 until then
+    ],
+    align=True,
+)
+"""One request of a lane. A record and not an array for each field, so that an arrival touches one line of memory."""
 
 LIMITS = [
     ("kv_capacity", "i4"),
@@ -94,11 +108,17 @@ def remaining_area(
 
 
 @kernel(inline=True)
-def cut_to(tokens: Any, request: int, longest: int) -> None:
-    """End a request where prompt and output together reach `longest` tokens; a scheduler knows that limit too."""
-    room = max(longest - tokens[PROMPT, request], 1)
-    tokens[OUTPUT, request] = min(tokens[OUTPUT, request], room)
-    tokens[PREDICTED, request] = min(tokens[PREDICTED, request], room)
+def begin(request: Any, longest: int) -> None:
+    """Nothing of a freshly drawn request is done yet. It ends where prompt and output together reach `longest` tokens; a
+    scheduler knows that limit too.
+    """
+    room = max(longest - request.prompt, 1)
+    request.output = min(request.output, room)
+    request.predicted = min(request.predicted, room)
+    request.kept = 0
+    request.area = 0
+    request.ttft_s = -1.0
+    request.e2e_s = -1.0
 
 
 @kernel(inline=True)
@@ -108,10 +128,8 @@ def predicted_output(number: Any, predicted: int) -> int:
 
 
 @kernel(inline=True)
-def predicted_area(state: Any, params: Any, lane: int, request: int) -> int:
+def predicted_area(number: Any, request: Any) -> int:
     """Predicted tokens x batches of a waiting request."""
-    number = params.number[0]
-    tokens = state.tokens[lane]
-    kept = tokens[KEPT, request]
-    output = max(predicted_output(number, tokens[PREDICTED, request]), kept + 1)
-    return remaining_area(number, tokens[PROMPT, request] + kept, 0, kept, kept, 0, output)
+    kept = request.kept
+    output = max(predicted_output(number, request.predicted), kept + 1)
+    return remaining_area(number, request.prompt + kept, 0, kept, kept, 0, output)

@@ -74,6 +74,19 @@ HEAD = np.dtype(
 )
 
 
+DRAWN = np.dtype(
+    [
+        ("arrival_s", "f8"),  # s
+        ("prompt", "i4"),  # tokens
+        ("output", "i4"),  # tokens
+        ("predicted", "i4"),  # output tokens told to the scheduler
+        ("kind", "i4"),  # number of the class
+    ],
+    align=True,
+)
+"""What `draw` writes for each request."""
+
+
 class Traffic(NamedTuple):
     """A workload as compiled code sees it; make one with `Workload.traffic`.
 
@@ -139,7 +152,7 @@ def _varying_arrivals(
     table: npt.NDArray[np.float64],
     key: np.uint64,
     horizon_s: float,
-    arrival_s: npt.NDArray[np.float64],
+    requests: npt.NDArray[Any],
 ) -> int:
     gaps, switch, levels = substream(key, _GAPS), substream(key, _SWITCH), substream(key, _LEVEL)
     t = 0.0
@@ -163,7 +176,7 @@ def _varying_arrivals(
         part = table[head.profile_at + pieces]
         part_at = table[head.profile_at + 1] if pieces > 1 else math.inf
 
-    for i in range(len(arrival_s)):
+    for i in range(len(requests)):
         gap = _operational_gap(gaps, i, head.process, head.shape)
         while True:
             rate = head.rate_rps * level * part if on else 0.0
@@ -199,8 +212,8 @@ def _varying_arrivals(
                     part_at = math.inf
         if t > horizon_s:
             return i
-        arrival_s[i] = t
-    return len(arrival_s)
+        requests[i].arrival_s = t
+    return len(requests)
 
 
 @kernel(inline=True)
@@ -216,14 +229,14 @@ def _arrivals(
     table: npt.NDArray[np.float64],
     key: np.uint64,
     horizon_s: float,
-    arrival_s: npt.NDArray[np.float64],
+    requests: npt.NDArray[Any],
 ) -> int:
-    capacity = len(arrival_s)
+    capacity = len(requests)
     if head.process == BURST:
         if horizon_s < 0.0:
             return 0
         for i in range(capacity):
-            arrival_s[i] = 0.0
+            requests[i].arrival_s = 0.0
         return capacity
     if head.process == REPLAY:
         row = _first_row(head, key)
@@ -232,14 +245,14 @@ def _arrivals(
             t = (table[head.replay_at + row] + since) * head.replay_scale
             if t > horizon_s:
                 return i
-            arrival_s[i] = t
+            requests[i].arrival_s = t
             row += 1
             if row == head.replay_rows:
                 row = 0
                 since += head.replay_cycle_s
         return capacity
     if head.varying != 0:
-        return _varying_arrivals(head, table, key, horizon_s, arrival_s)
+        return _varying_arrivals(head, table, key, horizon_s, requests)
     gaps = substream(key, _GAPS)
     t = 0.0
     if head.process == RENEWAL and head.shape == 1.0:
@@ -247,7 +260,7 @@ def _arrivals(
             t += exponential(gaps, i) / head.rate_rps
             if t > horizon_s:
                 return i
-            arrival_s[i] = t
+            requests[i].arrival_s = t
         return capacity
     for i in range(capacity):
         if head.process == REGULAR:
@@ -256,7 +269,7 @@ def _arrivals(
             t += _operational_gap(gaps, i, head.process, head.shape) / head.rate_rps
         if t > horizon_s:
             return i
-        arrival_s[i] = t
+        requests[i].arrival_s = t
     return capacity
 
 
@@ -265,11 +278,7 @@ def draw(
     traffic: Traffic,
     key: np.uint64,
     horizon_s: float,
-    arrival_s: npt.NDArray[np.float64],
-    prompt: npt.NDArray[np.int32],
-    output: npt.NDArray[np.int32],
-    predicted: npt.NDArray[np.int32],
-    kind: npt.NDArray[np.int32],
+    requests: npt.NDArray[Any],
 ) -> int:
     """Fill one lane's requests in order of arrival; the same traffic and key give the same bits.
 
@@ -277,19 +286,16 @@ def draw(
         traffic: the packed workload.
         key: uint64, the stream of this world.
         horizon_s: stop before the first arrival later than this (s); `inf` to fill the arrays.
-        arrival_s: float64 [n], filled with arrival times (s), never decreasing.
-        prompt: int32 [n], filled with prompt lengths (tokens, at least 1).
-        output: int32 [n], filled with output lengths (tokens, at least 1).
-        predicted: int32 [n], filled with the output length told to the scheduler (at least 1; 0 with no
-            information).
-        kind: int32 [n], filled with the number of the request's class.
+        requests: records [n] with the fields of `DRAWN` (others are left alone): filled with arrival times that never decrease,
+            lengths of at least 1, the output length told to the scheduler (at least 1; 0 with no information) and the number
+            of the class.
 
     Returns:
         How many requests were written, at most n.
     """
     head = traffic.head[0]
     table = traffic.table
-    count = _arrivals(head, table, key, horizon_s, arrival_s)
+    count = _arrivals(head, table, key, horizon_s, requests)
     kinds, lengths, noise = substream(key, _KIND), substream(key, _LENGTH), substream(key, _NOISE)
     classes = head.classes
     row = 0
@@ -298,13 +304,14 @@ def draw(
     phase = 0
     weights = head.phase_at + 1
     for i in range(count):
+        r = requests[i]
         c = 0
         if classes > 1:
             position = float(i)
             if head.phase_by == BY_TIME:
-                position = arrival_s[i]
+                position = r.arrival_s
             elif head.phase_by == BY_FRACTION:
-                position = (i + 0.5) / len(arrival_s)
+                position = (i + 0.5) / len(requests)
             while phase + 1 < head.phases and position >= table[weights + classes]:
                 phase += 1
                 weights += classes + 1
@@ -323,24 +330,24 @@ def draw(
                 z_output = correlation * z_prompt + table[at + 2] * radius * math.sin(angle)
                 u_prompt = 0.5 * math.erfc(-z_prompt * math.sqrt(0.5))
                 u_output = 0.5 * math.erfc(-z_output * math.sqrt(0.5))
-            prompt[i] = _tokens(quantile(table, int(table[at + 4]), u_prompt))
-            output[i] = _tokens(quantile(table, int(table[at + 5]), u_output))
+            r.prompt = _tokens(quantile(table, int(table[at + 4]), u_prompt))
+            r.output = _tokens(quantile(table, int(table[at + 5]), u_output))
         else:
             rows = int(table[at + 7])
             if table[at] == ROWS_IN_ORDER:
                 j = (row + i) % rows
             else:
                 j = min(int(uniform(lengths, 2 * i) * rows), rows - 1)
-            prompt[i] = int(table[int(table[at + 6]) + j])
-            output[i] = int(table[int(table[at + 6]) + rows + j])
-        kind[i] = c
+            r.prompt = int(table[int(table[at + 6]) + j])
+            r.output = int(table[int(table[at + 6]) + rows + j])
+        r.kind = c
         if head.information == EXACT:
-            predicted[i] = output[i]
+            r.predicted = r.output
         elif head.information == NOISY:
             error = quantile(table, head.noise_at, uniform(noise, i))
-            predicted[i] = _tokens(output[i] * math.exp(head.noise_scale * error))
+            r.predicted = _tokens(r.output * math.exp(head.noise_scale * error))
         elif head.information == CLASS_MEAN:
-            predicted[i] = _tokens(table[at + 3])
+            r.predicted = _tokens(table[at + 3])
         else:
-            predicted[i] = 0
+            r.predicted = 0
     return count

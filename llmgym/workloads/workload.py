@@ -191,7 +191,7 @@ class Workload:
         Raises:
             InvalidArgument: neither `n` nor a finite `horizon_s`; a burst or phases by fraction without `n`.
         """
-        from llmgym.workloads.traffic import draw
+        from llmgym.workloads.traffic import DRAWN, draw
 
         if math.isnan(horizon_s) or horizon_s < 0.0:
             raise InvalidArgument(f"horizon_s={horizon_s!r}: must be zero or more")
@@ -207,18 +207,17 @@ class Workload:
         key = rng.integers(0, 2**64, dtype=np.uint64)
         capacity = n if n is not None else 64 + int(1.1 * horizon_s * self.mean_rate_rps)
         while True:
-            arrival_s = np.empty(capacity)
-            prompt, output, predicted, kind = (np.empty(capacity, dtype=np.int32) for _ in range(4))
-            count = draw(traffic, key, float(horizon_s), arrival_s, prompt, output, predicted, kind)
+            drawn = np.zeros(capacity, DRAWN)
+            count = draw(traffic, key, float(horizon_s), drawn)
             if n is not None or count < capacity:
                 break
             capacity *= 2
         return Requests(
-            arrival_s[:count].copy(),
-            prompt[:count].copy(),
-            output[:count].copy(),
-            predicted[:count].copy(),
-            kind[:count].copy(),
+            drawn["arrival_s"][:count].copy(),
+            drawn["prompt"][:count].copy(),
+            drawn["output"][:count].copy(),
+            drawn["predicted"][:count].copy(),
+            drawn["kind"][:count].copy(),
             session=np.arange(count, dtype=np.int32),
             turn=np.zeros(count, dtype=np.int32),
         )

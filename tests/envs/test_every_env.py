@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 
 import llmgym
 from llmgym.profiles.profile import Provenance, Source, from_law
-from llmgym.serving.requests import OUTPUT, PREDICTED, PROMPT
 from llmgym.serving.rules import CATALOGUE
 from llmgym.workloads import RequestClass, Rows, Workload, replay
 from tests.core.drive import MODES, check_lanes_are_singles, legal_action, legal_actions, same
@@ -60,9 +59,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 
 def _other_outputs(env: Any, rng: np.random.Generator) -> None:
     """KVQueue: other true output lengths; prompts, arrivals and predictions stay."""
-    tokens = env.lanes.state.tokens[0]
-    room = env.simulation.scenario.longest - tokens[PROMPT]
-    tokens[OUTPUT] = np.clip(rng.integers(1, 120, tokens.shape[1]), 1, np.maximum(room, 1))
+    requests = env.lanes.state.request[0]
+    room = env.simulation.scenario.longest - requests["prompt"]
+    requests["output"] = np.clip(rng.integers(1, 120, len(requests)), 1, np.maximum(room, 1))
 
 
 PERTURB: dict[str, Callable[[Any, np.random.Generator], None]] = {"llmgym/KVQueue-v0": _other_outputs}
@@ -313,9 +312,9 @@ def test_observations_do_not_read_what_is_hidden(env_id, kwargs, seed, action_se
     obs, info = env.reset(seed=seed)
     same(other.reset(seed=seed)[0], obs)
     PERTURB[env_id](other, rng)
-    hidden = env.lanes.state.tokens[0, OUTPUT] != other.lanes.state.tokens[0, OUTPUT]
+    hidden = env.lanes.state.request["output"][0] != other.lanes.state.request["output"][0]
     assert hidden.mean() > 0.5
-    same(other.lanes.state.tokens[0, PREDICTED], env.lanes.state.tokens[0, PREDICTED])
+    same(other.lanes.state.request["predicted"][0], env.lanes.state.request["predicted"][0])
     compared = 0
     while True:
         action = legal_action(env, info["action_mask"], rng)

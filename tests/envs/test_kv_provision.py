@@ -14,7 +14,6 @@ from llmgym.envs.kv_provision import KVProvisionEnv, KVProvisionVectorEnv
 from llmgym.envs.kv_provision_scenarios import SCENARIOS, mixtures, multipliers
 from llmgym.envs.kv_provision_state import ON
 from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded, UnknownName
-from llmgym.serving.requests import OUTPUT, PROMPT
 from llmgym.workloads import RequestClass, Workload
 
 ID = "llmgym/KVProvision-v0"
@@ -286,7 +285,7 @@ def test_requests_wait_at_the_door_while_no_replica_is_on() -> None:
     assert audits[3]["waiting"] == audits[3]["arrived"] > 50
     assert audits[-1]["waiting"] < 20
     assert metrics["gpu_hours"] * 3600 == pytest.approx(4 * 10 * 0.5)
-    arrival_s = env.lanes.state.arrival_s[0, : int(metrics["requests"])]
+    arrival_s = env.lanes.state.request["arrival_s"][0, : int(metrics["requests"])]
     assert metrics["ttft_p99_s"] > 2.0 - arrival_s[0] - 0.5
 
 
@@ -467,10 +466,10 @@ def test_nothing_hidden_is_observed() -> None:
         obs, *_ = env.step(6)
     state = env.lanes.state
     me = state.lane[0]
-    state.arrival_s[0, me["arrived"] :] *= 7.0
-    state.tokens[0, PROMPT, me["arrived"] :] = 3
-    state.tokens[0, OUTPUT, me["arrived"] :] = 999
-    state.engine.tokens[:, OUTPUT] = 777
+    state.request["arrival_s"][0, me["arrived"] :] *= 7.0
+    state.request["prompt"][0, me["arrived"] :] = 3
+    state.request["output"][0, me["arrived"] :] = 999
+    state.engine.request["output"][:] = 777
     state.engine.resident["output"] = 777
     again = np.zeros_like(obs)
     env.simulation.kernels.observe_lane(state, env.simulation.params, 0, again)

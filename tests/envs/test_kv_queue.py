@@ -82,7 +82,7 @@ def test_admitting_n_takes_the_first_n() -> None:
         if terminated:
             break
         after = state.resident[0, : state.lane[0]["residents"]]["request"].tolist()
-        done = state.timing[0, 1] >= 0
+        done = state.request["e2e_s"][0] >= 0
         assert [r for r in before + waiting[:action] if not done[r]] == after
         seen.add(action)
     assert len(seen) > 3
@@ -216,14 +216,15 @@ def test_return_is_what_the_metrics_say(overflow: str, reward: str, mode: str) -
     )
     total, metrics = play(env, choose)
     assert total == pytest.approx(env.simulation.expected_return(metrics), rel=1e-9)
-    timing, output = env.lanes.state.timing[0], env.lanes.state.tokens[0, 1]
+    requests = env.lanes.state.request[0]
+    ttft_s, e2e_s, output = requests["ttft_s"], requests["e2e_s"], requests["output"]
     assert metrics["completed"] == 150
     if reward == "latency":
         dropped = 0.5 * metrics["dropped_tokens"] / 400
-        assert total == pytest.approx(-timing[1].mean() - dropped, rel=1e-5)
+        assert total == pytest.approx(-e2e_s.mean() - dropped, rel=1e-5)
         assert (dropped > 0) == (overflow == "recompute")
     elif reward == "slo":
-        met = (timing[0] <= 0.8) & ((timing[1] - timing[0]) / np.maximum(output - 1, 1) <= 0.02)
+        met = (ttft_s <= 0.8) & ((e2e_s - ttft_s) / np.maximum(output - 1, 1) <= 0.02)
         # Stored as float32: a request a hair from its objective may fall on either side.
         assert total == pytest.approx(met.mean(), abs=1.5 / 150) and 0 < met.mean() < 1
 
@@ -246,9 +247,9 @@ def test_littles_law_also_where_an_episode_is_cut() -> None:
     me, state = env.lanes.state.lane[0], env.lanes.state
     arrived = np.arange(int(me["next"]))
     spent = np.where(
-        state.timing[0, 1, arrived] >= 0,
-        state.timing[0, 1, arrived],
-        me["clock_s"] - state.arrival_s[0, arrived],
+        state.request["e2e_s"][0, arrived] >= 0,
+        state.request["e2e_s"][0, arrived],
+        me["clock_s"] - state.request["arrival_s"][0, arrived],
     )
     assert metrics["completed"] < len(arrived) <= metrics["requests"]
     assert total == pytest.approx(-spent.sum() / metrics["requests"], rel=1e-5)
@@ -289,12 +290,12 @@ def test_served_and_rejected_requests_end_the_episode() -> None:
     """A prompt that leaves no room for one output token is rejected on arrival; outputs are cut at the longest sequence."""
     env = make(**SMALL, longest=40)
     total, metrics = play(env, greedy)
-    tokens = env.lanes.state.tokens[0]
-    too_long = tokens[0] >= 40
+    requests = env.lanes.state.request[0]
+    too_long = requests["prompt"] >= 40
     assert metrics["rejected"] == too_long.sum() > 10
     assert metrics["completed"] + metrics["rejected"] == metrics["requests"] == 120
-    assert (tokens[0] + tokens[1])[~too_long].max() == 40
-    assert (env.lanes.state.timing[0, :, too_long] == -1).all()
+    assert (requests["prompt"] + requests["output"])[~too_long].max() == 40
+    assert (requests["ttft_s"][too_long] == -1).all() and (requests["e2e_s"][too_long] == -1).all()
     assert total == pytest.approx(env.simulation.expected_return(metrics), rel=1e-9)
 
 
@@ -316,9 +317,9 @@ def test_an_episode_without_requests_ends_at_once() -> None:
 def test_exact_information_is_exact_where_outputs_are_cut() -> None:
     env = make(**SMALL, longest=40)
     env.reset(seed=0)
-    tokens = env.lanes.state.tokens[0]
-    served = tokens[0] < 40
-    assert (tokens[1] == tokens[2])[served].all()
+    requests = env.lanes.state.request[0]
+    served = requests["prompt"] < 40
+    assert (requests["output"] == requests["predicted"])[served].all()
 
 
 # -- worlds ----------------------------------------------------------------------------------------------------------------
@@ -351,7 +352,7 @@ def test_one_seed_is_one_world_whoever_acts() -> None:
 def test_information(information: str) -> None:
     env = make(**SMALL, information=information)
     env.reset(seed=0)
-    output, told = env.lanes.state.tokens[0, 1], env.lanes.state.tokens[0, 2]
+    output, told = env.lanes.state.request["output"][0], env.lanes.state.request["predicted"][0]
     if information == "exact":
         assert (told == output).all()
     elif information == "noisy":
@@ -413,11 +414,11 @@ def test_metrics_are_those_of_the_raw_times(overflow: str) -> None:
     _, metrics = play(env, greedy)
     me, state = env.lanes.state.lane[0], env.lanes.state
     n = int(me["next"])
-    ttft, e2e = state.timing[0, 0, :n].astype(float), state.timing[0, 1, :n].astype(float)
+    ttft, e2e = state.request["ttft_s"][0, :n].astype(float), state.request["e2e_s"][0, :n].astype(float)
     done, started = e2e >= 0, ttft >= 0
-    tpot = ((e2e - ttft) / np.maximum(state.tokens[0, 1, :n] - 1, 1))[done]
+    tpot = ((e2e - ttft) / np.maximum(state.request["output"][0, :n] - 1, 1))[done]
     met = int(((ttft[done] <= 0.5) & (tpot <= 0.03)).sum())
-    duration = me["clock_s"] - state.arrival_s[0, 0]
+    duration = me["clock_s"] - state.request["arrival_s"][0, 0]
     expected = {
         "requests": me["requests"],
         "completed": done.sum(),
@@ -465,7 +466,7 @@ def test_means_over_time_are_integrals() -> None:
     arrived = metrics["requests"] * 0.005
     assert metrics["waiting_mean"] * metrics["duration_s"] == pytest.approx(waiting + arrived, rel=0.02)
     assert metrics["output_tokens_per_s"] == pytest.approx(tokens / metrics["duration_s"])
-    assert tokens == env.lanes.state.tokens[0, 1].sum()
+    assert tokens == env.lanes.state.request["output"][0].sum()
 
 
 # -- wrong input --------------------------------------------------------------------------------------------------------------

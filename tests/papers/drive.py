@@ -47,15 +47,15 @@ def saturate(rule: Any, batches: int = 40_000, warm: int = 3_000, lanes: int = 4
     me, scenario = run.state.lane, run.simulation.scenario
     for _ in range(warm):
         run.step(HOLD)
-    before, already = me.copy(), run.state.timing[:, 1] >= 0
+    before, already = me.copy(), run.state.request["e2e_s"] >= 0
     waits = 0
     for _ in range(batches):
         run.step(HOLD)
         waits += np.count_nonzero(me["waiting"])
     assert not run.buffers.ended.any() and waits > 0.97 * lanes * batches, "the run must stay saturated"
     done, seconds = me["done"] - before["done"], me["clock_s"] - before["clock_s"]
-    new = (run.state.timing[:, 1] >= 0) & ~already
-    prompt, output = run.state.tokens[:, 0][new], run.state.tokens[:, 1][new]
+    new = (run.state.request["e2e_s"] >= 0) & ~already
+    prompt, output = run.state.request["prompt"][new], run.state.request["output"][new]
     return Saturated(
         rate_rps=float((done / seconds).mean()),
         used=float(((me["kv_s"] - before["kv_s"]) / (me["busy_s"] - before["busy_s"])).mean())

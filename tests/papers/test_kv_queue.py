@@ -134,14 +134,14 @@ def check_potential(rule: str, first_token: str) -> tuple[int, int]:
     """V(t+1) = V(t) - used(t) + area of the arrivals, to the token; areas of arrivals are counted batch by batch."""
     chunk = 7
     run = engine(1, rule, scenario="tiny", load=1.2, requests=400, chunk=chunk, first_token=first_token)
-    simulation, me, tokens = run.simulation, run.state.lane[0], run.state.tokens[0]
+    simulation, me, requests = run.simulation, run.state.lane[0], run.state.request[0]
     early, stored = int(first_token != "next-batch"), int(first_token == "stored")
     before, arrived = simulation.potential(run.state, 0), int(me["next"])
     paused, changes = 0, 0
     while not run.buffers.ended[0]:
         run.step(HOLD)
         came = 0
-        for s, o in tokens[:2, arrived : int(me["next"])].T.tolist():
+        for s, o in requests[["prompt", "output"]][arrived : int(me["next"])].tolist():
             area = sum(min(k, s) for k in range(chunk, s + chunk, chunk)) + stored
             area += sum(s - early + stored + j for j in range(1 + early, o + 1))
             if not stored:
@@ -186,7 +186,10 @@ def test_cache_is_never_over_full_and_never_slack_while_somebody_waits(ratio: st
             used = int(me["batch_used"][lane])
             assert used <= M
             line = run.state.queue[lane, 0]
-            waited = me["waiting"][lane] > 0 and run.state.arrival_s[lane, line[2 + line[0]]] <= began[lane]
+            waited = (
+                me["waiting"][lane] > 0
+                and run.state.request["arrival_s"][lane, line[2 + line[0]]] <= began[lane]
+            )
             if waited:
                 held_back += 1
                 assert used >= M * (1 - delta)
@@ -462,8 +465,8 @@ def token_batches(
         rate_rps=rate_rps,
         **settings,
     )
-    me, tokens = run.state.lane[0], run.state.tokens[0]
-    asked = np.concatenate([[0], np.cumsum(tokens[0].astype(np.int64) + tokens[1])])
+    me, requests = run.state.lane[0], run.state.request[0]
+    asked = np.concatenate([[0], np.cumsum(requests["prompt"].astype(np.int64) + requests["output"])])
     batches = []
     while True:
         run.step(HOLD)

@@ -10,7 +10,7 @@ from llmgym.core.lanes import HOLD, Lanes
 from llmgym.envs.kv_queue import KVQueue
 from llmgym.serving import admission, engine, queue
 from llmgym.serving.capacity import UNLIMITED
-from llmgym.serving.requests import CLASS, FIRST_TOKENS
+from llmgym.serving.requests import FIRST_TOKENS
 from llmgym.serving.rules import DECODE_FIRST, DECODE_ONLY, PREFILL_FIRST, PREFILL_ONLY, Rule
 from llmgym.workloads import RequestClass, Workload, fixed, poisson
 from tests.serving.reference import Request, World
@@ -186,7 +186,7 @@ def test_class_budgets_hold_for_each_class_in_each_batch() -> None:
     workload = Workload("three", poisson(1.0), classes)
     rule = Rule("budgets", check="class-budget", class_budgets=(2, 0, 1))
     lanes = lanes_of(rule, workload=workload, kv_capacity=4000, load=1.5, requests=300, horizon_s=3.0)
-    kinds = lanes.state.tokens[0, CLASS]
+    kinds = lanes.state.request["kind"][0]
     assert set(kinds.tolist()) == {0, 1, 2}
     before: set[int] = set()
     most = np.zeros(3, int)

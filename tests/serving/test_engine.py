@@ -12,7 +12,7 @@ from llmgym.core.lanes import HOLD, Lanes
 from llmgym.envs.kv_queue import KVQueue
 from llmgym.serving import engine
 from llmgym.serving.capacity import exact_area
-from llmgym.serving.requests import FIRST_TOKENS, KEPT, OUTPUT, PROMPT, chunks_of, remaining_area
+from llmgym.serving.requests import FIRST_TOKENS, chunks_of, remaining_area
 
 CHUNKS = (1, 2, 3, 5, 16, 512)
 NUMBER = {
@@ -113,7 +113,7 @@ def test_eviction_frees_the_cache_and_keeps_or_drops_the_output(first_token: str
             assert me["dropped"] == before["dropped"] + cached
             assert me["preemptions"] == before["preemptions"] + 1
             assert me["waiting"] == before["waiting"] + 1
-            assert state.tokens[0, KEPT, r["request"]] == (produced if keep else 0)
+            assert state.request["kept"][0, r["request"]] == (produced if keep else 0)
             assert state.resident[0, : me["residents"]]["request"].tolist() == others
 
 
@@ -122,10 +122,10 @@ def test_recompute_prefills_again_but_decodes_each_token_once(first_token: str) 
     lanes = crowded(rules=("wc-fcfs",), overflow="recompute", first_token=first_token)
     while not lanes.buffers.ended[0]:
         lanes.step(HOLD)
-    me, tokens = lanes.state.lane[0], lanes.state.tokens[0]
+    me, requests = lanes.state.lane[0], lanes.state.request[0]
     assert me["preemptions"] > 20
-    assert me["decoded"] == tokens[OUTPUT].sum()
-    assert me["prefilled"] > tokens[PROMPT].sum()
+    assert me["decoded"] == requests["output"].sum()
+    assert me["prefilled"] > requests["prompt"].sum()
 
 
 @pytest.mark.parametrize("rule", ["alpha-clearing", "beta-clearing"])
@@ -134,7 +134,7 @@ def test_clearing_loses_the_output_which_is_decoded_again(rule: str) -> None:
     me = lanes.state.lane[0]
     for _ in range(1000):
         lanes.step(HOLD)
-        assert not lanes.state.tokens[0, KEPT].any()
+        assert not lanes.state.request["kept"][0].any()
         assert me["decoded"] >= lanes.simulation.audit(lanes.state, 0)["work_done"]
     assert me["preemptions"] > 20
     assert me["decoded"] > lanes.simulation.audit(lanes.state, 0)["work_done"]
@@ -157,9 +157,9 @@ def test_pauses_lose_nothing() -> None:
     while not lanes.buffers.ended[0]:
         paused += int(lanes.state.lane[0]["paused"])
         lanes.step(HOLD)
-    me, tokens = lanes.state.lane[0], lanes.state.tokens[0]
+    me, requests = lanes.state.lane[0], lanes.state.request[0]
     assert paused > 20 and me["preemptions"] == 0 == me["dropped"]
-    assert me["decoded"] == tokens[OUTPUT].sum() and me["prefilled"] == tokens[PROMPT].sum()
+    assert me["decoded"] == requests["output"].sum() and me["prefilled"] == requests["prompt"].sum()
 
 
 EVERY_RULE = (

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from llmgym.envs.kv_queue import KVQueue
 from llmgym.serving import engine, queue
-from llmgym.serving.requests import KEPT, OUTPUT, PREDICTED, PROMPT
 
 SIZE = 12
 RULES = ("wc-fcfs", "mc-sf", "smallest-area")  # one rule for each order
@@ -57,8 +56,8 @@ def test_every_order_is_that_of_a_sorted_list(
     assert PARAMS.orders.tolist() == [queue.BY_ARRIVAL, queue.BY_OUTPUT, queue.BY_AREA]
     state = SIMULATION.allocate(1)
     default = int(PARAMS.number[0]["default_output"])
-    state.tokens[0, PROMPT], state.tokens[0, PREDICTED] = np.array(lengths).T
-    state.tokens[0, OUTPUT] = 9
+    state.request["prompt"][0], state.request["predicted"][0] = np.array(lengths).T
+    state.request["output"][0] = 9
     kept = [0] * SIZE
 
     def told(i: int) -> int:
@@ -71,7 +70,7 @@ def test_every_order_is_that_of_a_sorted_list(
     for what, number in history:
         if what == "in":
             kept[number] = (number * 7 + len(inside)) % 4
-            state.tokens[0, KEPT, number] = kept[number]
+            state.request["kept"][0, number] = kept[number]
             engine.wait(state, PARAMS, 0, number)
             inside.append(number)
         else:
@@ -92,7 +91,7 @@ def test_every_order_is_that_of_a_sorted_list(
 def test_a_full_line_holds_every_request_in_both_directions(backwards: bool) -> None:
     """Everybody waits at once, twice over: the line must not run out at either end of its array."""
     state = SIMULATION.allocate(1)
-    state.tokens[0, PROMPT], state.tokens[0, OUTPUT], state.tokens[0, PREDICTED] = 3, 9, 5
+    state.request["prompt"][0], state.request["output"][0], state.request["predicted"][0] = 3, 9, 5
     numbers = range(SIZE - 1, -1, -1) if backwards else range(SIZE)
     for _ in range(3):
         for number in numbers:

@@ -72,11 +72,11 @@ def worlds(
     lanes = Lanes(simulation, 1)
     lanes.reset(None, [seed])
     lanes.load_action(0)
-    tokens, arrival_s = lanes.state.tokens[0], lanes.state.arrival_s[0]
+    drawn = lanes.state.request[0, : int(lanes.state.lane[0]["requests"])]
     default = int(simulation.params.number[0]["default_output"])
     list_of = [
-        Request(i, float(arrival_s[i]), int(tokens[0, i]), int(tokens[1, i]), int(tokens[2, i]) or default)
-        for i in range(int(lanes.state.lane[0]["requests"]))
+        Request(i, float(r["arrival_s"]), int(r["prompt"]), int(r["output"]), int(r["predicted"]) or default)
+        for i, r in enumerate(drawn)
     ]
 
     def batch_s(prefilled: int, used: int) -> float:
@@ -142,10 +142,14 @@ def compare(lanes: Lanes, world: World, most: int = 100_000) -> tuple[int, int]:
         overflows += sum(r.paused for r in world.started)
     else:
         raise AssertionError("the reference did not finish")
-    timing = lanes.state.timing[0]
+    found = lanes.state.request[0]
     for r in world.requests:
-        assert timing[0, r.number] == np.float32(r.first_token_s - r.arrival_s), f"first token of {r.number}"
-        assert timing[1, r.number] == np.float32(r.completed_s - r.arrival_s), f"completion of {r.number}"
+        assert found["ttft_s"][r.number] == np.float32(r.first_token_s - r.arrival_s), (
+            f"first token of {r.number}"
+        )
+        assert found["e2e_s"][r.number] == np.float32(r.completed_s - r.arrival_s), (
+            f"completion of {r.number}"
+        )
     return batch, overflows + world.preemptions
 
 
