@@ -22,8 +22,7 @@ from llmgym.envs.kv_provision_state import (
     Params,
     State,
 )
-from llmgym.serving import queue
-from llmgym.serving.engine import FAR
+from llmgym.serving.engine import FAR, start
 from llmgym.serving.requests import begin
 from llmgym.workloads.traffic import draw
 
@@ -62,21 +61,10 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
 @kernel
 def _new_replica(state: State, params: Params, e: int, key: np.uint64) -> None:
     """An empty engine that follows the environment's rule."""
+    start(state.engine, params, e, key)
     r = state.engine.lane[e]
-    rule = params.rules[0]
-    r.key = key
-    r.clock_s = 0.0
-    r.tick, r.residents, r.walk, r.used, r.swapped, r.paused = 0, 0, 0, 0, 0, 0
-    r.growth, r.budget_left, r.next_finish, r.blocked = 0, params.number[0].budget, FAR, 0
-    r.overflow, r.skip, r.clear_probability = rule.overflow, rule.skip, rule.clear_probability
-    r.waiting, r.done, r.met, r.preemptions, r.draws, r.batches = 0, 0, 0, 0, 0, 0
-    r.waiting_area, r.dropped, r.prefilled, r.decoded = 0, 0, 0, 0
-    r.batch_used, r.batch_prefill, r.batch_decodes, r.kv_peak = 0, 0, 0, 0
-    r.batch_s, r.busy_s, r.kv_s, r.waiting_s, r.kv_before_s = 0.0, 0.0, 0.0, 0.0, 0.0
+    r.waiting_s, r.kv_before_s = 0.0, 0.0
     r.ready, r.filled, r.next, r.busy_batches, r.busy_batches_s, r.drained_s = 0, 0, 0, 0, 0.0, 0.0
-    for row in range(params.orders.shape[0]):
-        state.engine.queue[e, row, queue.HEAD] = 0
-        state.engine.queue[e, row, queue.TAIL] = 0
 
 
 @kernel

@@ -11,7 +11,7 @@ from llmgym.core.statistics import mean, quantile
 from llmgym.profiles.cost import StepCost
 from llmgym.serving import queue
 from llmgym.serving.admission import admissible, admit_by_rule, compose
-from llmgym.serving.engine import ENGINE, FAR, admit, fits_now, plan, run_batch, wait
+from llmgym.serving.engine import ENGINE, admit, fits_now, follow, plan, run_batch, start, wait
 from llmgym.serving.requests import LIMITS, begin, chunks_of, remaining_area
 from llmgym.workloads.traffic import Traffic, draw
 
@@ -130,21 +130,11 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode and wait for the first of them."""
     me = state.lane[lane]
     number = params.number[0]
-    me.key = key
-    me.clock_s = 0.0
-    me.tick, me.residents, me.walk, me.used, me.swapped, me.paused = 0, 0, 0, 0, 0, 0
-    me.growth, me.budget_left, me.next_finish, me.blocked = 0, number.budget, FAR, 0
-    me.waiting, me.done, me.preemptions, me.draws, me.batches = 0, 0, 0, 0, 0
-    me.waiting_area, me.dropped, me.prefilled, me.decoded = 0, 0, 0, 0
-    me.batch_used, me.batch_prefill, me.batch_decodes, me.kv_peak = 0, 0, 0, 0
-    me.batch_s, me.busy_s, me.kv_s = 0.0, 0.0, 0.0
-    me.next, me.rejected, me.invalid, me.decisions, me.picked, me.met, me.unstable = 0, 0, 0, 0, 0, 0, 0
+    start(state, params, lane, key)
+    me.rule = 0
+    me.next, me.rejected, me.invalid, me.decisions, me.picked, me.unstable = 0, 0, 0, 0, 0, 0
     me.in_system_s, me.waiting_s, me.area_rate, me.stability, me.penalty = 0.0, 0.0, 0.0, 0.0, 0.0
     me.batch_estimate_s = number.batch_ref_s
-    _follow(state, params, lane, 0)
-    for row in range(params.orders.shape[0]):
-        state.queue[lane, row, queue.HEAD] = 0
-        state.queue[lane, row, queue.TAIL] = 0
     requests = state.request[lane]
     count = draw(params.traffic, key, number.horizon_s, requests)
     checksum = 0.0
@@ -169,17 +159,6 @@ def _prepare(state: State, params: Params, lane: int) -> None:
     me.allowed = 0
     if params.number[0].mode == ADMIT and me.waiting > 0:
         me.allowed = admissible(state, params, lane, params.number[0].slots)
-
-
-@kernel
-def _follow(state: State, params: Params, lane: int, number_of_rule: int) -> None:
-    """Let the coming overflow be dealt with as this rule does."""
-    me = state.lane[lane]
-    rule = params.rules[number_of_rule]
-    me.rule = number_of_rule
-    me.overflow = rule.overflow
-    me.skip = rule.skip
-    me.clear_probability = rule.clear_probability
 
 
 @kernel(inline=True)
@@ -257,7 +236,8 @@ def step_lane(
         rule = int(action[0])
         watermark = params.rules[rule].watermark
         if rule != me.rule:
-            _follow(state, params, lane, rule)
+            me.rule = rule
+            follow(state, params, lane, rule)
     terminated, truncated = False, False
     for _ in range(number.every):
         if number.mode > PICK:

@@ -13,7 +13,8 @@ The functions work on any `state` and `params` with these parts, so environments
 
 - `state.lane` records with the fields of `ENGINE`; `state.resident` records `RESIDENT` [lanes, seats];
   `state.request` records `REQUEST` [lanes, n] (see `requests`); `state.queue` and `state.scratch` (see `queue`, `admission`);
-- `params.number` one record with the fields of `requests.LIMITS`; `params.cost` a `StepCost`.
+- `params.number` one record with the fields of `requests.LIMITS`; `params.cost` a `StepCost`; `params.rules` and `params.orders`
+  from `rules.pack`.
 """
 
 from typing import Any
@@ -81,6 +82,33 @@ RESIDENT = np.dtype(
 )
 
 FAR = 2**31 - 1
+
+
+@kernel
+def start(state: Any, params: Any, lane: int, key: np.uint64) -> None:
+    """An empty engine at time 0 that deals with overflow as the first rule does."""
+    me = state.lane[lane]
+    number = params.number[0]
+    me.key = key
+    me.clock_s = 0.0
+    me.tick, me.residents, me.walk, me.used, me.swapped, me.paused = 0, 0, 0, 0, 0, 0
+    me.growth, me.budget_left, me.next_finish, me.blocked = 0, number.budget, FAR, 0
+    me.waiting, me.done, me.met, me.preemptions, me.draws, me.batches = 0, 0, 0, 0, 0, 0
+    me.waiting_area, me.dropped, me.prefilled, me.decoded = 0, 0, 0, 0
+    me.batch_used, me.batch_prefill, me.batch_decodes, me.kv_peak = 0, 0, 0, 0
+    me.batch_s, me.busy_s, me.kv_s = 0.0, 0.0, 0.0
+    follow(state, params, lane, 0)
+    queue.empty(state, params, lane)
+
+
+@kernel
+def follow(state: Any, params: Any, lane: int, number_of_rule: int) -> None:
+    """Let the coming overflow be dealt with as this rule does."""
+    me = state.lane[lane]
+    rule = params.rules[number_of_rule]
+    me.overflow = rule.overflow
+    me.skip = rule.skip
+    me.clear_probability = rule.clear_probability
 
 
 @kernel(inline=True)

@@ -23,6 +23,14 @@ def at(state: Any, lane: int, row: int, position: int) -> int:
 
 
 @kernel
+def empty(state: Any, params: Any, lane: int) -> None:
+    """Nobody waits."""
+    for row in range(params.orders.shape[0]):
+        state.queue[lane, row, HEAD] = 0
+        state.queue[lane, row, TAIL] = 0
+
+
+@kernel
 def _key(state: Any, params: Any, lane: int, order: int, request: int) -> int:
     if order == BY_ARRIVAL:
         return 0
