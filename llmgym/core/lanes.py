@@ -23,9 +23,9 @@ from llmgym.core.layout import Layout
 from llmgym.core.rng import substream
 from llmgym.errors import InvalidAction
 
-NEXT_STEP, SAME_STEP, DISABLED, HOLD = 0, 1, 2, 3
+NEXT_STEP, SAME_STEP, DISABLED, HOLD, RESET = 0, 1, 2, 3, 4
 """What happens to a lane whose episode has ended: gymnasium's three autoreset modes, and `HOLD`, where it waits untouched
-(evaluation runs every lane for exactly one episode)."""
+(evaluation runs every lane for exactly one episode). With `RESET` nothing steps: the lanes in `which` begin an episode."""
 
 
 class Kernels(NamedTuple):
@@ -123,13 +123,11 @@ class Buffers(NamedTuple):
     episode: NDArray[np.int64]
 
 
-_compiled: dict[Any, tuple[Callable[..., int], Callable[..., int], Callable[..., int]]] = {}
+_compiled: dict[Any, tuple[Callable[..., int], Callable[..., int]]] = {}
 
 
-def _loops(
-    kernels: Kernels, name: str, arrays: Any
-) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
-    """The generic loops, compiled around the functions of one environment: reset, step, and whole episodes.
+def _loops(kernels: Kernels, name: str, arrays: Any) -> tuple[Callable[..., int], Callable[..., int]]:
+    """The generic loops, compiled around the functions of one environment: step (and reset), and whole episodes.
 
     They take the frame of `arrays`, which are (state, params, buffers); see `llmgym.core.frames`.
     """
@@ -141,48 +139,30 @@ def _loops(
 
 def _compile(
     kernels: Kernels, name: str, unpack: Callable[..., Any]
-) -> tuple[Callable[..., int], Callable[..., int], Callable[..., int]]:
+) -> tuple[Callable[..., int], Callable[..., int]]:
     reset_lane, step_lane, observe_lane, mask_lane, metrics_lane = kernels
 
-    @kernel(announce=f"{name} (reset)")
-    def reset_lanes(frame: NDArray[np.int64]) -> int:
-        state, params, buffers = unpack(frame)
-        count = 0
-        for lane in range(buffers.which.shape[0]):
-            if buffers.which[lane]:
-                key = substream(buffers.seed_key[lane], buffers.episode[lane])
-                reset_lane(state, params, lane, key)
-                observe_lane(state, params, lane, buffers.obs[lane])
-                mask_lane(state, params, lane, buffers.mask[lane])
-                buffers.reward[lane] = 0.0
-                buffers.terminated[lane] = False
-                buffers.truncated[lane] = False
-                buffers.dt[lane] = 0.0
-                buffers.ended[lane] = False
-                buffers.steps[lane] = 0
-                count += 1
-        return count
-
-    @kernel(announce=f"{name} (step)")
+    @kernel(announce=name)
     def step_lanes(frame: NDArray[np.int64], start: int, stop: int, mode: int, limit: int) -> int:
         state, params, buffers = unpack(frame)
         done = 0
         for lane in range(start, stop):
-            if buffers.ended[lane]:
+            begins = buffers.ended[lane]
+            ends = False
+            if mode == RESET:
+                if not buffers.which[lane]:
+                    continue
+                begins = True
+            if begins:
                 if mode == DISABLED:
                     return -1 - lane
-                if mode == HOLD:
-                    buffers.reward[lane] = 0.0
-                    buffers.dt[lane] = 0.0
-                    continue
-                buffers.episode[lane] += 1
-                reset_lane(state, params, lane, substream(buffers.seed_key[lane], buffers.episode[lane]))
                 buffers.reward[lane] = 0.0
+                buffers.dt[lane] = 0.0
+                if mode == HOLD:
+                    continue
                 buffers.terminated[lane] = False
                 buffers.truncated[lane] = False
-                buffers.dt[lane] = 0.0
                 buffers.ended[lane] = False
-                buffers.steps[lane] = 0
             else:
                 reward, terminated, truncated, dt = step_lane(state, params, lane, buffers.action[lane])
                 buffers.steps[lane] += 1
@@ -192,21 +172,26 @@ def _compile(
                 buffers.terminated[lane] = terminated
                 buffers.truncated[lane] = truncated
                 buffers.dt[lane] = dt
-                if terminated or truncated:
+                ends = terminated or truncated
+                if ends:
                     done += 1
                     metrics_lane(state, params, lane, buffers.metrics[lane])
-                    if mode == SAME_STEP:
-                        observe_lane(state, params, lane, buffers.final_obs[lane])
-                        mask_lane(state, params, lane, buffers.final_mask[lane])
-                        buffers.episode[lane] += 1
-                        reset_lane(
-                            state, params, lane, substream(buffers.seed_key[lane], buffers.episode[lane])
-                        )
-                        buffers.steps[lane] = 0
-                    else:
-                        buffers.ended[lane] = True
-            observe_lane(state, params, lane, buffers.obs[lane])
-            mask_lane(state, params, lane, buffers.mask[lane])
+                    buffers.ended[lane] = mode != SAME_STEP
+            # Twice where an episode ends and the next begins in the same step. A loop, so that the compiler sees each call once.
+            while True:
+                if begins:
+                    buffers.episode[lane] += 1
+                    reset_lane(state, params, lane, substream(buffers.seed_key[lane], buffers.episode[lane]))
+                    buffers.steps[lane] = 0
+                observe_lane(state, params, lane, buffers.obs[lane])
+                mask_lane(state, params, lane, buffers.mask[lane])
+                if begins or not ends or mode != SAME_STEP:
+                    break
+                for i in range(buffers.obs.shape[1]):
+                    buffers.final_obs[lane, i] = buffers.obs[lane, i]
+                for i in range(buffers.mask.shape[1]):
+                    buffers.final_mask[lane, i] = buffers.mask[lane, i]
+                begins = True
         return done
 
     @kernel(announce=f"{name} (whole episodes)")
@@ -238,7 +223,7 @@ def _compile(
             mask_lane(state, params, lane, buffers.mask[lane])
         return steps
 
-    return reset_lanes, step_lanes, run_lanes
+    return step_lanes, run_lanes
 
 
 def _freeze(params: Any) -> None:
@@ -292,9 +277,7 @@ class Lanes:
         _freeze(self.simulation.params)
         arrays = (self.state, self.simulation.params, self.buffers)
         self._frame = frame_of(arrays)
-        self._reset, self._step, self._run = _loops(
-            self.simulation.kernels, type(self.simulation).__name__, arrays
-        )
+        self._step, self._run = _loops(self.simulation.kernels, type(self.simulation).__name__, arrays)
         self._pool = ThreadPoolExecutor(len(self._ranges)) if len(self._ranges) > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -302,7 +285,7 @@ class Lanes:
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("_frame", "_reset", "_step", "_run", "_pool")
+            if name not in ("_frame", "_step", "_run", "_pool")
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -315,12 +298,10 @@ class Lanes:
         buffers.which[:] = True if which is None else which
         for lane in np.flatnonzero(buffers.which).tolist():
             key = keys[lane]
-            if key is None:
-                buffers.episode[lane] += 1
-            else:
+            if key is not None:
                 buffers.seed_key[lane] = key
-                buffers.episode[lane] = 0
-        self._reset(self._frame)
+                buffers.episode[lane] = -1
+        self.step(RESET)
 
     def step(self, mode: int) -> int:
         """Advance every lane by the actions in `buffers.action`; returns how many episodes ended in this step."""
