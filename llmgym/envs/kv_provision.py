@@ -171,6 +171,7 @@ class KVProvision(Simulation):
             chunk=chosen.chunk,
             budget=chosen.budget,
             seats=chosen.seats,
+            block=1,
             first_token=chosen.first_token,
             default_output=max(1, round(self._mean(mix, lambda s, o: o))),
             ttft_slo_s=chosen.ttft_slo_s,

@@ -47,6 +47,7 @@ from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}
 REWARDS = {"latency": LATENCY, "slo": SLO, "stability": STABILITY}
 OVERFLOWS = {"pause": PAUSE, "recompute": RECOMPUTE}
+SCHEDULING = {"sync": 0, "async": 1}
 INFORMATION = ("exact", "noisy", "mean", "none")
 
 DEFAULT_RULES = ("wc-fcfs", "vllm", "reserve-peak", "mc-sf", "fcfs-lookahead", "smallest-area")
@@ -92,11 +93,16 @@ class KVQueue(Simulation):
             ("overflow", chosen.overflow, OVERFLOWS),
             ("first_token", chosen.first_token, FIRST_TOKENS),
             ("information", chosen.information, INFORMATION),
+            ("scheduling", chosen.scheduling, SCHEDULING),
             ("invalid_action", invalid_action, ("penalize", "raise")),
         ):
             choice(name, value, known)
-        for name in ("requests", "chunk", "budget", "seats", "waiting_cap"):
+        for name in ("requests", "chunk", "budget", "seats", "block", "waiting_cap"):
             whole(name, getattr(chosen, name))
+        if chosen.block & (chosen.block - 1):
+            raise InvalidArgument(f"block={chosen.block!r}: must be a power of two")
+        if chosen.block > 1 and chosen.overflow == "pause":
+            raise InvalidArgument(f"block={chosen.block!r}: more than 1 needs overflow='recompute'")
         whole("slots", slots)
         whole("every", every)
         if every > 1 and action not in ("rule", "watermark"):
@@ -113,6 +119,8 @@ class KVQueue(Simulation):
         self.workload = self.workload.with_requests(chosen.requests)
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
         whole("kv_capacity", capacity)
+        capacity -= capacity % chosen.block
+        whole(f"kv_capacity in blocks of {chosen.block}", capacity)
         longest = capacity if chosen.longest is None else min(whole("longest", chosen.longest), capacity)
         first, _ = FIRST_TOKENS[chosen.first_token]
         self.predicted = _predict(self.workload, self.profile, chosen, capacity, first)
@@ -157,6 +165,7 @@ class KVQueue(Simulation):
             chunk=chosen.chunk,
             budget=chosen.budget,
             seats=chosen.seats,
+            block=chosen.block,
             first_token=chosen.first_token,
             default_output=max(1, round(mean_output)),
             ttft_slo_s=chosen.ttft_slo_s,
@@ -169,6 +178,7 @@ class KVQueue(Simulation):
         )
         record["mode"], record["reward"], record["slots"] = MODES[action], REWARDS[reward], slots
         record["every"] = every
+        record["ahead"] = SCHEDULING[chosen.scheduling]
         record["idle_s"] = record["batch_ref_s"] = batch_s
         record["window_s"] = 100 * batch_s
         record["drop_cost"], record["invalid_cost"] = drop_cost, invalid_cost
@@ -235,6 +245,8 @@ class KVQueue(Simulation):
             residents["prompt"] - residents["kept"] + produced - (first - stored),
             residents["prefilled"],
         )
+        block = self.scenario.block
+        kv = -(-kv // block) * block
         line = state.queue[lane, 0]
         waiting = line[2 + line[0] : 2 + line[1]]
         requests = state.request[lane]
@@ -430,7 +442,8 @@ class KVQueueEnv(LaneEnv):
     Args:
         scenario: `paper-1:1`, `paper-2:1`, `paper-1:2`, `mixed`, `8:1-guess`, `tiny`, `tiny-overload`, `azure-conv`,
             `azure-conv-tight`, `azure-code`, `mooncake`, or a `Scenario`. Each of its settings (`load`, `rate_rps`, `requests`,
-            `horizon_s`, `kv_capacity`, `chunk`, `budget`, `seats`, `longest`, `overflow`, `first_token`, `information`,
+            `horizon_s`, `kv_capacity`, `chunk`, `budget`, `seats`, `block`, `scheduling`, `longest`, `overflow`, `first_token`,
+            `information`,
             `noise_scale`, `waiting_cap`, `ttft_slo_s`, `tpot_slo_s`) can be given as an argument of its own.
         action: what is decided, see above.
         order: base order of waiting requests: `arrival`, `shortest-output` or `smallest-area` (predicted).

@@ -27,6 +27,7 @@ LANE = np.dtype(
         ("requests", "i4"),  # of this episode
         ("per_request", "f8"),  # 1 / requests
         ("next", "i4"),  # number of the next arrival
+        ("seen_s", "f8"),  # the scheduler knows who arrived by then
         ("rejected", "i4"),
         ("rule", "i4"),
         ("invalid", "i4"),
@@ -50,6 +51,7 @@ NUMBER = np.dtype(
         *LIMITS,
         ("mode", "i4"),
         ("every", "i4"),  # batches that a decision lasts
+        ("ahead", "i4"),  # 1: a batch is planned while the one before it runs
         ("slots", "i4"),  # waiting requests an observation shows, and the largest admission
         ("reward", "i4"),
         ("waiting_cap", "i4"),
@@ -147,6 +149,7 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     me.checksum = checksum
     if count > 0:
         me.clock_s = requests[0].arrival_s
+    me.seen_s = me.clock_s
     _arrive(state, params, lane, 0.0)
     _prepare(state, params, lane)
 
@@ -163,10 +166,10 @@ def _prepare(state: State, params: Params, lane: int) -> None:
 
 @kernel(inline=True)
 def _arrive(state: State, params: Params, lane: int, dt: float) -> None:
-    """Queue everything that has arrived by now and update the estimate of the offered work."""
+    """Queue everything that has been seen to arrive and update the estimate of the offered work."""
     me = state.lane[lane]
     area = 0
-    if me.next < me.requests and state.request[lane, me.next].arrival_s <= me.clock_s:
+    if me.next < me.requests and state.request[lane, me.next].arrival_s <= me.seen_s:
         area = _enqueue(state, params, lane)
     if dt > 0.0:
         me.area_rate += (area - dt * me.area_rate) / (dt + params.number[0].window_s)
@@ -174,11 +177,11 @@ def _arrive(state: State, params: Params, lane: int, dt: float) -> None:
 
 @kernel(inline=True)
 def _enqueue(state: State, params: Params, lane: int) -> int:
-    """Queue every request that has arrived by now, with the time it has been in the system; returns its predicted area."""
+    """Queue every request that has been seen to arrive, with the time it has been in the system; returns its predicted area."""
     me = state.lane[lane]
     number = params.number[0]
     area = 0
-    while me.next < me.requests and state.request[lane, me.next].arrival_s <= me.clock_s:
+    while me.next < me.requests and state.request[lane, me.next].arrival_s <= me.seen_s:
         request = me.next
         me.next += 1
         asked = state.request[lane, request]
@@ -253,18 +256,21 @@ def step_lane(
             if me.next < me.requests:
                 dt = min(dt, max(state.request[lane, me.next].arrival_s - me.clock_s, 0.0))
             me.clock_s += dt
+            me.seen_s = me.clock_s
             me.stability -= dt * number.per_batch
         else:
             me.batch_estimate_s += 0.05 * (dt - me.batch_estimate_s)
             me.stability += me.batch_used * number.per_capacity - 1.0
+            me.seen_s = me.clock_s - dt if number.ahead == 1 else me.clock_s
         me.in_system_s += population * dt
         me.waiting_s += queued * dt
         _arrive(state, params, lane, dt)
         if me.residents + me.waiting == 0 and me.next < me.requests:
-            gap = min(state.request[lane, me.next].arrival_s, number.horizon_s) - me.clock_s
-            if gap > 0.0:
-                me.clock_s += gap
-                _arrive(state, params, lane, gap)
+            # An empty engine waits for the next arrival and sees it at once.
+            since_s = me.clock_s
+            me.clock_s = max(me.clock_s, min(state.request[lane, me.next].arrival_s, number.horizon_s))
+            me.seen_s = me.clock_s
+            _arrive(state, params, lane, me.clock_s - since_s)
         _prepare(state, params, lane)
         terminated = me.done + me.rejected >= me.requests
         if not terminated:

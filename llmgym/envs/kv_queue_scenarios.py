@@ -21,6 +21,9 @@ class Scenario:
         chunk: longest prefill chunk, tokens.
         budget: tokens of a batch.
         seats: requests that run at once.
+        block: tokens of a cache block, a power of two; more than 1 needs overflow="recompute". vLLM has 16.
+        scheduling: "sync" plans a batch when the last one has ended; "async" while it runs, so that whoever arrives during a batch
+            misses the next one too (vLLM V1).
         longest: prompt and output together, tokens; None takes M.
         overflow: "pause" (swap at no cost) or "recompute".
         first_token: when a request's first output token appears: "next-batch", "with-prefill", or "stored" (with the
@@ -43,6 +46,8 @@ class Scenario:
     chunk: int = 512
     budget: int = UNLIMITED
     seats: int = 256
+    block: int = 1
+    scheduling: str = "sync"
     longest: int | None = None
     overflow: str = "pause"
     first_token: str = "next-batch"

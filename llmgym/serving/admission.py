@@ -16,7 +16,7 @@ from llmgym.serving.engine import (
     stored_with,
     unit,
 )
-from llmgym.serving.requests import chunks_of, predicted_output
+from llmgym.serving.requests import chunks_of, in_blocks, predicted_output
 from llmgym.serving.rules import (
     CLASS_BUDGET,
     DECODE_FIRST,
@@ -55,7 +55,7 @@ def admit_by_rule(state: Any, params: Any, lane: int, number_of_rule: int, water
     if rule.check == PEAK:
         for i in range(me.residents):
             r = state.resident[lane, i]
-            peak += r.prompt - r.kept + max(r.predicted, output_so_far(me.tick, r) + 1)
+            peak += in_blocks(number, r.prompt - r.kept + max(r.predicted, output_so_far(me.tick, r) + 1))
     looked_ahead = False
     if rule.check == CLASS_BUDGET:
         for k in range(params.class_budgets.shape[1]):
@@ -78,16 +78,16 @@ def admit_by_rule(state: Any, params: Any, lane: int, number_of_rule: int, water
             state.scratch[lane, 0, kind] += 1
         elif fits and not alone:
             if rule.check == WHOLE_PROMPT:
-                fits = me.used + me.growth + prompt + watermark * capacity <= capacity
+                fits = me.used + me.growth + in_blocks(number, prompt) + watermark * capacity <= capacity
             elif rule.check == HEADROOM:
-                fits = me.used + me.growth + prompt <= (1.0 - rule.headroom) * capacity
+                fits = me.used + me.growth + in_blocks(number, prompt) <= (1.0 - rule.headroom) * capacity
             elif rule.check == FUTURE:
                 if not looked_ahead:
                     _look_ahead(state, params, lane)
                     looked_ahead = True
                 fits = _fits_ahead(state, params, lane, request)
         if rule.check == PEAK:
-            need = asked.prompt + max(predicted_output(number, asked.predicted), kept + 1)
+            need = in_blocks(number, asked.prompt + max(predicted_output(number, asked.predicted), kept + 1))
             fits = fits and (alone or peak + need <= capacity)
         if fits:
             if rule.check == FUTURE and looked_ahead:
@@ -120,7 +120,7 @@ def admissible(state: Any, params: Any, lane: int, most: int) -> int:
         left -= first
         if number.first_stored == 1 and first == prompt:
             first += 1
-        total += first
+        total += in_blocks(number, first)
         if total > number.kv_capacity:
             break
         count += 1
@@ -150,13 +150,14 @@ def _enter(scratch: Any, i: int, number: Any, prompt: int, prefilled: int, kept:
 
 
 @kernel(inline=True)
-def _memory_at(scratch: Any, i: int, batches: int, chunk: int) -> int:
-    """Predicted tokens of entry i after so many batches; 0 once it has completed."""
+def _memory_at(number: Any, scratch: Any, i: int, batches: int) -> int:
+    """Predicted tokens of the blocks of entry i after so many batches; 0 once it has completed."""
     if scratch[_LEFT, i] < batches:
         return 0
+    tokens = scratch[_BASE, i] + batches
     if batches < scratch[_CHUNKS, i]:
-        return min(scratch[_DONE, i] + batches * chunk, scratch[_PROMPT, i])
-    return scratch[_BASE, i] + batches
+        tokens = min(scratch[_DONE, i] + batches * number.chunk, scratch[_PROMPT, i])
+    return in_blocks(number, tokens)
 
 
 @kernel
@@ -178,7 +179,7 @@ def _look_ahead(state: Any, params: Any, lane: int) -> None:
     for j in range(me.residents):
         total = 0
         for i in range(me.residents):
-            total += _memory_at(scratch, i, scratch[_LEFT, j], number.chunk)
+            total += _memory_at(number, scratch, i, scratch[_LEFT, j])
         scratch[_TOTAL, j] = total
 
 
@@ -195,10 +196,10 @@ def _fits_ahead(state: Any, params: Any, lane: int, request: int) -> bool:
     _enter(scratch, n, number, asked.prompt + kept, 0, kept, predicted)
     own = 0
     for j in range(n):
-        if scratch[_TOTAL, j] + _memory_at(scratch, n, scratch[_LEFT, j], number.chunk) > number.kv_capacity:
+        if scratch[_TOTAL, j] + _memory_at(number, scratch, n, scratch[_LEFT, j]) > number.kv_capacity:
             return False
-        own += _memory_at(scratch, j, scratch[_LEFT, n], number.chunk)
-    own += _memory_at(scratch, n, scratch[_LEFT, n], number.chunk)
+        own += _memory_at(number, scratch, j, scratch[_LEFT, n])
+    own += _memory_at(number, scratch, n, scratch[_LEFT, n])
     scratch[_TOTAL, n] = own
     return own <= number.kv_capacity
 
@@ -210,7 +211,7 @@ def _take_ahead(state: Any, params: Any, lane: int, request: int) -> None:
     scratch = state.scratch[lane]
     n = me.residents
     for j in range(n):
-        scratch[_TOTAL, j] += _memory_at(scratch, n, scratch[_LEFT, j], params.number[0].chunk)
+        scratch[_TOTAL, j] += _memory_at(params.number[0], scratch, n, scratch[_LEFT, j])
 
 
 @kernel
@@ -227,7 +228,7 @@ def compose(state: Any, params: Any, lane: int, batch: int) -> None:
         resident[i].run = 0
         waits = waits or (resident[i].paused == 0 and resident[i].prefilled < resident[i].prompt)
     me.budget_left = number.budget
-    me.growth = 0
+    me.growth, me.unfilled = 0, 0
     if batch == DECODE_FIRST:
         _share(state, params, lane, False, False)
         _share(state, params, lane, True, False)
@@ -258,7 +259,7 @@ def _share(state: Any, params: Any, lane: int, prefill: bool, whole: bool) -> bo
             tokens = r.prompt - r.prefilled
             if tokens > me.budget_left:
                 continue
-        need = stored_with(number, r, tokens)
+        need = stored_with(number, me.tick, r, tokens)
         if me.used + me.growth + need > number.kv_capacity:
             no_room = True
             continue

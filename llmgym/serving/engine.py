@@ -1,7 +1,8 @@
 """One inference engine under a KV-cache limit, batch by batch: residents, growth, overflow, progress.
 
 An engine holds *residents*, requests that have been admitted, in order of admission. Every batch gives each of them one unit of
-work: a chunk of its prompt, or one output token. Tokens stay in the KV cache until the request completes. When the next
+work: a chunk of its prompt, or one output token. Tokens stay in the KV cache until the request completes, in blocks of `block`
+tokens that one request alone fills (1 in the queueing model, 16 in vLLM). When the next
 batch would not fit, residents are paused (their cache is swapped out at no cost: the model of Nie, Si and Zhou, "A
 Queueing-Theoretic Framework for Stability Analysis of LLM Inference with KV Cache Memory Constraints", ICML 2026, section 2),
 or the youngest are preempted and recomputed later (vLLM V1), or the cache is cleared (Jaillet et al., arXiv 2502.07115).
@@ -25,7 +26,7 @@ from llmgym.core import rng
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving import queue
-from llmgym.serving.requests import predicted_area, predicted_output
+from llmgym.serving.requests import in_blocks, predicted_area, predicted_output
 
 PAUSE, RECOMPUTE, CLEAR = 0, 1, 2
 
@@ -35,7 +36,8 @@ ENGINE = [
     ("tick", "i4"),  # batches so far: the shared progress of the decoding residents
     ("residents", "i4"),
     ("walk", "i4"),  # first resident that is not simply decoding
-    ("used", "i4"),  # tokens in the cache of residents that are not paused
+    ("used", "i4"),  # tokens of the blocks that residents hold who are not paused
+    ("unfilled", "i4"),  # of those, not filled yet, of the residents before `walk`
     ("swapped", "i4"),  # tokens of paused residents
     ("paused", "i4"),
     ("growth", "i4"),  # tokens the planned batch adds to the cache
@@ -91,7 +93,7 @@ def start(state: Any, params: Any, lane: int, key: np.uint64) -> None:
     number = params.number[0]
     me.key = key
     me.clock_s = 0.0
-    me.tick, me.residents, me.walk, me.used, me.swapped, me.paused = 0, 0, 0, 0, 0, 0
+    me.tick, me.residents, me.walk, me.used, me.unfilled, me.swapped, me.paused = 0, 0, 0, 0, 0, 0, 0
     me.growth, me.budget_left, me.next_finish, me.blocked = 0, number.budget, FAR, 0
     me.waiting, me.done, me.met, me.preemptions, me.draws, me.batches = 0, 0, 0, 0, 0, 0
     me.waiting_area, me.dropped, me.prefilled, me.decoded = 0, 0, 0, 0
@@ -134,11 +136,34 @@ def unit(number: Any, r: Any, left: int) -> int:
 
 
 @kernel(inline=True)
-def stored_with(number: Any, r: Any, tokens: int) -> int:
-    """Tokens the cache grows by when a resident runs `tokens`: one more where prefill stores its first output as well."""
+def stored_with(number: Any, tick: int, r: Any, tokens: int) -> int:
+    """Tokens of the blocks the cache grows by when a resident runs `tokens`.
+
+    Where prefill stores its first output as well, that is one token more.
+    """
+    kv = kv_of(number, tick, r)
+    after = kv + tokens
     if number.first_stored == 1 and r.decoding == 0 and tokens > 0 and r.prefilled + tokens == r.prompt:
-        return tokens + 1
-    return tokens
+        after += 1
+    return in_blocks(number, after) - in_blocks(number, kv)
+
+
+@kernel(inline=True)
+def _decode_all(state: Any, params: Any, lane: int) -> int:
+    """Tokens of the blocks that one token each for the residents before `walk` takes; notes what they have not filled."""
+    me = state.lane[lane]
+    number = params.number[0]
+    me.unfilled = 0
+    if number.block == 1:
+        return me.walk
+    growth, unfilled = 0, 0
+    for i in range(me.walk):
+        kv = kv_of(number, me.tick, state.resident[lane, i])
+        held = in_blocks(number, kv)
+        unfilled += held - kv
+        growth += in_blocks(number, kv + 1) - held
+    me.unfilled = unfilled
+    return growth
 
 
 @kernel(inline=True)
@@ -149,9 +174,9 @@ def plan(state: Any, params: Any, lane: int) -> None:
     me.blocked = 0
     # Nobody prefills, nobody is held back, everything fits: by far the most frequent case, so it is told apart first.
     if me.paused == 0 and me.walk == me.residents and me.walk <= number.budget:
-        me.growth = me.walk
+        me.growth = _decode_all(state, params, lane)
         me.budget_left = number.budget - me.walk
-        if me.used + me.walk <= number.kv_capacity:
+        if me.used + me.growth <= number.kv_capacity:
             return
     _plan_each(state, params, lane)
 
@@ -167,13 +192,13 @@ def _plan_each(state: Any, params: Any, lane: int) -> None:
         if me.walk > number.budget:
             me.walk = number.budget
         left = number.budget - me.walk
-        growth = me.walk
+        growth = _decode_all(state, params, lane)
         for i in range(me.walk, me.residents):
             r = resident[i]
             tokens = unit(number, r, left)
             r.run = tokens
             left -= tokens
-            growth += stored_with(number, r, tokens)
+            growth += stored_with(number, me.tick, r, tokens)
         me.growth = growth
         me.budget_left = left
         if me.used + growth <= number.kv_capacity:
@@ -209,7 +234,7 @@ def _pause(state: Any, params: Any, lane: int) -> None:
         r = resident[i]
         kv = kv_of(number, me.tick, r)
         tokens = unit(number, r, left)
-        after = kv + stored_with(number, r, tokens)
+        after = kv + stored_with(number, me.tick, r, tokens)  # blocks of one token: pausing knows no others
         if not stopped and total + after <= number.kv_capacity:
             r.run = tokens
             r.paused = 0
@@ -246,7 +271,7 @@ def _preempt(state: Any, params: Any, lane: int) -> None:
     while i < me.residents:
         r = resident[i]
         tokens = unit(number, r, left)
-        need = stored_with(number, r, tokens)
+        need = stored_with(number, me.tick, r, tokens)
         while me.residents > i and total + need > number.kv_capacity:
             total -= evict(state, params, lane, me.residents - 1, True)
         if me.residents <= i:
@@ -258,6 +283,7 @@ def _preempt(state: Any, params: Any, lane: int) -> None:
             walk = i
         i += 1
     me.walk = walk if walk >= 0 else me.residents
+    _decode_all(state, params, lane)
     me.growth = total - me.used
     me.budget_left = left
     me.blocked = 1
@@ -291,9 +317,10 @@ def _replan(state: Any, params: Any, lane: int) -> bool:
         r = resident[i]
         r.run = unit(number, r, left)
         left -= r.run
-        growth += stored_with(number, r, r.run)
+        growth += stored_with(number, me.tick, r, r.run)
         if me.walk == me.residents and (r.decoding == 0 or r.run == 0):
             me.walk = i
+    _decode_all(state, params, lane)
     me.growth = growth
     me.budget_left = left
     return me.used + growth <= number.kv_capacity
@@ -301,12 +328,13 @@ def _replan(state: Any, params: Any, lane: int) -> bool:
 
 @kernel
 def evict(state: Any, params: Any, lane: int, index: int, keep_output: bool) -> int:
-    """Take a resident out of the cache and back to the waiting requests; returns the tokens that were freed."""
+    """Take a resident out of the cache and back to the waiting requests; returns the tokens of the blocks that were freed."""
     me = state.lane[lane]
     number = params.number[0]
     resident = state.resident[lane]
     r = resident[index]
-    freed = kv_of(number, me.tick, r)
+    kv = kv_of(number, me.tick, r)
+    freed = in_blocks(number, kv)
     request = r.request
     state.request[lane, request].kept = output_so_far(me.tick, r) if keep_output else 0
     if r.paused == 1:
@@ -315,7 +343,7 @@ def evict(state: Any, params: Any, lane: int, index: int, keep_output: bool) -> 
     else:
         me.used -= freed
     me.preemptions += 1
-    me.dropped += freed
+    me.dropped += kv
     for i in range(index, me.residents - 1):
         resident[i] = resident[i + 1]
     me.residents -= 1
@@ -349,7 +377,7 @@ def fits_now(state: Any, params: Any, lane: int, request: int) -> bool:
     first = min(min(prompt, number.chunk), me.budget_left)
     if number.first_stored == 1 and first == prompt:
         first += 1
-    return me.used + me.growth + first <= number.kv_capacity
+    return me.used + me.growth + in_blocks(number, first) <= number.kv_capacity
 
 
 @kernel(inline=True)
@@ -374,7 +402,7 @@ def admit(state: Any, params: Any, lane: int, request: int) -> None:
     r.decoding = 0
     r.paused = 0
     r.run = unit(number, r, me.budget_left)
-    me.growth += stored_with(number, r, r.run)
+    me.growth += stored_with(number, me.tick, r, r.run)
     me.budget_left -= r.run
     me.residents += 1
 
@@ -392,12 +420,14 @@ def run_batch(state: Any, params: Any, lane: int) -> float:
     decodes = walk
     prefill = 0
     prefill_s = 0.0
-    idle_kv = 0
+    idle_kv = me.unfilled
     sequences = walk
     for i in range(walk, me.residents):
         r = resident[i]
+        if r.paused == 1:
+            continue
         if r.prefilled < r.prompt:
-            idle_kv += r.prefilled
+            idle_kv += in_blocks(number, r.prefilled)
             if r.run > 0:
                 prefill += r.run
                 prefill_s += prefill_attention_s(params.cost, r.run, r.prefilled)
@@ -405,8 +435,10 @@ def run_batch(state: Any, params: Any, lane: int) -> float:
         elif r.run > 0:
             decodes += 1
             sequences += 1
-        elif r.paused == 0:
-            idle_kv += kv_of(number, me.tick, r)
+            kv = kv_of(number, me.tick, r)
+            idle_kv += in_blocks(number, kv) - kv
+        else:
+            idle_kv += in_blocks(number, kv_of(number, me.tick, r))
     if sequences == 0:
         return 0.0
     used = me.used + me.growth
@@ -487,7 +519,7 @@ def _complete(state: Any, params: Any, lane: int) -> None:
     for i in range(kept, me.residents):
         r = resident[i]
         if r.finish <= me.tick:
-            me.used -= kv_of(number, me.tick, r)
+            me.used -= in_blocks(number, kv_of(number, me.tick, r))
             asked = state.request[lane, r.request]
             e2e = me.clock_s - asked.arrival_s
             ttft = asked.ttft_s

@@ -28,6 +28,7 @@ LIMITS = [
     ("chunk", "i4"),  # longest prefill chunk of one request in one batch
     ("budget", "i4"),  # tokens of a batch
     ("seats", "i4"),  # residents
+    ("block", "i4"),  # tokens of a cache block, a power of two: the cache is handed out in whole blocks
     (
         "first",
         "i4",
@@ -53,6 +54,7 @@ def set_limits(
     chunk: int,
     budget: int,
     seats: int,
+    block: int,
     first_token: str,
     default_output: int,
     ttft_slo_s: float,
@@ -65,10 +67,17 @@ def set_limits(
         budget,
         seats,
     )
+    record["block"] = block
     record["first"], record["first_stored"] = FIRST_TOKENS[first_token]
     record["per_chunk"] = 1.0 / chunk
     record["default_output"] = default_output
     record["ttft_slo_s"], record["tpot_slo_s"] = ttft_slo_s, tpot_slo_s
+
+
+@kernel(inline=True)
+def in_blocks(number: Any, tokens: int) -> int:
+    """Tokens of the whole blocks that so many tokens need."""
+    return (tokens + number.block - 1) & -number.block
 
 
 @kernel(inline=True)

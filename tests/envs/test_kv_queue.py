@@ -476,6 +476,7 @@ NAMES = [
     ("workload", "uniform-3:1", "unknown workload 'uniform-3:1'"),
     ("profile", "h100/llama-9", "h100/llama-9"),
     ("action", "choose", "unknown action 'choose'. Known: admit, pick, rule, watermark"),
+    ("scheduling", "later", "unknown scheduling 'later'. Known: async, sync"),
     ("order", "random", "unknown order 'random'. Known: arrival, shortest-output, smallest-area"),
     ("reward", "money", "unknown reward 'money'. Known: latency, slo, stability"),
     ("overflow", "swap", "unknown overflow 'swap'. Known: pause, recompute"),
@@ -494,7 +495,18 @@ def test_unknown_names_list_the_known_ones(argument: str, value: Any, words: str
     assert words in str(raised.value) and "Known: " in str(raised.value)
 
 
-WHOLE = ("requests", "kv_capacity", "chunk", "budget", "seats", "longest", "waiting_cap", "slots", "every")
+WHOLE = (
+    "requests",
+    "kv_capacity",
+    "chunk",
+    "budget",
+    "seats",
+    "block",
+    "longest",
+    "waiting_cap",
+    "slots",
+    "every",
+)
 POSITIVE = ("rate_rps", "load", "horizon_s", "ttft_slo_s", "tpot_slo_s")
 
 
@@ -530,6 +542,12 @@ def test_costs(argument: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
+        ({"block": 12, "overflow": "recompute"}, "block=12: must be a power of two"),
+        ({"block": 16}, "block=16: more than 1 needs overflow='recompute'"),
+        (
+            {"block": 64, "overflow": "recompute", "kv_capacity": 63},
+            "kv_capacity in blocks of 64=0: expected a whole number",
+        ),
         ({"rules": ("vllm",)}, r"rules=\('vllm',\) needs action='rule', not 'admit'"),
         ({"rules": ("vllm",), "action": "watermark"}, "needs action='rule', not 'watermark'"),
         ({"rules": (), "action": "rule"}, r"rules=\[\]: expected at least one"),

@@ -17,10 +17,15 @@ predicted future is rolled out batch by batch.
 First output token: "next-batch" produces it in the batch after the last chunk of the prompt (the model of the paper);
 "with-prefill" in the batch of the last chunk, its own entry in the cache following one batch later (as engines do);
 "stored" in that batch, entry included (the unit-time model of Jaillet et al.).
+
+Blocks (vLLM): the cache is handed out in blocks that one request alone fills. Planning ahead (vLLM V1 with asynchronous
+scheduling): a batch is put together while the one before it runs, from what had arrived when that one began.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass
@@ -40,6 +45,15 @@ class Request:
     completed_s: float | None = None
 
 
+class Batch(NamedTuple):
+    """What runs in a batch: (tokens, context) of each prompt chunk, decodes, tokens those read, tokens of used blocks."""
+
+    chunks: list[tuple[int, int]]
+    decodes: int
+    read: int
+    used: int
+
+
 @dataclass
 class World:
     """One engine with its waiting line; call `step` for one batch."""
@@ -53,8 +67,11 @@ class World:
     overflow: str
     rule: str
     watermark: float
-    batch_s: Callable[[int, int], float]  # of prompt tokens in the batch and tokens in the cache
+    batch_s: Callable[[Batch], float]
+    block: int = 1
+    ahead: bool = False
     clock_s: float = 0.0
+    seen_s: float = 0.0
     arrived: int = 0
     waiting: list[Request] = field(default_factory=list)
     started: list[Request] = field(default_factory=list)  # in order of admission
@@ -67,7 +84,7 @@ class World:
     last: tuple[int, int, int] = (0, 0, 0)  # used tokens, prompt tokens and output tokens of the last batch
 
     def __post_init__(self) -> None:
-        self.clock_s = self.requests[0].arrival_s
+        self.clock_s = self.seen_s = self.requests[0].arrival_s
         self._arrivals()
         self._keep_going()
 
@@ -79,18 +96,21 @@ class World:
             self._admit()
         running = [r for r in self.started if self.given.get(r.number, 0) > 0]
         assert running, "an engine with work must run something"
-        used = sum(r.cached + self._growth(r, self.given[r.number]) for r in self.started if not r.paused)
+        used = self._resident()
         assert used <= self.capacity
-        prefilled = sum(self.given[r.number] for r in running if r.to_prefill > 0)
-        decoded = sum(1 for r in running if r.to_prefill == 0)
-        self.last = (used, prefilled, decoded)
-        self.clock_s += self.batch_s(prefilled, used)
+        chunks = [(self.given[r.number], r.cached) for r in running if r.to_prefill > 0]
+        decoding = [r for r in running if r.to_prefill == 0]
+        self.last = (used, sum(tokens for tokens, _ in chunks), len(decoding))
+        self.seen_s = self.clock_s
+        self.clock_s += self.batch_s(Batch(chunks, len(decoding), sum(r.cached for r in decoding), used))
+        if not self.ahead:
+            self.seen_s = self.clock_s
         for r in running:
             self._advance(r, self.given[r.number])
         self.started = [r for r in self.started if r.completed_s is None]
         self._arrivals()
         if not self.started and not self.waiting and self.arrived < len(self.requests):
-            self.clock_s = self.requests[self.arrived].arrival_s
+            self.clock_s = self.seen_s = max(self.clock_s, self.requests[self.arrived].arrival_s)
             self._arrivals()
         self._keep_going()
 
@@ -107,7 +127,7 @@ class World:
             r.completed_s = self.clock_s
 
     def _arrivals(self) -> None:
-        while self.arrived < len(self.requests) and self.requests[self.arrived].arrival_s <= self.clock_s:
+        while self.arrived < len(self.requests) and self.requests[self.arrived].arrival_s <= self.seen_s:
             self._line_up(self.requests[self.arrived])
             self.arrived += 1
 
@@ -124,6 +144,10 @@ class World:
         return (0, r.number)
 
     # -- what a unit of work takes --------------------------------------------------------------------------------
+
+    def _blocks(self, tokens: int) -> int:
+        """Tokens of the blocks that hold so many."""
+        return self.block * math.ceil(tokens / self.block)
 
     def _wants(self, r: Request, left: int) -> int:
         return min(r.to_prefill, self.chunk, left) if r.to_prefill > 0 else min(1, left)
@@ -164,7 +188,7 @@ class World:
         total, stopped = 0, False
         for r in self.started:
             tokens = self._wants(r, self.left)
-            after = r.cached + self._growth(r, tokens)
+            after = self._blocks(r.cached + self._growth(r, tokens))
             r.paused = stopped or total + after > self.capacity
             if r.paused:
                 stopped = self.rule != "wc-skip"
@@ -179,7 +203,7 @@ class World:
         while at < len(self.started):
             r = self.started[at]
             tokens = self._wants(r, self.left)
-            while r in self.started and self._resident() + self._growth(r, tokens) > self.capacity:
+            while r in self.started and self._resident() + self._more(r, tokens) > self.capacity:
                 victim = self.started.pop()
                 self.preemptions += 1
                 self.closed = True
@@ -189,10 +213,15 @@ class World:
                 self.left -= tokens
             at += 1
 
+    def _more(self, r: Request, tokens: int) -> int:
+        return self._blocks(r.cached + self._growth(r, tokens)) - self._blocks(r.cached)
+
     def _resident(self) -> int:
-        """Tokens in the cache once everybody who was given work so far has done it."""
+        """Tokens of the used blocks once everybody who was given work so far has done it."""
         return sum(
-            r.cached + self._growth(r, self.given.get(r.number, 0)) for r in self.started if not r.paused
+            self._blocks(r.cached + self._growth(r, self.given.get(r.number, 0)))
+            for r in self.started
+            if not r.paused
         )
 
     # -- who joins ------------------------------------------------------------------------------------------------
@@ -212,17 +241,20 @@ class World:
 
     def _may_join(self, r: Request) -> bool:
         resident = self._resident()
-        if resident + self._growth(r, self._wants(r, self.left)) > self.capacity:
+        if resident + self._more(r, self._wants(r, self.left)) > self.capacity:
             return False
         if not self.started:
             return True
         if self.rule == "vllm":
-            return resident + r.to_prefill + self.watermark * self.capacity <= self.capacity
+            return resident + self._blocks(r.to_prefill) + self.watermark * self.capacity <= self.capacity
         if self.rule == "reserve-peak":
-            final = [q.prompt + max(q.predicted, q.produced + 1) for q in [*self.started, r]]
+            final = [self._blocks(q.prompt + max(q.predicted, q.produced + 1)) for q in [*self.started, r]]
             return sum(final) <= self.capacity
         if self.rule in ("mc-sf", "fcfs-lookahead", "smallest-area"):
             courses = [self._future(q) for q in [*self.started, r]]
             longest = max(map(len, courses))
-            return all(sum(c[t] for c in courses if t < len(c)) <= self.capacity for t in range(longest))
+            return all(
+                sum(self._blocks(c[t]) for c in courses if t < len(c)) <= self.capacity
+                for t in range(longest)
+            )
         return True

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from llmgym import profiles, workloads
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.envs.kv_queue import KVQueue
+from llmgym.profiles import cost
 from llmgym.serving.capacity import UNLIMITED
-from tests.serving.reference import Request, World
+from tests.serving.reference import Batch, Request, World
 
 RULES = ("wc-fcfs", "wc-skip", "vllm", "reserve-peak", "mc-sf", "fcfs-lookahead", "smallest-area")
 FIRST_TOKENS = ("next-batch", "with-prefill", "stored")
@@ -31,7 +32,9 @@ class Case:
     rule: str
     watermark: float
     information: str
-    linear: bool
+    cost: str
+    block: int = 1
+    ahead: bool = False
 
 
 def worlds(
@@ -49,7 +52,11 @@ def worlds(
             "rows", workloads.replay(rows, from_start=True), (workloads.RequestClass(rows=rows),)
         )
         requests = len(rows)
-    profile = profiles.linear(C0, C_KV, C_TOK) if case.linear else profiles.constant(C0)
+    profile = {
+        "constant": lambda: profiles.constant(C0),
+        "linear": lambda: profiles.linear(C0, C_KV, C_TOK),
+        "tables": lambda: profiles.load("h100/llama-3.1-8b"),
+    }[case.cost]()
     name = f"vllm:watermark={case.watermark}" if case.rule == "vllm" else case.rule
     simulation = KVQueue(
         workload=workload,
@@ -60,6 +67,8 @@ def worlds(
         chunk=case.chunk,
         budget=case.budget,
         seats=case.seats,
+        block=case.block,
+        scheduling="async" if case.ahead else "sync",
         first_token=case.first_token,
         overflow=case.overflow,
         information=case.information,
@@ -79,8 +88,19 @@ def worlds(
         for i, r in enumerate(drawn)
     ]
 
-    def batch_s(prefilled: int, used: int) -> float:
-        return C0 + C_KV * used + C_TOK * prefilled if case.linear else C0
+    step = profile.step_cost()
+
+    def batch_s(batch: Batch) -> float:
+        if case.cost == "constant":
+            return C0
+        tokens = sum(tokens for tokens, _ in batch.chunks)
+        if case.cost == "linear":
+            return C0 + C_KV * batch.used + C_TOK * tokens
+        attention_s = 0.0
+        for chunk, context in batch.chunks:
+            attention_s += cost.prefill_attention_s(step, chunk, context)
+        sequences = len(batch.chunks) + batch.decodes
+        return cost.step_time_s(step, tokens, attention_s, batch.decodes, batch.read, sequences, batch.used)
 
     world = World(
         list_of,
@@ -93,6 +113,8 @@ def worlds(
         case.rule,
         case.watermark,
         batch_s,
+        case.block,
+        case.ahead,
     )
     return lanes, world
 
@@ -125,7 +147,7 @@ def expected(world: World) -> dict[str, Any]:
         "waiting": [r.number for r in world.waiting],
         "preemptions": world.preemptions,
         "batch": world.last,
-        "used": sum(r.cached for r in world.started if not r.paused),
+        "used": sum(-(-r.cached // world.block) * world.block for r in world.started if not r.paused),
     }
 
 
@@ -155,17 +177,21 @@ def compare(lanes: Lanes, world: World, most: int = 100_000) -> tuple[int, int]:
 
 @st.composite
 def cases(draw: Any) -> Case:
+    overflow = draw(st.sampled_from(("pause", "recompute")))
+    block = draw(st.sampled_from((1, 2, 4))) if overflow == "recompute" else 1
     return Case(
-        capacity=draw(st.integers(12, 60)),
+        capacity=draw(st.integers(12 // block, 60 // block)) * block,
         chunk=draw(st.integers(1, 9)),
         budget=draw(st.one_of(st.just(UNLIMITED), st.integers(1, 12))),
         seats=draw(st.sampled_from((1, 2, 3, 5, 40))),
         first_token=draw(st.sampled_from(FIRST_TOKENS)),
-        overflow=draw(st.sampled_from(("pause", "recompute"))),
+        overflow=overflow,
         rule=draw(st.sampled_from(RULES)),
         watermark=draw(st.sampled_from((0.0, 0.0625, 0.125, 0.25))),
         information=draw(st.sampled_from(("exact", "exact", "noisy", "none"))),
-        linear=draw(st.booleans()),
+        cost=draw(st.sampled_from(("constant", "linear", "tables"))),
+        block=block,
+        ahead=draw(st.booleans()),
     )
 
 
@@ -193,7 +219,7 @@ def test_every_batch_agrees_with_the_slow_engine_on_small_worlds(data: Any) -> N
 def test_every_batch_agrees_on_a_longer_overloaded_world(
     rule: str, budget: int, overflow: str, first_token: str
 ) -> None:
-    case = Case(64, 4, budget, 16, first_token, overflow, rule, 0.0625, "exact", True)  # w M is whole
+    case = Case(64, 4, budget, 16, first_token, overflow, rule, 0.0625, "exact", "linear")  # w M is whole
     lanes, world = worlds(
         case, None, seed=hash_of(rule, budget, overflow, first_token), load=1.3, requests=80
     )
@@ -201,6 +227,15 @@ def test_every_batch_agrees_on_a_longer_overloaded_world(
     assert batches > 80
     if rule == "wc-fcfs" and budget == UNLIMITED:
         assert overflows > 0  # the world is one in which the cache overflows
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize("rule", ["vllm", "mc-sf", "reserve-peak"])
+def test_every_batch_agrees_with_blocks_and_measured_costs(rule: str, ahead: bool) -> None:
+    case = Case(128, 8, 24, 16, "with-prefill", "recompute", rule, 0.0, "exact", "tables", 16, ahead)
+    lanes, world = worlds(case, None, seed=7, load=1.3, requests=120)
+    batches, overflows = compare(lanes, world)
+    assert batches > 100 and (overflows > 0) == (rule == "vllm")
 
 
 def hash_of(*parts: object) -> int:
@@ -213,6 +248,6 @@ def test_wrong_predictions_overflow_alike(rule: str, overflow: str) -> None:
     """Under-predicted outputs break the look-ahead's promise; both engines must then overflow in the same batch."""
     total = 0
     for seed in range(4):
-        case = Case(60, 4, UNLIMITED, 16, "next-batch", overflow, rule, 0.0, "noisy", False)
+        case = Case(60, 4, UNLIMITED, 16, "next-batch", overflow, rule, 0.0, "noisy", "constant")
         total += compare(*worlds(case, None, seed=seed, load=1.3, requests=80))[1]
     assert total > 0
