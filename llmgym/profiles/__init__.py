@@ -4,6 +4,17 @@
 """
 
 from llmgym.profiles.cost import StepCost
+from llmgym.profiles.kernels import Kernels, kernel_names, load_kernels
 from llmgym.profiles.profile import Profile, constant, linear, load, names
 
-__all__ = ["Profile", "StepCost", "constant", "linear", "load", "names"]
+__all__ = [
+    "Kernels",
+    "Profile",
+    "StepCost",
+    "constant",
+    "kernel_names",
+    "linear",
+    "load",
+    "load_kernels",
+    "names",
+]

@@ -7,7 +7,9 @@ share the type, so an environment is compiled once whichever profile it runs on:
 - linear: `c0_s + c_kv_s * resident_tokens + c_tok_s * prefill_tokens`;
 - staircase: `c0_s + tile_s * ceil(batch_tokens / tile_tokens)`, batch_tokens = prefill_tokens + decodes;
 - tables: dense work by token count, attention of a prefill chunk by (chunk, context), attention of the
-  decodes by (batch, cached tokens a sequence) and host time by sequence count, added up.
+  decodes by (batch, cached tokens a sequence) and host time by sequence count, added up. Where it is known, what decodes cost
+  beside a prefill chunk is a grid of its own (in one kernel the two are not the sum of each alone), and a step with a chunk
+  takes the host longer (it does not run as one CUDA graph).
 
 Dense and host time are stored for every whole count, so a lookup is one load. Attention is stored as the
 natural logarithm of seconds on axes that are uniform in log2, so a cell is found without a search, and is
@@ -41,12 +43,14 @@ HEAD = np.dtype(
         ("host_at", np.int64),
         ("host_max", np.int64),
         ("host_slope_s", np.float64),
+        ("prefill_host_s", np.float64),
         ("chunk_low", np.float64),
         ("chunk_knots", np.int64),
         ("context_low", np.float64),
         ("context_step", np.float64),
         ("context_knots", np.int64),
         ("decode_at", np.int64),
+        ("beside_at", np.int64),
         ("batch_low", np.float64),
         ("batch_knots", np.int64),
         ("kv_low", np.float64),
@@ -67,7 +71,8 @@ HEAD = np.dtype(
 )
 """Scalars of a `StepCost`. `*_low` are log2 of the first knot of an axis (of the second one for context,
 whose first knot is 0 tokens and whose first cell, `context_step` tokens wide, is linear in tokens); `*_from`
-and `*_to` bound what was measured."""
+and `*_to` bound what was measured. `prefill_host_s` is the host time on top in a step that has a prefill chunk, `beside_at` where
+the grid of decode attention beside a chunk begins, -1 where it is no other than that of decodes alone."""
 
 
 class StepCost(NamedTuple):
@@ -77,7 +82,7 @@ class StepCost(NamedTuple):
         head: structured scalars, dtype `HEAD`, shape [1].
         lines: float32 seconds; dense time at 0..dense_max tokens, then host time at 0..host_max sequences.
         grids: float32 ln(seconds); prefill attention [chunk_knots, context_knots], then decode attention
-            [batch_knots, kv_knots], both flattened row by row.
+            [batch_knots, kv_knots], then maybe decode attention beside a chunk, of the same shape; all flattened row by row.
     """
 
     head: NDArray[np.void]
@@ -214,12 +219,17 @@ def step_time_s(
         seconds += prefill_attention_s + cost.lines[head.host_at + sequences_in]
         if sequences > sequences_in:
             seconds += (sequences - sequences_in) * head.host_slope_s
+        decode_at = head.decode_at
+        if prefill_tokens > 0:
+            seconds += head.prefill_host_s
+            if head.beside_at >= 0:
+                decode_at = head.beside_at
         if decodes > 0:
             batch = math.log2(decodes)
             each = math.log2(max(decode_kv_tokens, decodes)) - batch
             row = (batch - head.batch_low) * head.per_octave
             column = (each - head.kv_low) * head.per_octave
-            seconds += _read(cost.grids, head.decode_at, head.batch_knots, head.kv_knots, row, column)
+            seconds += _read(cost.grids, decode_at, head.batch_knots, head.kv_knots, row, column)
     elif head.kind == LINEAR:
         seconds += head.c_kv_s * resident_tokens + head.c_tok_s * prefill_tokens
     elif head.kind == STAIRCASE:
@@ -267,6 +277,7 @@ def scalar_cost(
 ) -> StepCost:
     """A `StepCost` of a kind without tables (CONSTANT, LINEAR or STAIRCASE)."""
     head = np.zeros(1, HEAD)
+    head["beside_at"] = -1
     head["kind"], head["c0_s"], head["c_kv_s"], head["c_tok_s"] = kind, c0_s, c_kv_s, c_tok_s
     head["tile_s"], head["tile_tokens"] = tile_s, tile_tokens
     return _frozen(head, np.zeros(1, np.float32), np.zeros(4, np.float32))
@@ -334,6 +345,8 @@ def table_cost(
     host: NDArray[np.float64],
     knots: Axes,
     measured: Range,
+    beside: NDArray[np.float64] | None = None,
+    prefill_host_s: float = 0.0,
 ) -> StepCost:
     """A `StepCost` of tables.
 
@@ -344,6 +357,8 @@ def table_cost(
         host: seconds at 0..m sequences, shape [m + 1].
         knots: where the knots are.
         measured: what `outside` compares with.
+        beside: seconds of decode attention beside a prefill chunk, as `decode`; None: as without one.
+        prefill_host_s: host time on top in a step that has a prefill chunk, s.
     """
     head = np.zeros(1, HEAD)
     last = len(dense) - 1
@@ -359,8 +374,11 @@ def table_cost(
     for name in ("tokens", "chunk", "batch", "kv"):
         head[f"{name}_from"], head[f"{name}_to"] = getattr(measured, name)
     head["context_to"], head["kv_total_to"] = measured.context[1], measured.kv_total
+    head["prefill_host_s"] = prefill_host_s
+    head["beside_at"] = -1 if beside is None else prefill.size + decode.size
     lines = np.concatenate([dense, host]).astype(np.float32)
-    return _frozen(head, lines, np.log(np.concatenate([prefill.ravel(), decode.ravel()])).astype(np.float32))
+    grids = [prefill, decode] if beside is None else [prefill, decode, beside]
+    return _frozen(head, lines, np.log(np.concatenate([grid.ravel() for grid in grids])).astype(np.float32))
 
 
 def _frozen(head: NDArray[np.void], lines: NDArray[np.float32], grids: NDArray[np.float32]) -> StepCost:

@@ -12,6 +12,7 @@ their parameters:
   and cached bytes proportional to chunk and to context: attention of a prefill chunk;
 - `decode`: (t0^p + (per_kv_token batch kv + per_sequence batch)^p)^(1/p);
 - `affine`: base + per_sequence n, host time.
+- `prefill`: base, host time on top in a step that has a prefill chunk.
 
 Each is multiplied by `count`, the calls of one step. Times in the parameters are ms, rates are per ms.
 """
@@ -100,6 +101,10 @@ def _affine(law: Law, sequences: Floats) -> Floats:
     return result
 
 
+def _constant(law: Law, sequences: Floats) -> Floats:
+    return np.full_like(sequences, law["base_ms"])
+
+
 _Formula = Callable[..., Floats]
 _LAWS: dict[str, dict[str, tuple[_Formula, tuple[str, ...]]]] = {
     "dense": {
@@ -124,7 +129,7 @@ _LAWS: dict[str, dict[str, tuple[_Formula, tuple[str, ...]]]] = {
         ),
     },
     "decode_attention": {"decode": (_decode, ("t0_ms", "per_kv_token_ms", "per_sequence_ms", "p"))},
-    "host": {"affine": (_affine, ("base_ms", "per_sequence_ms"))},
+    "host": {"affine": (_affine, ("base_ms", "per_sequence_ms")), "prefill": (_constant, ("base_ms",))},
 }
 _MAY_BE_ZERO = frozenset({"per_sequence_ms", "base_ms", "c_kv_s", "c_tok_s", "kv_bytes_per_token"})
 
@@ -223,7 +228,13 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
     tokens = np.arange(1.0, min(MAX_TOKENS, int(measured.tokens[1])) + 1)
     sequences = np.arange(1.0, MAX_SEQUENCES + 1)
     dense_time = _seconds("dense", option(laws, "dense", dense, where), where, tokens)
-    host_time = _seconds("host", option(laws, "host", host, where), where, sequences)
+    every: Any = option(laws, "host", host, where)
+    with_chunk = []
+    if isinstance(every, Sequence):
+        with_chunk = [law for law in every if isinstance(law, Mapping) and law.get("law") == "prefill"]
+        every = [law for law in every if law not in with_chunk]
+    host_time = _seconds("host", every, where, sequences)
+    prefill_host_s = float(_seconds("host", with_chunk, where, np.ones(1))[0]) if with_chunk else 0.0
     return table_cost(
         dense=np.concatenate([[0.0], dense_time]),
         prefill=prefill_law_s(laws, where, knots.chunk[:, None], knots.context[None, :]),
@@ -231,6 +242,7 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
         host=np.concatenate([[0.0], host_time]),
         knots=knots,
         measured=measured,
+        prefill_host_s=prefill_host_s,
     )
 
 

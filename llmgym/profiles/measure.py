@@ -4,10 +4,8 @@ Four families of work make up an engine step, and each is timed by itself: every
 count, attention of a prefill chunk by (chunk, context), attention of the decodes by (batch, cached tokens), and copies. Host time
 is a property of an engine, not of kernels: it is taken from another profile and said so.
 
-How a case is timed: random data, three calls to warm up, then repetitions with device events around each, the second-level cache
-flushed before every one. Calls are replayed as one CUDA graph, as serving engines do, so that no gap between launches counts (on a
-CPU: a wall clock around each call). The median is kept, the interquartile range beside it. Every finished
-case is a line in `rows.csv` at once, so a run that is stopped goes on where it was.
+How a case is timed is told in `llmgym.profiles.bench`. The median is kept, the interquartile range beside it. Every finished case
+is a line in `rows.csv` at once, so a run that is stopped goes on where it was.
 
 Attention is FlashAttention as shipped in torch (Dao, "FlashAttention-2", ICLR 2024), on a CPU torch's scaled_dot_product_attention.
 The grids are those of the cost tables (`llmgym.profiles.tables`): powers of two, and context 0.
@@ -17,8 +15,6 @@ import csv
 import datetime
 import math
 import os
-import platform
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from llmgym.core.checks import number, whole
-from llmgym.errors import InvalidArgument, MissingExtra
+from llmgym.errors import InvalidArgument
+from llmgym.profiles.bench import Device
 from llmgym.profiles.laws import MAX_SEQUENCES
 from llmgym.profiles.models import MODELS, ModelShape
 from llmgym.profiles.profile import Profile, Provenance, Source, load
@@ -36,7 +33,6 @@ from llmgym.profiles.tables import OPS, Table
 SMALL = ModelShape("small", "a toy shape of this package, for smoke runs", 2, 256, 512, 4, 2, 64, 1024)
 """What `quick` measures: seconds, even on a CPU."""
 
-FLUSH_BYTES = 256 * 2**20
 HEAD_ROWS = 256
 """Rows the output head sees at most: only the last token of a sequence needs logits."""
 
@@ -109,36 +105,15 @@ class Settings:
         }
 
 
-def _torch() -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingExtra("measuring a profile", "train") from error
-    return torch
-
-
 class _Bench:
     """Tensors and kernels on one device."""
 
     def __init__(self, settings: Settings) -> None:
-        self.torch = torch = _torch()
-        try:
-            self.device = torch.device(settings.device)
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise InvalidArgument(f"device={settings.device!r} cannot be used: {error}") from error
-        self.cuda = self.device.type == "cuda"
+        self.device = Device(settings.device)
+        self.torch, self.cuda, self.random = self.device.torch, self.device.cuda, self.device.random
         self.shape, self.tp = settings.shape(), settings.tensor_parallel
         self.grid = settings.grid()
-        self.generator = torch.Generator(self.device).manual_seed(0)
-        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=self.device) if self.cuda else None
         self._weights: dict[str, Any] = {}
-
-    def random(self, *size: int, scale: float = 1.0) -> Any:
-        """Normal numbers, bf16."""
-        torch = self.torch
-        out = torch.empty(size, dtype=torch.bfloat16, device=self.device)
-        return out.normal_(0.0, scale, generator=self.generator)
 
     def cases(self) -> Iterator[Case]:
         """Every case, the cheap ones first."""
@@ -165,36 +140,13 @@ class _Bench:
             for size in self.grid["bytes"]:
                 yield Case(op, (size,), lambda op=op, n=size: self._copy(op, n))  # type: ignore[misc]
 
-    def _fused(self) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
-        """Norm with residual, rotary embedding and gated activation; compiled into one kernel each on a GPU."""
-        torch = self.torch
-
-        def add_norm(x: Any, residual: Any, weight: Any) -> tuple[Any, Any]:
-            residual = x + residual
-            wide = residual.float()
-            scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)
-            return (wide * scale).to(x.dtype) * weight, residual
-
-        def rotary(x: Any, cos: Any, sin: Any) -> Any:
-            low, high = x.float().chunk(2, dim=-1)
-            return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x.dtype)
-
-        def gate(x: Any) -> Any:
-            left, right = x.chunk(2, dim=-1)
-            return torch.nn.functional.silu(left) * right
-
-        parts = (add_norm, rotary, gate)
-        if self.cuda:
-            parts = tuple(torch.compile(part, dynamic=True) for part in parts)  # type: ignore[assignment]
-        return parts
-
     def _prepare(self) -> dict[str, Any]:
         """Weights of one layer and of the output head; a layer is larger than any cache, so one copy is enough."""
         if not self._weights:
             for gemm in (*self.shape.gemms(self.tp), self.shape.output_head(self.tp)):
                 self._weights[gemm.name] = self.random(gemm.n, gemm.k, scale=gemm.k**-0.5)
             self._weights["norm"] = self.random(self.shape.hidden)
-            self._weights["parts"] = self._fused()
+            self._weights["parts"] = fused(self.torch, self.cuda)
         return self._weights
 
     def _dense(self, tokens: int) -> list[tuple[float, Callable[[], Any]]]:
@@ -205,10 +157,10 @@ class _Bench:
         d = shape.head_dim
         q, kv = shape.q_heads // self.tp, shape.kv_heads // self.tp
         x, residual = self.random(tokens, shape.hidden), self.random(tokens, shape.hidden)
-        angle = torch.rand(tokens, 1, d // 2, device=self.device)
+        angle = torch.rand(tokens, 1, d // 2, device=self.device.device)
         cos, sin = angle.cos(), angle.sin()
         cache = self.random(tokens, 2 * kv, d)
-        slots = torch.randperm(tokens, device=self.device)
+        slots = torch.randperm(tokens, device=self.device.device)
         attended = self.random(tokens, q * d)  # stands in for the output of attention
 
         def layer() -> Any:
@@ -232,7 +184,7 @@ class _Bench:
 
     def _copy(self, op: str, size: int) -> list[tuple[float, Callable[[], Any]]]:
         torch = self.torch
-        here = torch.empty(size, dtype=torch.int8, device=self.device)
+        here = torch.empty(size, dtype=torch.int8, device=self.device.device)
         if op == "copy_on_device":
             there = torch.empty_like(here)
         else:
@@ -240,36 +192,28 @@ class _Bench:
         target, source = (there, here) if op == "copy_to_host" else (here, there)
         return [(1.0, lambda: target.copy_(source, non_blocking=True))]
 
-    def time_us(self, call: Callable[[], Any], budget_s: float) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Microseconds of repeated calls, float64 [repetitions], 5 to 200 of them."""
-        for _ in range(3):
-            call()
-        found: list[float] = []
-        start = time.perf_counter()
-        if not self.cuda:
-            while len(found) < 200 and (len(found) < 5 or time.perf_counter() - start < budget_s):
-                began = time.perf_counter()
-                call()
-                found.append(1e6 * (time.perf_counter() - began))
-            return np.array(found)
-        torch = self.torch
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        while len(found) < 200 and (len(found) < 5 or time.perf_counter() - start < budget_s):
-            pairs = []
-            for _ in range(5):
-                assert self._flush is not None
-                self._flush.zero_()
-                first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                first.record()
-                graph.replay()
-                last.record()
-                pairs.append((first, last))
-            torch.cuda.synchronize()
-            found += [1e3 * first.elapsed_time(last) for first, last in pairs]
-        return np.array(found)
+
+def fused(torch: Any, compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
+    """Norm with residual, rotary embedding and gated activation; `compiled` makes one kernel of each."""
+
+    def add_norm(x: Any, residual: Any, weight: Any) -> tuple[Any, Any]:
+        residual = x + residual
+        wide = residual.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)
+        return (wide * scale).to(x.dtype) * weight, residual
+
+    def rotary(x: Any, cos: Any, sin: Any) -> Any:
+        low, high = x.float().chunk(2, dim=-1)
+        return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x.dtype)
+
+    def gate(x: Any) -> Any:
+        left, right = x.chunk(2, dim=-1)
+        return torch.nn.functional.silu(left) * right
+
+    parts = (add_norm, rotary, gate)
+    if compiled:
+        parts = tuple(torch.compile(part, dynamic=True) for part in parts)  # type: ignore[assignment]
+    return parts
 
 
 def attention(torch: Any, q: Any, k: Any, v: Any) -> Any:
@@ -314,7 +258,7 @@ def measure(
     """
     bench = _Bench(settings)
     cases = list(bench.cases())
-    about = f"{settings.shape().name}, tp {settings.tensor_parallel}, {_device_name(bench)}"
+    about = f"{settings.shape().name}, tp {settings.tensor_parallel}, {bench.device.title}"
     rows = _read_rows(out, about)
     with _open_rows(out, about) as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -328,7 +272,7 @@ def measure(
             share = settings.minutes * 60 / len(cases) / len(parts) * 0.7
             latency = spread = 0.0
             for times, call in parts:
-                taken = bench.time_us(call, share)
+                taken = bench.device.time_us(call, share)
                 low, median, high = np.quantile(taken, [0.25, 0.5, 0.75])
                 latency += times * float(median)
                 spread += times * float(high - low)
@@ -338,12 +282,6 @@ def measure(
             os.fsync(file.fileno())
             del parts
     return _profile(settings, bench, rows, out)
-
-
-def _device_name(bench: _Bench) -> str:
-    if bench.cuda:
-        return str(bench.torch.cuda.get_device_name(bench.device))
-    return platform.processor() or platform.machine()
 
 
 def _read_rows(out: Path, about: str) -> dict[tuple[str, tuple[int, ...]], tuple[float, float]]:
@@ -405,13 +343,10 @@ def _profile(
             "n": len(found),
         }
     errors["host"] = {"n": 0}
-    name = _device_name(bench)
-    versions = {"torch": str(torch.__version__), "python": platform.python_version(), "device": name}
+    versions, gpu = bench.device.versions(), bench.device.gpu
     memory = 0
     if bench.cuda:
-        versions |= {"cuda": str(torch.version.cuda), "driver": _driver()}
-        memory = int(torch.cuda.get_device_properties(bench.device).total_memory) * tp
-    gpu = name.removeprefix("NVIDIA ").split()[0].lower() if bench.cuda else "cpu"
+        memory = int(torch.cuda.get_device_properties(bench.device.device).total_memory) * tp
     profile = Profile(
         name=f"{gpu}/{shape.name}{f'-tp{tp}' if tp > 1 else ''}-measured",
         gpu=gpu,
@@ -449,10 +384,3 @@ def _profile(
     )
     profile.save(out)
     return load(out)
-
-
-def _driver() -> str:
-    path = Path("/proc/driver/nvidia/version")
-    text = path.read_text(encoding="utf-8").split("\n")[0] if path.is_file() else ""
-    words = [word for word in text.split() if word[:1].isdigit() and "." in word]
-    return words[0] if words else "unknown"

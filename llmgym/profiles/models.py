@@ -117,6 +117,17 @@ MODELS = {
             vocab=128256,
         ),
         ModelShape(
+            "llama-3.1-70b",
+            "https://huggingface.co/meta-llama/Llama-3.1-70B/blob/main/config.json",
+            layers=80,
+            hidden=8192,
+            intermediate=28672,
+            q_heads=64,
+            kv_heads=8,
+            head_dim=128,
+            vocab=128256,
+        ),
+        ModelShape(
             "llama-2-70b",
             "https://huggingface.co/meta-llama/Llama-2-70b-hf/blob/main/config.json",
             layers=80,

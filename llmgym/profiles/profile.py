@@ -328,7 +328,8 @@ def _load_folder(folder: Path) -> Profile:
 
 @cache
 def _shipped() -> dict[str, Path]:
-    return {path.parent.relative_to(DATA).as_posix(): path.parent for path in DATA.glob("*/*/meta.json")}
+    folders = (path.parent for path in DATA.glob("*/*/meta.json") if path.parent.name != "kernels")
+    return {folder.relative_to(DATA).as_posix(): folder for folder in folders}
 
 
 @cache

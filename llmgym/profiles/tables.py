@@ -31,13 +31,15 @@ OPS: dict[str, tuple[str, ...]] = {
     "prefill_attention": ("chunk", "context"),
     "decode_attention": ("batch", "kv_tokens"),
     "host": ("sequences",),
+    "decode_attention_beside": ("batch", "kv_tokens"),
     "all_reduce": ("bytes",),
     "send_recv": ("bytes",),
     "copy_on_device": ("bytes",),
     "copy_to_device": ("bytes",),
     "copy_to_host": ("bytes",),
 }
-"""Shape columns of each op. `kv_tokens` is the total over the batch, a multiple of it."""
+"""Shape columns of each op. `kv_tokens` is the total over the batch, a multiple of it. `decode_attention_beside` is what the
+decodes add in one kernel with a prefill chunk; it has the shapes of `decode_attention`."""
 REQUIRED_OPS = ("dense", "prefill_attention", "decode_attention", "host")
 SHAPE_COLUMNS = ("tokens", "chunk", "context", "batch", "kv_tokens", "sequences", "bytes")
 COLUMNS = ("op", "dtype", *SHAPE_COLUMNS, "latency_us", "iqr_us", "power_w")
@@ -111,7 +113,7 @@ def read_tables(path: Path) -> dict[str, Table]:
                     raise ProfileError(
                         f"{where}: field 'power_w' is {power!r}; expected a number > 0 or nothing"
                     )
-            if op == "decode_attention" and shape[1] % shape[0]:
+            if op.startswith("decode_attention") and shape[1] % shape[0]:
                 raise ProfileError(
                     f"{where}: field 'kv_tokens' is {shape[1]}; expected a multiple of batch {shape[0]}"
                 )
@@ -170,7 +172,7 @@ def _grid(op: str, rows: NDArray[np.int64], columns: NDArray[np.int64], values: 
             if not np.isnan(grid[i, j]):
                 continue
             if i == 0 or j == 0 or not np.isnan(grid[i:, j:]).all():
-                each = " a sequence" if op == "decode_attention" else ""
+                each = " a sequence" if op.startswith("decode_attention") else ""
                 raise ProfileError(
                     f"{where}: op {op!r} has a hole at {row_names}={row_at[i]}, "
                     f"{column_names}={column_at[j]}{each}; only the far corner of the grid may be missing"
@@ -240,13 +242,25 @@ def tables_cost(tables: Mapping[str, Table], where: str) -> StepCost:
         prefill_grid,
     )
     prefill_knots = _line(np.log2(knots.chunk), np.log2(np.unique(chunk)), across.T).T
-    across = _line(np.log2(knots.kv), np.log2(np.unique(each)), decode_grid)
-    decode_knots = _line(np.log2(knots.batch), np.log2(np.unique(batch)), across.T).T
+
+    def on_knots(grid: Floats) -> Floats:
+        across = _line(np.log2(knots.kv), np.log2(np.unique(each)), grid)
+        return np.exp(_line(np.log2(knots.batch), np.log2(np.unique(batch)), across.T).T)
+
+    beside = None
+    if "decode_attention_beside" in tables:
+        found = tables["decode_attention_beside"]
+        if not np.array_equal(found.shape, decode.shape):
+            raise ProfileError(
+                f"{where}: 'decode_attention_beside' must have the shapes of 'decode_attention'"
+            )
+        beside = on_knots(_grid("decode_attention_beside", batch, each, found.latency_us * 1e-6, where))
     return table_cost(
         dense=np.concatenate([[0.0], dense_time]),
         prefill=np.exp(prefill_knots),
-        decode=np.exp(decode_knots),
+        decode=on_knots(decode_grid),
         host=np.concatenate([[0.0], host_time]),
         knots=knots,
         measured=measured,
+        beside=beside,
     )

@@ -1,12 +1,14 @@
 """The compiled step cost: values, edges, monotonicity, and the four kinds."""
 
 import math
+from dataclasses import replace
 
 import numba
 import numpy as np
 import pytest
 
 from llmgym import profiles
+from llmgym.errors import ProfileError
 from llmgym.profiles import cost as kernels
 from llmgym.profiles import laws
 
@@ -253,3 +255,30 @@ def test_all_kinds_share_one_compiled_type():
     ]
     types = {numba.typeof(profile.step_cost()) for profile in [*kinds, profiles.load("l40s/qwen2.5-7b")]}
     assert len(types) == 1
+
+
+def test_decodes_cost_more_beside_a_chunk_and_the_host_takes_longer() -> None:
+    """Only in steps that have both, or a chunk, respectively."""
+    profile = profiles.load("h100/llama-3.1-8b")
+    law = profiles.load("h100/llama-3.1-8b", host="vllm-0.24").step_cost()
+    plain = profile.step_cost()
+    step = kernels.step_time_s
+    assert step(law, 0, 0.0, 8, 8000, 8, 0) == pytest.approx(
+        step(plain, 0, 0.0, 8, 8000, 8, 0) - 0.342e-3, abs=1e-7
+    )
+    assert step(law, 64, 0.0, 0, 0, 1, 0) == pytest.approx(
+        step(plain, 64, 0.0, 0, 0, 1, 0) + 4.428e-3, abs=1e-7
+    )
+
+    measured = profiles.load("h100/llama-3.1-8b-measured")
+    tables = dict(measured.tables)
+    alone = tables["decode_attention"]
+    tables["decode_attention_beside"] = alone._replace(latency_us=alone.latency_us * 1.5)
+    mixed, apart = replace(measured, tables=tables).step_cost(), measured.step_cost()
+    attention = kernels.decode_attention_s(apart, 32, 32000)
+    assert step(mixed, 0, 0.0, 32, 32000, 32, 0) == step(apart, 0, 0.0, 32, 32000, 32, 0)
+    both = step(mixed, 512, 1e-3, 32, 32000, 33, 0) - step(apart, 512, 1e-3, 32, 32000, 33, 0)
+    assert both == pytest.approx(0.5 * attention, rel=1e-3)
+    wrong = dict(tables, decode_attention_beside=tables["prefill_attention"])
+    with pytest.raises(ProfileError, match="must have the shapes of 'decode_attention'"):
+        replace(measured, tables=wrong).step_cost()

@@ -68,6 +68,7 @@ def test_every_shipped_profile_says_where_it_comes_from(name):
 def test_model_sizes_match_the_published_parameter_counts(name):
     published = {
         "llama-3.1-8b": 8.03,
+        "llama-3.1-70b": 70.55,
         "llama-2-70b": 68.98,
         "qwen2.5-7b": 7.62,
         "qwen2.5-14b": 14.77,
@@ -411,7 +412,11 @@ def test_a_measured_profile_states_its_versions(folder):
         (["measured", "kv"], KeyError, r"measured.kv must be \[first, last\]"),
         (["measured", "kv_total"], "many", r"measured.kv_total is 'many'"),
         (["dense"], KeyError, r"field 'dense' is missing"),
-        (["host", "default"], KeyError, r"host has no option 'default'; it has \['vidur-2024'\]"),
+        (
+            ["host", "default"],
+            KeyError,
+            r"host has no option 'default'; it has \['vidur-2024', 'vllm-0.24'\]",
+        ),
         (["dense", "default"], [], r"field 'dense' must be a list"),
         (["dense", "default", 0, "law"], "magic", r"dense\[0\] must name a law"),
         (["dense", "default", 0, "p"], KeyError, r"dense\[0\]: field 'p' is missing"),

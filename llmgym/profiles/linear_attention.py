@@ -1,0 +1,115 @@
+"""Attention kernels of one layer, fused, unfused and linear in the length, to be timed.
+
+Shapes: q and k [heads, length, head_dim], v the same; the result has the shape of v. All are causal.
+
+- `softmax`: the attention matrix written out; `yat`: the same with the spherical Yat kernel K(x) = x^2 / (2 + eps - 2 x) of unit
+  vectors with cosine x (Luna, Bouhsine, Choromanski, "SLAY", arXiv 2602.04915).
+- Linear ones have features F(q), F(k) >= 0 with m entries, and F(q) . F(k) in the place of the kernel: `elu` (Katharopoulos et al.,
+  ICML 2020), `cosformer` (Qin et al., ICLR 2022), `favor` (Choromanski et al., ICLR 2021), `slay`(R, M, P): R quadrature nodes x P
+  anchors x M random features (arXiv 2602.04915, section 3). They run in chunks of `CHUNK` tokens: inside a chunk the product of
+  features is written out, what came before is one sum of m x head_dim numbers per chunk. All chunks run at once, which takes
+  memory for those sums and for the features of the whole length, but no loop in Python. Products are in the type of v, running
+  sums in float32. `yat` needs float32 throughout: near x = 1 its denominator is eps.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+CHUNK = 128
+EPSILON = 1e-3
+FLOOR = 1e-6
+"""Added to denominators (`delta` of arXiv 2602.04915)."""
+
+
+def unit(torch: Any, x: Any) -> Any:
+    """Rows of length one, float32."""
+    return torch.nn.functional.normalize(x.float(), dim=-1, eps=1e-6)
+
+
+def softmax(torch: Any, q: Any, k: Any, v: Any) -> Any:
+    """Softmax attention with the matrix written out."""
+    length = q.shape[-2]
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
+    return torch.softmax(scores.masked_fill(hidden, -math.inf), dim=-1) @ v
+
+
+def yat(torch: Any, q: Any, k: Any, v: Any) -> Any:
+    """The exact spherical Yat kernel with the matrix written out."""
+    cosine = unit(torch, q) @ unit(torch, k).transpose(-1, -2)
+    weights = (cosine.square() / (2.0 + EPSILON - 2.0 * cosine)).tril()
+    return ((weights @ v.float()) / (weights.sum(-1, keepdim=True) + FLOOR)).to(v.dtype)
+
+
+def elu(torch: Any) -> Callable[[Any], Any]:
+    """The exponential linear unit plus one as features; m = head_dim."""
+    return lambda x: torch.nn.functional.elu(x.float()) + 1.0
+
+
+def cosformer(torch: Any, length: int) -> Callable[[Any], Any]:
+    """Features relu(x) times cos and sin of the position; m = 2 head_dim."""
+
+    def features(x: Any) -> Any:
+        angle = torch.arange(x.shape[-2], device=x.device).float().unsqueeze(-1) * (math.pi / 2 / length)
+        positive = x.float().relu()
+        return torch.cat([positive * angle.cos(), positive * angle.sin()], dim=-1)
+
+    return features
+
+
+def favor(torch: Any, head_dim: int, m: int, generator: Any, device: Any) -> Callable[[Any], Any]:
+    """Positive random features of the softmax kernel."""
+    directions = torch.randn(head_dim, m, generator=generator, device=device)
+
+    def features(x: Any) -> Any:
+        x = x.float() * head_dim**-0.25
+        exponent = x @ directions - 0.5 * x.square().sum(-1, keepdim=True)
+        return exponent.clamp(-20.0, 20.0).exp() * m**-0.5
+
+    return features
+
+
+def slay(
+    torch: Any, head_dim: int, nodes: int, m: int, anchors: int, generator: Any, device: Any
+) -> Callable[[Any], Any]:
+    """Features of SLAY; `nodes` x `anchors` x `m` of them."""
+    t, alpha = np.polynomial.laguerre.laggauss(nodes)
+    c = 2.0 + EPSILON
+    s = torch.tensor(t / c, dtype=torch.float32, device=device)
+    weight = torch.tensor(np.sqrt(alpha / c), dtype=torch.float32, device=device)
+    anchor = torch.nn.functional.normalize(
+        torch.randn(anchors, head_dim, generator=generator, device=device), dim=-1
+    )
+    omega = torch.randn(nodes, m, head_dim, generator=generator, device=device)
+    scaled = (omega * (2.0 * s).sqrt()[:, None, None]).reshape(nodes * m, head_dim)
+
+    def features(x: Any) -> Any:
+        x = unit(torch, x)
+        polynomial = (x @ anchor.T).square() * anchors**-0.5
+        exponent = (x @ scaled.T).unflatten(-1, (nodes, m)) - s[:, None]
+        random = exponent.clamp(-20.0, 20.0).exp() * (m**-0.5 * weight[:, None])
+        return (random.unsqueeze(-1) * polynomial[..., None, None, :]).flatten(-3)
+
+    return features
+
+
+def linear(torch: Any, q: Any, k: Any, v: Any, features: Callable[[Any], Any]) -> Any:
+    """Causal attention with the kernel F(q) . F(k), in chunks.
+
+    Args:
+        torch: the module.
+        q: [heads, length, head_dim]; the length is a multiple of `CHUNK`, or shorter than it.
+        k: as `q`.
+        v: as `q`.
+        features: maps [heads, length, head_dim] to [heads, length, m], no entry negative.
+    """
+    chunk = min(CHUNK, q.shape[-2])
+    fq, fk, values = (x.to(v.dtype).unflatten(-2, (-1, chunk)) for x in (features(q), features(k), v))
+    values = torch.nn.functional.pad(values, (0, 1), value=1.0)  # the last column sums up the denominators
+    inside = (fq @ fk.transpose(-1, -2)).tril() @ values
+    sums = (fk.transpose(-1, -2) @ values).float()
+    out = (inside + fq @ (sums.cumsum(-3) - sums).to(v.dtype)).float()
+    return (out[..., :-1] / (out[..., -1:] + FLOOR)).flatten(-3, -2).to(v.dtype)
