@@ -1,0 +1,494 @@
+"""Replays, figures and closed forms of `benchmarks/fidelity.py`."""
+
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fidelity import kernels, silicon, validations
+from fidelity.prototype import Mechanics, replay, replay_together
+from fidelity.report import Sheet, comparison, picture
+from fidelity.runs import Engine, Run, own_runs, read_run
+from fidelity.serving import serve
+
+from llmgym import profiles
+from llmgym.errors import InvalidArgument
+from llmgym.profiles import Profile
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+DATA = os.environ.get("LLMGYM_DATA", "")
+needs_data = pytest.mark.skipif(
+    not Path(DATA, "llmservingsim").is_dir(), reason="LLMGYM_DATA names no folder with llmservingsim/"
+)
+LAWS = "h100/llama-3.1-8b"
+
+
+def run_of(arrival, prompt, output, engine=None, first=None, last=None, name="run"):
+    n = len(arrival)
+    nothing = np.full(n, np.nan)
+    return Run(
+        name,
+        np.asarray(arrival, float),
+        np.asarray(prompt, np.int64),
+        np.asarray(output, np.int64),
+        nothing if first is None else np.asarray(first, float),
+        nothing if last is None else np.asarray(last, float),
+        engine or Engine(),
+    )
+
+
+def random_run(seed, n=120, rate=15.0, longest=640, engine=None):
+    rng = np.random.default_rng(seed)
+    arrival = np.cumsum(rng.exponential(1 / rate, n))
+    return run_of(arrival - arrival[0], rng.integers(1, longest, n), rng.integers(1, longest, n), engine)
+
+
+def one_second(chunks, decodes, kv_tokens):
+    return 1.0
+
+
+# --- figures ---
+
+
+def test_figures_by_hand():
+    run = run_of([0, 1], [5, 5], [3, 1], first=[2, 4], last=[4, 4])
+    figures = run.figures()
+    assert figures["ttft_p50_s"] == pytest.approx(2.5)
+    assert figures["tpot_p50_s"] == pytest.approx(1.0)  # the request with one token has none
+    assert figures["e2e_p50_s"] == pytest.approx(3.5)
+    assert figures["makespan_s"] == 4.0 and figures["output_tokens_per_s"] == 1.0
+
+
+def test_a_duration_is_read_as_seconds(tmp_path):
+    path = tmp_path / "x_requests.csv"
+    path.write_text(
+        "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s\n"
+        "0 days 00:01:01.5,3,2,62,63\n1 days 00:00:00,3,2,86401,86402\n0.25,3,2,1,2\n",
+        encoding="utf-8",
+    )
+    run = read_run(path, Engine(), {})
+    np.testing.assert_allclose(run.arrival_s, [0.25, 61.5, 86_400])
+    np.testing.assert_allclose(run.first_s, [1, 62, 86_401])
+
+
+def test_what_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(InvalidArgument, match=r"nothing_requests\.csv.*no such file"):
+        read_run(tmp_path / "nothing_requests.csv", Engine(), {})
+    path = tmp_path / "x_requests.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens,first_token_s\n0,1,1,1\n", encoding="utf-8")
+    with pytest.raises(InvalidArgument, match="no column 'last_token_s'"):
+        read_run(path, Engine(), {})
+    with pytest.raises(InvalidArgument, match=r"x_meta\.json is missing"):
+        own_runs(tmp_path)
+
+
+# --- the prototype, by hand and against the compiled engine ---
+
+
+def test_synchronous_scheduling_by_hand():
+    """The second request arrives during the first step and runs in the second."""
+    run = run_of([0.0, 0.5], [4, 4], [2, 1])
+    found = replay(run, one_second, Mechanics(asynchronous=False))
+    np.testing.assert_allclose(found.first_s, [1.0, 2.0])
+    np.testing.assert_allclose(found.last_s, [2.0, 2.0])
+
+
+def test_with_asynchronous_scheduling_it_misses_a_step():
+    run = run_of([0.0, 0.5], [4, 4], [3, 1])
+    found = replay(run, one_second, Mechanics(way_out_s=0.25))
+    np.testing.assert_allclose(found.first_s, [1.25, 3.25])
+    np.testing.assert_allclose(found.last_s, [3.25, 3.25])
+
+
+def test_a_seat_is_free_one_step_later_with_asynchronous_scheduling():
+    run = run_of([0.0, 0.0], [4, 4], [1, 1], Engine(seats=1))
+    assert replay(run, one_second, Mechanics(asynchronous=False)).last_s[1] == 2.0
+    found = replay(run, lambda *_: 1.0, Mechanics())
+    assert found.last_s[1] == 2.0  # nothing else ran, so no step was missed
+    busy = run_of([0.0, 0.0, 0.0], [4, 4, 4], [5, 1, 1], Engine(seats=2))
+    assert replay(busy, one_second, Mechanics(asynchronous=False)).first_s[2] == 2.0
+    assert replay(busy, one_second, Mechanics()).first_s[2] == 3.0
+
+
+def test_the_token_budget_is_shared_in_order_of_admission():
+    run = run_of([0.0, 0.0], [10, 10], [2, 1], Engine(budget_tokens=8))
+    seen = []
+
+    def step(chunks, decodes, kv_tokens):
+        seen.append((tuple(chunks), decodes, kv_tokens))
+        return 1.0
+
+    replay(run, step, Mechanics(asynchronous=False))
+    assert seen == [
+        (((8, 0),), 0, 0),
+        (((2, 8), (6, 0)), 0, 0),
+        (((4, 6),), 1, 10),
+    ]
+
+
+def test_the_youngest_is_preempted_and_recomputed():
+    """Two requests of 4 + 4 tokens in a cache of 12: the younger loses its cache and starts over with what it has produced."""
+    run = run_of([0.0, 0.0], [4, 4], [4, 4], Engine(kv_tokens=12))
+    seen = []
+
+    def step(chunks, decodes, kv_tokens):
+        seen.append((tuple(chunks), decodes))
+        return 1.0
+
+    found = replay(run, step, Mechanics(asynchronous=False, blocks=False))
+    assert found.preemptions == 1
+    assert seen == [
+        (((4, 0), (4, 0)), 0),
+        ((), 2),
+        ((), 2),
+        ((), 1),  # 7 and 6 tokens do not fit
+        (((7, 0),), 0),  # 4 of the prompt and 3 kept; yields the fourth
+    ]
+    np.testing.assert_allclose(found.last_s, [4.0, 5.0])
+
+
+@pytest.mark.parametrize("scheduling", ["sync", "async"])
+def test_the_prototype_is_the_compiled_engine_where_memory_is_plenty(scheduling):
+    profile = profiles.load(LAWS)
+    run = random_run(3, longest=900, engine=Engine(budget_tokens=512))
+    found = replay(run, kernels.summed_step(profile), Mechanics(scheduling == "async"))
+    first, last, metrics = serve(run, profile, scheduling=scheduling)
+    np.testing.assert_allclose(first, found.first_s, atol=1e-6)
+    np.testing.assert_allclose(last, found.last_s, atol=1e-6)
+    assert metrics["batches"] == found.batches
+
+
+@pytest.mark.parametrize("block", [1, 16])
+@pytest.mark.parametrize("watermark", [0.0, 0.05])
+def test_the_prototype_is_the_compiled_engine_when_it_preempts(block, watermark):
+    profile = profiles.load(LAWS)
+    engine = Engine(kv_tokens=8_000, seats=40, block_tokens=block, watermark=watermark)
+    run = random_run(5, rate=30.0, engine=engine)
+    found = replay(run, kernels.summed_step(profile), Mechanics(asynchronous=False))
+    first, last, metrics = serve(run, profile, scheduling="sync")
+    assert metrics["preemptions"] == found.preemptions > (0 if watermark else 10)
+    np.testing.assert_allclose(first, found.first_s, atol=1e-6)
+    np.testing.assert_allclose(last, found.last_s, atol=1e-6)
+
+
+def test_a_way_moves_every_token_alike():
+    profile = profiles.load(LAWS)
+    run = random_run(7, n=30)
+    first, last, _ = serve(run, profile)
+    later, latest, _ = serve(run, profile, way_s=0.004)
+    np.testing.assert_allclose(later - first, 0.004)
+    np.testing.assert_allclose(latest - last, 0.004)
+    split = replay(run, kernels.summed_step(profile), Mechanics(way_in_s=0.003, way_out_s=0.001))
+    np.testing.assert_allclose(split.first_s, later, atol=1e-6)
+
+
+def test_ranks_in_step_wait_for_the_slowest():
+    def step(chunks, decodes, kv_tokens):
+        return 3.0 if chunks else 1.0
+
+    busy, late = run_of([0.0], [4], [6]), run_of([3.5], [4], [1])
+    together = replay_together([busy, late], step, Mechanics(asynchronous=False))
+    alone = replay(busy, step, Mechanics(asynchronous=False))
+    assert alone.last_s[0] == 8.0
+    assert together[0].last_s[0] == 10.0  # one of its steps took as long as the other's prefill
+    assert together[1].first_s[0] == 7.0
+
+
+def test_a_closed_loop_keeps_its_requests_in_flight():
+    run = run_of([0.0] * 6, [4] * 6, [3] * 6)
+    found = replay(run, one_second, Mechanics(asynchronous=False), in_flight=2)
+    np.testing.assert_allclose(found.arrival_s, [0, 0, 3, 3, 6, 6])
+    np.testing.assert_allclose(found.last_s, [3, 3, 6, 6, 9, 9])
+
+
+# --- kernel tables ---
+
+
+def write_gz(path, header, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with gzip.open(path, "wt") as file:
+        file.write("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+
+
+@pytest.fixture
+def tables(tmp_path):
+    """Kernel tables in which a decode costs three times as much beside a prefill chunk."""
+    chunks, contexts, batches, kvs = (16, 64, 256), (0, 64, 256), (1, 4, 16), (64, 256, 1024)
+
+    def chunk_us(c, k):
+        return 2.0 * c + 0.5 * k
+
+    def decode_us(b, m):
+        return 0.1 * b * m
+
+    rows = [(c, k, 0, 0, chunk_us(c, k)) for c in chunks for k in contexts]
+    rows += [(0, 0, b, m, decode_us(b, m)) for b in batches for m in kvs]
+    rows += [
+        (c, k, b, m, chunk_us(c, k) + 3 * decode_us(b, m))
+        for c in chunks
+        for k in contexts
+        for b in batches
+        for m in kvs
+    ]
+    base = tmp_path / "GPU" / "Llama-3.1-8B_tp1"
+    header = "prefill_chunk,kv_prefill,n_decode,kv_decode,time_us"
+    write_gz(Path(f"{base}_attention.csv.gz"), header, rows)
+    layers = ("layernorm", "qkv_proj", "embedding")
+    dense = [(layer, tokens, 10.0) for layer in layers for tokens in (1, 64, 1024)]
+    write_gz(Path(f"{base}_dense.csv.gz"), "layer,tokens,time_us", dense)
+    head = [(layer, n, 100.0) for layer in ("lm_head", "sampler") for n in (1, 64)]
+    write_gz(Path(f"{base}_per_sequence.csv.gz"), "layer,sequences,time_us", head)
+    return kernels.profile_of(tmp_path, "GPU", "Llama-3.1-8B", 80 * 2**30)
+
+
+def test_the_sum_of_parts_is_the_sum_of_the_tables(tables):
+    profile, _ = tables
+    dense_us = 32 * (2 * 10 + 10) + 10  # two norms and a projection in every layer, one embedding
+    attention_us = 32 * (2.0 * 64 + 0.5 * 256 + 0.1 * 4 * 256)
+    expected_s = 1e-6 * (dense_us + attention_us + 200) + kernels.HOST_S
+    apart = {op: table for op, table in profile.tables.items() if op != "decode_attention_beside"}
+    found = kernels.summed_step(replace(profile, tables=apart))([(64, 256)], 4, 4 * 256)
+    assert found == pytest.approx(expected_s, rel=1e-5)
+
+
+def test_decodes_cost_more_beside_a_chunk(tables):
+    profile, mixed = tables
+    np.testing.assert_allclose(mixed.beside_us, 3 * mixed.decode_us)
+    apart = {op: table for op, table in profile.tables.items() if op != "decode_attention_beside"}
+    summed, beside = kernels.summed_step(replace(profile, tables=apart)), kernels.summed_step(profile)
+    more_s = beside([(64, 256)], 4, 4 * 256) - summed([(64, 256)], 4, 4 * 256)
+    assert more_s == pytest.approx(1e-6 * 32 * 2 * 0.1 * 4 * 256, rel=1e-4)
+    assert beside([], 4, 1024) == pytest.approx(summed([], 4, 1024), rel=1e-6)
+    assert beside([(64, 0)], 0, 0) == pytest.approx(summed([(64, 0)], 0, 0), rel=1e-6)
+
+
+def test_unknown_tables_are_told(tmp_path):
+    with pytest.raises(InvalidArgument, match="model='GPT-2': expected one of Llama"):
+        kernels.profile_of(tmp_path, "GPU", "GPT-2", 1)
+    with pytest.raises(InvalidArgument, match="is missing"):
+        kernels.profile_of(tmp_path, "GPU", "Llama-3.1-8B", 1)
+
+
+# --- closed forms ---
+
+
+class Simple:
+    """A server whose steps take a millisecond for every token, two for a chunk's attention and one for the rest."""
+
+    host_s = 1e-3
+
+    def head_s(self, sequences):
+        return 0.0
+
+    def decode_attention_s(self, batch, kv_tokens):
+        return 1e-6 * batch * kv_tokens
+
+    def prefill_attention_s(self, chunk, context):
+        return 2e-3
+
+    def dense_s(self, tokens):
+        return 1e-3 * tokens
+
+
+def test_the_closed_form_by_hand():
+    ttft_s, tpot_s = silicon.closed_form(Simple(), prompt=100, output=50, batch=4, asynchronous=False)
+    decodes_s = 1e-3 + 4e-3 + 1e-6 * 4 * 125
+    adds_s = 0.1 + 2e-3
+    assert tpot_s == pytest.approx(decodes_s + 3 * adds_s / 50)
+    busy = 3 / 50
+    assert ttft_s == pytest.approx(decodes_s + adds_s + 0.5 * (decodes_s + busy * adds_s))
+    later_s, _ = silicon.closed_form(Simple(), 100, 50, 4, asynchronous=True)
+    assert later_s - ttft_s == pytest.approx(decodes_s + busy * adds_s)
+
+
+def test_a_loop_of_one_request_waits_for_nothing():
+    assert silicon.loop(one_second, 100, 5, 1, False, 1.0) == pytest.approx(1.0)
+    # The other request's decode takes a token of the budget, so a prompt as long as the budget needs two steps.
+    assert silicon.loop(one_second, silicon.BUDGET_TOKENS, 5, 2, False, 1.0) == pytest.approx(2.0)
+
+
+def test_medians_of_groups():
+    def point(system, predicted, loop):
+        return silicon.Point(system, "m", "b", 1, (predicted, 1.0), (2 * predicted, 1.0), loop, (1, 1, 1))
+
+    found = [point("a", 1.1, 1.0), point("a", 1.3, math.nan), point("b", 0.5, math.nan)]
+    rows = silicon.errors(found, ("system",))
+    assert rows[0] == ("a", "2", "140.0", "+140.0", "20.0", "+20.0", "0.0", "+0.0", "1")
+    assert rows[1] == ("b", "1", "0.0", "+0.0", "50.0", "-50.0", "-", "-", "0")
+
+
+# --- calibration, rates, steps ---
+
+
+def test_calibration_finds_the_host_time_and_the_way():
+    profile = validations.with_host(profiles.load(LAWS), 1.7e-3)
+    run = random_run(11, n=60, rate=5.0, longest=300)
+    first, last, _ = serve(run, profile, way_s=0.005)
+    measured = Run(**{**vars(run), "first_s": first, "last_s": last})
+    found, way_s = validations.calibrate(measured, profiles.load(LAWS))
+    assert way_s == pytest.approx(0.005, abs=1e-4)
+    assert found.laws["host"]["default"][0]["base_ms"] == pytest.approx(1.7, abs=0.01)
+    with pytest.raises(InvalidArgument, match="only the host time of a profile of laws"):
+        validations.with_host(profiles.load("h100/llama-3.1-8b-measured"), 1e-3)
+
+
+def test_longer_steps_are_found():
+    profile = profiles.load(LAWS)
+    run = random_run(13, n=80, rate=12.0, longest=300)
+    found = replay(run, validations.Longer(-0.2e-3, 4e-3, 0.0).step(profile), Mechanics(way_out_s=0.003))
+    measured = Run(**{**vars(run), "first_s": found.first_s, "last_s": found.last_s})
+    fitted = validations.longer_steps(measured, profile)
+    assert fitted.every_s == pytest.approx(-0.2e-3, abs=0.05e-3)
+    assert fitted.prefill_s == pytest.approx(4e-3, rel=0.15)
+    assert fitted.way_s == pytest.approx(3e-3, abs=1e-3)
+    figures, *_ = fitted.serve(run, profile)  # the compiled engine, with the law that was found
+    assert figures["tpot_p50_s"] == pytest.approx(measured.figures()["tpot_p50_s"], rel=0.01)
+
+
+def test_the_completion_rate_leaves_out_both_ends():
+    last = np.concatenate([np.linspace(10, 20, 20), np.linspace(20.5, 40, 40), np.linspace(60, 100, 5)])
+    arrival = np.linspace(0, 38, len(last))
+    assert validations.completion_rate(arrival, last) == pytest.approx(2.0, rel=0.05)
+    with pytest.raises(InvalidArgument, match="expected 3 or more"):
+        validations.completion_rate(np.zeros(2), np.array([1.0, 2.0]))
+
+
+def test_the_profile_of_a_gpu():
+    run = Run(**{**vars(run_of([0.0], [1], [1])), "meta": {"gpu": "NVIDIA H200"}})
+    assert validations.profile_for(run, None).name == "h200/llama-3.1-8b"
+    assert validations.profile_for(run, "b200/qwen2.5-7b").name == "b200/qwen2.5-7b"
+    other = Run(**{**vars(run), "meta": {"gpu": "NVIDIA TITAN"}})
+    with pytest.raises(InvalidArgument, match="NVIDIA TITAN"):
+        validations.profile_for(other, None)
+
+
+def test_steps_are_compared_by_what_was_in_them(tmp_path):
+    profile = profiles.load(LAWS)
+    run = run_of([0.0], [1], [1], Engine(kv_tokens=100_000))
+    step_s = 1.25 * kernels.summed_step(profile)([], 8, 8_000)
+    path = tmp_path / "x_steps.csv"
+    rows = [f"{i * step_s:.9f},8,0,0.08,8,0,0" for i in range(30)]
+    header = "time_s,running,waiting,kv_usage,output_tokens,prompt_tokens,preempted"
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    sheet = validations.step_times(path, run, profile)
+    (row,) = sheet.rows
+    assert row[0] == "decodes alone, 4 to 15 decodes" and row[-1] == "-20.0"
+
+
+# --- tables, picture, command line ---
+
+
+def test_a_comparison_counts_what_is_within_the_bar():
+    sheet = comparison("t", {"a_s": 2.0, "b_s": 1.0}, {"model": {"a_s": 2.1, "b_s": 2.0}}, "Note.")
+    assert sheet.rows[0] == ("a_s", "2", "2.1", "+5.0")
+    assert sheet.note == "Note. model: 1 of 2 figures within 10 %."
+    assert sheet.markdown().splitlines()[4:6] == [
+        "| figure | measured | model | error % |",
+        "|---|---|---|---|",
+    ]
+
+
+def test_a_table_may_hold_brackets(capsys):
+    from rich.console import Console
+
+    Sheet("E[g]", ("[a]",), (("[b]",),), "mu = M / E[g]").show(Console())
+    said = capsys.readouterr().out
+    assert "E[g]" in said and "[a]" in said and "[b]" in said
+
+
+def test_the_picture_is_drawn(tmp_path):
+    path = tmp_path / "p.png"
+    picture(path, {"one": [(1.0, 1.1)], "two": [(0.01, 0.02)] * 70})
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def fidelity(*arguments):
+    command = [sys.executable, str(BENCHMARKS / "fidelity.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_predictions_are_those_that_are_compared_later(tmp_path):
+    """Predict a case, let an engine behave as predicted, and compare: no error but the rounding of the files."""
+    done = fidelity("--predict", str(tmp_path), "--cases", "queue_paper")
+    assert done.returncode == 0, done.stderr
+    stored = json.loads((tmp_path / "predictions.json").read_text(encoding="utf-8"))
+    case = stored["cases"]["queue_paper"]
+    assert case["metrics"]["preemptions"] > 0
+    closed, replayed = case["rates_rps"].values()
+    assert 0.75 * closed < replayed < closed
+    from fidelity.cases import CASES, draw
+
+    asked = draw(CASES["queue_paper"])
+    engine = Engine(kv_tokens=CASES["queue_paper"].blocks * 16)
+    run = run_of(*asked, engine)
+    first, last, _ = serve(run, profiles.load(LAWS), stored["way_s"])
+    rows = zip(*asked, first, last, strict=True)
+    header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s"
+    text = "\n".join([header, *(",".join(map(repr, map(float, row))) for row in rows)]) + "\n"
+    (tmp_path / "queue_paper_requests.csv").write_text(text, encoding="utf-8")
+    meta = {
+        "engine": "vllm 0.24.0",
+        "gpu": "NVIDIA H100 80GB HBM3",
+        "max_num_batched_tokens": 2048,
+        "max_num_seqs": 256,
+        "blocks": CASES["queue_paper"].blocks,
+        "block_size": 16,
+    }
+    (tmp_path / "queue_paper_meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    done = fidelity("--runs", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    written = (tmp_path / "out" / "fidelity.md").read_text(encoding="utf-8")
+    assert "stored before: 11 of 11 figures within 10 %; llmgym: 11 of 11 figures within 10 %." in written
+    assert "critical rate" in written
+    assert (tmp_path / "out" / "fidelity.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "--data or --runs is needed"),
+        (("--data", "nowhere"), "there is no such folder"),
+        (("--predict", "x", "--cases", "calm"), "expected names out of calibration"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments, said):
+    done = fidelity(*arguments)
+    assert done.returncode == 2 and said in done.stderr
+
+
+def test_an_empty_folder_is_told(tmp_path):
+    done = fidelity("--data", str(tmp_path), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2 and "nothing to compare" in done.stderr
+
+
+# --- published measurements ---
+
+
+@pytest.mark.data
+@needs_data
+def test_the_published_overload_run_is_met_once_mixed_batches_cost_what_they_cost():
+    """LLMServingSim's run of vLLM 0.19, Llama-3.1-8B on RTX PRO 6000: every figure within 10 %."""
+    sheets: list[Sheet] = []
+    validations.published_runs(Path(DATA), sheets, {})
+    note = sheets[0].note
+    assert "llmgym: 11 of 11 figures within 10 %" in note
+
+
+@pytest.mark.data
+@needs_data
+def test_time_per_output_token_of_published_servers():
+    """AIConfigurator's dense servers: median absolute error of TPOT in closed form below 15 %."""
+    found = silicon.points(Path(DATA), with_loop=False)
+    wrong = np.array([abs(p.tpot_s[0] / p.tpot_s[1] - 1) for p in found])
+    assert len(found) > 400 and np.median(wrong) < 0.15
+
+
+def test_profiles_are_profiles(tables):
+    profile, _ = tables
+    assert isinstance(profile, Profile) and profile.provenance.sources
