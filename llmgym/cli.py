@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmgym import baselines, env_ids
+from llmgym.baselines.plan_afd import Afd
 from llmgym.errors import InvalidArgument, LlmgymError
 
 USAGE = 2
@@ -40,10 +41,17 @@ class List:
 
     def run(self, console: Console) -> None:
         from llmgym import policies, profiles, workloads
+        from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
+        from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
         from llmgym.envs.kv_provision_scenarios import SCENARIOS as PROVISION
         from llmgym.envs.kv_queue_scenarios import SCENARIOS as QUEUE
 
-        scenarios: dict[str, Any] = {"llmgym/KVQueue-v0": QUEUE, "llmgym/KVProvision-v0": PROVISION}
+        scenarios: dict[str, Any] = {
+            "llmgym/KVQueue-v0": QUEUE,
+            "llmgym/KVProvision-v0": PROVISION,
+            "llmgym/AFDRatio-v0": RATIO,
+            "llmgym/AFDRefill-v0": REFILL,
+        }
         for env_id in env_ids():
             console.print(f"[bold]{env_id}[/bold]")
             for title, known in (
@@ -246,7 +254,11 @@ def _workload(name: str) -> Any:
 class Plan:
     """Size a system with the closed forms."""
 
-    what: Annotated[Kv, tyro.conf.subcommand("kv")] | Annotated[Law, tyro.conf.subcommand("law")]
+    what: (
+        Annotated[Kv, tyro.conf.subcommand("kv")]
+        | Annotated[Law, tyro.conf.subcommand("law")]
+        | Annotated[Afd, tyro.conf.subcommand("afd")]
+    )
 
     def run(self, console: Console) -> None:
         self.what.run(console)
@@ -293,7 +305,10 @@ class Profiles:
 
 @dataclass(frozen=True)
 class Measure:
-    """Measure what a model costs on a device of this machine, and write a profile that every environment takes."""
+    """Measure what a model costs on a device of this machine, and write a profile that every environment takes.
+
+    With --kernels, measure single kernels of many systems instead (see docs/kernels.md).
+    """
 
     out: Annotated[Path, tyro.conf.Positional]
     """Folder to write; a run that was stopped goes on in it."""
@@ -309,6 +324,10 @@ class Measure:
     """A few points of a toy shape: seconds, even on a CPU."""
     host_from: str = "h100/llama-3.1-8b"
     """Profile whose host time is taken over: kernels do not show it."""
+    kernels: bool = False
+    """Measure a kernel set instead of a model."""
+    families: tuple[str, ...] = ()
+    """With --kernels: which families; all if left out."""
     progress: bool = True
     """Show progress on stderr."""
 
@@ -316,7 +335,10 @@ class Measure:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from llmgym.profiles.measure import Settings, measure
+        from llmgym.profiles.measure_kernels import measure_kernels
 
+        if self.families and not self.kernels:
+            raise InvalidArgument(f"families={self.families!r}: needs --kernels")
         settings = Settings(
             self.model, self.tensor_parallel, self.device, self.minutes, self.quick, self.host_from
         )
@@ -329,13 +351,30 @@ class Measure:
         )
         with Progress(*columns, console=Console(stderr=True), disable=not self.progress) as bar:
             task = bar.add_task("")
-            profile = measure(
-                settings,
-                self.out,
-                progress=lambda done, total, what: bar.update(
-                    task, completed=done, total=total, description=what
-                ),
-            )
+
+            def told(done: int, total: int, what: str) -> None:
+                bar.update(task, completed=done, total=total, description=what)
+
+            if self.kernels:
+                found = measure_kernels(
+                    self.out,
+                    device=self.device,
+                    minutes=self.minutes,
+                    families=self.families,
+                    quick=self.quick,
+                    progress=told,
+                )
+            else:
+                profile = measure(settings, self.out, progress=told)
+        if self.kernels:
+            table = Table(title=f"{self.out}: {found.meta['device']}", title_justify="left")
+            for name in ("op", "variants", "cases"):
+                table.add_column(name)
+            for op, variants in found.ops().items():
+                table.add_row(op, str(len(variants)), str(sum(row.op == op for row in found.rows)))
+            console.print(table)
+            console.print(f"{len(found.meta['skipped'])} cases were skipped; why is told in {self.out / 'meta.json'}")
+            return
         console.print(f"Written: {self.out} ({profile.name})")
         Profiles(str(self.out)).run(console)
 

@@ -14,6 +14,8 @@ from llmgym.errors import UnknownName
 _MODULES = {
     "llmgym/KVQueue-v0": "llmgym.baselines.kv_queue",
     "llmgym/KVProvision-v0": "llmgym.baselines.kv_provision",
+    "llmgym/AFDRatio-v0": "llmgym.baselines.afd_ratio",
+    "llmgym/AFDRefill-v0": "llmgym.baselines.afd_refill",
 }
 
 

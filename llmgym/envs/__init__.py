@@ -5,6 +5,8 @@ from gymnasium.envs.registration import register, registry
 _ENVIRONMENTS = {
     "llmgym/KVQueue-v0": ("llmgym.envs.kv_queue", "KVQueue"),
     "llmgym/KVProvision-v0": ("llmgym.envs.kv_provision", "KVProvision"),
+    "llmgym/AFDRatio-v0": ("llmgym.envs.afd_ratio", "AFDRatio"),
+    "llmgym/AFDRefill-v0": ("llmgym.envs.afd_refill", "AFDRefill"),
 }
 
 

@@ -35,6 +35,8 @@ LANE_STEPS = 10_000
 _SMALL = {"scenario": "tiny", "requests": 60}
 _CROWDED = {"scenario": "tiny-overload", "requests": 60, "kv_capacity": 300, "waiting_cap": 40}
 _CLUSTER = {"scenario": "small", "epochs": 40}
+_BUNDLE = {"scenario": "small", "epochs": 12, "cycles": 7, "batch": 6, "max_ratio": 5, "window": 32}
+_REFILL = {"scenario": "small", "cycles": 60, "batch": 8, "ratio": 3, "window": 5}
 _CLEARING = ("wc-skip", "alpha-clearing", "beta-clearing", "orca")
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "llmgym/KVQueue-v0": {
@@ -52,6 +54,19 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "small": _CLUSTER,
         "fluid": {"scenario": "fluid-small", "epochs": 40},
         "overload": {**_CLUSTER, "max_replicas": 3, "load": 1.3, "waiting_cap": 60, "overflow": "recompute"},
+    },
+    "llmgym/AFDRatio-v0": {
+        "ratio": {**_BUNDLE, "switch_epochs": 2.0},
+        "delta": {**_BUNDLE, "action": "delta", "fidelity": "pipeline", "batches": 3, "start": "cold"},
+        "pipeline": {**_BUNDLE, "fidelity": "pipeline", "spread": 0.3, "instances": 5},
+        "gaussian": {**_BUNDLE, "fidelity": "gaussian", "switch_epochs": 2.0, "comm": "aggregate"},
+        "meanfield": {**_BUNDLE, "fidelity": "meanfield", "action": "delta"},
+        "stop": {**_BUNDLE, "stop": 10, "switch_cycles": 0.0, "requests": "constant:prompt=5,steps=3"},
+    },
+    "llmgym/AFDRefill-v0": {
+        "pick": {**_REFILL, "patience": 2},
+        "score": {**_REFILL, "action": "score", "reward": "throughput", "information": "exact"},
+        "cold": {**_REFILL, "start": "cold", "information": "none", "patience": 1, "window": 12},
     },
 }
 """Arguments to test each id with, by a short name."""
