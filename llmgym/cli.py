@@ -373,7 +373,9 @@ class Measure:
             for op, variants in found.ops().items():
                 table.add_row(op, str(len(variants)), str(sum(row.op == op for row in found.rows)))
             console.print(table)
-            console.print(f"{len(found.meta['skipped'])} cases were skipped; why is told in {self.out / 'meta.json'}")
+            console.print(
+                f"{len(found.meta['skipped'])} cases were skipped; why is told in {self.out / 'meta.json'}"
+            )
             return
         console.print(f"Written: {self.out} ({profile.name})")
         Profiles(str(self.out)).run(console)
