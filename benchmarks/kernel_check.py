@@ -1,0 +1,98 @@
+"""The shipped kernel sets against AIConfigurator's tables of the same GPUs, operator by operator.
+
+    pip install 'llmgym[aiconfigurator]'
+    python benchmarks/kernel_check.py --out benchmarks/results/kernel_check.md
+
+Both are measured, by different people with different libraries: ours with torch 2.11 (FlashAttention 2; cold cache; random data),
+theirs with vLLM 0.24 (FlashAttention 3). Ratios are ours over theirs, at our shapes, theirs interpolated log-log.
+"""
+
+import argparse
+from collections.abc import Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import llmgym
+from llmgym.profiles import load_kernels
+from llmgym.profiles.aiconfigurator import KernelTables
+from llmgym.profiles.models import MODELS
+
+HEADS = (32, 8, 128)
+VARIANT = "32 query heads, 8 key heads of 128"
+
+
+def ratios(gpu: str) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Operator, which shapes, and ratios of ours over theirs."""
+    ours, theirs = load_kernels(f"{gpu}/kernels"), KernelTables(f"{gpu}_sxm", "vllm")
+    products: dict[str, list[float]] = {
+        "1 to 64 tokens": [],
+        "128 to 1,024 tokens": [],
+        "2,048 tokens and more": [],
+    }
+    for variant in ours.ops()["gemm"]:
+        model, shard, name = variant.split(" ")
+        shape, tp = MODELS[model], int(shard.removeprefix("tp"))
+        gemm = next(g for g in (*shape.gemms(tp), shape.output_head(tp)) if g.name == name)
+        table = ours.table("gemm", variant)
+        other = 1e6 * theirs.gemm_s(table["tokens"], gemm.n, gemm.k)
+        for tokens, ratio in zip(table["tokens"], table["latency_us"] / other, strict=True):
+            group = (
+                "1 to 64 tokens"
+                if tokens <= 64
+                else "128 to 1,024 tokens"
+                if tokens <= 1024
+                else "2,048 tokens and more"
+            )
+            products[group].append(float(ratio))
+    for group, found in products.items():
+        yield "matrix product", group, np.array(found)
+    decode = theirs.attention("generation_attention", "step", *HEADS)
+    for op in ("decode_attention", "paged_decode"):
+        table = ours.table(op, VARIANT)
+        ratio = table["latency_us"] / (1e6 * decode(table["batch"], table["kv"]))
+        large = table["batch"] * table["kv"] >= 65536
+        yield op, "below 65,536 cached tokens", ratio[~large]
+        yield op, "65,536 cached tokens and more", ratio[large]
+    prompt = theirs.attention("context_attention", "isl", *HEADS)
+    table = ours.table("prefill_attention", VARIANT)
+    first = table["context"] == 0
+    yield (
+        "prefill_attention",
+        "no context",
+        table["latency_us"][first] / (1e6 * prompt(table["batch"][first], table["chunk"][first])),
+    )
+
+
+def main() -> None:
+    """Print the table, and write it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    args = parser.parse_args()
+    lines = [
+        "# Kernel sets against AIConfigurator's tables",
+        "",
+        f"{date.today()}, llmgym {llmgym.__version__}, aiconfigurator-core {version('aiconfigurator-core')}, vLLM tables. "
+        "Ratio of our time to theirs.",
+        "",
+        "| GPU | operator | shapes | number | median | 10th to 90th percentile |",
+        "|---|---|---|---|---|---|",
+    ]
+    for gpu in ("h100", "h200"):
+        for op, shapes, found in ratios(gpu):
+            low, middle, high = np.quantile(found, [0.1, 0.5, 0.9])
+            lines.append(
+                f"| {gpu} | {op} | {shapes} | {len(found)} | {middle:.2f} | {low:.2f} to {high:.2f} |"
+            )
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if args.out:
+        args.out.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
