@@ -155,12 +155,17 @@ def write_tables(path: Path, tables: Mapping[str, Table]) -> None:
                 writer.writerow(row)
 
 
+def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sorted, each once. `np.unique` would import masked arrays, which takes longer than loading a profile."""
+    return np.array(sorted(set(values.tolist())), np.int64)
+
+
 def _grid(op: str, rows: NDArray[np.int64], columns: NDArray[np.int64], values: Floats, where: str) -> Floats:
     """Logarithm of `values` as a grid over the distinct rows and columns; the far corner is filled, other
     gaps are errors.
     """
     row_names, column_names = OPS[op]
-    row_at, column_at = np.unique(rows), np.unique(columns)
+    row_at, column_at = _distinct(rows), _distinct(columns)
     if len(row_at) < 2 or len(column_at) < 2:
         raise ProfileError(
             f"{where}: op {op!r} needs two or more values of {row_names!r} and of {column_names!r}"
@@ -238,14 +243,14 @@ def tables_cost(tables: Mapping[str, Table], where: str) -> StepCost:
     step = knots.context[1]
     across = _line(
         _context_position(knots.context, step),
-        _context_position(np.unique(context).astype(float), step),
+        _context_position(_distinct(context).astype(float), step),
         prefill_grid,
     )
-    prefill_knots = _line(np.log2(knots.chunk), np.log2(np.unique(chunk)), across.T).T
+    prefill_knots = _line(np.log2(knots.chunk), np.log2(_distinct(chunk)), across.T).T
 
     def on_knots(grid: Floats) -> Floats:
-        across = _line(np.log2(knots.kv), np.log2(np.unique(each)), grid)
-        return np.exp(_line(np.log2(knots.batch), np.log2(np.unique(batch)), across.T).T)
+        across = _line(np.log2(knots.kv), np.log2(_distinct(each)), grid)
+        return np.exp(_line(np.log2(knots.batch), np.log2(_distinct(batch)), across.T).T)
 
     beside = None
     if "decode_attention_beside" in tables:
