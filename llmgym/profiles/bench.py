@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,23 @@ from llmgym.errors import InvalidArgument, MissingExtra
 FLUSH_BYTES = 256 * 2**20
 FEWEST, MOST = 5, 200
 """Repetitions of a call."""
+
+
+class Case(NamedTuple):
+    """One shape of one op; `make()` gives the call to time. `graph`: as one CUDA graph; `memory`, `power`: measure those too."""
+
+    op: str
+    variant: str
+    shape: tuple[tuple[str, int], ...]
+    needs_bytes: float
+    make: Callable[[], Callable[[], Any]]
+    graph: bool = True
+    memory: bool = False
+    power: bool = False
+
+
+def case(op: str, variant: str, needs: float, make: Callable[[], Callable[[], Any]], /, **shape: int) -> Case:
+    return Case(op, variant, tuple(shape.items()), needs, make)
 
 
 class Device:

@@ -23,35 +23,17 @@ Times are per call: one layer, one operator. bf16 on random data unless an op sa
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
-from llmgym.profiles import linear_attention, paged
-from llmgym.profiles.bench import Device
+from llmgym.profiles import paged, paper_families
+from llmgym.profiles.bench import Case, Device, case
 from llmgym.profiles.measure import SMALL, attention, fused
 from llmgym.profiles.models import MODELS, ModelShape
 
 LARGEST_BYTES = 20 * 2**30
 """Cases whose tensors would take more are skipped."""
 POWER_SECONDS = 1.5
-
-
-class Case(NamedTuple):
-    """One shape of one op; `make()` gives the call to time. `graph`: as one CUDA graph; `memory`, `power`: measure those too."""
-
-    op: str
-    variant: str
-    shape: tuple[tuple[str, int], ...]
-    needs_bytes: float
-    make: Callable[[], Callable[[], Any]]
-    graph: bool = True
-    memory: bool = False
-    power: bool = False
-
-
-def _case(
-    op: str, variant: str, needs: float, make: Callable[[], Callable[[], Any]], /, **shape: int
-) -> Case:
-    return Case(op, variant, tuple(shape.items()), needs, make)
 
 
 @dataclass(frozen=True)
@@ -73,6 +55,10 @@ class Grid:
     kv: tuple[int, ...] = (256, 1024, 4096, 16384, 65536)
     chunks: tuple[int, ...] = (128, 512, 2048, 8192)
     contexts: tuple[int, ...] = (0, 2048, 8192, 32768)
+    heads: tuple[tuple[int, int, int], ...] = (
+        (8, 32, 131072),
+        (32, 128, 32768),
+    )  # of linear attention: heads, width, longest
     lengths: tuple[int, ...] = tuple(2**i for i in range(7, 18))
     features: tuple[tuple[int, int, int], ...] = tuple(
         (nodes, m, anchors) for nodes in (1, 2, 3) for m in (4, 8, 16, 32) for anchors in (8, 16, 32)
@@ -92,7 +78,8 @@ QUICK = Grid(
     kv=(16, 64),
     chunks=(8, 32),
     contexts=(0, 64),
-    lengths=(64, 128, 256),
+    heads=((2, 8, 256),),
+    lengths=(64, 256),
     features=((2, 4, 4),),
     memory=(64, 256),
     sizes=(4096, 65536),
@@ -114,12 +101,12 @@ class Families:
             "paged": self.paged,
             "afd": self.afd,
             "moe": self.moe,
-            "memory": self.memory,
-            "diffusion": self.diffusion,
-            "segmented": self.segmented,
+            "memory": partial(paper_families.memory, self),
+            "diffusion": partial(paper_families.diffusion, self),
+            "segmented": partial(paper_families.segmented, self),
             "copies": self.copies,
             "host": self.host,
-            "linear": self.linear,
+            "linear": partial(paper_families.linear, self),
             "power": self.power,
         }
 
@@ -144,7 +131,7 @@ class Families:
                             return lambda: linear(x, w)
 
                         needs = 2.0 * (gemm.n * gemm.k + tokens * (gemm.n + gemm.k))
-                        yield _case("gemm", f"{name} tp{tp} {gemm.name}", needs, make, tokens=tokens)
+                        yield case("gemm", f"{name} tp{tp} {gemm.name}", needs, make, tokens=tokens)
         shape = self.shape(self.grid.models[0][0])
         heads, d = shape.q_heads + shape.kv_heads, shape.head_dim
         kernels = dict(zip(("add_norm", "rotary", "gate"), self.fused, strict=True))
@@ -163,7 +150,7 @@ class Families:
                     x, weight = self.random(tokens, shape.hidden), self.random(shape.hidden)
                     return lambda: kernel(x, x, weight)
 
-                yield _case("elementwise", f"{shape.name} {part}", 0.0, ready, tokens=tokens)
+                yield case("elementwise", f"{shape.name} {part}", 0.0, ready, tokens=tokens)
 
     def moe(self) -> Iterator[Case]:
         for variant, hidden, width, experts, top in self.grid.experts:
@@ -182,7 +169,7 @@ class Families:
                     return lambda: mixture(self.torch, x, router, up, down, top)
 
                 needs = 6.0 * experts * hidden * width + 8.0 * tokens * top * (hidden + 2 * width)
-                yield _case("moe", variant, needs, make, tokens=tokens)
+                yield case("moe", variant, needs, make, tokens=tokens)
 
     def attention(self) -> Iterator[Case]:
         shape = self.shape(self.grid.models[0][0])
@@ -214,7 +201,7 @@ class Families:
             else {"batch": batch, "kv": keys}
         )
         needs = 4.0 * batch * (keys * kv_heads + queries * heads) * d
-        return _case(op, f"{heads} query heads, {kv_heads} key heads of {d}", needs, make, **shape)
+        return case(op, f"{heads} query heads, {kv_heads} key heads of {d}", needs, make, **shape)
 
     def paged(self) -> Iterator[Case]:
         shape = self.shape(self.grid.models[0][0])
@@ -242,9 +229,7 @@ class Families:
                     return lambda: decode(q, keys, values, table, lengths)
 
                 variant = f"{heads} query heads, {kv_heads} key heads of {d}"
-                yield _case(
-                    "paged_decode", variant, 4.0 * batch * kv * kv_heads * d, make, batch=batch, kv=kv
-                )
+                yield case("paged_decode", variant, 4.0 * batch * kv * kv_heads * d, make, batch=batch, kv=kv)
 
     def afd(self) -> Iterator[Case]:
         linear = self.torch.nn.functional.linear
@@ -278,7 +263,7 @@ class Families:
 
                         return layer
 
-                    yield _case(
+                    yield case(
                         "attention_part", name, 4.0 * batch * kv * kv_heads * d, attend, batch=batch, kv=kv
                     )
             for tokens in self.grid.tokens:
@@ -290,263 +275,7 @@ class Families:
                     weight = self.random(h)
                     return lambda: linear(gate(linear(add_norm(x, x, weight)[0], up)), down)
 
-                yield _case("ffn_part", name, 6.0 * h * shape.intermediate, feed, tokens=tokens)
-
-    def linear(self) -> Iterator[Case]:
-        torch, kernels = self.torch, linear_attention
-        seed, where = self.device.generator, self.device.device
-        for heads, d, longest in ((8, 32, 131072), (32, 128, 32768)):
-            for length in self.grid.lengths:
-                if length > longest:
-                    continue
-                square, states = 4.0 * heads * length**2, 4.0 * heads * (length / kernels.CHUNK + 1) * (d + 1)
-
-                def ready(heads: int = heads, d: int = d, length: int = length) -> tuple[Any, Any, Any]:
-                    return (
-                        self.random(heads, length, d),
-                        self.random(heads, length, d),
-                        self.random(heads, length, d),
-                    )
-
-                def whole(kernel: Any, ready: Any = ready) -> Callable[[], Callable[[], Any]]:
-                    def prepared() -> Callable[[], Any]:
-                        q, k, v = ready()
-                        return lambda: kernel(torch, q, k, v)
-
-                    return prepared
-
-                def by_features(build: Any, ready: Any = ready) -> Callable[[], Callable[[], Any]]:
-                    def prepared() -> Callable[[], Any]:
-                        q, k, v = ready()
-                        features = build()
-                        return lambda: kernels.linear(torch, q, k, v, features)
-
-                    return prepared
-
-                def flash(torch: Any, q: Any, k: Any, v: Any) -> Any:
-                    return attention(torch, *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)))
-
-                variants: list[tuple[str, float, Callable[[], Callable[[], Any]]]] = [
-                    ("fused softmax", 0.0, whole(flash)),
-                    ("softmax", 2 * square, whole(kernels.softmax)),
-                    ("yat", 3 * square, whole(kernels.yat)),
-                    ("elu", states * d, by_features(lambda: kernels.elu(torch))),
-                    (
-                        "cosformer",
-                        2 * states * d,
-                        by_features(lambda length=length: kernels.cosformer(torch, length)),  # type: ignore[misc]
-                    ),
-                    (
-                        "favor 256",
-                        2 * states * 256,
-                        by_features(lambda d=d: kernels.favor(torch, d, 256, seed, where)),  # type: ignore[misc]
-                    ),
-                ]
-                few = (
-                    heads == 8 and length.bit_length() % 2 == 0
-                )  # the whole grid of features at every other length
-                for nodes, m, anchors in self.grid.features:
-                    if not few and (nodes, m, anchors) not in (
-                        (1, 8, 8),
-                        (2, 16, 8),
-                        (3, 16, 8),
-                        (2, 16, 32),
-                        (2, 4, 4),
-                    ):
-                        continue
-                    variants.append(
-                        (
-                            f"slay {nodes} {m} {anchors}",
-                            2 * states * nodes * m * anchors + 12.0 * heads * length * nodes * m * anchors,
-                            by_features(
-                                lambda d=d, n=nodes, m=m, a=anchors: kernels.slay(
-                                    torch, d, n, m, a, seed, where
-                                )  # type: ignore[misc]
-                            ),
-                        )
-                    )
-                for variant, needs, make in variants:
-                    case = _case(
-                        "causal_attention", variant, needs, make, heads=heads, head_dim=d, length=length
-                    )
-                    yield case._replace(memory=True)
-
-    def diffusion(self) -> Iterator[Case]:
-        shape = self.shape(self.grid.models[0][0])
-        sdpa = self.torch.nn.functional.scaled_dot_product_attention
-        yield from self._confidence()
-        for batch in self.grid.batches[:2]:
-            for queries in (32, *self.grid.chunks):
-                for context in self.grid.contexts:
-
-                    def make(
-                        batch: int = batch, queries: int = queries, keys: int = queries + context
-                    ) -> Callable[[], Any]:
-                        q = self.random(batch, shape.q_heads, queries, shape.head_dim)
-                        k, v = (self.random(batch, shape.kv_heads, keys, shape.head_dim) for _ in range(2))
-                        return lambda: sdpa(q, k, v, enable_gqa=True)
-
-                    needs = 4.0 * batch * (queries + context) * shape.q_heads * shape.head_dim
-                    variant = f"{shape.q_heads} query heads, {shape.kv_heads} key heads of {shape.head_dim}"
-
-                    def layer(
-                        batch: int = batch, queries: int = queries, keys: int = queries + context
-                    ) -> Callable[[], Any]:
-                        return self._layer(batch, queries, keys)
-
-                    yield _case(
-                        "denoiser_layer",
-                        shape.name,
-                        needs,
-                        layer,
-                        batch=batch,
-                        queries=queries,
-                        keys=queries + context,
-                    )
-                    yield _case(
-                        "bidirectional_attention",
-                        variant,
-                        needs,
-                        make,
-                        batch=batch,
-                        queries=queries,
-                        keys=queries + context,
-                    )
-
-    def _confidence(self) -> Iterator[Case]:
-        shape = self.shape(self.grid.models[0][0])
-        for tokens in self.grid.tokens[: -2 if len(self.grid.tokens) > 2 else None]:
-
-            def make(tokens: int = tokens) -> Callable[[], Any]:
-                x, w = self.random(tokens, shape.hidden), self.random(shape.vocab, shape.hidden, scale=0.01)
-                return lambda: self.torch.nn.functional.linear(x, w).float().softmax(-1).max(-1)
-
-            yield _case("confidence", shape.name, 10.0 * tokens * shape.vocab, make, tokens=tokens)
-
-    def _layer(self, batch: int, queries: int, keys: int) -> Callable[[], Any]:
-        """One layer of a denoiser: every query sees every key; no cache is written."""
-        linear = self.torch.nn.functional.linear
-        add_norm, rotary, gate = self.fused
-        shape = self.shape(self.grid.models[0][0])
-        h, d, f, q_heads, kv_heads = (
-            shape.hidden,
-            shape.head_dim,
-            shape.intermediate,
-            shape.q_heads,
-            shape.kv_heads,
-        )
-        tokens, total = batch * queries, q_heads + 2 * kv_heads
-        x, weight = self.random(tokens, h), self.random(h)
-        w_in, w_out = self.random(total * d, h, scale=h**-0.5), self.random(h, q_heads * d, scale=h**-0.5)
-        up, down = self.random(2 * f, h, scale=h**-0.5), self.random(h, f, scale=f**-0.5)
-        angle = self.torch.rand(tokens, 1, d // 2, device=self.device.device)
-        cos, sin = angle.cos(), angle.sin()
-        k, v = (self.random(batch, kv_heads, keys, d) for _ in range(2))
-        sdpa = self.torch.nn.functional.scaled_dot_product_attention
-
-        def layer() -> Any:
-            normed, added = add_norm(x, x, weight)
-            heads = linear(normed, w_in).view(tokens, total, d)
-            turned = rotary(heads[:, : q_heads + kv_heads], cos, sin)
-            q = turned[:, :q_heads].view(batch, queries, q_heads, d).transpose(1, 2)
-            mixed = sdpa(q, k, v, enable_gqa=True).transpose(1, 2).reshape(tokens, q_heads * d)
-            normed, added = add_norm(linear(mixed, w_out), added, weight)
-            return linear(gate(linear(normed, up)), down)
-
-        return layer
-
-    def segmented(self) -> Iterator[Case]:
-        torch, shape = self.torch, self.shape(self.grid.models[0][0])
-        kv_heads, d, block = shape.kv_heads, shape.head_dim, 16
-        for chunk in self.grid.chunks[1:]:
-            for tail in self.grid.contexts[:2]:
-                for retrieved in self.grid.contexts[:3]:
-
-                    def make(
-                        chunk: int = chunk, tail: int = tail, retrieved: int = retrieved
-                    ) -> Callable[[], Any]:
-                        pool = self.random(2, 4 * retrieved // block + 1, block, kv_heads, d)
-                        index = torch.randperm(pool.shape[1], device=self.device.device)[: retrieved // block]
-                        q, near = (
-                            self.random(1, chunk, shape.q_heads, d),
-                            self.random(2, 1, tail + chunk, kv_heads, d),
-                        )
-
-                        def call() -> Any:
-                            far = pool.index_select(1, index).flatten(1, 2).unsqueeze(1)
-                            k, v = torch.cat([far, near], dim=2)
-                            return attention(torch, q, k, v)
-
-                        return call
-
-                    needs = 40.0 * (chunk + tail + retrieved) * kv_heads * d
-                    variant = f"{shape.q_heads} query heads, {kv_heads} key heads of {d}, blocks of {block}"
-                    yield _case("segment", variant, needs, make, chunk=chunk, tail=tail, retrieved=retrieved)
-
-    def memory(self) -> Iterator[Case]:
-        torch, where = self.torch, self.device.device
-        index_heads, heads, d, chosen, pages = 16, 32, 128, 2048, 64
-        for entries in self.grid.memory:
-            k = min(chosen, entries // 2)
-
-            def score(entries: int = entries) -> Callable[[], Any]:
-                q, keys = self.random(index_heads, d), self.random(entries, d)
-                weight = self.random(index_heads)
-                return lambda: (q @ keys.T).relu().mul(weight[:, None]).sum(0)
-
-            def top_k(entries: int = entries, k: int = k) -> Callable[[], Any]:
-                scores = torch.randn(entries, device=where, generator=self.device.generator)
-                return lambda: torch.topk(scores, k, sorted=False)
-
-            def gather(entries: int = entries, k: int = k) -> Callable[[], Any]:
-                values = self.random(entries, 2 * 8 * d)
-                index = torch.randperm(entries, device=where)[:k]
-                return lambda: values.index_select(0, index)
-
-            def sparse(entries: int = entries) -> Callable[[], Any]:
-                page = 16
-                keys, values = (self.random(entries // page, page, d) for _ in range(2))
-                index = torch.randperm(entries // page, device=where)[: min(pages, entries // page)]
-                q = self.random(1, heads, 1, d)
-                sdpa = torch.nn.functional.scaled_dot_product_attention
-
-                def call() -> Any:
-                    k, v = (
-                        x.index_select(0, index).flatten(0, 1).expand(1, heads, -1, -1)
-                        for x in (keys, values)
-                    )
-                    return sdpa(q, k, v)
-
-                return call
-
-            def bm25(documents: int = entries) -> Callable[[], Any]:
-                terms, query, slots = 30000, 8, 128
-                words = torch.randint(0, terms, (documents, slots), device=where, dtype=torch.int32)
-                asked = torch.randint(0, terms, (query,), device=where, dtype=torch.int32)
-                rarity = torch.rand(query, device=where) * 8.0
-
-                def call() -> Any:
-                    total = torch.zeros(documents, device=where)
-                    for i in range(query):
-                        count = (words == asked[i]).sum(1, dtype=torch.float32)
-                        total += rarity[i] * count * 2.2 / (count + 1.2)
-                    return total
-
-                return call
-
-            yield _case("score", f"{index_heads} heads of {d}", 2.0 * entries * d, score, entries=entries)
-            yield _case("top_k", f"{chosen} at most", 8.0 * entries, top_k, entries=entries)
-            yield _case(
-                "gather", f"{chosen} rows of 4096 bytes at most", 32.0 * entries * d, gather, entries=entries
-            )
-            yield _case(
-                "sparse_attention",
-                f"{pages} pages of 16, {heads} heads of {d}",
-                4.0 * entries * d,
-                sparse,
-                entries=entries,
-            )
-            yield _case("bm25", "8 terms, documents of 128 words", 640.0 * entries, bm25, entries=entries)
+                yield case("ffn_part", name, 6.0 * h * shape.intermediate, feed, tokens=tokens)
 
     def copies(self) -> Iterator[Case]:
         torch = self.torch
@@ -565,9 +294,7 @@ class Families:
                     target, source = (there, here) if op == "copy_to_host" else (here, there)
                     return lambda: target.copy_(source, non_blocking=True)
 
-                yield _case(
-                    op, "pinned" if op != "copy_on_device" else "device", 2.0 * size, make, bytes=size
-                )
+                yield case(op, "pinned" if op != "copy_on_device" else "device", 2.0 * size, make, bytes=size)
 
     def host(self) -> Iterator[Case]:
         torch, vocab = self.torch, self.shape(self.grid.models[0][0]).vocab
@@ -586,7 +313,7 @@ class Families:
 
                 return step
 
-            yield _case("host_step", "greedy", 0.0, make, sequences=sequences)._replace(graph=False)
+            yield case("host_step", "greedy", 0.0, make, sequences=sequences)._replace(graph=False)
 
     def power(self) -> Iterator[Case]:
         torch = self.torch
@@ -645,14 +372,14 @@ class Families:
         ):
             for batch in self.grid.power:
                 needs = 2.0 * batch * queries * (8 * f + 12 * h) * (3 if trains else 1)
-                case = _case(
+                found = case(
                     "power",
                     f"{shape.name} layer, {variant}, {each} tokens a sequence",
                     needs,
                     lambda b=batch, n=queries, t=trains: make(b, n, t),  # type: ignore[misc]
                     batch=batch,
                 )
-                yield case._replace(power=True, graph=False)
+                yield found._replace(power=True, graph=False)
 
 
 def mixture(torch: Any, x: Any, router: Any, up: Any, down: Any, top: int) -> Any:

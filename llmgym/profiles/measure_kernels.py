@@ -16,8 +16,8 @@ import numpy as np
 
 from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument, ProfileError, UnknownName
-from llmgym.profiles.bench import Device
-from llmgym.profiles.families import LARGEST_BYTES, QUICK, Case, Families, Grid
+from llmgym.profiles.bench import Case, Device
+from llmgym.profiles.families import LARGEST_BYTES, QUICK, Families, Grid
 from llmgym.profiles.kernels import COLUMNS, FORMAT, Kernels, Row, load_kernels, parse_row, write_rows
 
 
