@@ -16,6 +16,8 @@ _MODULES = {
     "llmgym/KVProvision-v0": "llmgym.baselines.kv_provision",
     "llmgym/AFDRatio-v0": "llmgym.baselines.afd_ratio",
     "llmgym/AFDRefill-v0": "llmgym.baselines.afd_refill",
+    "llmgym/PPDRouting-v0": "llmgym.baselines.ppd",
+    "llmgym/PPDWeights-v0": "llmgym.baselines.ppd_weights",
 }
 
 

@@ -7,6 +7,8 @@ _ENVIRONMENTS = {
     "llmgym/KVProvision-v0": ("llmgym.envs.kv_provision", "KVProvision"),
     "llmgym/AFDRatio-v0": ("llmgym.envs.afd_ratio", "AFDRatio"),
     "llmgym/AFDRefill-v0": ("llmgym.envs.afd_refill", "AFDRefill"),
+    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd_routing", "PPDRouting"),
+    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd_weights", "PPDWeights"),
 }
 
 

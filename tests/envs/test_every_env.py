@@ -37,6 +37,16 @@ _CROWDED = {"scenario": "tiny-overload", "requests": 60, "kv_capacity": 300, "wa
 _CLUSTER = {"scenario": "small", "epochs": 40}
 _BUNDLE = {"scenario": "small", "epochs": 12, "cycles": 7, "batch": 6, "max_ratio": 5, "window": 32}
 _REFILL = {"scenario": "small", "cycles": 60, "batch": 8, "ratio": 3, "window": 5}
+_CHAT = {"scenario": "small", "conversations": 24}
+_FLOOD = {
+    "scenario": "stress",
+    "conversations": 40,
+    "qps": 6.0,
+    "timeout_s": 6.0,
+    "kv_capacity": 9_000,
+    "buffer_gb": 0.5,
+    "rates": (4.0,),
+}
 _CLEARING = ("wc-skip", "alpha-clearing", "beta-clearing", "orca")
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "llmgym/KVQueue-v0": {
@@ -67,6 +77,30 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "pick": {**_REFILL, "patience": 2},
         "score": {**_REFILL, "action": "score", "reward": "throughput", "information": "exact"},
         "cold": {**_REFILL, "start": "cold", "information": "none", "patience": 1, "window": 12},
+    },
+    "llmgym/PPDRouting-v0": {
+        "small": _CHAT,
+        "flood": {**_FLOOD, "information": "none"},
+        "replicas": {
+            **_CHAT,
+            "allocation": "1P_1D_1pD_1R",
+            "gpus": 4,
+            "reward": "slo",
+            "placement": "least-loaded",
+            "information": "noisy",
+            "rate": "average",
+        },
+        "profile": {
+            **_CHAT,
+            "workload": "chat",
+            "profile": "h100/llama-3.1-8b",
+            "interference": "paper",
+            "answer_kv_hit": True,
+        },
+    },
+    "llmgym/PPDWeights-v0": {
+        "small": {"scenario": "small", "conversations": 10, "epoch_s": 0.3, "rates": (4.0, 12.0)},
+        "flood": {**_FLOOD, "conversations": 20, "reward": "relative", "epoch_s": 0.5, "epochs": 40},
     },
 }
 """Arguments to test each id with, by a short name."""

@@ -1,0 +1,325 @@
+"""Rules for PPDRouting: those of the PPD paper, those it compares with, and one that looks ahead.
+
+Li, Liu, Xu, Zhang, Rabbani and Zhang, "Not All Prefills Are Equal: PPD Disaggregation for Multi-turn LLM Serving", ICML 2026 (arXiv
+2603.13358): the table rule (Eq. 1, Algorithm 1), everything through P ("PD"), everything on D, a fixed share of the D nodes,
+replicas.
+`threshold` is the short cut of the released code (github.com/freelulul/vllm-ppd), `queue-aware` decides by predicted
+latencies from live queues, as AMPD does in the paper's discussion of related work.
+
+All rules but `oracle` read nothing but the observation.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.checks import number, whole
+from llmgym.core.lanes import HOLD, Lanes
+from llmgym.core.policy import Policy
+from llmgym.envs.ppd_cells import lookup
+from llmgym.envs.ppd_cluster import PPDCluster
+from llmgym.envs.ppd_routing import PPDRouting
+from llmgym.envs.ppd_state import LOCAL, OVER, REMOTE, P
+from llmgym.envs.ppd_table import table_of
+from llmgym.errors import InvalidArgument
+
+BYPASS_TOKENS = 512
+"""Later turns with fewer new tokens stay on D without a look at the table, in the released code."""
+
+
+class Rule:
+    """What every rule needs: its environment, and fields of observations in their units."""
+
+    privileged = False
+
+    def __init__(self, env: Any, name: str, kind: type[PPDCluster]) -> None:
+        simulation = env.unwrapped.simulation
+        if not isinstance(simulation, kind):
+            raise InvalidArgument(
+                f"baseline {name!r} is for {kind.__name__}, not for {type(simulation).__name__}"
+            )
+        self.name = name
+        self.env_kwargs: Mapping[str, Any] = {}
+        self._env = env.unwrapped
+        self._simulation = simulation
+        self._log_longest = math.log1p(simulation.scenario.longest)
+
+    def _read(self, obs: NDArray[np.float32], field: str) -> NDArray[np.float64]:
+        """One field of all lanes, float64 [lanes]."""
+        return obs[:, self._simulation.layout[field].start].astype(np.float64)
+
+    def _tokens(self, obs: NDArray[np.float32], field: str) -> NDArray[np.float64]:
+        """A field that is a logarithm of tokens, in tokens."""
+        return np.rint(np.expm1(self._read(obs, field) * self._log_longest))
+
+    def _allowed(self, routes: NDArray[Any], mask: NDArray[np.int8] | None) -> NDArray[np.int64]:
+        """Routes, local where the other one is masked."""
+        routes = np.asarray(routes, np.int64)
+        return routes if mask is None else np.where(mask[:, REMOTE] == 1, routes, LOCAL)
+
+    def reset(self, lanes: NDArray[np.bool_]) -> None:
+        """Nothing is remembered."""
+
+
+class ConstantPolicy(Rule):
+    """`pd` (x = 0) and `local` (x = 1): every later turn through P, or on its D. `replica` is `local` on R nodes only."""
+
+    def __init__(self, env: Any, name: str, route: int) -> None:
+        super().__init__(env, name, PPDRouting)
+        self.route = route
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Routes [lanes]."""
+        return self._allowed(np.full(len(obs), self.route), mask)
+
+
+class PartialPolicy(Rule):
+    """`partial` (0 < x < 1): the last of the decoding nodes always prefill themselves, the others never; section 3.4 of the paper.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        share: of the decoding nodes that prefill; rounded to whole nodes.
+    """
+
+    def __init__(self, env: Any, name: str = "partial", share: float = 0.5) -> None:
+        super().__init__(env, name, PPDRouting)
+        if not number("share", share, zero=True) <= 1.0:
+            raise InvalidArgument(f"share={share!r}: expected a number from 0 to 1")
+        self.decoders = int(np.sum(self._simulation.nodes != P))
+        self.local_nodes = round(share * self.decoders)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Routes [lanes]."""
+        node = np.rint(self._read(obs, "d.number") * max(self.decoders - 1, 1))
+        return self._allowed(node >= self.decoders - self.local_nodes, mask)
+
+
+class TablePolicy(Rule):
+    """`table`: local where S of the turn's cell is above 0; Eq. 1 and Algorithm 1 of the paper.
+
+    The table is measured by running the simulation of this cluster, once, and kept on disk.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        w_ttft: weight of TTFT; None takes that of the environment.
+        w_tpot: weight of TPOT; None takes that of the environment.
+        bypass: turns with fewer new tokens are local in any case.
+    """
+
+    def __init__(
+        self,
+        env: Any,
+        name: str = "table",
+        w_ttft: float | None = None,
+        w_tpot: float | None = None,
+        bypass: int = 0,
+    ) -> None:
+        super().__init__(env, name, PPDRouting)
+        chosen = self._simulation.scenario
+        self.bypass = whole("bypass", bypass, 0)
+        self.table = table_of(self._simulation)
+        self.routes = self.table.routes(
+            chosen.w_ttft if w_ttft is None else w_ttft, chosen.w_tpot if w_tpot is None else w_tpot
+        )
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Routes [lanes]."""
+        prompt = self._tokens(obs, "prompt")
+        rows = np.stack(
+            [
+                self._tokens(obs, "context"),
+                prompt,
+                self._tokens(obs, "answer"),
+                20.0 * self._read(obs, "rate"),
+            ],
+            axis=1,
+        )
+        routes = np.zeros(len(obs), np.int64)
+        lookup(self.routes, self.table.rates, rows, routes)
+        return self._allowed(np.where(prompt < self.bypass, LOCAL, routes), mask)
+
+
+class ThresholdPolicy(Rule):
+    """`threshold`: local where the turn has fewer than `tokens` new tokens.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        tokens: m.
+    """
+
+    def __init__(self, env: Any, name: str = "threshold", tokens: int = BYPASS_TOKENS) -> None:
+        super().__init__(env, name, PPDRouting)
+        self.tokens = whole("tokens", tokens, 0)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Routes [lanes]."""
+        return self._allowed(self._tokens(obs, "prompt") < self.tokens, mask)
+
+
+class QueueAwarePolicy(Rule):
+    """`queue-aware`: local where the TTFT it is expected to save outweighs what it takes from those that decode.
+
+    TTFT of both routes is predicted by the latency law from the live queues; what a route adds to the running step (a prefill
+    beyond what hides in a memory-bound step, or a receive) is spread over the tokens of all sequences in the batch. With a
+    profile the law still has the constants of `latencies`: the rule knows no better.
+    """
+
+    def __init__(self, env: Any, name: str = "queue-aware") -> None:
+        super().__init__(env, name, PPDRouting)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Routes [lanes]."""
+        chosen, law = self._simulation.scenario, self._simulation.latencies
+        token_s = law.receive_token_s
+        if chosen.link_gb_per_s is not None:
+            token_s = max(token_s, self._simulation.kv_bytes / (1e9 * chosen.link_gb_per_s))
+        u_d, u_p = self._tokens(obs, "d.tokens"), self._tokens(obs, "p.tokens")
+        tokens = self._tokens(obs, "context") + self._tokens(obs, "prompt")
+        batch = 256.0 * self._read(obs, "d.batch")
+        step_s = 0.05 * self._read(obs, "d.step")
+        # half a step in progress, on the mean
+        wait_s = np.where(batch > 0.0, 0.5 * step_s, 0.0)
+        pending = 4096.0 * self._read(obs, "d.prefill")
+        prefill_s = np.maximum(law.step_s, law.prefill_step_s + law.prefill_token_s * u_d)
+        local_s = (
+            law.local_s + law.local_token_s * tokens + wait_s + law.prefill_token_s * pending + prefill_s
+        )
+        receive_s = law.receive_s + token_s * tokens
+        remote_s = 10.0 * self._read(obs, "p.backlog") + law.handoff_s + law.prefill_token_s * u_p
+        remote_s += law.remote_s + law.remote_token_s * tokens + wait_s + receive_s + law.step_s
+        held_up_s = np.maximum(prefill_s - law.step_s, 0.0) - receive_s
+        answer = np.maximum(self._tokens(obs, "answer"), 1.0)
+        gain = chosen.w_ttft * (remote_s - local_s) / remote_s
+        loss = chosen.w_tpot * batch * held_up_s / (law.step_s * answer)
+        return self._allowed(gain > loss, mask)
+
+
+class OraclePolicy(Rule):
+    """`oracle`: both routes are tried in copies of the world, and the one that can earn more is taken.
+
+    Privileged: it sees the lengths and arrivals to come. A copy runs until the turn has completed (or timed out) and `decisions`
+    further turns were routed, in one pair of copies all on D, in another as `queue-aware` does; a route is worth the better of
+    the two. One step of lookahead, no optimum.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        decisions: later turns that follow in a copy, at least.
+    """
+
+    privileged = True
+
+    def __init__(self, env: Any, name: str = "oracle", decisions: int = 32) -> None:
+        super().__init__(env, name, PPDRouting)
+        self.decisions = whole("decisions", decisions, 0)
+        self._copies = Lanes(self._simulation, 4)
+        self._follow = QueueAwarePolicy(env)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Routes [lanes]."""
+        routes = np.full(len(obs), LOCAL, np.int64)
+        for lane in range(len(obs)):
+            current = int(self._env.lanes.state.lane[lane]["current"])
+            if current >= 0 and (mask is None or mask[lane, REMOTE] == 1):
+                routes[lane] = int(np.argmax(self._try(lane, current).max(axis=0)))
+        return routes
+
+    def _try(self, lane: int, current: int) -> NDArray[np.float64]:
+        """Reward that follows, float64 [followers, routes]."""
+        copies = self._copies
+        buffers = copies.buffers
+        for mine, theirs in zip(copies.state, self._env.lanes.state, strict=True):
+            mine[:] = theirs[lane]
+        buffers.ended[:] = False
+        buffers.action[:, 0] = (REMOTE, LOCAL, REMOTE, LOCAL)
+        turn = int(copies.state.conversation[0, current]["turn"])
+        total = np.zeros(4)
+        count = 0
+        while not buffers.ended.all():
+            copies.step(HOLD)
+            total += buffers.reward
+            buffers.action[:2] = LOCAL
+            buffers.action[2:, 0] = self._follow.act(buffers.obs[2:], buffers.mask[2:])
+            talk = copies.state.conversation[:, current]
+            count += 1
+            if count > self.decisions and np.all((talk["turn"] > turn) | (talk["stage"] >= OVER)):
+                break
+        return total.reshape(2, 2)
+
+
+class Factory:
+    """Makes a rule; numbers can follow its name, as in `"threshold:tokens=256"`."""
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[..., Policy],
+        env_kwargs: Mapping[str, Any] | None = None,
+        **numbers: float,
+    ) -> None:
+        self.name, self._build, self._numbers = name, build, numbers
+        self.env_kwargs = dict(env_kwargs or {})
+
+    def __call__(self, env: Any) -> Policy:
+        policy = self._build(env, self.name, **self._numbers)
+        policy.env_kwargs = self.env_kwargs
+        return policy
+
+    def variant(self, name: str) -> "Factory":
+        """The same rule with other numbers.
+
+        Raises:
+            InvalidArgument: what follows the name is not `argument=number` with arguments of the rule.
+        """
+        known = _NUMBERS.get(self._build, ())
+        numbers: dict[str, float] = {}
+        for part in name.partition(":")[2].split(","):
+            argument, _, value = part.partition("=")
+            try:
+                found = float(value)
+            except ValueError:
+                found = math.nan
+            if argument not in known or not math.isfinite(found):
+                raise InvalidArgument(
+                    f"{name!r}: expected {self.name}:argument=number with {', '.join(known) or 'no arguments'}"
+                )
+            numbers[argument] = int(found) if argument in _WHOLE and found == int(found) else found
+        return Factory(name, self._build, self.env_kwargs, **{**self._numbers, **numbers})
+
+
+_WHOLE = ("tokens", "bypass", "decisions", "epochs")
+_NUMBERS: dict[Any, tuple[str, ...]] = {
+    PartialPolicy: ("share",),
+    TablePolicy: ("w_ttft", "w_tpot", "bypass"),
+    ThresholdPolicy: ("tokens",),
+    OraclePolicy: ("decisions",),
+}
+
+
+def _constant(route: int) -> Callable[..., Policy]:
+    return lambda env, name: ConstantPolicy(env, name, route)
+
+
+BASELINES: dict[str, Callable[[Any], Policy]] = {
+    "pd": Factory("pd", _constant(REMOTE)),
+    "local": Factory("local", _constant(LOCAL)),
+    "partial": Factory("partial", PartialPolicy),
+    "replica": Factory("replica", _constant(LOCAL), {"allocation": "4R", "gpus": 4}),
+    "table": Factory("table", TablePolicy),
+    "table-bypass": Factory("table-bypass", TablePolicy, bypass=BYPASS_TOKENS),
+    "threshold": Factory("threshold", ThresholdPolicy),
+    "queue-aware": Factory("queue-aware", QueueAwarePolicy),
+    "oracle": Factory("oracle", OraclePolicy),
+}
+
+GRIDS: dict[str, tuple[str, ...]] = {
+    "threshold": tuple(f"threshold:tokens={m}" for m in (64, 128, 256, 512, 1024)),
+    "partial": tuple(f"partial:share={x}" for x in (0.25, 0.5, 0.75)),
+}
+"""The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""

@@ -1,0 +1,88 @@
+"""Rules for PPDWeights: one weight throughout, a controller on what was missed, and a lookahead.
+
+The weights are those of the operator's knob of Li et al., arXiv 2603.13358 (Eq. 1); the paper sets one by hand.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.baselines.ppd import Factory, Rule
+from llmgym.core.checks import whole
+from llmgym.core.lanes import HOLD, Lanes
+from llmgym.core.policy import Policy
+from llmgym.envs.ppd_weights import WEIGHTS, PPDWeights
+
+
+class WeightPolicy(Rule):
+    """`weight-1`, ...: one weight of TPOT for the whole episode, as an operator would set it."""
+
+    def __init__(self, env: Any, name: str, action: int) -> None:
+        super().__init__(env, name, PPDWeights)
+        self.action = action
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Numbers of weights [lanes]."""
+        return np.full(len(obs), self.action, np.int64)
+
+
+class ReactivePolicy(Rule):
+    """`reactive`: the next larger weight after an epoch that missed TPOT more often than TTFT, the next smaller after the other."""
+
+    def __init__(self, env: Any, name: str = "reactive") -> None:
+        super().__init__(env, name, PPDWeights)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Numbers of weights [lanes]."""
+        now = np.argmax(obs[:, self._simulation.layout["weight"]], axis=1)
+        step = np.sign(self._read(obs, "missed.tpot") - self._read(obs, "missed.ttft")).astype(np.int64)
+        return np.clip(now + step, 0, len(WEIGHTS) - 1)
+
+
+class WeightOraclePolicy(Rule):
+    """`oracle`: every weight is tried in a copy of the world for some epochs, and the one that earned most is taken.
+
+    Privileged: it sees the lengths and arrivals to come.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        epochs: that a copy runs, all with its weight.
+    """
+
+    privileged = True
+
+    def __init__(self, env: Any, name: str = "oracle", epochs: int = 3) -> None:
+        super().__init__(env, name, PPDWeights)
+        self.epochs = whole("epochs", epochs)
+        self._copies = Lanes(self._simulation, len(WEIGHTS))
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Numbers of weights [lanes]."""
+        copies = self._copies
+        best = np.zeros(len(obs), np.int64)
+        for lane in range(len(obs)):
+            for mine, theirs in zip(copies.state, self._env.lanes.state, strict=True):
+                mine[:] = theirs[lane]
+            copies.buffers.ended[:] = False
+            copies.buffers.action[:, 0] = np.arange(len(WEIGHTS))
+            total = np.zeros(len(WEIGHTS))
+            for _ in range(self.epochs):
+                if not copies.buffers.ended.all():
+                    copies.step(HOLD)
+                    total += copies.buffers.reward
+            best[lane] = int(np.argmax(total))
+        return best
+
+
+def _weight(action: int) -> Callable[..., Policy]:
+    return lambda env, name: WeightPolicy(env, name, action)
+
+
+BASELINES: dict[str, Callable[[Any], Policy]] = {
+    **{f"weight-{w:g}": Factory(f"weight-{w:g}", _weight(action)) for action, w in enumerate(WEIGHTS)},
+    "reactive": Factory("reactive", ReactivePolicy),
+    "oracle": Factory("oracle", WeightOraclePolicy),
+}

@@ -1,0 +1,86 @@
+"""The grid of the SLO table: context classes, workload types and request rates.
+
+Li et al., arXiv 2603.13358, section 4.2, with the bounds of the released decision engine (github.com/freelulul/vllm-ppd).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.jit import kernel
+
+CONTEXTS = ("small", "large")
+CONTEXT_TOKENS = (512, 4096)
+"""Contexts up to the first are small, above it large; beyond the second ("huge") the large cells stand in."""
+TYPES = (
+    "tiny",
+    "short_gen",
+    "long_gen",
+    "very_long_gen",
+    "small_bal",
+    "mid_bal",
+    "mid_paste",
+    "big_paste",
+    "huge_paste",
+)
+RATES_RPS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)
+FIRST_TURN = {"small": (128, 128), "large": (1024, 1024)}
+"""New tokens and answer of the first turn in the runs that fill the table."""
+SECOND_TURN = {
+    "tiny": (16, 32),
+    "short_gen": (32, 256),
+    "long_gen": (32, 512),
+    "very_long_gen": (64, 1024),
+    "small_bal": (64, 64),
+    "mid_bal": (128, 128),
+    "mid_paste": (256, 64),
+    "big_paste": (512, 64),
+    "huge_paste": (1024, 32),
+}
+"""The same of the second turn."""
+
+
+@kernel
+def cell_of(context: int, prompt: int, output: int) -> tuple[int, int]:
+    """Context class and workload type of a turn: numbers in `CONTEXTS` and `TYPES`.
+
+    Args:
+        context: tokens of the conversation so far.
+        prompt: new tokens.
+        output: expected tokens of the answer.
+    """
+    large = 0 if context <= 512 else 1
+    ratio = prompt / max(output, 1)
+    if ratio < 0.25:
+        kind = 0 if output <= 64 else 1 if output <= 256 else 2 if output <= 512 else 3
+    elif ratio <= 2.0:
+        kind = 4 if prompt <= 64 else 5
+    else:
+        kind = 6 if prompt <= 256 else 7 if prompt <= 512 else 8
+    return large, kind
+
+
+@kernel
+def nearest(rates: NDArray[np.float64], rate: float) -> int:
+    """Number of the nearest of rates that rise (float64 [n]); of two equally near ones the upper."""
+    best = 0
+    for i in range(1, rates.shape[0]):
+        if abs(rates[i] - rate) <= abs(rates[best] - rate):
+            best = i
+    return best
+
+
+@kernel
+def lookup(
+    routes: NDArray[np.int8], rates: NDArray[np.float64], rows: NDArray[np.float64], out: NDArray[np.int64]
+) -> None:
+    """What a table says of many turns.
+
+    Args:
+        routes: int8 [contexts, types, rates].
+        rates: float64 [rates].
+        rows: float64 [n, 4]: context, new tokens, expected answer (tokens) and request rate (req/s).
+        out: int64 [n], written.
+    """
+    for i in range(rows.shape[0]):
+        context, kind = cell_of(int(rows[i, 0]), int(rows[i, 1]), int(rows[i, 2]))
+        out[i] = routes[context, kind, nearest(rates, rows[i, 3])]
