@@ -175,8 +175,7 @@ def evaluate(args: Args, console: Console, checkpoint: Path) -> None:
     out = folder(args)
     env_id = args.env
     own = policies.env_kwargs(checkpoint)
-    # The scenario is the world, also where it decides how many actions there are; everybody meets the same one.
-    world = {n: value for n, value in env_kwargs(args).items() if n == "scenario" or n not in own}
+    world = {name: value for name, value in env_kwargs(args).items() if name not in own}
     label = out.resolve().name
     rivals = baselines.names(env_id)
     if label in rivals:

@@ -8,16 +8,18 @@ idle times are what an operator does without a model.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import number
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
 from llmgym.envs.afd_ratio import AFDRatio
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument
 from llmgym.serving.attention_ffn import (
     Optimum,
     barrier_ratio,
@@ -68,40 +70,28 @@ __all__ = [
 Floats = NDArray[np.float64]
 
 
-class _Rule:
-    """What every rule needs: the simulation, the observation in its own units, and actions that name a ratio."""
+class _Rule(Rule[AFDRatio]):
+    """What every rule needs: actions that name a ratio."""
 
-    privileged = False
+    env_kwargs: Mapping[str, Any] = MappingProxyType({"action": "ratio"})
 
     def __init__(self, env: Any, name: str) -> None:
-        simulation = env.unwrapped.simulation
-        if not isinstance(simulation, AFDRatio):
-            raise InvalidArgument(f"baseline {name!r} is for AFDRatio, not for {type(simulation).__name__}")
-        self.name = name
-        self.env_kwargs: Mapping[str, Any] = {"action": "ratio"}
+        super().__init__(env, name, AFDRatio)
+        simulation = self._simulation
         if simulation.action_mode != "ratio":
             raise InvalidArgument(
                 f"baseline {name!r} needs action='ratio', the environment was made with {simulation.action_mode!r}"
             )
-        self._env, self._simulation = env.unwrapped, simulation
         self._number = simulation.params.number[0]
         pairs = np.array(simulation.ratios, np.float64)
         self._workers, self._ffn = pairs[:, 0], pairs[:, 1]
         self._ratio = self._workers / self._ffn
-
-    def _read(self, obs: NDArray[np.float32], field: str) -> Floats:
-        """One field of all lanes, float64 [lanes], or [lanes, 6] of the coefficients."""
-        part = obs[:, self._simulation.layout[field]].astype(np.float64)
-        return part if field == "coefficients" else part[:, 0]
 
     def _now(self, obs: NDArray[np.float32]) -> NDArray[np.int64]:
         """Index of the ratio that runs, [lanes]; -1 before the first decision."""
         ratio = self._read(obs, "ratio") * float(self._number["ratio_scale"])
         nearest = np.argmin(np.abs(ratio[:, None] - self._ratio), axis=1)
         return np.where(ratio > 0.0, nearest, -1)
-
-    def reset(self, lanes: NDArray[np.bool_]) -> None:
-        """Nothing is remembered."""
 
 
 class FormulaPolicy(_Rule):
@@ -125,7 +115,7 @@ class FormulaPolicy(_Rule):
         """Throughput of each ratio by the formula, tokens per cycle and instance, float64 [lanes, ratios]."""
         simulation, scenario = self._simulation, self._simulation.scenario
         batch = float(scenario.batch)
-        factors = self._read(obs, "coefficients")
+        factors = self._rows(obs, "coefficients")
         alpha_a, beta_a, alpha_f, beta_f, alpha_c, beta_c = (
             factors * np.array(simulation.coefficients.values)
         ).T[:, :, None]
@@ -317,43 +307,21 @@ class OraclePolicy(_Rule):
         return chosen
 
 
-class _Factory:
-    """Makes a rule; numbers can follow its name, as in `gaussian:margin=0.02`."""
-
-    def __init__(self, name: str, make: Callable[..., Policy], known: tuple[str, ...] = ()) -> None:
-        self.name, self._make, self._known = name, make, known
-        self.env_kwargs = {"action": "ratio"}
-        self._given: dict[str, float] = {}
-
-    def __call__(self, env: Any) -> Policy:
-        return self._make(env, self.name, **self._given)
-
-    def variant(self, name: str) -> "_Factory":
-        """The same rule with other numbers."""
-        made = _Factory(name, self._make, self._known)
-        for part in name.partition(":")[2].split(","):
-            key, _, value = part.partition("=")
-            if key not in self._known:
-                raise UnknownName(f"number of {self.name}", key, self._known)
-            try:
-                made._given[key] = float(value)
-            except ValueError:
-                raise InvalidArgument(f"{name!r}: {key}={value!r} is no number") from None
-        return made
+_ACTION = {"action": "ratio"}
 
 
-def _formula(name: str) -> _Factory:
+def _formula(name: str) -> Factory:
     def make(env: Any, label: str, margin: float = 0.0) -> Policy:
         return FormulaPolicy(env, label, name, margin)
 
-    return _Factory(name, make, ("margin",))
+    return Factory(name, make, {"margin": float}, _ACTION)
 
 
-def _fixed(ratio: int) -> _Factory:
+def _fixed(ratio: int) -> Factory:
     def make(env: Any, label: str) -> Policy:
         return FixedPolicy(env, label, float(ratio))
 
-    return _Factory(f"fixed-{ratio}", make)
+    return Factory(f"fixed-{ratio}", make, env_kwargs=_ACTION)
 
 
 BASELINES: dict[str, Callable[[Any], Policy]] = {
@@ -361,13 +329,13 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "v1": _formula("v1"),
     "gaussian": _formula("gaussian"),
     "pipeline": _formula("pipeline"),
-    "probe": _Factory("probe", ProbePolicy, ("tolerance", "patience")),
-    "idle-balance": _Factory("idle-balance", IdleBalancePolicy, ("epsilon",)),
+    "probe": Factory("probe", ProbePolicy, {"tolerance": float, "patience": int}, _ACTION),
+    "idle-balance": Factory("idle-balance", IdleBalancePolicy, {"epsilon": float}, _ACTION),
     "fixed-1": _fixed(1),
     "fixed-4": _fixed(4),
     "fixed-8": _fixed(8),
     "fixed-16": _fixed(16),
-    "oracle": _Factory("oracle", OraclePolicy),
+    "oracle": Factory("oracle", OraclePolicy, env_kwargs=_ACTION),
 }
 
 _MARGINS = (0.0, 0.01, 0.02, 0.05, 0.1)

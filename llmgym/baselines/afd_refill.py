@@ -5,6 +5,7 @@ al., arXiv 2601.17855) as the remedy for the barrier; the balancing rules here a
 All read nothing but the observation.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.baselines.rule import Rule
 from llmgym.core.policy import Policy
 from llmgym.envs.afd_refill import AFDRefill
 from llmgym.errors import InvalidArgument
@@ -19,33 +21,24 @@ from llmgym.errors import InvalidArgument
 Floats = NDArray[np.float64]
 
 
-class _Rule:
+class _Rule(Rule[AFDRefill], ABC):
     """A rule prefers some waiting requests to others; the largest preference that is allowed is placed."""
 
-    privileged = False
     env_kwargs: Mapping[str, Any] = MappingProxyType({"action": "pick"})
 
     def __init__(self, env: Any, name: str) -> None:
-        simulation = env.unwrapped.simulation
-        if not isinstance(simulation, AFDRefill):
-            raise InvalidArgument(f"baseline {name!r} is for AFDRefill, not for {type(simulation).__name__}")
-        self.name = name
+        super().__init__(env, name, AFDRefill)
+        simulation = self._simulation
         self._scores = simulation.action_mode == "score"
-        self._layout, self._number = simulation.layout, simulation.params.number[0]
-        self._window = simulation.scenario.window
-
-    def _read(self, obs: NDArray[np.float32], field: str) -> Floats:
-        """A field of all lanes, float64 [lanes] or [lanes, window]."""
-        part = obs[:, self._layout[field]].astype(np.float64)
-        return part if part.shape[1] > 1 or field.startswith("window") else part[:, 0]
+        self._number, self._window = simulation.params.number[0], simulation.scenario.window
 
     def _left(self, obs: NDArray[np.float32]) -> NDArray[np.int64]:
         """Free slots still to fill, as many as the window has at most: int64 [lanes]."""
         return np.maximum(np.rint(self._read(obs, "left") * self._window), 1).astype(np.int64)
 
+    @abstractmethod
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
         """In [0, 1], float64 [lanes, window]."""
-        raise NotImplementedError
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Waiting requests [lanes], or scores [lanes, window] on an environment made with `action="score"`."""
@@ -53,9 +46,6 @@ class _Rule:
         if self._scores:
             return wanted
         return np.where(mask == 1, wanted, -1.0).argmax(axis=1) if mask is not None else wanted.argmax(axis=1)
-
-    def reset(self, lanes: NDArray[np.bool_]) -> None:
-        """Nothing is remembered."""
 
 
 class FcfsPolicy(_Rule):
@@ -100,7 +90,7 @@ class LeastLoadedPolicy(_Rule):
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
         """Prompts of the first as many as there are free slots; the others come after them, the oldest first."""
         turn = np.arange(self._window) < self._left(obs)[:, None]
-        prompt = self._read(obs, "window.prompt")
+        prompt = self._rows(obs, "window.prompt")
         return np.where(turn, 0.5 + 0.5 * prompt, np.linspace(0.4, 0.0, self._window))
 
 
@@ -120,7 +110,7 @@ class MinMaxPolicy(_Rule):
 
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
         """Above 1/2 for prompts that fit under the largest load, the longer the better; below for others."""
-        prompt = self._read(obs, "window.prompt")
+        prompt = self._rows(obs, "window.prompt")
         tokens = np.expm1(prompt / self._number["log_prompt"])
         room = self._read(obs, "room") * self._number["load_scale"]
         return np.where(tokens <= room[:, None] + 0.5, 0.5 + 0.5 * prompt, 0.49 * (1.0 - prompt))

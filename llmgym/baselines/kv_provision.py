@@ -7,12 +7,13 @@ stability condition without a memory limit, lambda E[s + o] < K / t_K (Dai, Deng
 All rules but `static-*` and `oracle` read nothing but the observation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.baselines.rule import Rule
 from llmgym.core.policy import Policy
 from llmgym.envs.kv_provision import UTILIZATION, KVProvision
 from llmgym.errors import InvalidArgument
@@ -20,34 +21,18 @@ from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving.capacity import UNLIMITED, gpus_needed
 
 
-class _Rule:
-    """What every rule needs: the simulation, and targets that are allowed."""
-
-    privileged = False
+class _Rule(Rule[KVProvision]):
+    """What every rule needs: targets that are allowed."""
 
     def __init__(self, env: Any, name: str) -> None:
-        simulation = env.unwrapped.simulation
-        if not isinstance(simulation, KVProvision):
-            raise InvalidArgument(
-                f"baseline {name!r} is for KVProvision, not for {type(simulation).__name__}"
-            )
-        self.name = name
-        self.env_kwargs: Mapping[str, Any] = {}
-        self._env = env.unwrapped
-        self._simulation = simulation
+        super().__init__(env, name, KVProvision)
+        simulation = self._simulation
         self._number = simulation.params.number[0]
         self._least, self._most = simulation.scenario.min_replicas, simulation.scenario.max_replicas
-
-    def _read(self, obs: NDArray[np.float32], field: str) -> NDArray[np.float64]:
-        """One field of all lanes, float64 [lanes]."""
-        return obs[:, self._simulation.layout[field].start].astype(np.float64)
 
     def _targets(self, replicas: NDArray[np.float64]) -> NDArray[np.int64]:
         """Replicas rounded up to an allowed target; what is above a whole number by rounding errors alone is not."""
         return np.clip(np.ceil(replicas - 1e-6), self._least, self._most).astype(np.int64)
-
-    def reset(self, lanes: NDArray[np.bool_]) -> None:
-        """Nothing is remembered."""
 
 
 class LawPolicy(_Rule):

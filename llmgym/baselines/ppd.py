@@ -10,17 +10,17 @@ All rules but `oracle` read nothing but the observation.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import number, whole
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
 from llmgym.envs.ppd_cells import lookup
-from llmgym.envs.ppd_cluster import PPDCluster
 from llmgym.envs.ppd_routing import PPDRouting
 from llmgym.envs.ppd_state import LOCAL, OVER, REMOTE, P
 from llmgym.envs.ppd_table import table_of
@@ -30,26 +30,12 @@ BYPASS_TOKENS = 512
 """Later turns with fewer new tokens stay on D without a look at the table, in the released code."""
 
 
-class Rule:
-    """What every rule needs: its environment, and fields of observations in their units."""
+class _Rule(Rule[PPDRouting]):
+    """What every rule needs: fields of observations in tokens, and routes that are allowed."""
 
-    privileged = False
-
-    def __init__(self, env: Any, name: str, kind: type[PPDCluster]) -> None:
-        simulation = env.unwrapped.simulation
-        if not isinstance(simulation, kind):
-            raise InvalidArgument(
-                f"baseline {name!r} is for {kind.__name__}, not for {type(simulation).__name__}"
-            )
-        self.name = name
-        self.env_kwargs: Mapping[str, Any] = {}
-        self._env = env.unwrapped
-        self._simulation = simulation
-        self._log_longest = math.log1p(simulation.scenario.longest)
-
-    def _read(self, obs: NDArray[np.float32], field: str) -> NDArray[np.float64]:
-        """One field of all lanes, float64 [lanes]."""
-        return obs[:, self._simulation.layout[field].start].astype(np.float64)
+    def __init__(self, env: Any, name: str) -> None:
+        super().__init__(env, name, PPDRouting)
+        self._log_longest = math.log1p(self._simulation.scenario.longest)
 
     def _tokens(self, obs: NDArray[np.float32], field: str) -> NDArray[np.float64]:
         """A field that is a logarithm of tokens, in tokens."""
@@ -60,15 +46,12 @@ class Rule:
         routes = np.asarray(routes, np.int64)
         return routes if mask is None else np.where(mask[:, REMOTE] == 1, routes, LOCAL)
 
-    def reset(self, lanes: NDArray[np.bool_]) -> None:
-        """Nothing is remembered."""
 
-
-class ConstantPolicy(Rule):
+class ConstantPolicy(_Rule):
     """`pd` (x = 0) and `local` (x = 1): every later turn through P, or on its D. `replica` is `local` on R nodes only."""
 
     def __init__(self, env: Any, name: str, route: int) -> None:
-        super().__init__(env, name, PPDRouting)
+        super().__init__(env, name)
         self.route = route
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
@@ -76,7 +59,7 @@ class ConstantPolicy(Rule):
         return self._allowed(np.full(len(obs), self.route), mask)
 
 
-class PartialPolicy(Rule):
+class PartialPolicy(_Rule):
     """`partial` (0 < x < 1): the last of the decoding nodes always prefill themselves, the others never; section 3.4 of the paper.
 
     Args:
@@ -86,7 +69,7 @@ class PartialPolicy(Rule):
     """
 
     def __init__(self, env: Any, name: str = "partial", share: float = 0.5) -> None:
-        super().__init__(env, name, PPDRouting)
+        super().__init__(env, name)
         if not number("share", share, zero=True) <= 1.0:
             raise InvalidArgument(f"share={share!r}: expected a number from 0 to 1")
         self.decoders = int(np.sum(self._simulation.nodes != P))
@@ -98,7 +81,7 @@ class PartialPolicy(Rule):
         return self._allowed(node >= self.decoders - self.local_nodes, mask)
 
 
-class TablePolicy(Rule):
+class TablePolicy(_Rule):
     """`table`: local where S of the turn's cell is above 0; Eq. 1 and Algorithm 1 of the paper.
 
     The table is measured by running the simulation of this cluster, once, and kept on disk.
@@ -119,7 +102,7 @@ class TablePolicy(Rule):
         w_tpot: float | None = None,
         bypass: int = 0,
     ) -> None:
-        super().__init__(env, name, PPDRouting)
+        super().__init__(env, name)
         chosen = self._simulation.scenario
         self.bypass = whole("bypass", bypass, 0)
         self.table = table_of(self._simulation)
@@ -144,7 +127,7 @@ class TablePolicy(Rule):
         return self._allowed(np.where(prompt < self.bypass, LOCAL, routes), mask)
 
 
-class ThresholdPolicy(Rule):
+class ThresholdPolicy(_Rule):
     """`threshold`: local where the turn has fewer than `tokens` new tokens.
 
     Args:
@@ -154,7 +137,7 @@ class ThresholdPolicy(Rule):
     """
 
     def __init__(self, env: Any, name: str = "threshold", tokens: int = BYPASS_TOKENS) -> None:
-        super().__init__(env, name, PPDRouting)
+        super().__init__(env, name)
         self.tokens = whole("tokens", tokens, 0)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
@@ -162,7 +145,7 @@ class ThresholdPolicy(Rule):
         return self._allowed(self._tokens(obs, "prompt") < self.tokens, mask)
 
 
-class QueueAwarePolicy(Rule):
+class QueueAwarePolicy(_Rule):
     """`queue-aware`: local where the TTFT it is expected to save outweighs what it takes from those that decode.
 
     TTFT of both routes is predicted by the latency law from the live queues; what a route adds to the running step (a prefill
@@ -171,7 +154,7 @@ class QueueAwarePolicy(Rule):
     """
 
     def __init__(self, env: Any, name: str = "queue-aware") -> None:
-        super().__init__(env, name, PPDRouting)
+        super().__init__(env, name)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Routes [lanes]."""
@@ -200,7 +183,7 @@ class QueueAwarePolicy(Rule):
         return self._allowed(gain > loss, mask)
 
 
-class OraclePolicy(Rule):
+class OraclePolicy(_Rule):
     """`oracle`: both routes are tried in copies of the world, and the one that can earn more is taken.
 
     Privileged: it sees the lengths and arrivals to come. A copy runs until the turn has completed (or timed out) and `decisions`
@@ -216,7 +199,7 @@ class OraclePolicy(Rule):
     privileged = True
 
     def __init__(self, env: Any, name: str = "oracle", decisions: int = 32) -> None:
-        super().__init__(env, name, PPDRouting)
+        super().__init__(env, name)
         self.decisions = whole("decisions", decisions, 0)
         self._copies = Lanes(self._simulation, 4)
         self._follow = QueueAwarePolicy(env)
@@ -253,69 +236,21 @@ class OraclePolicy(Rule):
         return total.reshape(2, 2)
 
 
-class Factory:
-    """Makes a rule; numbers can follow its name, as in `"threshold:tokens=256"`."""
-
-    def __init__(
-        self,
-        name: str,
-        build: Callable[..., Policy],
-        env_kwargs: Mapping[str, Any] | None = None,
-        **numbers: float,
-    ) -> None:
-        self.name, self._build, self._numbers = name, build, numbers
-        self.env_kwargs = dict(env_kwargs or {})
-
-    def __call__(self, env: Any) -> Policy:
-        policy = self._build(env, self.name, **self._numbers)
-        policy.env_kwargs = self.env_kwargs
-        return policy
-
-    def variant(self, name: str) -> "Factory":
-        """The same rule with other numbers.
-
-        Raises:
-            InvalidArgument: what follows the name is not `argument=number` with arguments of the rule.
-        """
-        known = _NUMBERS.get(self._build, ())
-        numbers: dict[str, float] = {}
-        for part in name.partition(":")[2].split(","):
-            argument, _, value = part.partition("=")
-            try:
-                found = float(value)
-            except ValueError:
-                found = math.nan
-            if argument not in known or not math.isfinite(found):
-                raise InvalidArgument(
-                    f"{name!r}: expected {self.name}:argument=number with {', '.join(known) or 'no arguments'}"
-                )
-            numbers[argument] = int(found) if argument in _WHOLE and found == int(found) else found
-        return Factory(name, self._build, self.env_kwargs, **{**self._numbers, **numbers})
-
-
-_WHOLE = ("tokens", "bypass", "decisions", "epochs")
-_NUMBERS: dict[Any, tuple[str, ...]] = {
-    PartialPolicy: ("share",),
-    TablePolicy: ("w_ttft", "w_tpot", "bypass"),
-    ThresholdPolicy: ("tokens",),
-    OraclePolicy: ("decisions",),
-}
-
-
 def _constant(route: int) -> Callable[..., Policy]:
     return lambda env, name: ConstantPolicy(env, name, route)
 
 
+_TABLE = {"w_ttft": float, "w_tpot": float, "bypass": int}
 BASELINES: dict[str, Callable[[Any], Policy]] = {
     "pd": Factory("pd", _constant(REMOTE)),
     "local": Factory("local", _constant(LOCAL)),
-    "partial": Factory("partial", PartialPolicy),
-    "replica": Factory("replica", _constant(LOCAL), {"allocation": "4R", "gpus": 4}),
-    "table": Factory("table", TablePolicy),
-    "table-bypass": Factory("table-bypass", TablePolicy, bypass=BYPASS_TOKENS),
-    "threshold": Factory("threshold", ThresholdPolicy),
+    "partial": Factory("partial", PartialPolicy, {"share": float}),
+    "replica": Factory("replica", _constant(LOCAL), env_kwargs={"allocation": "4R", "gpus": 4}),
+    "table": Factory("table", TablePolicy, _TABLE),
+    "table-bypass": Factory("table-bypass", TablePolicy, _TABLE, bypass=BYPASS_TOKENS),
+    "threshold": Factory("threshold", ThresholdPolicy, {"tokens": int}),
     "queue-aware": Factory("queue-aware", QueueAwarePolicy),
-    "oracle": Factory("oracle", OraclePolicy),
+    "oracle": Factory("oracle", OraclePolicy, {"decisions": int}),
 }
 
 GRIDS: dict[str, tuple[str, ...]] = {

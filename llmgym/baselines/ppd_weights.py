@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.ppd import Factory, Rule
+from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import whole
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
 from llmgym.envs.ppd_weights import WEIGHTS, PPDWeights
 
 
-class WeightPolicy(Rule):
+class WeightPolicy(Rule[PPDWeights]):
     """`weight-1`, ...: one weight of TPOT for the whole episode, as an operator would set it."""
 
     def __init__(self, env: Any, name: str, action: int) -> None:
@@ -28,7 +28,7 @@ class WeightPolicy(Rule):
         return np.full(len(obs), self.action, np.int64)
 
 
-class ReactivePolicy(Rule):
+class ReactivePolicy(Rule[PPDWeights]):
     """`reactive`: the next larger weight after an epoch that missed TPOT more often than TTFT, the next smaller after the other."""
 
     def __init__(self, env: Any, name: str = "reactive") -> None:
@@ -41,7 +41,7 @@ class ReactivePolicy(Rule):
         return np.clip(now + step, 0, len(WEIGHTS) - 1)
 
 
-class WeightOraclePolicy(Rule):
+class WeightOraclePolicy(Rule[PPDWeights]):
     """`oracle`: every weight is tried in a copy of the world for some epochs, and the one that earned most is taken.
 
     Privileged: it sees the lengths and arrivals to come.
@@ -84,5 +84,5 @@ def _weight(action: int) -> Callable[..., Policy]:
 BASELINES: dict[str, Callable[[Any], Policy]] = {
     **{f"weight-{w:g}": Factory(f"weight-{w:g}", _weight(action)) for action, w in enumerate(WEIGHTS)},
     "reactive": Factory("reactive", ReactivePolicy),
-    "oracle": Factory("oracle", WeightOraclePolicy),
+    "oracle": Factory("oracle", WeightOraclePolicy, {"epochs": int}),
 }

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.canvas import blank, pixels
 from llmgym.envs.afd_ratio_state import MEANFIELD
 
 if TYPE_CHECKING:
@@ -53,13 +54,9 @@ def text(simulation: "AFDRatio", state: Any, lane: int) -> str:
 
 def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
     """uint8 [480, 760, 3]: a step of each instance with what it waits, and ratio, throughput and idle shares so far."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     me, scenario = state.lane[lane], simulation.scenario
     times, comm, ffn, longest = step_times(simulation, state, lane)
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    figure = blank(WIDTH, HEIGHT)
     step, ratio, share = figure.subplots(3, 1, gridspec_kw={"hspace": 0.55, "height_ratios": [1.4, 1, 1]})
     names = [f"A{i + 1}" for i in range(len(times))] + ["link", "FFN"]
     heights = np.concatenate([times, [comm, ffn]])
@@ -91,11 +88,6 @@ def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
         f"{me['completed']:,} requests done    {law.name[:44]}",
         fontsize=9,
     )
-    for axis in (step, ratio, share):
-        axis.tick_params(labelsize=7)
-        axis.xaxis.label.set_size(8)
-        axis.yaxis.label.set_size(8)
     for axis in (ratio, share):
         axis.set_xlim(-0.5, min(scenario.epochs, 200) - 0.5 if scenario.epochs > 1 else 0.5)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure, (step, ratio, share))

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.canvas import blank, pixels
+
 if TYPE_CHECKING:
     from llmgym.envs.afd_refill import AFDRefill
 
@@ -34,16 +36,12 @@ def text(simulation: "AFDRefill", state: Any, lane: int) -> str:
 
 def picture(simulation: "AFDRefill", state: Any, lane: int) -> NDArray[np.uint8]:
     """uint8 [520, 760, 3]: time of each instance with what it waits, waiting requests, slowest and mean over time."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     me, scenario, c = state.lane[lane], simulation.scenario, simulation.coefficients
     times = c.attention(state.table["load"][lane])
     ffn = float(c.ffn(scenario.ratio * scenario.batch))
     comm = float(simulation.params.number["comm"][0])
     longest = max(float(times.max()), ffn, comm)
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    figure = blank(WIDTH, HEIGHT)
     step, line, past = figure.subplots(3, 1, gridspec_kw={"hspace": 0.6, "height_ratios": [1.4, 1, 1]})
     heights = np.concatenate([times, [comm, ffn]])
     colours = ["#0072B2"] * len(times) + ["#E69F00", "#009E73"]
@@ -90,9 +88,4 @@ def picture(simulation: "AFDRefill", state: Any, lane: int) -> NDArray[np.uint8]
         f"excess {me['excess'] / max(done, 1):.2f} cycles a cycle",
         fontsize=9,
     )
-    for axis in (step, line, past):
-        axis.tick_params(labelsize=7)
-        axis.xaxis.label.set_size(8)
-        axis.yaxis.label.set_size(8)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure, (step, line, past))

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.canvas import blank, pixels
+
 if TYPE_CHECKING:
     from llmgym.envs.kv_provision import KVProvision
 
@@ -28,16 +30,12 @@ def text(simulation: "KVProvision", state: Any, lane: int) -> str:
 
 def picture(simulation: "KVProvision", state: Any, lane: int) -> NDArray[np.uint8]:
     """uint8 [480, 760, 3]: arrival rate, replicas by what they do, waiting requests."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     me = state.lane[lane]
     scenario = simulation.scenario
     done = int(me["epoch"])
     rows = state.history[lane, : done + 1]
     edges = np.arange(done + 1)
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    figure = blank(WIDTH, HEIGHT)
     rate, replicas, line = figure.subplots(
         3, 1, sharex=True, gridspec_kw={"hspace": 0.18, "height_ratios": [1, 1.2, 1]}
     )
@@ -62,9 +60,4 @@ def picture(simulation: "KVProvision", state: Any, lane: int) -> NDArray[np.uint
         f"{me['waiting']:,.0f} waiting    {simulation.gpus * me['gpu_s'] / 3600:.2f} GPU-hours",
         fontsize=9,
     )
-    for axis in (rate, replicas, line):
-        axis.tick_params(labelsize=7)
-        axis.xaxis.label.set_size(8)
-        axis.yaxis.label.set_size(8)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure, (rate, replicas, line))

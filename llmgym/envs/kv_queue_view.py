@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.canvas import blank, pixels
+
 if TYPE_CHECKING:
     from llmgym.envs.kv_queue import KVQueue
 
@@ -27,13 +29,9 @@ def text(simulation: "KVQueue", state: Any, lane: int) -> str:
 
 def picture(simulation: "KVQueue", state: Any, lane: int) -> NDArray[np.uint8]:
     """uint8 [420, 760, 3]: residents as bars in the cache, waiting requests below, the numbers above."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     me = state.lane[lane]
     capacity = simulation.scenario.kv_capacity or 1
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    figure = blank(WIDTH, HEIGHT)
     cache, line = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2, 1.2], "hspace": 0.75})
     residents = state.resident[lane, : me["residents"]]
     left = 0.0
@@ -82,9 +80,4 @@ def picture(simulation: "KVQueue", state: Any, lane: int) -> NDArray[np.uint8]:
     line.set(xlim=(-0.6, 39.6), xlabel="waiting requests, next first (at most 40 shown)", ylabel="tokens")
     if len(waiting):
         line.legend(fontsize=7, loc="upper right", ncols=2)
-    for axis in (cache, line):
-        axis.tick_params(labelsize=7)
-        axis.xaxis.label.set_size(8)
-        axis.yaxis.label.set_size(8)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure, (cache, line))

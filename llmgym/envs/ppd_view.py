@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.canvas import blank, pixels
 from llmgym.envs.ppd_state import D_WAIT, KINDS, LOCAL, MOVE, REMOTE, P
 
 if TYPE_CHECKING:
@@ -53,13 +54,10 @@ def text(simulation: "PPDCluster", state: Any, lane: int) -> str:
 
 def picture(simulation: "PPDCluster", state: Any, lane: int) -> NDArray[np.uint8]:
     """uint8 [520, 860, 3]: P nodes on the left, decoding nodes on the right, transfers between, latest later turns below."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
     me = state.lane[lane]
-    figure = Figure(figsize=(WIDTH / 100, HEIGHT / 100), dpi=100)
-    canvas = FigureCanvasAgg(figure)
+    figure = blank(WIDTH, HEIGHT)
     cluster, turns = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2.6, 1], "hspace": 0.12})
     figure.subplots_adjust(left=0.07, right=0.98, top=0.9, bottom=0.1)
     cluster.set(xlim=(0, 10), ylim=(0, 1))
@@ -107,8 +105,7 @@ def picture(simulation: "PPDCluster", state: Any, lane: int) -> NDArray[np.uint8
         fontsize=9,
     )
     _latest(turns, simulation, state, lane)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return pixels(figure, (turns,))
 
 
 def _bar(axis: Any, x: float, y: float, width: float, height: float, colour: str) -> None:
@@ -179,6 +176,3 @@ def _latest(axis: Any, simulation: "PPDCluster", state: Any, lane: int) -> None:
         f"{state.lane['later_asked'][lane]} on D so far",
     )
     axis.legend(fontsize=7, loc="upper left", ncols=2)
-    axis.tick_params(labelsize=7)
-    axis.xaxis.label.set_size(8)
-    axis.yaxis.label.set_size(8)

@@ -100,18 +100,24 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVe
     return env
 
 
+WORLD = ("scenario", "workload", "profile")
+"""Arguments that every environment has and that say which world it is; they never belong to a policy."""
+
+
 def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments that belong to the policy: what it observes and decides, but not which world it
     meets.
 
-    They are found, not declared: an argument belongs to the policy if observation or actions are others
-    without it, or if a baseline of the environment chooses it too.
+    They are found, not declared: an argument other than those of `WORLD` belongs to the policy if observation or actions are
+    others without it, or if a baseline of the environment chooses it too.
     """
     chosen_by_rules: set[str] = set()
     with contextlib.suppress(UnknownName):
         chosen_by_rules.update(*(baselines.env_kwargs(env_id, name) for name in baselines.names(env_id)))
     found = {}
     for name, value in env_kwargs.items():
+        if name in WORLD:
+            continue
         try:
             other = env.simulation_class(**{k: v for k, v in env_kwargs.items() if k != name})
             same = checkpoint.describe_space(other.action_space) == checkpoint.describe_space(

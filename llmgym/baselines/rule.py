@@ -1,0 +1,102 @@
+"""What the rules of several papers have in common: reading an observation by field, and numbers behind a name."""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.lanes import Simulation
+from llmgym.core.policy import Policy
+from llmgym.errors import InvalidArgument
+
+Floats = NDArray[np.float64]
+S = TypeVar("S", bound=Simulation)
+
+
+class Rule(Generic[S]):
+    """A policy of one kind of simulation; what it decides is `act` of each rule.
+
+    Args:
+        env: a single or vector environment.
+        name: of the policy.
+        kind: what the environment must simulate.
+
+    Raises:
+        InvalidArgument: it simulates something else.
+    """
+
+    privileged = False
+    env_kwargs: Mapping[str, Any] = MappingProxyType({})
+
+    def __init__(self, env: Any, name: str, kind: type[S]) -> None:
+        simulation = env.unwrapped.simulation
+        if not isinstance(simulation, kind):
+            raise InvalidArgument(
+                f"baseline {name!r} is for {kind.__name__}, not for {type(simulation).__name__}"
+            )
+        self.name = name
+        self._env, self._simulation = env.unwrapped, simulation
+
+    def _rows(self, obs: NDArray[np.float32], field: str) -> Floats:
+        """All entries of a field, float64 [lanes, size]."""
+        return obs[:, self._simulation.layout[field]].astype(np.float64)
+
+    def _read(self, obs: NDArray[np.float32], field: str) -> Floats:
+        """The first entry of a field, float64 [lanes]."""
+        return obs[:, self._simulation.layout[field].start].astype(np.float64)
+
+    def reset(self, lanes: NDArray[np.bool_]) -> None:
+        """Nothing is remembered."""
+
+
+class Factory:
+    """Makes a rule; numbers can follow its name, as in `"threshold:tokens=256"`.
+
+    Args:
+        name: of the rule.
+        build: called with the environment, the name and the numbers.
+        known: numbers that may follow the name, each with `int` or `float`.
+        env_kwargs: what the environment must be made with.
+        **numbers: those that are given already.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        build: Callable[..., Any],
+        known: Mapping[str, type] | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        **numbers: float,
+    ) -> None:
+        self.name, self._build, self._known, self._numbers = name, build, dict(known or {}), numbers
+        self.env_kwargs = dict(env_kwargs or {})
+
+    def __call__(self, env: Any) -> Policy:
+        policy: Any = self._build(env, self.name, **self._numbers)
+        policy.env_kwargs = self.env_kwargs
+        made: Policy = policy
+        return made
+
+    def variant(self, name: str) -> "Factory":
+        """The same rule with other numbers.
+
+        Raises:
+            InvalidArgument: what follows the name is not `argument=number` with arguments of the rule.
+        """
+        numbers: dict[str, float] = {}
+        for part in name.partition(":")[2].split(","):
+            argument, _, value = part.partition("=")
+            try:
+                found = float(value)
+            except ValueError:
+                found = math.nan
+            if argument not in self._known or not math.isfinite(found):
+                raise InvalidArgument(
+                    f"{name!r}: expected {self.name}:argument=number with {', '.join(self._known) or 'no arguments'}"
+                )
+            whole = self._known[argument] is int and found == int(found)
+            numbers[argument] = int(found) if whole else found
+        return Factory(name, self._build, self._known, self.env_kwargs, **{**self._numbers, **numbers})
