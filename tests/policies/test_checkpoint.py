@@ -111,6 +111,17 @@ def test_meta_and_interface(tmp_path: Path) -> None:
     assert policies.env_kwargs(tmp_path / "run") == {"kind": "box"}
 
 
+def test_a_scenario_never_belongs_to_the_policy() -> None:
+    """Also where it decides how many actions there are: everybody is compared on the scenario that was trained on."""
+    from llmgym.policies.run import interface_kwargs, make_lanes
+
+    kwargs = {"scenario": "paper-drift", "profile": "paper/kv-queue-linear"}
+    env = make_lanes("llmgym/KVProvision-v0", 1, kwargs)
+    default = make_lanes("llmgym/KVProvision-v0", 1, {})
+    assert env.single_action_space != default.single_action_space
+    assert interface_kwargs(env, "llmgym/KVProvision-v0", kwargs) == {}
+
+
 def test_shipped_names() -> None:
     assert all(name.startswith("KVQueue-v0/") for name in policies.names("llmgym/KVQueue-v0"))
     assert policies.names("toy/Toy-v0") == []
