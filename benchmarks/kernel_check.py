@@ -1,4 +1,4 @@
-"""The shipped kernel sets against AIConfigurator's tables of the same GPUs, operator by operator.
+"""The shipped kernel sets against AIConfigurator's tables of the same GPUs, and linear attention against the fused kernel.
 
     pip install 'llmgym[aiconfigurator]'
     python benchmarks/kernel_check.py --out benchmarks/results/kernel_check.md
@@ -88,6 +88,23 @@ def main() -> None:
             lines.append(
                 f"| {gpu} | {op} | {shapes} | {len(found)} | {middle:.2f} | {low:.2f} to {high:.2f} |"
             )
+    lines += [
+        "",
+        "Length from which linear attention is faster, by heads x head_dim; never within what was measured, which is",
+        "131,072 tokens for 8 x 32 and 32,768 for 32 x 128.",
+        "",
+        "| GPU | kernel | than softmax written out, 8 x 32 | than fused softmax, 8 x 32 | than fused softmax, 32 x 128 |",
+        "|---|---|---|---|---|",
+    ]
+    for gpu in ("h100", "h200"):
+        kernels = load_kernels(f"{gpu}/kernels")
+        for kernel in ("elu", "favor 256", "slay 1 8 8", "slay 2 16 8", "slay 2 16 32"):
+            found = [
+                kernels.crossover("causal_attention", kernel, other, "length", heads=heads)
+                for other, heads in (("softmax", 8), ("fused softmax", 8), ("fused softmax", 32))
+            ]
+            cells = " | ".join("never" if np.isinf(x) else f"{x:,.0f}" for x in found)
+            lines.append(f"| {gpu} | {kernel} | {cells} |")
     text = "\n".join(lines) + "\n"
     print(text)
     if args.out:

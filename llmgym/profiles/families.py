@@ -62,7 +62,8 @@ class Grid:
     lengths: tuple[int, ...] = tuple(2**i for i in range(7, 18))
     features: tuple[tuple[int, int, int], ...] = tuple(
         (nodes, m, anchors) for nodes in (1, 2, 3) for m in (4, 8, 16, 32) for anchors in (8, 16, 32)
-    )
+    )  # of SLAY, at every other length and the first heads; those of `main_features` at all
+    main_features: tuple[tuple[int, int, int], ...] = ((1, 8, 8), (2, 16, 8), (3, 16, 8), (2, 16, 32))
     memory: tuple[int, ...] = (4096, 16384, 65536, 262144, 1048576)
     sizes: tuple[int, ...] = tuple(2**i for i in range(12, 31, 3))
     sequences: tuple[int, ...] = (1, 4, 16, 64, 256)
@@ -81,6 +82,7 @@ QUICK = Grid(
     heads=((2, 8, 256),),
     lengths=(64, 256),
     features=((2, 4, 4),),
+    main_features=((2, 4, 4),),
     memory=(64, 256),
     sizes=(4096, 65536),
     sequences=(1, 4),

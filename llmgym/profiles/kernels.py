@@ -213,6 +213,45 @@ class Kernels:
         r_squared = 1.0 - float(rest @ rest) / float(((time - time.mean()) ** 2).sum())
         return Fit(float(alpha), float(beta), r_squared, float(values.min()), float(values.max()))
 
+    def crossover(self, op: str, first: str, second: str, x: str, **where: int) -> float:
+        """The value of a variable from which on one variant of an op is faster than another.
+
+        Args:
+            op: see `ops`.
+            first: the variant that is faster in the end.
+            second: the other one.
+            x: name of the variable.
+            where: values that other variables must have.
+
+        Returns:
+            The value, log-log between measured ones; the smallest measured one if it is always faster, infinity if it is slower at
+            the largest.
+
+        Raises:
+            UnknownName: no such op or variant.
+            InvalidArgument: the two have not two values of `x` in common.
+        """
+        times = []
+        for variant in (first, second):
+            table = self.table(op, variant)
+            keep = np.ones(len(table[x]), np.bool_)
+            for name, value in where.items():
+                keep &= table[name] == value
+            times.append(dict(zip(table[x][keep].tolist(), table["latency_us"][keep].tolist(), strict=True)))
+        common = sorted(set(times[0]) & set(times[1]))
+        if len(common) < 2:
+            raise InvalidArgument(
+                f"where={where}: {first!r} and {second!r} share {len(common)} values of {x}"
+            )
+        gap = [math.log(times[0][n] / times[1][n]) for n in common]
+        if gap[-1] >= 0:
+            return math.inf
+        for i in range(len(common) - 1, 0, -1):
+            if gap[i - 1] >= 0:
+                part = gap[i - 1] / (gap[i - 1] - gap[i])
+                return float(common[i - 1] * (common[i] / common[i - 1]) ** part)
+        return float(common[0])
+
 
 def _position(values: NDArray[np.float64], measured: NDArray[np.float64]) -> NDArray[np.float64]:
     """Where values lie on an axis that is logarithmic, or linear up to the first positive measured value if 0 was measured."""

@@ -64,18 +64,8 @@ def linear(f: "Families") -> Iterator[Case]:
                     by_features(lambda d=d: kernels.favor(torch, d, 256, seed, where)),  # type: ignore[misc]
                 ),
             ]
-            few = (
-                heads == 8 and length.bit_length() % 2 == 0
-            )  # the whole grid of features at every other length
-            for nodes, m, anchors in f.grid.features:
-                if not few and (nodes, m, anchors) not in (
-                    (1, 8, 8),
-                    (2, 16, 8),
-                    (3, 16, 8),
-                    (2, 16, 32),
-                    (2, 4, 4),
-                ):
-                    continue
+            every = heads == f.grid.heads[0][0] and length in f.grid.lengths[::2]
+            for nodes, m, anchors in f.grid.features if every else f.grid.main_features:
                 variants.append(
                     (
                         f"slay {nodes} {m} {anchors}",

@@ -47,6 +47,19 @@ def test_measured_values_come_back_and_what_lies_between_lies_between(toy: Kerne
     assert toy.time_us("one", "toy", tokens=3) == 5.0
 
 
+def test_crossover(tmp_path: Path) -> None:
+    rows = [row("a", 0.01 * n * n, n=n, heads=1) for n in (10, 100, 1000)]
+    rows += [row("a", 1.0 * n, n=n, heads=1)._replace(variant="other") for n in (10, 100, 1000)]
+    rows += [row("a", 0.9 * n, n=n, heads=1)._replace(variant="third") for n in (10, 100, 1000)]
+    kernels = load_kernels(save(tmp_path / "set", rows))
+    assert kernels.crossover("a", "other", "toy", "n", heads=1) == pytest.approx(100.0)
+    assert kernels.crossover("a", "third", "toy", "n") == pytest.approx(90.0)
+    assert kernels.crossover("a", "third", "other", "n") == 10.0
+    assert kernels.crossover("a", "other", "third", "n") == math.inf
+    with pytest.raises(InvalidArgument, match="share 0 values of n"):
+        kernels.crossover("a", "other", "toy", "n", heads=2)
+
+
 def test_affine_law_leaves_out_the_floor(toy: Kernels) -> None:
     law = toy.affine("floor", "toy", "tokens")
     assert law.alpha_us == pytest.approx(0.5) and law.beta_us == pytest.approx(0.0, abs=0.2)
@@ -158,10 +171,11 @@ def test_nothing_is_faster_than_the_device_can_be(name: str) -> None:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_more_work_takes_longer(name: str) -> None:
-    """Within a tenth: the library chooses another kernel at every size."""
+    """Within 8 %; a product may be up to a quarter slower than a larger one, as cuBLAS chooses another kernel for every size."""
     kernels = load_kernels(name)
+    least = {"gemm": 0.75, "ffn_part": 0.85, "copy_to_host": 0.8}
     for op, variants in kernels.ops().items():
-        if op in ("top_k", "power", "host_step"):  # other algorithms at other sizes; launches of their own
+        if op in ("top_k", "power"):  # other algorithms at other sizes; launches of their own
             continue
         for variant in variants:
             table = kernels.table(op, variant)
@@ -176,31 +190,15 @@ def test_more_work_takes_longer(name: str) -> None:
                     order = np.argsort(table[varied][keep])
                     times = table["latency_us"][keep][order]
                     highest = np.maximum.accumulate(times)
-                    assert (times > 0.6 * highest).all(), (op, variant, varied, group, times)
-
-
-def crossover(kernels: Kernels, linear: str, quadratic: str, heads: int) -> float:
-    """Length from which the linear kernel is faster, log-log between measured lengths; infinite if it never is."""
-
-    def times(variant: str) -> dict[float, float]:
-        table = kernels.table("causal_attention", variant)
-        chosen = table["heads"] == heads
-        return dict(zip(table["length"][chosen], table["latency_us"][chosen], strict=True))
-
-    a, b = times(linear), times(quadratic)
-    lengths = sorted(set(a) & set(b))
-    gap = [math.log(a[n] / b[n]) for n in lengths]
-    for i in range(len(lengths) - 1, 0, -1):
-        if gap[i] < 0 <= gap[i - 1]:
-            part = gap[i - 1] / (gap[i - 1] - gap[i])
-            return float(lengths[i - 1] * (lengths[i] / lengths[i - 1]) ** part)
-    return math.inf if gap[-1] >= 0 else float(lengths[0])
+                    assert (times > least.get(op, 0.92) * highest).all(), (op, variant, varied, group, times)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_linear_attention_crosses_the_fused_kernel_far_later_than_the_unfused_one(name: str) -> None:
     """What slay's published figure compares with is the unfused kernel."""
     kernels = load_kernels(name)
-    unfused = crossover(kernels, "slay 2 16 8", "softmax", 8)
-    fused = crossover(kernels, "slay 2 16 8", "fused softmax", 8)
+    unfused, fused = (
+        kernels.crossover("causal_attention", "slay 2 16 8", other, "length", heads=8)
+        for other in ("softmax", "fused softmax")
+    )
     assert 256 < unfused < 16384 < fused
