@@ -49,8 +49,8 @@ from llmgym.envs.kv_provision_state import (
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, gpus_needed, saturation
-from llmgym.serving.engine import RESIDENT
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
+from llmgym.serving.residents import RESIDENT
 from llmgym.serving.rules import pack, resolve
 from llmgym.workloads import Workload
 

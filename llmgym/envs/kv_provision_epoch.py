@@ -26,8 +26,9 @@ from llmgym.envs.kv_provision_state import (
 )
 from llmgym.serving import queue
 from llmgym.serving.admission import admit_by_rule, compose
-from llmgym.serving.engine import plan, run_batch, wait
+from llmgym.serving.engine import plan, run_batch
 from llmgym.serving.requests import remaining_area
+from llmgym.serving.residents import wait
 
 
 @kernel

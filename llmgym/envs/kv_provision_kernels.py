@@ -22,8 +22,9 @@ from llmgym.envs.kv_provision_state import (
     Params,
     State,
 )
-from llmgym.serving.engine import FAR, start
+from llmgym.serving.engine import start
 from llmgym.serving.requests import begin
+from llmgym.serving.residents import FAR
 from llmgym.workloads.traffic import draw
 
 

@@ -12,8 +12,8 @@ from llmgym.core.checks import choice, number, settled, whole
 from llmgym.envs.kv_provision_state import EVENT, FLUID
 from llmgym.errors import InvalidArgument
 from llmgym.serving.capacity import UNLIMITED
-from llmgym.serving.engine import PAUSE, RECOMPUTE
 from llmgym.serving.requests import FIRST_TOKENS
+from llmgym.serving.residents import PAUSE, RECOMPUTE
 from llmgym.workloads import Arrivals, Phase, Workload
 
 MODES = {"event": EVENT, "fluid": FLUID}

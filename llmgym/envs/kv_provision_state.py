@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.profiles.cost import StepCost
-from llmgym.serving.engine import ENGINE
 from llmgym.serving.requests import LIMITS
+from llmgym.serving.residents import ENGINE
 from llmgym.workloads.traffic import Traffic
 
 EVENT, FLUID = 0, 1

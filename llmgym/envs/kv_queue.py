@@ -40,8 +40,8 @@ from llmgym.envs.kv_queue_scenarios import SCENARIOS, Scenario
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, safe_class_budgets, saturation
-from llmgym.serving.engine import PAUSE, RECOMPUTE, RESIDENT
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
+from llmgym.serving.residents import PAUSE, RECOMPUTE, RESIDENT
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}

@@ -11,8 +11,9 @@ from llmgym.core.statistics import mean, quantile
 from llmgym.profiles.cost import StepCost
 from llmgym.serving import queue
 from llmgym.serving.admission import admissible, admit_by_rule, compose
-from llmgym.serving.engine import ENGINE, admit, fits_now, follow, plan, run_batch, start, wait
+from llmgym.serving.engine import admit, fits_now, follow, plan, run_batch, start
 from llmgym.serving.requests import LIMITS, begin, chunks_of, remaining_area
+from llmgym.serving.residents import ENGINE, wait
 from llmgym.workloads.traffic import Traffic, draw
 
 ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3

@@ -8,15 +8,9 @@ from typing import Any
 
 from llmgym.core.jit import kernel
 from llmgym.serving import queue
-from llmgym.serving.engine import (
-    admit,
-    fits_now,
-    kv_of,
-    output_so_far,
-    stored_with,
-    unit,
-)
+from llmgym.serving.engine import admit, fits_now
 from llmgym.serving.requests import chunks_of, in_blocks, predicted_output
+from llmgym.serving.residents import kv_of, output_so_far, stored_with, unit
 from llmgym.serving.rules import (
     CLASS_BUDGET,
     DECODE_FIRST,

@@ -1,18 +1,19 @@
-"""One inference engine under a KV-cache limit, batch by batch: residents, growth, overflow, progress.
+"""One inference engine under a KV-cache limit, batch by batch: what is planned, who is admitted, what a batch does.
 
 An engine holds *residents*, requests that have been admitted, in order of admission. Every batch gives each of them one unit of
 work: a chunk of its prompt, or one output token. Tokens stay in the KV cache until the request completes, in blocks of `block`
 tokens that one request alone fills (1 in the queueing model, 16 in vLLM). When the next
 batch would not fit, residents are paused (their cache is swapped out at no cost: the model of Nie, Si and Zhou, "A
 Queueing-Theoretic Framework for Stability Analysis of LLM Inference with KV Cache Memory Constraints", ICML 2026, section 2),
-or the youngest are preempted and recomputed later (vLLM V1), or the cache is cleared (Jaillet et al., arXiv 2502.07115).
+or the youngest are preempted and recomputed later (vLLM V1), or the cache is cleared (Jaillet et al., arXiv 2502.07115): see
+`overflow`. What a resident takes is in `residents`.
 
 Cost of a batch, in this file's terms: residents are kept in one array, oldest first. All before index `walk` are decoding
 and advance by a shared tick, without being touched; only those from `walk` on (prefilling, or held back) are visited.
 
 The functions work on any `state` and `params` with these parts, so environments can share them:
 
-- `state.lane` records with the fields of `ENGINE`; `state.resident` records `RESIDENT` [lanes, seats];
+- `state.lane` records with the fields of `residents.ENGINE`; `state.resident` records `residents.RESIDENT` [lanes, seats];
   `state.request` records `REQUEST` [lanes, n] (see `requests`); `state.queue` and `state.scratch` (see `queue`, `admission`);
 - `params.number` one record with the fields of `requests.LIMITS`; `params.cost` a `StepCost`; `params.rules` and `params.orders`
   from `rules.pack`.
@@ -22,68 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.core import rng
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving import queue
-from llmgym.serving.requests import in_blocks, predicted_area, predicted_output
-
-PAUSE, RECOMPUTE, CLEAR = 0, 1, 2
-
-ENGINE = [
-    ("clock_s", "f8"),
-    ("key", "u8"),
-    ("tick", "i4"),  # batches so far: the shared progress of the decoding residents
-    ("residents", "i4"),
-    ("walk", "i4"),  # first resident that is not simply decoding
-    ("used", "i4"),  # tokens of the blocks that residents hold who are not paused
-    ("unfilled", "i4"),  # of those, not filled yet, of the residents before `walk`
-    ("swapped", "i4"),  # tokens of paused residents
-    ("paused", "i4"),
-    ("growth", "i4"),  # tokens the planned batch adds to the cache
-    ("budget_left", "i4"),  # tokens the planned batch may still take
-    ("next_finish", "i4"),  # no resident completes before this tick
-    ("blocked", "i4"),  # 1 if the plan had to pause or preempt: no admission in this batch
-    ("overflow", "i4"),  # PAUSE, RECOMPUTE or CLEAR, in force when the batch was planned
-    ("skip", "i4"),  # pausing skips misfits instead of pausing everything younger
-    ("clear_probability", "f8"),
-    ("waiting", "i4"),
-    ("waiting_area", "i8"),  # predicted tokens x batches of the waiting requests
-    ("done", "i4"),
-    ("met", "i4"),  # completed requests whose TTFT and TPOT were both within their objectives
-    ("preemptions", "i4"),
-    ("dropped", "i8"),  # tokens thrown away by preemption
-    ("draws", "i4"),  # numbers drawn within the episode
-    ("batches", "i4"),
-    ("batch_used", "i4"),  # tokens in the cache of the residents that ran in the last batch
-    ("batch_prefill", "i4"),
-    ("batch_decodes", "i4"),
-    ("batch_s", "f8"),
-    ("busy_s", "f8"),
-    ("kv_s", "f8"),  # integral of batch_used over busy time
-    ("kv_peak", "i4"),
-    ("prefilled", "i8"),
-    ("decoded", "i8"),
-]
-
-RESIDENT = np.dtype(
-    [
-        ("request", "i4"),
-        ("prompt", "i4"),  # tokens to prefill: the prompt, and after a preemption also the kept output
-        ("prefilled", "i4"),
-        ("output", "i4"),
-        ("predicted", "i4"),
-        ("kept", "i4"),  # output tokens from before a preemption
-        ("base", "i4"),  # decoding: output so far = tick - base
-        ("finish", "i4"),  # decoding: completes when the tick reaches this
-        ("run", "i4"),  # tokens planned for the next batch
-        ("decoding", "i2"),
-        ("paused", "i2"),
-    ],
-    align=True,
-)
-
-FAR = 2**31 - 1
+from llmgym.serving.overflow import bring_back, clear, pause, preempt
+from llmgym.serving.requests import in_blocks, predicted_output
+from llmgym.serving.residents import FAR, PAUSE, RECOMPUTE, decode_all, kv_of, stored_with, unit
 
 
 @kernel
@@ -114,59 +59,6 @@ def follow(state: Any, params: Any, lane: int, number_of_rule: int) -> None:
 
 
 @kernel(inline=True)
-def output_so_far(tick: int, r: Any) -> int:
-    """Output tokens a resident has produced."""
-    return tick - r.base if r.decoding == 1 else r.kept
-
-
-@kernel(inline=True)
-def kv_of(number: Any, tick: int, r: Any) -> int:
-    """Tokens of a resident in the cache."""
-    if r.decoding == 1:
-        return r.prompt - r.kept + (tick - r.base) - (number.first - number.first_stored)
-    return r.prefilled
-
-
-@kernel(inline=True)
-def unit(number: Any, r: Any, left: int) -> int:
-    """Tokens a resident would take in the next batch if `left` tokens of the budget are free."""
-    if r.prefilled < r.prompt:
-        return min(min(r.prompt - r.prefilled, number.chunk), left)
-    return min(1, left)
-
-
-@kernel(inline=True)
-def stored_with(number: Any, tick: int, r: Any, tokens: int) -> int:
-    """Tokens of the blocks the cache grows by when a resident runs `tokens`.
-
-    Where prefill stores its first output as well, that is one token more.
-    """
-    kv = kv_of(number, tick, r)
-    after = kv + tokens
-    if number.first_stored == 1 and r.decoding == 0 and tokens > 0 and r.prefilled + tokens == r.prompt:
-        after += 1
-    return in_blocks(number, after) - in_blocks(number, kv)
-
-
-@kernel(inline=True)
-def _decode_all(state: Any, params: Any, lane: int) -> int:
-    """Tokens of the blocks that one token each for the residents before `walk` takes; notes what they have not filled."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.unfilled = 0
-    if number.block == 1:
-        return me.walk
-    growth, unfilled = 0, 0
-    for i in range(me.walk):
-        kv = kv_of(number, me.tick, state.resident[lane, i])
-        held = in_blocks(number, kv)
-        unfilled += held - kv
-        growth += in_blocks(number, kv + 1) - held
-    me.unfilled = unfilled
-    return growth
-
-
-@kernel(inline=True)
 def plan(state: Any, params: Any, lane: int) -> None:
     """Decide what every resident runs in the next batch, and make room where the batch would not fit."""
     me = state.lane[lane]
@@ -174,7 +66,7 @@ def plan(state: Any, params: Any, lane: int) -> None:
     me.blocked = 0
     # Nobody prefills, nobody is held back, everything fits: by far the most frequent case, so it is told apart first.
     if me.paused == 0 and me.walk == me.residents and me.walk <= number.budget:
-        me.growth = _decode_all(state, params, lane)
+        me.growth = decode_all(state, params, lane)
         me.budget_left = number.budget - me.walk
         if me.used + me.growth <= number.kv_capacity:
             return
@@ -187,12 +79,12 @@ def _plan_each(state: Any, params: Any, lane: int) -> None:
     number = params.number[0]
     resident = state.resident[lane]
     if me.paused > 0 and me.overflow != PAUSE:
-        _bring_back(state, lane)
+        bring_back(state, lane)
     if me.paused == 0:
         if me.walk > number.budget:
             me.walk = number.budget
         left = number.budget - me.walk
-        growth = _decode_all(state, params, lane)
+        growth = decode_all(state, params, lane)
         for i in range(me.walk, me.residents):
             r = resident[i]
             tokens = unit(number, r, left)
@@ -204,165 +96,11 @@ def _plan_each(state: Any, params: Any, lane: int) -> None:
         if me.used + growth <= number.kv_capacity:
             return
     if me.overflow == PAUSE:
-        _pause(state, params, lane)
+        pause(state, params, lane)
     elif me.overflow == RECOMPUTE:
-        _preempt(state, params, lane)
+        preempt(state, params, lane)
     else:
-        _clear(state, params, lane)
-
-
-@kernel
-def _bring_back(state: Any, lane: int) -> None:
-    """Another way of dealing with overflow is in force now, and it knows no paused residents."""
-    me = state.lane[lane]
-    for i in range(me.residents):
-        state.resident[lane, i].paused = 0
-    me.used += me.swapped
-    me.swapped, me.paused = 0, 0
-
-
-@kernel
-def _pause(state: Any, params: Any, lane: int) -> None:
-    """Run residents in order of admission while they fit, hold the others back with their cache swapped out."""
-    me = state.lane[lane]
-    number = params.number[0]
-    resident = state.resident[lane]
-    left = number.budget
-    total, used, swapped, paused, walk = 0, 0, 0, 0, -1
-    stopped = False
-    for i in range(me.residents):
-        r = resident[i]
-        kv = kv_of(number, me.tick, r)
-        tokens = unit(number, r, left)
-        after = kv + stored_with(number, me.tick, r, tokens)  # blocks of one token: pausing knows no others
-        if not stopped and total + after <= number.kv_capacity:
-            r.run = tokens
-            r.paused = 0
-            total += after
-            used += kv
-            left -= tokens
-        else:
-            r.run = 0
-            r.paused = 1
-            swapped += kv
-            paused += 1
-            stopped = me.skip == 0
-        if walk < 0 and (r.decoding == 0 or r.run == 0):
-            walk = i
-    me.walk = walk if walk >= 0 else me.residents
-    me.used = used
-    me.swapped = swapped
-    me.paused = paused
-    me.growth = total - used
-    me.budget_left = left
-    me.blocked = 1 if paused > 0 and me.skip == 0 else 0
-
-
-@kernel
-def _preempt(state: Any, params: Any, lane: int) -> None:
-    """Serve residents oldest first; while one does not fit, the youngest loses its cache and waits to be recomputed."""
-    me = state.lane[lane]
-    number = params.number[0]
-    resident = state.resident[lane]
-    left = number.budget
-    total = me.used
-    walk = -1
-    i = 0
-    while i < me.residents:
-        r = resident[i]
-        tokens = unit(number, r, left)
-        need = stored_with(number, me.tick, r, tokens)
-        while me.residents > i and total + need > number.kv_capacity:
-            total -= evict(state, params, lane, me.residents - 1, True)
-        if me.residents <= i:
-            break
-        r.run = tokens
-        total += need
-        left -= tokens
-        if walk < 0 and (r.decoding == 0 or tokens == 0):
-            walk = i
-        i += 1
-    me.walk = walk if walk >= 0 else me.residents
-    _decode_all(state, params, lane)
-    me.growth = total - me.used
-    me.budget_left = left
-    me.blocked = 1
-
-
-@kernel
-def _clear(state: Any, params: Any, lane: int) -> None:
-    """Throw out each resident with its progress, with the rule's probability, until the next batch fits."""
-    me = state.lane[lane]
-    while me.residents > 0:
-        for i in range(me.residents - 1, -1, -1):
-            if rng.uniform(rng.substream(me.key, 1), me.draws) < me.clear_probability:
-                evict(state, params, lane, i, False)
-            me.draws += 1
-        if _replan(state, params, lane):
-            break
-    if me.residents == 0:
-        _replan(state, params, lane)
-    me.blocked = 1
-
-
-@kernel
-def _replan(state: Any, params: Any, lane: int) -> bool:
-    me = state.lane[lane]
-    number = params.number[0]
-    resident = state.resident[lane]
-    left = number.budget
-    growth = 0
-    me.walk = me.residents
-    for i in range(me.residents):
-        r = resident[i]
-        r.run = unit(number, r, left)
-        left -= r.run
-        growth += stored_with(number, me.tick, r, r.run)
-        if me.walk == me.residents and (r.decoding == 0 or r.run == 0):
-            me.walk = i
-    _decode_all(state, params, lane)
-    me.growth = growth
-    me.budget_left = left
-    return me.used + growth <= number.kv_capacity
-
-
-@kernel
-def evict(state: Any, params: Any, lane: int, index: int, keep_output: bool) -> int:
-    """Take a resident out of the cache and back to the waiting requests; returns the tokens of the blocks that were freed."""
-    me = state.lane[lane]
-    number = params.number[0]
-    resident = state.resident[lane]
-    r = resident[index]
-    kv = kv_of(number, me.tick, r)
-    freed = in_blocks(number, kv)
-    request = r.request
-    state.request[lane, request].kept = output_so_far(me.tick, r) if keep_output else 0
-    if r.paused == 1:
-        me.swapped -= freed
-        me.paused -= 1
-    else:
-        me.used -= freed
-    me.preemptions += 1
-    me.dropped += kv
-    for i in range(index, me.residents - 1):
-        resident[i] = resident[i + 1]
-    me.residents -= 1
-    if me.walk > index:
-        me.walk -= 1
-    wait(state, params, lane, request)
-    return freed
-
-
-@kernel(inline=True)
-def wait(state: Any, params: Any, lane: int, request: int) -> None:
-    """Put a request among the waiting ones, in every order that is kept."""
-    me = state.lane[lane]
-    asked = state.request[lane, request]
-    area = predicted_area(params.number[0], asked)
-    asked.area = area
-    me.waiting_area += area
-    me.waiting += 1
-    queue.insert(state, params, lane, request)
+        clear(state, params, lane)
 
 
 @kernel(inline=True)

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument, UnknownName
-from llmgym.serving.engine import CLEAR
 from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
+from llmgym.serving.residents import CLEAR
 
 FIRST_CHUNK, WHOLE_PROMPT, PEAK, FUTURE, HEADROOM, CLASS_BUDGET = 0, 1, 2, 3, 4, 5
 AS_ADMITTED, DECODE_FIRST, PREFILL_FIRST, PREFILL_ONLY, DECODE_ONLY = 0, 1, 2, 3, 4

@@ -167,6 +167,8 @@ def test_quiet(farm):
 KV_QUEUE_USES = [
     "llmgym.envs.kv_queue_kernels",
     "llmgym.serving.engine",
+    "llmgym.serving.overflow",
+    "llmgym.serving.residents",
     "llmgym.serving.requests",
     "llmgym.serving.queue",
     "llmgym.serving.admission",

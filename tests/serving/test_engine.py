@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.envs.kv_queue import KVQueue
-from llmgym.serving import engine
+from llmgym.serving import overflow
 from llmgym.serving.capacity import exact_area
 from llmgym.serving.requests import FIRST_TOKENS, chunks_of, remaining_area
 
@@ -108,7 +108,7 @@ def test_eviction_frees_the_cache_and_keeps_or_drops_the_output(first_token: str
             lag = 1 if first_token == "with-prefill" else 0
             cached = int(r["prompt"] - r["kept"]) + produced - lag if r["decoding"] else int(r["prefilled"])
             others = [k for k in state.resident[0, : before["residents"]]["request"] if k != r["request"]]
-            assert engine.evict(state, params, 0, index, keep) == cached
+            assert overflow.evict(state, params, 0, index, keep) == cached
             assert me["used"] == before["used"] - cached
             assert me["dropped"] == before["dropped"] + cached
             assert me["preemptions"] == before["preemptions"] + 1

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgym.envs.kv_queue import KVQueue
-from llmgym.serving import engine, queue
+from llmgym.serving import queue, residents
 
 SIZE = 12
 RULES = ("wc-fcfs", "mc-sf", "smallest-area")  # one rule for each order
@@ -71,7 +71,7 @@ def test_every_order_is_that_of_a_sorted_list(
         if what == "in":
             kept[number] = (number * 7 + len(inside)) % 4
             state.request["kept"][0, number] = kept[number]
-            engine.wait(state, PARAMS, 0, number)
+            residents.wait(state, PARAMS, 0, number)
             inside.append(number)
         else:
             queue.remove(state, PARAMS, 0, number)
@@ -95,7 +95,7 @@ def test_a_full_line_holds_every_request_in_both_directions(backwards: bool) -> 
     numbers = range(SIZE - 1, -1, -1) if backwards else range(SIZE)
     for _ in range(3):
         for number in numbers:
-            engine.wait(state, PARAMS, 0, number)
+            residents.wait(state, PARAMS, 0, number)
         assert lines(state) == [list(range(SIZE))] * 3
         for number in reversed(numbers):
             queue.remove(state, PARAMS, 0, number)
