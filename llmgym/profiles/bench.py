@@ -23,7 +23,10 @@ FEWEST, MOST = 5, 200
 
 
 class Case(NamedTuple):
-    """One shape of one op; `make()` gives the call to time. `graph`: as one CUDA graph; `memory`, `power`: measure those too."""
+    """One shape of one op; `make()` gives the call to time.
+
+    `graph`: as one CUDA graph; `sustained`: back to back, at the clock that is left then; `memory`, `power`: measure those too.
+    """
 
     op: str
     variant: str
@@ -31,6 +34,7 @@ class Case(NamedTuple):
     needs_bytes: float
     make: Callable[[], Callable[[], Any]]
     graph: bool = True
+    sustained: bool = False
     memory: bool = False
     power: bool = False
 
@@ -116,13 +120,8 @@ class Device:
                 found.append(1e6 * (time.perf_counter() - began))
             return np.array(found)
         torch = self.torch
+        run = self.captured(call) if graph else call
         torch.cuda.synchronize()
-        run = call
-        if graph:
-            captured = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(captured):
-                call()
-            run = captured.replay
         while more():
             pairs = []
             for _ in range(5):
@@ -136,6 +135,49 @@ class Device:
             torch.cuda.synchronize()
             found += [1e3 * first.elapsed_time(last) for first, last in pairs]
         return np.array(found)
+
+    def time_sustained_us(self, call: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
+        """Microseconds a call of calls back to back, float64 [groups], after as many seconds of the same.
+
+        A GPU under steady load runs at the clock that its power limit leaves, and at the bandwidth that a cache gives which nobody
+        flushes: what an engine meets that is never idle, and single calls do not show.
+        """
+        for _ in range(3):
+            call()
+        run = self.captured(call) if self.cuda else call
+        group = max(int(0.01 / max(self._seconds(run, 3), 1e-9)), 1)
+        found: list[float] = []
+        for keep in (False, True):
+            start = time.perf_counter()
+            while time.perf_counter() - start < seconds or (keep and len(found) < FEWEST):
+                each = self._seconds(run, group)
+                if keep:
+                    found.append(1e6 * each)
+        return np.array(found)
+
+    def captured(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """The call as one CUDA graph, to be replayed."""
+        self.torch.cuda.synchronize()
+        graph = self.torch.cuda.CUDAGraph()
+        with self.torch.cuda.graph(graph):
+            call()
+        replay: Callable[[], Any] = graph.replay
+        return replay
+
+    def _seconds(self, run: Callable[[], Any], times: int) -> float:
+        """Seconds a call, of so many back to back."""
+        if not self.cuda:
+            start = time.perf_counter()
+            for _ in range(times):
+                run()
+            return (time.perf_counter() - start) / times
+        first, last = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        for _ in range(times):
+            run()
+        last.record()
+        last.synchronize()
+        return float(1e-3 * first.elapsed_time(last) / times)
 
     def peak_bytes(self, call: Callable[[], Any]) -> int:
         """Memory a call needs at its peak, beyond what was allocated before it; 0 on a CPU."""

@@ -17,10 +17,12 @@ Times are per call: one layer, one operator. bf16 on random data unless an op sa
 | memory | `score`, `top_k`, `gather`, `sparse_attention`, `bm25` | the stages of retrieval from a long memory |
 | copies | `copy_on_device`, `copy_to_device`, `copy_to_host` (bytes) | pinned host memory |
 | host | `host_step` (sequences) | inputs to the device, greedy sampling, tokens back: a step without model and scheduler |
-| power | `power` (batch) | one layer as in prefill, decode and training, over and over, with the board's power |
+| power | `power` (batch) | one layer as in prefill, decode and training, over and over, with the board's power; the board at rest |
+| sustained | `layer_products` (tokens) | the four products of a layer over and over, at the clock that the power limit leaves |
 """
 
 import functools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -68,6 +70,7 @@ class Grid:
     sizes: tuple[int, ...] = tuple(2**i for i in range(12, 31, 3))
     sequences: tuple[int, ...] = (1, 4, 16, 64, 256)
     power: tuple[int, ...] = (1, 4, 16, 64)
+    steady: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096, 8192)
     seconds: float = POWER_SECONDS
 
 
@@ -87,6 +90,7 @@ QUICK = Grid(
     sizes=(4096, 65536),
     sequences=(1, 4),
     power=(1,),
+    steady=(8,),
     seconds=0.01,
 )
 
@@ -110,6 +114,7 @@ class Families:
             "host": self.host,
             "linear": partial(paper_families.linear, self),
             "power": self.power,
+            "sustained": self.sustained,
         }
 
     @functools.cached_property
@@ -382,6 +387,24 @@ class Families:
                     batch=batch,
                 )
                 yield found._replace(power=True, graph=False)
+        rest = case("power", "at rest", 0.0, lambda: lambda: time.sleep(0.02), batch=1)
+        yield rest._replace(power=True, graph=False)
+
+    def sustained(self) -> Iterator[Case]:
+        linear = self.torch.nn.functional.linear
+        for name, _ in self.grid.models:
+            gemms = self.shape(name).gemms(1)
+            for tokens in self.grid.steady:
+
+                def make(gemms: Any = gemms, tokens: int = tokens) -> Callable[[], Any]:
+                    pairs = [
+                        (self.random(tokens, g.k), self.random(g.n, g.k, scale=g.k**-0.5)) for g in gemms
+                    ]
+                    return lambda: [linear(x, w) for x, w in pairs]
+
+                needs = 2.0 * sum(g.n * g.k + tokens * (g.n + g.k) for g in gemms)
+                found = case("layer_products", f"{name} tp1", needs, make, tokens=tokens)
+                yield found._replace(sustained=True, power=True)
 
 
 def mixture(torch: Any, x: Any, router: Any, up: Any, down: Any, top: int) -> Any:

@@ -90,7 +90,7 @@ def measure_kernels(
         "device": bench.title,
         "date": datetime.date.today().isoformat(),
         "method": "llmgym profile --kernels: medians of repetitions on random data, second-level cache flushed before each, "
-        "replayed as CUDA graphs (host_step and power: launches as they come)",
+        "replayed as CUDA graphs (host_step and power: launches as they come; layer_products: back to back, nothing flushed)",
         "versions": bench.versions(),
         "notes": [
             "host_step is not an engine's host time: the scheduler's own Python is not in it.",
@@ -123,7 +123,11 @@ def _measure_case(bench: Device, case: Case, budget_s: float, power_s: float) ->
     if case.memory:
         call()
         peak = bench.peak_bytes(call)
-    taken = bench.time_us(call, budget_s, case.graph)
+    taken = (
+        bench.time_sustained_us(call, power_s)
+        if case.sustained
+        else bench.time_us(call, budget_s, case.graph)
+    )
     low, median, high = np.quantile(taken, [0.25, 0.5, 0.75])
     power = bench.power_w(call, power_s) if case.power else math.nan
     return Row(case.op, case.variant, case.shape, float(median), float(high - low), peak, power, len(taken))
