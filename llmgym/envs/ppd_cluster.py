@@ -84,6 +84,7 @@ class PPDCluster(Simulation):
         *,
         scenario: str | Scenario = "small",
         reward: str = "relative",
+        shaped: bool = False,
         invalid_action: str = "penalize",
         invalid_cost: float = 0.01,
         workload: str | Conversations | None = None,
@@ -94,6 +95,8 @@ class PPDCluster(Simulation):
         chosen = resolve_scenario(scenario, settings, type(self).__name__)
         choice("invalid_action", invalid_action, ("penalize", "raise"))
         choice("reward", reward, REWARDS)
+        if not isinstance(shaped, bool) or (shaped and reward != "relative"):
+            raise InvalidArgument(f'shaped={shaped!r}: expected True or False, and True only with reward="relative"')
         number("invalid_cost", invalid_cost, zero=True)
         if not isinstance(latencies, Latencies):
             raise InvalidArgument(f"latencies={latencies!r}: expected Latencies")
@@ -119,7 +122,7 @@ class PPDCluster(Simulation):
                 "would fit nowhere"
             )
         self.scenario = replace(chosen, kv_capacity=self.kv_capacity)
-        self.reward = reward
+        self.reward, self.shaped = reward, shaped
         self.raise_on_masked = invalid_action == "raise"
         self.params = self._params(invalid_cost)
 
@@ -155,6 +158,7 @@ class PPDCluster(Simulation):
         record["interference"] = INTERFERENCES[chosen.interference]
         record["placement"], record["average_rate"] = PLACEMENTS[chosen.placement], RATES[chosen.rate]
         record["reward"], record["invalid_cost"] = REWARDS[self.reward], invalid_cost
+        record["shaped"] = self.shaped
         record["kv_bytes"] = self.kv_bytes
         record["think_s"], record["think_sigma"] = self.workload.think_s, self.workload.think_sigma
         record["rate_window_s"] = RATE_WINDOW_S
@@ -319,7 +323,8 @@ class PPDCluster(Simulation):
         if self.reward == "slo":
             return metrics["slo_attainment"] - metrics["penalty"]
         chosen = self.scenario
-        gain = chosen.w_ttft * metrics["ttft_gain"] - chosen.w_tpot * metrics["tpot_loss"]
+        loss = metrics["tpot_loss"] + metrics["crowd_loss"]
+        gain = chosen.w_ttft * metrics["ttft_gain"] - chosen.w_tpot * loss
         return (
             gain * metrics["later_completed"] - chosen.timeout_cost * metrics["timeouts"] - metrics["penalty"]
         )

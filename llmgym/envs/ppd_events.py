@@ -15,10 +15,12 @@ from llmgym.envs.ppd_cells import cell_of, nearest
 from llmgym.envs.ppd_nodes import (
     arrive_at_d,
     begin_step,
+    decayed,
     end_step,
     end_turn,
     finish_p,
     prefill_s,
+    recent_rps,
     send_on,
 )
 from llmgym.envs.ppd_state import (
@@ -71,22 +73,10 @@ def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None
         0,
         0,
     )
-    me.rate_sum, me.rate_at_s, me.sent, me.output_tokens, me.p_tokens, me.d_tokens = (
-        0.0,
-        0.0,
-        0,
-        0.0,
-        0.0,
-        0.0,
-    )
-    me.ttft_gain, me.tpot_loss, me.later_ttft_s, me.later_tpot_s, me.penalty, me.paid = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
+    me.rate_sum, me.rate_at_s, me.first_sum, me.first_at_s, me.sent = 0.0, 0.0, 0.0, 0.0, 0
+    me.output_tokens, me.p_tokens, me.d_tokens = 0.0, 0.0, 0.0
+    me.ttft_gain, me.tpot_loss, me.crowd_loss, me.later_ttft_s, me.later_tpot_s = 0.0, 0.0, 0.0, 0.0, 0.0
+    me.penalty, me.paid = 0.0, 0.0
     for n in range(number.nodes):
         node = state.node[lane, n]
         node.kind = params.kind[n]
@@ -191,11 +181,15 @@ def _ask(state: State, params: Params, lane: int, c: int, since_s: float) -> Non
     talk.asked_s, talk.first_s, talk.kept = since_s, -1.0, 0
     talk.stage = ASKED
     me.sent += 1
-    me.rate_sum = 1.0 + me.rate_sum * math.exp((me.rate_at_s - me.clock_s) / number.rate_window_s)
+    me.rate_sum = 1.0 + decayed(me.rate_sum, me.rate_at_s, me.clock_s, number.rate_window_s)
     me.rate_at_s = me.clock_s
-    if talk.turn > 0:
+    if talk.turn == 0:
+        me.first_sum = 1.0 + decayed(me.first_sum, me.first_at_s, me.clock_s, number.rate_window_s)
+        me.first_at_s = me.clock_s
+    else:
         me.asked += 1
         me.later_asked += 1
+    if talk.turn > 0 or number.shaped == 1:
         _refer(state, params, lane, c)
 
 
@@ -217,7 +211,7 @@ def _refer(state: State, params: Params, lane: int, c: int) -> None:
         step_s = step_time_s(params.cost, 1, 0.0, 0, 0, 1, tokens)
         decode_s = step_time_s(params.cost, 0, 0.0, 1, tokens, 1, tokens)
     link = state.link[lane, talk.d]
-    ttft = number.handoff_s + prefill_s(number, params, new, tokens - new) + number.remote_s
+    ttft = number.handoff_s + prefill_s(number, params.cost, new, tokens - new) + number.remote_s
     ttft += number.remote_token_s * tokens + step_s
     talk.ttft_ref_s = ttft + link.setup_s + tokens * number.kv_bytes * link.seconds_per_byte
     talk.tpot_ref_s = decode_s
@@ -228,9 +222,7 @@ def rate_rps(number: Any, me: Any) -> float:
     """Estimate of requests a second: a moving average, or all requests over all time."""
     if number.average_rate == 1:
         return me.sent / max(me.clock_s, 1.0)
-    seen_s = 1.0 - math.exp(-max(me.clock_s, 1.0) / number.rate_window_s)
-    recent = me.rate_sum * math.exp((me.rate_at_s - me.clock_s) / number.rate_window_s)
-    return recent / (number.rate_window_s * seen_s)
+    return recent_rps(me.rate_sum, me.rate_at_s, me.clock_s, number.rate_window_s)
 
 
 @kernel
@@ -243,13 +235,13 @@ def _let_in(state: State, params: Params, lane: int) -> None:
         talk = state.conversation[lane, c]
         me.gate += 1
         me.open += 1
-        _ask(state, params, lane, c, talk.arrival_s)
         if me.clock_s - talk.arrival_s > number.timeout_s:
-            end_turn(state, params, lane, c, False)
+            end_turn(state, number, lane, c, False)
             continue
+        _ask(state, params, lane, c, talk.arrival_s)
         if number.placement != HASHED:
             _place(state, params, lane, c)
-        send_on(state, params, lane, c, LOCAL if talk.p < 0 else REMOTE)
+        send_on(state, number, params.cost, lane, c, LOCAL if talk.p < 0 else REMOTE)
 
 
 @kernel
@@ -325,19 +317,19 @@ def advance(state: State, params: Params, lane: int, until_s: float, weight: int
             c = _pop(state, lane)
             talk = state.conversation[lane, c]
             if talk.stage == MOVE:
-                arrive_at_d(state, params, lane, c)
+                arrive_at_d(state, number, params.cost, lane, c)
             else:
                 _ask(state, params, lane, c, at_s)
                 if weight < 0:
                     me.current = c
                     return DECISION
-                send_on(state, params, lane, c, table_route(state, params, lane, c, weight))
+                send_on(state, number, params.cost, lane, c, table_route(state, params, lane, c, weight))
         elif what == -1:
             state.conversation[lane, me.next].stage = GATE
             me.next += 1
             me.asked += 1
         elif what < number.ps:
-            finish_p(state, params, lane, what)
+            finish_p(state, number, params.cost, lane, what)
         else:
-            end_step(state, params, lane, what)
-            begin_step(state, params, lane, what)
+            end_step(state, number, lane, what)
+            begin_step(state, number, params.cost, lane, what)

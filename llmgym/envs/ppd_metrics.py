@@ -16,7 +16,7 @@ def earned(number: Any, me: Any) -> float:
     """Reward of the episode so far."""
     if number.reward == SLO:
         return me.met / max(me.later, 1) - me.penalty
-    gain = number.w_ttft * me.ttft_gain - number.w_tpot * me.tpot_loss
+    gain = number.w_ttft * me.ttft_gain - number.w_tpot * (me.tpot_loss + me.crowd_loss)
     return gain - number.timeout_cost * me.failed - me.penalty
 
 
@@ -76,15 +76,16 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[21] = me.output_tokens / duration
     out[22] = me.ttft_gain / max(me.later_done, 1)
     out[23] = me.tpot_loss / max(me.later_done, 1)
-    out[24] = moved
-    out[25] = me.p_tokens
-    out[26] = me.d_tokens
-    out[27] = p_busy / duration / max(number.ps, 1)
-    out[28] = d_busy / duration / (number.nodes - number.ps)
-    out[29] = peak / number.kv_capacity
-    out[30] = me.evictions
-    out[31] = me.preemptions
-    out[32] = me.invalid
-    out[33] = me.penalty
-    out[34] = me.clock_s
-    out[35] = me.checksum
+    out[24] = me.crowd_loss / max(me.later_done, 1)
+    out[25] = moved
+    out[26] = me.p_tokens
+    out[27] = me.d_tokens
+    out[28] = p_busy / duration / max(number.ps, 1)
+    out[29] = d_busy / duration / (number.nodes - number.ps)
+    out[30] = peak / number.kv_capacity
+    out[31] = me.evictions
+    out[32] = me.preemptions
+    out[33] = me.invalid
+    out[34] = me.penalty
+    out[35] = me.clock_s
+    out[36] = me.checksum

@@ -26,11 +26,10 @@ from llmgym.envs.ppd_state import (
     P_WAIT,
     PAPER,
     THINK,
-    Params,
     R,
     State,
 )
-from llmgym.profiles.cost import prefill_attention_s, step_time_s
+from llmgym.profiles.cost import StepCost, prefill_attention_s, step_time_s
 from llmgym.serving.links import discard, has_room, receive, send
 
 CROWD = 50
@@ -59,7 +58,20 @@ def sift_in(state: State, lane: int, c: int) -> None:
 
 
 @kernel
-def prefill_s(number: Any, params: Params, tokens: int, before: int) -> float:
+def decayed(total: float, at_s: float, clock_s: float, window_s: float) -> float:
+    """What a count of events that is forgotten exponentially has come down to, from `at_s` to `clock_s`."""
+    return total * math.exp((at_s - clock_s) / window_s)
+
+
+@kernel
+def recent_rps(total: float, at_s: float, clock_s: float, window_s: float) -> float:
+    """Events a second of late, from such a count; at the start of an episode over the time there has been."""
+    seen = 1.0 - math.exp(-max(clock_s, 1.0) / window_s)
+    return decayed(total, at_s, clock_s, window_s) / (window_s * seen)
+
+
+@kernel
+def prefill_s(number: Any, cost: StepCost, tokens: int, before: int) -> float:
     """Time to prefill `tokens` tokens alone behind `before` cached ones, s."""
     if number.tables == 0:
         return tokens * number.prefill_token_s
@@ -67,17 +79,16 @@ def prefill_s(number: Any, params: Params, tokens: int, before: int) -> float:
     done = 0
     while done < tokens:
         run = min(tokens - done, number.chunk)
-        attention = prefill_attention_s(params.cost, run, before + done)
-        seconds += step_time_s(params.cost, run, attention, 0, 0, 1, before + done + run)
+        attention = prefill_attention_s(cost, run, before + done)
+        seconds += step_time_s(cost, run, attention, 0, 0, 1, before + done + run)
         done += run
     return seconds
 
 
 @kernel
-def end_turn(state: State, params: Params, lane: int, c: int, in_time: bool) -> None:
+def end_turn(state: State, number: Any, lane: int, c: int, in_time: bool) -> None:
     """A request completes, or has timed out, which ends its conversation."""
     me = state.lane[lane]
-    number = params.number[0]
     talk = state.conversation[lane, c]
     later = talk.turn > 0
     if not in_time:
@@ -143,26 +154,24 @@ def next_at(state: State, lane: int, n: int) -> int:
 
 
 @kernel
-def ask_p(state: State, params: Params, lane: int, c: int) -> None:
+def ask_p(state: State, number: Any, cost: StepCost, lane: int, c: int) -> None:
     """A request goes to its P node."""
     talk = state.conversation[lane, c]
-    number = params.number[0]
     node = state.node[lane, talk.p]
     held = state.cache[lane, 2 * c].tokens
     tokens = talk.context + talk.prompt
-    talk.work_s = number.handoff_s + prefill_s(number, params, tokens - held, held)
+    talk.work_s = number.handoff_s + prefill_s(number, cost, tokens - held, held)
     talk.stage = P_WAIT
     node.backlog_s += talk.work_s
     wait_at(state, lane, talk.p, c)
     if node.serving < 0:
-        _serve_next(state, params, lane, talk.p)
+        _serve_next(state, number, cost, lane, talk.p)
 
 
 @kernel
-def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
+def _serve_next(state: State, number: Any, cost: StepCost, lane: int, n: int) -> None:
     """P begins the next prompt of its line; requests that have timed out are left out."""
     me = state.lane[lane]
-    number = params.number[0]
     node = state.node[lane, n]
     node.serving, node.blocked = -1, 0
     node.at_s = math.inf
@@ -173,14 +182,14 @@ def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
         if node.waiting == 0:
             node.backlog_s = 0.0
         if me.clock_s - talk.asked_s > number.timeout_s:
-            end_turn(state, params, lane, c, False)
+            end_turn(state, number, lane, c, False)
             continue
         tokens = talk.context + talk.prompt
         held = take(state, lane, n, 2 * c)
         keep(state, lane, n, number.kv_capacity - tokens)
         state.cache[lane, 2 * c].tokens = tokens
         me.p_tokens += tokens - held
-        service_s = number.handoff_s + prefill_s(number, params, tokens - held, held)
+        service_s = number.handoff_s + prefill_s(number, cost, tokens - held, held)
         talk.stage = P_RUN
         node.serving = c
         node.busy_s += service_s
@@ -189,9 +198,8 @@ def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
 
 
 @kernel
-def finish_p(state: State, params: Params, lane: int, n: int) -> None:
+def finish_p(state: State, number: Any, cost: StepCost, lane: int, n: int) -> None:
     """P has a prompt done: its KV goes to D, and the next one begins; or P waits for room in D's buffer."""
-    number = params.number[0]
     me = state.lane[lane]
     node = state.node[lane, n]
     c = node.serving
@@ -209,16 +217,16 @@ def finish_p(state: State, params: Params, lane: int, n: int) -> None:
     talk.stage = MOVE
     talk.at_s = me.clock_s + number.remote_s + number.remote_token_s * tokens
     sift_in(state, lane, c)
-    _serve_next(state, params, lane, n)
+    _serve_next(state, number, cost, lane, n)
 
 
 @kernel
-def _unblock(state: State, params: Params, lane: int, d: int) -> None:
+def _unblock(state: State, number: Any, cost: StepCost, lane: int, d: int) -> None:
     """The buffer of D has changed: P nodes that wait for it try again."""
-    for n in range(params.number[0].ps):
+    for n in range(number.ps):
         node = state.node[lane, n]
         if node.blocked == 1 and state.conversation[lane, node.serving].d == d:
-            finish_p(state, params, lane, n)
+            finish_p(state, number, cost, lane, n)
 
 
 # ------------------------------------------------------------------------------------------------------------------ D
@@ -256,10 +264,9 @@ def _preempt(state: State, lane: int, n: int) -> None:
 
 
 @kernel
-def begin_step(state: State, params: Params, lane: int, n: int) -> None:
+def begin_step(state: State, number: Any, cost: StepCost, lane: int, n: int) -> None:
     """D puts its next batch together and runs it; with nothing to run it is idle."""
     me = state.lane[lane]
-    number = params.number[0]
     node = state.node[lane, n]
     link = state.link[lane, n]
     batch = state.running[lane, n]
@@ -283,7 +290,7 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
             if talk.moving == 1:
                 discard(link, tokens * number.kv_bytes)
                 came = True
-            end_turn(state, params, lane, c, False)
+            end_turn(state, number, lane, c, False)
             continue
         if node.active + tokens + node.running + 1 > number.kv_capacity or (talk.moving == 0 and budget == 0):
             break
@@ -312,7 +319,7 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
     keep(state, lane, n, number.kv_capacity - node.active - node.running)
     node.kv_peak = max(node.kv_peak, node.active + node.idle)
     if came:
-        _unblock(state, params, lane, n)
+        _unblock(state, number, cost, lane, n)
     node.at_s = math.inf
     if node.running == 0:
         return
@@ -322,11 +329,11 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
         full = full or (talk.run > 0 and talk.full == 1)
         if number.tables == 1 and talk.run > 0:
             held = talk.context + talk.prompt + talk.kept - talk.left
-            attention_s += prefill_attention_s(params.cost, talk.run, held)
+            attention_s += prefill_attention_s(cost, talk.run, held)
     dt = 0.0
     if number.tables == 1:
         dt = step_time_s(
-            params.cost, prefill, attention_s, node.decoding, node.context, node.running, node.active
+            cost, prefill, attention_s, node.decoding, node.context, node.running, node.active
         )
     else:
         dt = number.step_s
@@ -348,7 +355,7 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
 
 
 @kernel
-def end_step(state: State, params: Params, lane: int, n: int) -> None:
+def end_step(state: State, number: Any, lane: int, n: int) -> None:
     """A step of D ends: who decodes has a token more, who has finished prefilling or receiving has the first one."""
     me = state.lane[lane]
     node = state.node[lane, n]
@@ -374,17 +381,32 @@ def end_step(state: State, params: Params, lane: int, n: int) -> None:
             batch[k] = batch[k - 1]
         batch[node.decoding] = c
         node.decoding += 1
-    if node.tick >= node.next_finish or me.clock_s - node.oldest_ask_s > params.number[0].timeout_s:
-        _sweep(state, params, lane, n)
+    if node.tick >= node.next_finish or me.clock_s - node.oldest_ask_s > number.timeout_s:
+        _sweep(state, number, lane, n)
 
 
 @kernel
-def _sweep(state: State, params: Params, lane: int, n: int) -> None:
+def _excess(state: State, lane: int, n: int, c: int) -> float:
+    """How far the TPOT of a decoding sequence is above what rewards compare it with so far, as a share of that; at most 5."""
+    talk = state.conversation[lane, c]
+    tokens = state.node[lane, n].tick - talk.base - 1
+    if tokens < 1:
+        return 0.0
+    tpot_s = (state.lane[lane].clock_s - talk.first_s) / tokens
+    return min(tpot_s / talk.tpot_ref_s - 1.0, 5.0)
+
+
+@kernel
+def _sweep(state: State, number: Any, lane: int, n: int) -> None:
     """Take out of the batch who has completed or timed out."""
     me = state.lane[lane]
-    number = params.number[0]
     node = state.node[lane, n]
     batch = state.running[lane, n]
+    crowd = 0.0
+    if number.shaped == 1:
+        for i in range(node.decoding):
+            crowd += _excess(state, lane, n, batch[i])
+    others = max(node.decoding - 1, 1)
     kept, decoding = 0, 0
     node.next_finish = FAR
     node.oldest_ask_s = math.inf
@@ -405,15 +427,17 @@ def _sweep(state: State, params: Params, lane: int, n: int) -> None:
         if decodes:
             held = talk.context + talk.prompt + node.tick - talk.base
             node.context -= held
+        if number.shaped == 1 and not late and talk.turn > 0:
+            me.crowd_loss += (crowd - _excess(state, lane, n, c)) / others
         node.active -= held
         entry = state.cache[lane, 2 * c + 1]
         entry.tokens = 0
         if not late:
             entry.tokens = held
             put(state, lane, n, 2 * c + 1)
-        end_turn(state, params, lane, c, not late)
+        end_turn(state, number, lane, c, not late)
         if not late and talk.turn < talk.turns:
-            think(state, params, lane, c)
+            think(state, number, lane, c)
     node.running, node.decoding = kept, decoding
 
 
@@ -425,9 +449,8 @@ def pause_s(key: np.uint64, number: Any, c: int, turn: int) -> float:
 
 
 @kernel
-def think(state: State, params: Params, lane: int, c: int) -> None:
+def think(state: State, number: Any, lane: int, c: int) -> None:
     """The user reads the answer; then the next turn comes."""
-    number = params.number[0]
     talk = state.conversation[lane, c]
     talk.stage = THINK
     talk.at_s = state.lane[lane].clock_s
@@ -437,20 +460,19 @@ def think(state: State, params: Params, lane: int, c: int) -> None:
 
 
 @kernel
-def arrive_at_d(state: State, params: Params, lane: int, c: int) -> None:
+def arrive_at_d(state: State, number: Any, cost: StepCost, lane: int, c: int) -> None:
     """A request is visible to the scheduler of its D, which starts if it was idle."""
     talk = state.conversation[lane, c]
     talk.stage = D_WAIT
     wait_at(state, lane, talk.d, c)
     if state.node[lane, talk.d].at_s == math.inf:
-        begin_step(state, params, lane, talk.d)
+        begin_step(state, number, cost, lane, talk.d)
 
 
 @kernel
-def send_on(state: State, params: Params, lane: int, c: int, route: int) -> None:
+def send_on(state: State, number: Any, cost: StepCost, lane: int, c: int, route: int) -> None:
     """A request takes its route."""
     me = state.lane[lane]
-    number = params.number[0]
     talk = state.conversation[lane, c]
     talk.route = route
     request = c
@@ -461,8 +483,13 @@ def send_on(state: State, params: Params, lane: int, c: int, route: int) -> None
     if route == LOCAL:
         talk.moving = 0
         talk.stage = MOVE
-        talk.at_s = me.clock_s + number.local_s + number.local_token_s * (talk.context + talk.prompt)
+        talk.at_s = me.clock_s + number.local_token_s * (talk.context + talk.prompt)
+        if talk.p < 0:
+            talk.at_s += number.replica_s
+        else:
+            rate = recent_rps(me.first_sum, me.first_at_s, me.clock_s, number.rate_window_s)
+            talk.at_s += number.local_s + number.local_rate_s2 * rate
         sift_in(state, lane, c)
     else:
         talk.moving = 1
-        ask_p(state, params, lane, c)
+        ask_p(state, number, cost, lane, c)

@@ -92,6 +92,9 @@ class PPDRoutingEnv(LaneEnv):
       ratio clipped to [-5, 1], and `-timeout_cost` for each request that times out. T0 and P0 are those of the same turn
       through P (see `reference`). The return is `later_completed (w_ttft ttft_gain - w_tpot tpot_loss) - timeout_cost
       timeouts - penalty`.
+      With `shaped=True` each of these turns also pays `w_tpot` times the mean of `(TPOT - P0) / P0` so far over the others that
+      decode in its batch when it completes (clipped at 5): `crowd_loss`, which adds to `tpot_loss` in the return. So a prefill
+      that holds up a batch is charged while that batch runs, not only when its members complete.
     - `"slo"`: `slo_attainment`: the share of all later turns of the episode that met both objectives, less penalties.
 
     ## Starting State
@@ -116,6 +119,7 @@ class PPDRoutingEnv(LaneEnv):
             `interference`, `placement`, `information`, `noise_scale`, `rate`, `rates`, `bypass`, `reference`, `w_ttft`, `w_tpot`,
             `timeout_cost`, `ttft_slo_s`, `tpot_slo_s`.
         reward: `relative` or `slo`.
+        shaped: also charge a turn, when it completes, for how slowly those decode that are in the batch with it (see Rewards).
         invalid_action: `penalize` or `raise`.
         invalid_cost: cost of a masked action.
         workload: conversations instead of the scenario's: a name of `llmgym.envs.ppd_conversations.names()`, or `Conversations`.

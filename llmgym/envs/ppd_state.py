@@ -42,7 +42,9 @@ LATENCY_FIELDS = (
     "replica_prefill_token_s",
     "handoff_s",
     "local_s",
+    "local_rate_s2",
     "local_token_s",
+    "replica_s",
     "remote_s",
     "remote_token_s",
 )
@@ -65,6 +67,7 @@ NUMBER = np.dtype(
         ("average_rate", "i4"),  # 1: the rate is all requests over all time, 0: a moving average
         ("default_output", "i4"),
         ("reward", "i4"),
+        ("shaped", "i4"),
         ("bypass", "i4"),
         ("kv_bytes", "f8"),  # of a token
         ("window_s", "f8"),  # conversations arrive until then
@@ -111,12 +114,15 @@ LANE = np.dtype(
         ("preemptions", "i4"),
         ("rate_sum", "f8"),
         ("rate_at_s", "f8"),
+        ("first_sum", "f8"),  # the same of first turns
+        ("first_at_s", "f8"),
         ("sent", "i4"),  # requests that got a route
         ("output_tokens", "f8"),
         ("p_tokens", "f8"),  # prefilled on P
         ("d_tokens", "f8"),  # prefilled where it decodes
         ("ttft_gain", "f8"),  # sums over completed later turns
         ("tpot_loss", "f8"),
+        ("crowd_loss", "f8"),
         ("later_ttft_s", "f8"),
         ("later_tpot_s", "f8"),
         ("penalty", "f8"),
@@ -243,6 +249,7 @@ METRICS = (
     "output_tokens_per_s",
     "ttft_gain",
     "tpot_loss",
+    "crowd_loss",
     "kv_moved_bytes",
     "prefilled_p_tokens",
     "prefilled_d_tokens",

@@ -118,6 +118,7 @@ class PPDWeightsEnv(LaneEnv):
         scenario: `paper`, `real`, `stress`, `small`, or a `Scenario` (see `llmgym.envs.ppd_scenarios`); each of its settings can be
             given as an argument of its own (see `PPDRoutingEnv`, and `epoch_s`, `epochs`).
         reward: `slo` or `relative`.
+        shaped: with `relative`, as in PPDRouting.
         invalid_action: `penalize` or `raise`; there are no invalid actions.
         invalid_cost: not used.
         workload: conversations instead of the scenario's.

@@ -15,8 +15,7 @@ from llmgym.core.lanes import HOLD
 from llmgym.envs import ppd_conversations, ppd_table
 from llmgym.envs.ppd_cells import CONTEXTS, SECOND_TURN, TYPES, cell_of, lookup, nearest
 from llmgym.envs.ppd_conversations import Conversations, fixed_turns, geometric_turns
-from llmgym.envs.ppd_latency import LLAMA_8B_H100 as LAW
-from llmgym.envs.ppd_latency import Latencies
+from llmgym.envs.ppd_latency import LLAMA_8B_H100, Latencies
 from llmgym.envs.ppd_routing import PPDRouting, PPDRoutingEnv, PPDRoutingVectorEnv
 from llmgym.envs.ppd_scenarios import SCENARIOS, parse_allocation
 from llmgym.envs.ppd_state import ASKED, D_RUN, D_WAIT, LOCAL, OVER, PD, REMOTE, D, P, R
@@ -25,6 +24,8 @@ from llmgym.errors import InvalidAction, InvalidArgument, ProfileError, ResetNee
 from llmgym.workloads import RequestClass, Rows, Workload, fixed, replay
 
 ROUTING, WEIGHING = "llmgym/PPDRouting-v0", "llmgym/PPDWeights-v0"
+LAW = replace(LLAMA_8B_H100, local_rate_s2=0.0)
+"""Without the wait that grows with the rate of conversations, which no hand computation of one or two of them needs."""
 
 
 def talks(
@@ -46,6 +47,7 @@ def routing(
         "reference": "idle",
         "allocation": "1P_1D",
         "conversations": len(arrival_s),
+        "latencies": LAW,
     }
     rate = talk.opening.mean_rate_rps
     return PPDRoutingEnv(
@@ -94,6 +96,20 @@ def test_one_conversation_alone_takes_what_the_law_says(answer_kv_hit: bool) -> 
     assert second["ttft_s"] == pytest.approx(LAW.local_ttft_s(new, tokens), rel=1e-6)
     assert env.metrics()["kv_moved_bytes"] == 300 * 131072
     assert env.metrics()["prefilled_d_tokens"] == new
+
+
+def test_a_turn_on_d_waits_for_the_rate_of_conversations_and_no_other_does() -> None:
+    """100 conversations, 5 a second: 15 ms on average on D, nothing through P and nothing on replicas."""
+    arrivals = [0.2 * i for i in range(100)]
+    slow = replace(LAW, local_rate_s2=3e-3)
+    for allocation, route, wait_s in (("1P_1D", LOCAL, 0.015), ("1P_1D", REMOTE, 0.0), ("2R", LOCAL, 0.0)):
+        found = []
+        for law in (LAW, slow):
+            env = routing(arrivals, (10, 2), (10, 2), latencies=law, allocation=allocation)
+            play(env, route)
+            found.append(float(np.mean(requests(env)["ttft_s"][100:])))
+        # a step of 8 ms that has just begun is waited for or not
+        assert found[1] - found[0] == pytest.approx(wait_s, abs=0.004 if wait_s else 1e-9)
 
 
 def test_p_forgets_what_it_never_saw() -> None:
@@ -489,6 +505,29 @@ def test_rewards_are_paid_when_turns_complete() -> None:
     assert env.metrics()["slo_attainment"] == 0.5
 
 
+def test_shaped_rewards_charge_for_the_neighbours() -> None:
+    """By hand: a short turn completes while another decodes; what that one's TPOT is above its reference so far is charged."""
+    plain, shaped = (
+        routing([0.0, 0.1], (30, 2), (1500, 40), w_tpot=3.0, shaped=flag) for flag in (False, True)
+    )
+    (base, without), (total, found) = play(plain, LOCAL), play(shaped, LOCAL)
+    assert without["crowd_loss"] == 0.0 < found["crowd_loss"]
+    assert all(without[name] == found[name] for name in found if name != "crowd_loss")
+    assert total == pytest.approx(base - 3.0 * 2 * found["crowd_loss"], rel=1e-9)
+    assert total == pytest.approx(shaped.simulation.expected_return(found), rel=1e-9)
+    # the first turn to complete had the second one beside it, whose prefill it had waited for; that one was alone at its end
+    done = requests(shaped)[2:]
+    end_s = done["arrival_s"] + done["e2e_s"]
+    first, last = np.argsort(end_s)
+    began_s = done["arrival_s"][last] + done["ttft_s"][last]
+    state = shaped.lanes.state
+    reference_s = float(state.conversation["tpot_ref_s"][0, last])
+    rest_s = end_s[first] - began_s
+    per_token_s = (done["e2e_s"][last] - done["ttft_s"][last]) / 39
+    tokens = round(float(rest_s / per_token_s))
+    assert found["crowd_loss"] == pytest.approx((rest_s / tokens / reference_s - 1.0) / 2, rel=1e-3)
+
+
 # ------------------------------------------------------------------------------------------------------------- weights
 
 
@@ -634,6 +673,9 @@ def test_pictures(mode: str, allocation: str) -> None:
         ({"profile": 3}, InvalidArgument, "profile=3"),
         ({"latencies": {}}, InvalidArgument, "latencies="),
         ({"invalid_cost": -1.0}, InvalidArgument, "invalid_cost=-1.0"),
+        ({"shaped": 1}, InvalidArgument, "shaped=1"),
+        ({"shaped": True, "reward": "slo"}, InvalidArgument, "shaped=True"),
+        ({"timeout_cost": -5.0}, InvalidArgument, "timeout_cost=-5.0"),
         ({"shape": (0.0, 0.0)}, InvalidArgument, "multipliers"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
