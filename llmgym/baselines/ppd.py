@@ -184,56 +184,57 @@ class QueueAwarePolicy(_Rule):
 
 
 class OraclePolicy(_Rule):
-    """`oracle`: both routes are tried in copies of the world, and the one that can earn more is taken.
+    """`oracle`: both routes are tried in copies of the world that run to the end, and the one that earns more is taken.
 
-    Privileged: it sees the lengths and arrivals to come. A copy runs until the turn has completed (or timed out) and `decisions`
-    further turns were routed, in one pair of copies all on D, in another as `queue-aware` does; a route is worth the better of
-    the two. One step of lookahead, no optimum.
+    Privileged: it sees the lengths and arrivals to come. It looks one decision ahead: after it a copy goes on as `local` does and
+    another as `queue-aware` does, and a route is worth the better of the two (parallel rollout: Chang, Givan and Chong, "Parallel
+    rollout for online solution of partially observable Markov decision processes", Discrete Event Dynamic Systems 14, 2004).
+    As the worlds are known, it never earns less than either of these two, but for rounding; it is no optimum.
+
+    An episode of n decisions takes 2 n^2 steps of the simulation: a second in `small`, about a minute in `stress`.
 
     Args:
         env: the environment.
         name: of the policy.
-        decisions: later turns that follow in a copy, at least.
+        decisions: copies end after so many decisions; 0: with the episode. A short look does not see what is paid later: a
+            choice that delays completions delays what they cost, so that the rule can do worse than those it follows.
     """
 
     privileged = True
 
-    def __init__(self, env: Any, name: str = "oracle", decisions: int = 32) -> None:
+    def __init__(self, env: Any, name: str = "oracle", decisions: int = 0) -> None:
         super().__init__(env, name)
         self.decisions = whole("decisions", decisions, 0)
-        self._copies = Lanes(self._simulation, 4)
+        self._copies: Lanes | None = None
         self._follow = QueueAwarePolicy(env)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Routes [lanes]."""
-        routes = np.full(len(obs), LOCAL, np.int64)
-        for lane in range(len(obs)):
-            current = int(self._env.lanes.state.lane[lane]["current"])
-            if current >= 0 and (mask is None or mask[lane, REMOTE] == 1):
-                routes[lane] = int(np.argmax(self._try(lane, current).max(axis=0)))
-        return routes
-
-    def _try(self, lane: int, current: int) -> NDArray[np.float64]:
-        """Reward that follows, float64 [followers, routes]."""
+        lanes, count = self._env.lanes, len(obs)
+        if self._copies is None or self._copies.count != 4 * count:
+            self._copies = Lanes(self._simulation, 4 * count)
         copies = self._copies
+        for mine, theirs in zip(copies.state, lanes.state, strict=True):
+            mine.reshape(4, *theirs.shape)[:] = theirs
         buffers = copies.buffers
-        for mine, theirs in zip(copies.state, self._env.lanes.state, strict=True):
-            mine[:] = theirs[lane]
-        buffers.ended[:] = False
-        buffers.action[:, 0] = (REMOTE, LOCAL, REMOTE, LOCAL)
-        turn = int(copies.state.conversation[0, current]["turn"])
-        total = np.zeros(4)
-        count = 0
-        while not buffers.ended.all():
+        # nothing is to be decided where an episode is over
+        buffers.ended[:] = np.tile(lanes.state.lane["current"] < 0, 4)
+        routes = np.repeat([REMOTE, LOCAL, REMOTE, LOCAL], count)
+        if mask is not None:
+            routes = np.where(np.tile(mask[:, REMOTE], 4) == 1, routes, LOCAL)
+        buffers.action[:, 0] = routes
+        total = np.zeros(4 * count)
+        steps = 0
+        while not buffers.ended.all() and (steps <= self.decisions or self.decisions == 0):
+            running = ~buffers.ended
             copies.step(HOLD)
-            total += buffers.reward
-            buffers.action[:2] = LOCAL
-            buffers.action[2:, 0] = self._follow.act(buffers.obs[2:], buffers.mask[2:])
-            talk = copies.state.conversation[:, current]
-            count += 1
-            if count > self.decisions and np.all((talk["turn"] > turn) | (talk["stage"] >= OVER)):
-                break
-        return total.reshape(2, 2)
+            total[running] += buffers.reward[running]
+            buffers.action[: 2 * count] = LOCAL
+            later = slice(2 * count, None)
+            buffers.action[later, 0] = self._follow.act(buffers.obs[later], buffers.mask[later])
+            steps += 1
+        best = total.reshape(2, 2, count).max(axis=0)
+        return self._allowed(best[LOCAL] >= best[REMOTE], mask)
 
 
 def _constant(route: int) -> Callable[..., Policy]:

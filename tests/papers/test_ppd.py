@@ -5,6 +5,7 @@ Where the simulation does not reach a published number the test holds the number
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -87,10 +88,10 @@ def test_1_ttft_of_replicas(qps: float) -> None:
 
 
 def test_1_closed_forms() -> None:
-    """With half a step in progress: 25 ms on D and 90 ms through P, so 65 ms of the way over P are overhead."""
+    """At one conversation a second, half a step in progress: 25 ms on D and 90 ms through P, so 65 ms of that way are overhead."""
     law = LLAMA_8B_H100
     for new, tokens in ((200, 600), (1024, 1500), (2000, 4000)):
-        assert 1e3 * law.local_ttft_s(new, tokens) + 4.0 == pytest.approx(
+        assert 1e3 * law.local_ttft_s(new, tokens, rate=1.0) + 4.0 == pytest.approx(
             25 + 0.035 * new + 0.003 * tokens, abs=3.0
         )
         assert 1e3 * law.remote_ttft_s(new, tokens) + 1.0 == pytest.approx(
@@ -112,17 +113,17 @@ TABLE_1 = {
     ("3P_1D", "high"): -24.9,
 }
 BANDS = {"low": (0.0, 2.0), "mid": (4.0, 8.0), "high": (12.0, 20.0)}
-BEYOND = {("1P_3D", "high"): -88, ("3P_1D", "mid"): -58, ("3P_1D", "high"): -55}
-"""Cells of Table 1 that the simulation misses by more than 15 points, with what it gives.
+BEYOND = {("3P_1D", "high"): -40}
+"""The cell of Table 1 that the simulation misses by more than 15 points (by 15.3), with what it gives.
 
-On 1P_3D a saturated P counts for more here than in the paper, where some such runs answered nothing. On 3P_1D the measured TTFT
-on D grows faster with the load (small_huge_paste at 16 a second: 169 ms, here 108), for a reason that the step law does not know.
+How the paper averages is not published, and its own single cells are above this entry: at 12 and 16 a second they give 43 to 55 %
+on 3P_1D (small_mid_bal 165 to 89 and 202 to 98 ms, small_huge_paste 235 to 133 and 378 to 169 ms).
 """
 
 
 @pytest.mark.parametrize(("allocation", "band"), TABLE_1)
 def test_2_table_1(allocation: str, band: str) -> None:
-    """Every entry negative, and within 15 points but for three."""
+    """Every entry negative, and within 15 points but for one."""
     found = change(allocation, *BANDS[band])
     assert found < 0.0
     if (allocation, band) in BEYOND:
@@ -143,24 +144,24 @@ def test_2_order_of_table_1() -> None:
 
 TRACE_MS = {
     ("1P_3D", 1.0): (126, 42),
-    ("1P_3D", 2.0): (141, 42),
-    ("1P_3D", 4.0): (195, 43),
+    ("1P_3D", 2.0): (141, 39.5),
+    ("1P_3D", 4.0): (195, 45.5),
     ("2P_2D", 1.0): (122, 42),
-    ("2P_2D", 2.0): (128, 43),
-    ("2P_2D", 4.0): (136, 45),
+    ("2P_2D", 2.0): (128, 41),
+    ("2P_2D", 4.0): (136, 48),
     ("3P_1D", 1.0): (122, 43),
     ("3P_1D", 2.0): (129, 48),
-    ("3P_1D", 4.0): (134, 53),
+    ("3P_1D", 4.0): (134, 56),
 }
-"""TTFT of later turns at x = 0 and x = 1, ms, of an independent simulation with the same latency law (measured: 134 to 39 on 1P_3D
-and 124 to 41 on 2P_2D at 2 a second, ShareGPT)."""
+"""TTFT of later turns at x = 0 and x = 1, ms. At x = 0, and at 1 a second, of an independent simulation with the same latency law;
+at x = 1 from 2 a second on as measured, mean of ShareGPT and WildChat (3P_1D: ShareGPT)."""
 
 
 @pytest.mark.parametrize(("allocation", "qps"), TRACE_MS)
 def test_3_ttft_of_later_turns(allocation: str, qps: float) -> None:
     remote, local = (1e3 * trace(allocation, qps, route)["ttft_mean_s"] for route in (REMOTE, LOCAL))
     assert remote == pytest.approx(TRACE_MS[allocation, qps][0], rel=0.1)
-    assert local == pytest.approx(TRACE_MS[allocation, qps][1], rel=0.1)
+    assert local == pytest.approx(TRACE_MS[allocation, qps][1], rel=0.1 if qps == 1.0 else 0.15)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -218,11 +219,11 @@ def test_6_a_slow_link_costs_the_way_over_p() -> None:
 def test_7_bytes_moved() -> None:
     """Only first turns move anything when later ones stay; every turn moves all of its context otherwise.
 
-    The paper says -75 %. That is the share of later turns among equally large transfers; with whole contexts moving, as its
-    text has it, later transfers are larger and the saving is 98 % for conversations like those of ShareGPT.
+    The paper says -75 %. That is the saving in the number of transfers (4.3 turns: -77 %); with whole contexts moving, as its text
+    has it, later transfers are larger than first ones, and the saving in bytes is 98 % for conversations like those of ShareGPT.
     """
     simulation = cluster("1P_3D", qps=2.0, conversations=200)
-    moved, expected = {}, {}
+    moved, expected, transfers = {}, {}, {}
     for route in (REMOTE, LOCAL):
         lanes = Lanes(simulation, 1)
         lanes.reset(None, [seeded_key(3)])
@@ -230,6 +231,7 @@ def test_7_bytes_moved() -> None:
         while not lanes.buffers.ended.all():
             lanes.step(HOLD)
         moved[route] = lanes.metrics(0)["kv_moved_bytes"]
+        transfers[route] = np.count_nonzero(lanes.state.request["moved_bytes"][0])
         request, talks = lanes.state.request[0], lanes.state.conversation[0]
         first, all_turns = 0, 0
         for c, talk in enumerate(talks):
@@ -243,13 +245,15 @@ def test_7_bytes_moved() -> None:
     assert moved == expected
     assert moved[LOCAL] / moved[REMOTE] < 0.30
     assert moved[LOCAL] / moved[REMOTE] == pytest.approx(0.017, abs=0.01)
+    assert transfers[LOCAL] / transfers[REMOTE] == pytest.approx(0.25, abs=0.03)
 
 
 # ------------------------------------------------------------------------------------------------------- 8: the table
 
 SHARES = {"2P_2D": (99, 96, 90, 81), "1P_3D": (99, 99, 97, 94), "3P_1D": (99, 95, 91, 84)}
 """Cells that say local at w_tpot 1, 3, 6, 10, per cent, from the published results."""
-OURS = {"2P_2D": (100, 96, 83, 72), "1P_3D": (100, 99, 94, 82), "3P_1D": (97, 83, 69, 61)}
+OURS = {"2P_2D": (100, 95, 82, 71), "1P_3D": (100, 99, 93, 82), "3P_1D": (96, 81, 69, 60)}
+"""As an independent simulation of the same law gives (100, 96, 84, 73; 100, 99, 93, 81; 95, 78, 67, 60)."""
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -261,7 +265,9 @@ def test_8_the_table(allocation: str) -> None:
     assert shares == sorted(shares, reverse=True)
     assert shares[1] >= 90.0
     assert shares[1:5] == pytest.approx(OURS[allocation], abs=3.0)
-    # the published table is less eager to leave D at large weights: there a prefill costs decodes less than in the law
+    # The published table is less eager to leave D at large weights. In the law every prefill token beyond the 157 that hide in
+    # a step costs the decodes 35 us; measured TPOT rises less (3P_1D, small_huge_paste at 16 a second: 11.4 to 17.1 ms, here 13.0
+    # to 21.2). With fewer microseconds a token the measured TTFT of pasted prompts would be missed.
     assert all(ours <= published + 2.0 for ours, published in zip(shares[1:5], SHARES[allocation]))
 
 
@@ -290,25 +296,26 @@ def _winners(rates: tuple[float, ...], episodes: int) -> dict[str, np.ndarray]:
     return {"ttft": np.nanargmin(ttft, axis=0), "tpot": np.nanargmin(tpot, axis=0)}
 
 
-def _check_winners(rates: tuple[float, ...], episodes: int) -> None:
+def _check_winners(rates: tuple[float, ...], episodes: int, replicas: float) -> None:
     kinds = np.array(list(CONFIGURATIONS.values()))
     won = _winners(rates, episodes)
     assert not np.any(kinds[won["ttft"]] == "x=0")
-    assert np.mean(won["ttft"] != won["tpot"]) > 0.5
-    assert np.mean(kinds[won["ttft"]] != kinds[won["tpot"]]) > 0.5
-    # The paper gives 63 % of the TTFT wins to 4R. In the law a replica prefills like a D, and four of them are not faster than
-    # three D that nobody prefills first turns on.
-    assert np.mean(kinds[won["ttft"]] == "x=1") > 0.9
+    assert np.mean(won["ttft"] != won["tpot"]) > 0.9
+    assert np.mean(kinds[won["ttft"]] != kinds[won["tpot"]]) > 0.9
+    # The paper gives 63 % of the TTFT wins to 4R and 27 % to x = 1. What remains: pasted prompts on replicas, which measured 67 to
+    # 98 ms on 4R and 64 to 197 on 1P_3D, come out at 69 to 99 and 64 to 107 here.
+    assert np.mean(kinds[won["ttft"]] == "R") == pytest.approx(replicas, abs=0.04)
+    assert np.mean(kinds[won["ttft"]] == "x=1") > 0.25
 
 
 def test_9_ttft_and_tpot_want_different_clusters() -> None:
-    """92 % of the 180 points in the paper; 85 % here (74 % by class)."""
-    _check_winners((4.0, 16.0), 1)
+    """92 % of the 180 points in the paper; 94 % here."""
+    _check_winners((4.0, 16.0), 1, 0.47)
 
 
 @pytest.mark.slow
 def test_9_ttft_and_tpot_want_different_clusters_on_all_points() -> None:
-    _check_winners(RATES_RPS, 2)
+    _check_winners(RATES_RPS, 2, 0.37)
 
 
 # ---------------------------------------------------------------------------------------------- 10: the closed loop
@@ -323,28 +330,69 @@ def test_10_the_limit_on_conversations_bounds_tpot() -> None:
     assert cell("3P_1D", "large_mid_bal", 20.0, LOCAL, max_inflight=None)["tpot_mean_s"] > 0.025
 
 
+UNSTABLE = {
+    ("3P_1D", REMOTE): ((11, 44, 61, 89), (11, 39, 50, 56)),
+    ("3P_1D", LOCAL): ((6, 22, 44, 67), (11, 50, 50, 56)),
+    ("2P_2D", REMOTE): ((0, 6, 11, 22), (6, 6, 50, 56)),
+    ("2P_2D", LOCAL): ((0, 0, 6, 11), (6, 6, 50, 56)),
+}
+"""Workloads with less than 95 % success at 8, 12, 16 and 20 a second, per cent: published, and here.
+
+The two do not agree beyond 12 a second, and cannot with what is known. Here a request fails 30 s after its conversation has come,
+the wait for one of the 50 places included, so routes hardly matter and long answers on two D fail too. If only the time after that
+wait counted, nothing would fail on D, where the paper has up to 67 %. Why its runs at x = 0 stop answering is not published.
+"""
+
+
+@pytest.mark.parametrize(("allocation", "route"), UNSTABLE)
+def test_unstable_points(allocation: str, route: int) -> None:
+    found = table(allocation)
+    at = [list(found.rates).index(rate) for rate in (8.0, 12.0, 16.0, 20.0)]
+    shares = [100.0 * float(np.mean(found.success[route][..., k] < 0.95)) for k in at]
+    assert shares == sorted(shares)
+    assert shares == pytest.approx(UNSTABLE[allocation, route][1], abs=6.0)
+
+
 # ------------------------------------------------------------------------------------- measured cells, beyond the list
 
+MEASURED_RPS = (1.0, 4.0, 8.0, 12.0, 16.0)
 MEASURED = {
-    ("1P_3D", "small_tiny"): ((94, 34), (96, 42)),
-    ("1P_3D", "small_huge_paste"): ((141, 64), (183, 79)),
-    ("1P_3D", "large_mid_bal"): ((137, 52), (153, 77)),
-    ("2P_2D", "small_huge_paste"): ((150, 62), (145, 94)),
-    ("2P_2D", "large_mid_bal"): ((151, 74), (153, 91)),
-    ("3P_1D", "small_mid_bal"): ((102, 50), (107, 58)),
-    ("3P_1D", "small_huge_paste"): ((153, 93), (168, 95)),
+    ("1P_3D", "small_tiny"): ((94, 96, 170, 843, 935), (34, 42, 41, 68, 86)),
+    ("1P_3D", "small_mid_bal"): ((98, 99, 162, 300, 891), (53, 45, 55, 58, 75)),
+    ("1P_3D", "small_huge_paste"): ((141, 183, 1848, 2787, 3542), (64, 79, 81, 98, 197)),
+    ("1P_3D", "large_mid_bal"): ((137, 153, 785, None, None), (52, 77, 105, 190, 261)),
+    ("2P_2D", "small_mid_bal"): ((89, 96, 110, 129, 183), (32, 47, 54, 64, 79)),
+    ("2P_2D", "small_huge_paste"): ((150, 145, 164, 185, 430), (62, 94, 93, 94, 109)),
+    ("2P_2D", "large_mid_bal"): ((151, 153, 169, 211, 222), (74, 91, 102, 99, 98)),
+    ("3P_1D", "small_mid_bal"): ((102, 107, 140, 165, 202), (50, 58, 76, 89, 98)),
+    ("3P_1D", "small_huge_paste"): ((153, 168, 170, 235, 378), (93, 95, 97, 133, 169)),
 }
-"""Published TTFT of second turns at 1 and at 4 a second, x = 0 and x = 1, ms."""
+"""Published TTFT of second turns, ms: at x = 0 (None: nothing was answered) and at x = 1."""
+
+
+def _error_ms(route: int, rates: tuple[float, ...], **kwargs: Any) -> np.ndarray:
+    """Simulated less published, float64 [cells, 2]: ms, and as a share."""
+    rows = []
+    for (allocation, name), row in MEASURED.items():
+        for qps, published in zip(MEASURED_RPS, row[route]):
+            if published is not None and qps in rates:
+                found = 1e3 * cell(allocation, name, qps, route, **kwargs)["ttft_mean_s"]
+                rows.append((found - published, found / published - 1.0))
+    return np.array(rows)
 
 
 def test_measured_cells_at_moderate_load() -> None:
-    """Through P within 16 %, on D a median of 20 % (the law was fitted at 1 a second and its D is too quick under load)."""
-    errors: dict[int, list[float]] = {REMOTE: [], LOCAL: []}
-    for (allocation, name), rows in MEASURED.items():
-        for qps, row in zip((1.0, 4.0), rows):
-            for route in (REMOTE, LOCAL):
-                errors[route].append(
-                    1e3 * cell(allocation, name, qps, route)["ttft_mean_s"] / row[route] - 1.0
-                )
-    assert max(map(abs, errors[REMOTE])) < 0.16
-    assert float(np.median(np.abs(errors[LOCAL]))) < 0.22
+    """Through P within 18 % (median 5 %), on D a median of 11 %."""
+    remote, local = (np.abs(_error_ms(route, (1.0, 4.0))[:, 1]) for route in (REMOTE, LOCAL))
+    assert remote.max() < 0.18 and np.median(remote) < 0.06
+    assert np.median(local) < 0.13
+
+
+def test_measured_cells_on_d_at_all_rates() -> None:
+    """The wait for the rate of conversations nearly halves the error of 45 cells; what is left are single runs of 10 s."""
+    without = replace(LLAMA_8B_H100, local_s=16e-3, local_rate_s2=0.0)
+    errors = [
+        float(np.mean(np.abs(_error_ms(LOCAL, MEASURED_RPS, latencies=law)[:, 0])))
+        for law in (without, LLAMA_8B_H100)
+    ]
+    assert errors == pytest.approx([31.8, 17.3], abs=1.0)
