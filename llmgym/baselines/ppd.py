@@ -22,7 +22,7 @@ from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
 from llmgym.envs.ppd_cells import lookup
 from llmgym.envs.ppd_routing import PPDRouting
-from llmgym.envs.ppd_state import LOCAL, OVER, REMOTE, P
+from llmgym.envs.ppd_state import LOCAL, REMOTE, P
 from llmgym.envs.ppd_table import table_of
 from llmgym.errors import InvalidArgument
 

@@ -57,6 +57,7 @@ def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
     me, scenario = state.lane[lane], simulation.scenario
     times, comm, ffn, longest = step_times(simulation, state, lane)
     figure = blank(WIDTH, HEIGHT)
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.09)
     step, ratio, share = figure.subplots(3, 1, gridspec_kw={"hspace": 0.55, "height_ratios": [1.4, 1, 1]})
     names = [f"A{i + 1}" for i in range(len(times))] + ["link", "FFN"]
     heights = np.concatenate([times, [comm, ffn]])
@@ -71,8 +72,11 @@ def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
         hatch="///",
         edgecolor="#BBBBBB",
     )
-    step.set_xticks(range(len(heights)), names if len(times) <= 16 else [""] * len(times) + ["link", "FFN"])
-    step.set(ylabel="cycles (hatched: waits,\nlight blue: drains)", ylim=(0, max(1.08 * longest, 1e-9)))
+    if len(times) > 16:
+        names[: len(times)] = [name if i % 5 == 0 else "" for i, name in enumerate(names[: len(times)])]
+        names[-2:] = ["", "link, FFN"]
+    step.set_xticks(range(len(heights)), names)
+    step.set(ylabel="cycles", ylim=(0, max(1.08 * longest, 1e-9)))
     done = int(me["epoch"])
     rows, epochs = state.history[lane, :done], np.arange(done)
     ratio.step(epochs, rows[:, 0], where="mid", color="#0072B2")
@@ -85,7 +89,8 @@ def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
     law = simulation.laws[int(state.law[lane, max(done - 1, 0)])]
     step.set_title(
         f"epoch {done}/{scenario.epochs}    {me['workers']}A-{me['ffn']}F    tau {me['tau']:.1f} cycles    "
-        f"{me['completed']:,} requests done    {law.name[:44]}",
+        f"{me['completed']:,} requests done\n{law.name.partition(',prompt_law')[0]}    "
+        "a step: attention (light blue: drains), link, FFN; hatched: waits",
         fontsize=9,
     )
     for axis in (ratio, share):

@@ -42,6 +42,7 @@ def picture(simulation: "AFDRefill", state: Any, lane: int) -> NDArray[np.uint8]
     comm = float(simulation.params.number["comm"][0])
     longest = max(float(times.max()), ffn, comm)
     figure = blank(WIDTH, HEIGHT)
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.09)
     step, line, past = figure.subplots(3, 1, gridspec_kw={"hspace": 0.6, "height_ratios": [1.4, 1, 1]})
     heights = np.concatenate([times, [comm, ffn]])
     colours = ["#0072B2"] * len(times) + ["#E69F00", "#009E73"]
@@ -56,10 +57,10 @@ def picture(simulation: "AFDRefill", state: Any, lane: int) -> NDArray[np.uint8]
     )
     free = scenario.batch - state.table["occupied"][lane]
     for i in np.flatnonzero(free):
-        step.text(i, 0.02 * longest, f"{free[i]} free", ha="center", fontsize=7, color="white")
+        step.text(i, 0.03 * longest, f"+{free[i]}", ha="center", fontsize=8, color="white", weight="bold")
     names = [f"A{i + 1}" for i in range(len(times))] if len(times) <= 16 else [""] * len(times)
     step.set_xticks(range(len(heights)), [*names, "link", "FFN"])
-    step.set(ylabel="cycles\n(hatched: waits)", ylim=(0, 1.08 * longest))
+    step.set(ylabel="cycles", ylim=(0, 1.08 * longest))
     waiting = state.waiting[lane]
     colours = ["#D55E00" if w["skips"] >= scenario.patience else "#E69F00" for w in waiting]
     line.bar(range(len(waiting)), waiting["prompt"], color=colours, label="prompt (red: due)")
@@ -72,6 +73,7 @@ def picture(simulation: "AFDRefill", state: Any, lane: int) -> NDArray[np.uint8]
             label="predicted steps",
         )
     line.set(ylabel="tokens", xlabel="waiting requests, oldest first")
+    line.set(xlim=(-0.6, len(waiting) - 0.4), ylim=(0, 1.45 * line.get_ylim()[1]))
     line.legend(fontsize=7, loc="upper right", ncols=2)
     done = int(me["cycle"])
     first = max(done - 300, 0)
@@ -85,7 +87,8 @@ def picture(simulation: "AFDRefill", state: Any, lane: int) -> NDArray[np.uint8]
     past.legend(fontsize=7, loc="upper right", ncols=3)
     step.set_title(
         f"cycle {done}/{scenario.cycles}    tau {me['tau']:.1f} cycles    {me['left']} slots to fill    "
-        f"excess {me['excess'] / max(done, 1):.2f} cycles a cycle",
+        f"excess {me['excess'] / max(done, 1):.2f} cycles a cycle\n"
+        "one step: attention (white: free slots), link and FFN; hatched: waits for the slowest",
         fontsize=9,
     )
     return pixels(figure, (step, line, past))

@@ -96,7 +96,9 @@ class PPDCluster(Simulation):
         choice("invalid_action", invalid_action, ("penalize", "raise"))
         choice("reward", reward, REWARDS)
         if not isinstance(shaped, bool) or (shaped and reward != "relative"):
-            raise InvalidArgument(f'shaped={shaped!r}: expected True or False, and True only with reward="relative"')
+            raise InvalidArgument(
+                f'shaped={shaped!r}: expected True or False, and True only with reward="relative"'
+            )
         number("invalid_cost", invalid_cost, zero=True)
         if not isinstance(latencies, Latencies):
             raise InvalidArgument(f"latencies={latencies!r}: expected Latencies")

@@ -76,7 +76,13 @@ class Latencies:
         return there + self.receive_s + self.receive_token_s * tokens + self.step_s
 
     def local_ttft_s(self, new_tokens: int, tokens: int, rate: float = 0.0) -> float:
-        """TTFT on an idle D, s: `new_tokens` to prefill of `tokens` in all (at most one chunk), `rate` new conversations a second."""
+        """TTFT on an idle D, s: `new_tokens` to prefill (at most one chunk) of `tokens` in all.
+
+        Args:
+            new_tokens: those to prefill.
+            tokens: context and prompt.
+            rate: new conversations a second in the cluster.
+        """
         step_s = max(self.step_s, self.prefill_step_s + self.prefill_token_s * new_tokens)
         return self.local_s + self.local_rate_s2 * rate + self.local_token_s * tokens + step_s
 

@@ -332,9 +332,7 @@ def begin_step(state: State, number: Any, cost: StepCost, lane: int, n: int) -> 
             attention_s += prefill_attention_s(cost, talk.run, held)
     dt = 0.0
     if number.tables == 1:
-        dt = step_time_s(
-            cost, prefill, attention_s, node.decoding, node.context, node.running, node.active
-        )
+        dt = step_time_s(cost, prefill, attention_s, node.decoding, node.context, node.running, node.active)
     else:
         dt = number.step_s
         if prefill > 0:

@@ -23,7 +23,7 @@ def _pending(state: Any, lane: int) -> str:
     talk = state.conversation[lane, me["current"]]
     return (
         f"conversation {me['current']}, turn {talk['turn'] + 1}: {talk['prompt']} new tokens behind {talk['context']}, "
-        f"P{talk['p']} or node {talk['d']}?"
+        f"through P {talk['p']} or on node {talk['d']}?"
     )
 
 
@@ -54,12 +54,12 @@ def text(simulation: "PPDCluster", state: Any, lane: int) -> str:
 
 def picture(simulation: "PPDCluster", state: Any, lane: int) -> NDArray[np.uint8]:
     """uint8 [520, 860, 3]: P nodes on the left, decoding nodes on the right, transfers between, latest later turns below."""
-    from matplotlib.patches import Rectangle
+    from matplotlib.patches import Patch, Rectangle
 
     me = state.lane[lane]
     figure = blank(WIDTH, HEIGHT)
     cluster, turns = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2.6, 1], "hspace": 0.12})
-    figure.subplots_adjust(left=0.07, right=0.98, top=0.9, bottom=0.1)
+    figure.subplots_adjust(left=0.07, right=0.98, top=0.87, bottom=0.07)
     cluster.set(xlim=(0, 10), ylim=(0, 1))
     cluster.axis("off")
     sides = {True: np.flatnonzero(simulation.nodes == P), False: np.flatnonzero(simulation.nodes != P)}
@@ -97,7 +97,24 @@ def picture(simulation: "PPDCluster", state: Any, lane: int) -> NDArray[np.uint8
             cluster.text(4.95, middle[n] + 0.02, f"{flying} KV", fontsize=7, color="#0072B2", ha="right")
     if me["current"] >= 0:
         talk = state.conversation[lane, me["current"]]
-        cluster.plot(5.05, middle[int(talk["d"])], marker="*", color="#D55E00", markersize=13)
+        cluster.plot(5.05, middle[int(talk["d"])] + 0.06, marker="*", color="#D55E00", markersize=13)
+    key = {
+        "#E69F00": "P works" if not np.any(state.node["blocked"][lane]) else "P works (red: blocked)",
+        "#999999": "a request that waits",
+        "#0072B2": "KV cache of running sequences, KV on its way",
+        "#9CCBE8": "KV cache that may be used again",
+        "#EEEEEE": "free KV cache",
+    }
+    cluster.legend(
+        handles=[Patch(color=colour, label=label) for colour, label in key.items()],
+        loc="upper center",
+        bbox_to_anchor=(0.5, 1.06),
+        ncols=5,
+        fontsize=7,
+        frameon=False,
+        columnspacing=1.2,
+        handlelength=1.2,
+    )
     figure.suptitle(
         f"t = {me['clock_s']:.2f} s    {me['open']} conversations open, {me['next'] - me['gate']} at the gate    "
         f"{me['done']} requests "
@@ -162,17 +179,29 @@ def _decode_node(
 
 def _latest(axis: Any, simulation: "PPDCluster", state: Any, lane: int) -> None:
     """TTFT of the later turns that completed last, by route."""
+    from matplotlib.patches import Patch
+
     request = state.request[lane, simulation.turn_numbers(state, lane)[state.lane["conversations"][lane] :]]
     done = request[request["e2e_s"] >= 0.0]
     done = done[np.argsort(done["arrival_s"] + done["e2e_s"], kind="stable")][-SHOWN_ROUTES:]
-    for route, colour, label in ((LOCAL, "#009E73", "on D"), (REMOTE, "#E69F00", "through P")):
+    routes = {LOCAL: ("#009E73", "on D"), REMOTE: ("#E69F00", "through P")}
+    for route, (colour, _) in routes.items():
         mine = np.flatnonzero(done["route"] == route)
-        axis.bar(mine, 1e3 * done["ttft_s"][mine], 0.8, color=colour, label=label)
-    axis.axhline(1e3 * simulation.scenario.ttft_slo_s, color="#D55E00", linewidth=1)
+        axis.bar(mine, 1e3 * done["ttft_s"][mine], 0.8, color=colour)
+    objective_ms = 1e3 * simulation.scenario.ttft_slo_s
+    axis.axhline(objective_ms, color="#D55E00", linewidth=1)
     axis.set(
         xlim=(-0.6, SHOWN_ROUTES - 0.4),
+        xticks=[],
+        ylim=(0, 1.4 * max(1e3 * float(done["ttft_s"].max(initial=0.0)), objective_ms)),
         ylabel="TTFT, ms",
         xlabel=f"later turns that completed last, newest right (red: objective); {state.lane['local'][lane]} of "
         f"{state.lane['later_asked'][lane]} on D so far",
     )
-    axis.legend(fontsize=7, loc="upper left", ncols=2)
+    axis.legend(
+        handles=[Patch(color=colour, label=label) for colour, label in routes.values()],
+        fontsize=7,
+        loc="upper left",
+        ncols=2,
+        frameon=False,
+    )

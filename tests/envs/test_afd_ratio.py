@@ -16,7 +16,7 @@ from llmgym.envs.afd_ratio import AFDRatioEnv, AFDRatioVectorEnv
 from llmgym.envs.afd_ratio_epoch import AGES, REQUESTS
 from llmgym.envs.afd_ratio_scenarios import SCENARIOS
 from llmgym.envs.afd_slots import NEVER
-from llmgym.errors import InvalidAction, InvalidArgument, UnknownName
+from llmgym.errors import InvalidAction, InvalidArgument, ProfileError, UnknownName
 from llmgym.serving.attention_ffn import barrier_time, feasible_ratios, nu, step_time, theta, throughput
 from llmgym.serving.attention_ffn_costs import PAPER, Coefficients, coefficients
 from llmgym.serving.attention_ffn_requests import load
@@ -475,7 +475,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"ratios": ((1, 0),)}, "ratios"),
     ({"ratios": 3}, "ratios"),
     ({"ratios": (2, (5, 4)), "instances": 8}, "5A-4F needs 9 instances"),
+    ({"ratios": (8,), "instances": 4}, "8A-1F needs 9 instances"),
     ({"instances": 1}, "instances"),
+    ({"link_gb_per_s": 0.0, "profile": "h100/llama-3.1-8b"}, "link_gb_per_s=0.0"),
+    ({"link_gb_per_s": -50.0}, "link_gb_per_s=-50.0"),
+    ({"profile": "h100/llama-2-70b", "coefficients": None}, "138.0 GB.*do not fit"),
     ({"initial": 99, "action": "delta"}, "initial"),
     ({"coefficients": (1, 2, 3)}, "coefficients"),
     ({"requests": "azure"}, "azure"),
@@ -505,7 +509,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("kwargs", "named"), WRONG, ids=lambda value: str(value)[:40])
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], named: str) -> None:
-    with pytest.raises((InvalidArgument, UnknownName), match=named):
+    with pytest.raises((InvalidArgument, UnknownName, ProfileError), match=named):
         AFDRatioEnv(**{**TINY, **kwargs})
 
 

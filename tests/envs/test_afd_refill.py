@@ -11,7 +11,7 @@ import pytest
 import llmgym  # noqa: F401
 from llmgym.envs.afd_refill import AFDRefillEnv, AFDRefillVectorEnv
 from llmgym.envs.afd_refill_scenarios import SCENARIOS
-from llmgym.errors import InvalidAction, InvalidArgument, UnknownName
+from llmgym.errors import InvalidAction, InvalidArgument, ProfileError, UnknownName
 from llmgym.serving.attention_ffn import step_time, throughput
 from llmgym.serving.attention_ffn_costs import Coefficients
 from llmgym.serving.attention_ffn_requests import of_arrays
@@ -316,13 +316,17 @@ def test_workload_and_profile_take_the_place_of_the_scenarios() -> None:
         ({"start": "warm"}, "start"),
         ({"comm": "none"}, "comm"),
         ({"requests": "zipf"}, "zipf"),
+        ({"requests": ()}, "requests"),
+        ({"ratio": 1025}, "ratio=1025"),
+        ({"link_gb_per_s": 0.0}, "link_gb_per_s=0.0"),
+        ({"profile": "h100/llama-2-70b", "coefficients": None}, "138.0 GB.*do not fit"),
         ({"coefficients": 3}, "coefficients"),
         ({"invalid_cost": -1.0}, "invalid_cost"),
     ],
     ids=str,
 )
 def test_wrong_arguments_are_named(kwargs: dict[str, Any], named: str) -> None:
-    with pytest.raises((InvalidArgument, UnknownName), match=named):
+    with pytest.raises((InvalidArgument, UnknownName, ProfileError), match=named):
         AFDRefillEnv(**{**TINY, **kwargs})
 
 

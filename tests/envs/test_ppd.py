@@ -685,6 +685,28 @@ def test_wrong_arguments_are_named(kwargs: dict[str, Any], error: type[Exception
         PPDRoutingEnv(**kwargs)
 
 
+@pytest.mark.parametrize(
+    ("kwargs", "error", "says"),
+    [
+        ({"allocation": ""}, InvalidArgument, "allocation=''"),
+        ({"allocation": "2P_3D", "gpus": 4}, InvalidArgument, "5 nodes.*gpus=4"),
+        ({"link_gb_per_s": 0.0}, InvalidArgument, "link_gb_per_s=0.0"),
+        ({"kv_capacity": 8000}, InvalidArgument, "kv_capacity=8000.*fit nowhere"),
+        ({"profile": "h100/llama-2-70b"}, ProfileError, "do not fit"),
+        ({"w_tpot": -1.0, "reward": "relative"}, InvalidArgument, "w_tpot=-1.0"),
+        ({"epoch_s": 0.0}, InvalidArgument, "epoch_s=0.0"),
+        ({"epochs": 0}, InvalidArgument, "epochs=0"),
+        ({"shaped": True}, InvalidArgument, "shaped=True"),
+    ],
+    ids=lambda v: str(v) if isinstance(v, dict) else "",
+)
+def test_wrong_arguments_of_weights_are_named(
+    kwargs: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        PPDWeightsEnv(**kwargs)
+
+
 def test_wrong_conversations_and_latencies() -> None:
     for call, says in (
         (lambda: fixed_turns(((1, 1),)), "two pairs"),
