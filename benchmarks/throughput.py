@@ -1,11 +1,13 @@
-"""Steps a second of the native vector environment, beside gymnasium's own vector environment over the same single one.
+"""Steps a second of the native vector environments, beside gymnasium's own vector environment over the same single one.
 
     python benchmarks/throughput.py --out benchmarks/results/throughput.md
+    python benchmarks/throughput.py --part every --out benchmarks/results/throughput.md      one part; the file keeps the other
 
-Every figure is taken in turns with its reference in one run (best of several turns), so that a drift of the machine's
-speed falls on both. One thread. What is timed: the whole `step` call with its default copies, on random
-legal actions drawn beforehand; episodes
-that end reset themselves within the time.
+The part `every` has a row for each registered environment, the part `queue` says of KVQueue what bounds it.
+
+Every figure is taken in turns with its reference in one run (best of several turns), so that a drift of the machine's speed falls
+on both. One thread. What is timed: the whole `step` call with its default copies, on random legal actions; episodes that end reset
+themselves within the time.
 """
 
 import argparse
@@ -20,11 +22,24 @@ from typing import Any
 import gymnasium
 import numba
 import numpy as np
+from gymnasium.spaces import Box, Discrete
 
 import llmgym
 from llmgym.envs.kv_queue_kernels import mask_lane, observe_lane
+from llmgym.errors import UnknownName
 
 ENV_ID = "llmgym/KVQueue-v0"
+QUEUE = f"# Throughput of {ENV_ID}"
+EVERY = "# Throughput of every environment, one thread"
+
+
+def where() -> str:
+    """Day, machine and versions."""
+    return (
+        f"{date.today()}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in ("gymnasium", "numpy", "numba"))
+        + f", llmgym {llmgym.__version__}"
+    )
 
 
 def best(turns: int, *jobs: Callable[[], float]) -> list[float]:
@@ -48,6 +63,80 @@ def vector_rate(envs: Any, actions: list[Any], seconds: float) -> Callable[[], f
         return steps * envs.num_envs / (time.perf_counter() - start)
 
     return job
+
+
+def legal_action(space: Any, mask: Any, lanes: int, rng: np.random.Generator) -> Any:
+    """A random action that the masks allow, for all lanes."""
+    if isinstance(space, Box):
+        return rng.uniform(space.low, space.high, (lanes, *space.shape)).astype(space.dtype)
+    weights = rng.random(mask.shape) * mask
+    if isinstance(space, Discrete):
+        return weights.argmax(axis=1)
+    parts = np.split(weights, np.cumsum(space.nvec)[:-1], axis=1)
+    return np.stack([part.argmax(axis=1) for part in parts], axis=1)
+
+
+def legal_rate(envs: Any, seconds: float) -> Callable[[], float]:
+    """Steps a second, over all lanes, on random legal actions; drawing them is left out of the time."""
+    rng = np.random.default_rng(0)
+    _, infos = envs.reset(seed=0)
+
+    def job() -> float:
+        nonlocal infos
+        steps, spent, start = 0, 0.0, time.perf_counter()
+        while time.perf_counter() - start < seconds or steps < 8:
+            action = legal_action(envs.single_action_space, infos.get("action_mask"), envs.num_envs, rng)
+            began = time.perf_counter()
+            _, _, _, _, infos = envs.step(action)
+            spent += time.perf_counter() - began
+            steps += 1
+        return steps * envs.num_envs / spent
+
+    job()
+    return job
+
+
+def smallest_scenario(env_id: str) -> dict[str, Any]:
+    """Arguments for the scenario `small`, or for the default where there is none."""
+    try:
+        gymnasium.make(env_id, scenario="small").close()
+    except UnknownName:
+        return {}
+    return {"scenario": "small"}
+
+
+def every_environment(turns: int, seconds: float) -> list[str]:
+    """A table with a row for each registered environment."""
+    lines = [
+        EVERY,
+        "",
+        where(),
+        "",
+        "| environment | scenario | 64 lanes, steps/s | 1,024 lanes | SyncVectorEnv of 64 | ratio of 64 lanes | of 1,024 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for env_id in llmgym.env_ids():
+        kwargs = smallest_scenario(env_id)
+        jobs = [
+            legal_rate(envs, seconds)
+            for envs in (
+                gymnasium.make_vec(env_id, 64, **kwargs),
+                gymnasium.make_vec(env_id, 1024, **kwargs),
+                gymnasium.make_vec(env_id, 64, vectorization_mode="sync", **kwargs),
+            )
+        ]
+        few, many, sync = best(turns, *jobs)
+        lines.append(
+            f"| {env_id} | {kwargs.get('scenario', 'default')} | {few:,.0f} | {many:,.0f} | {sync:,.0f} | {few / sync:.1f} "
+            f"| {many / sync:.1f} |"
+        )
+        print(lines[-1], flush=True)
+    lines += [
+        "",
+        "Random legal actions. Where a step is long (an epoch of many events) the compiled simulation takes all the time, and the",
+        "ratio is near one: there is nothing around it to save.",
+    ]
+    return lines
 
 
 def single_rate(env: Any, seconds: float) -> Callable[[], float]:
@@ -134,23 +223,13 @@ def parts(lanes: int) -> tuple[float, ...]:
     return (*found, float(inner.state.lane["residents"].mean()))
 
 
-def main() -> None:
-    """Measure and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--scenario", default="tiny")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="Markdown file to write")
-    args = parser.parse_args()
-    kwargs = {"scenario": args.scenario}
+def queue(scenario: str, turns: int, seconds: float) -> list[str]:
+    """Tables about KVQueue: lanes, whole episodes, and where a step goes."""
+    kwargs = {"scenario": scenario}
     lines = [
-        f"# Throughput of {ENV_ID}, scenario {args.scenario}, one thread",
+        f"{QUEUE}, scenario {scenario}, one thread",
         "",
-        f"{date.today()}, {platform.processor() or platform.machine()}, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("gymnasium", "numpy", "numba"))
-        + f", llmgym {llmgym.__version__}",
+        where(),
         "",
         "| lanes | native vector, steps/s | SyncVectorEnv, steps/s | ratio | bytes a lane |",
         "|---|---|---|---|---|",
@@ -159,9 +238,9 @@ def main() -> None:
         envs = gymnasium.make_vec(ENV_ID, lanes, **kwargs)
         sync = gymnasium.make_vec(ENV_ID, min(lanes, 256), vectorization_mode="sync", **kwargs)
         native, reference = best(
-            args.turns,
-            vector_rate(envs, random_actions(3, lanes), args.seconds),
-            vector_rate(sync, random_actions(3, sync.num_envs), args.seconds),
+            turns,
+            vector_rate(envs, random_actions(3, lanes), seconds),
+            vector_rate(sync, random_actions(3, sync.num_envs), seconds),
         )
         lines.append(
             f"| {lanes:,} | {native:,.0f} | {reference:,.0f} | {native / reference:.1f} | {state_bytes(envs):,.0f} |"
@@ -170,9 +249,9 @@ def main() -> None:
     lines.append("")
     lines.append("SyncVectorEnv runs at most 256 copies (its rate does not depend on their number).")
     ours, cartpole = best(
-        args.turns,
-        single_rate(gymnasium.make(ENV_ID, **kwargs), args.seconds),
-        single_rate(gymnasium.make("CartPole-v1"), args.seconds),
+        turns,
+        single_rate(gymnasium.make(ENV_ID, **kwargs), seconds),
+        single_rate(gymnasium.make("CartPole-v1"), seconds),
     )
     lines.append(
         f"Single environment by `gymnasium.make`: {1e6 / ours:.2f} us a step; CartPole-v1: {1e6 / cartpole:.2f} us."
@@ -180,9 +259,9 @@ def main() -> None:
     simple = gymnasium.make_vec("CartPole-v1", 64, vectorization_mode="sync")
     envs = gymnasium.make_vec(ENV_ID, 1024, **kwargs)
     native, reference = best(
-        args.turns,
-        vector_rate(envs, random_actions(3, 1024), args.seconds),
-        vector_rate(simple, random_actions(2, 64), args.seconds),
+        turns,
+        vector_rate(envs, random_actions(3, 1024), seconds),
+        vector_rate(simple, random_actions(2, 64), seconds),
     )
     lines.append(
         f"The ratio falls as the single environment gets faster: beside SyncVectorEnv over CartPole-v1 ({reference:,.0f} steps/s) "
@@ -214,11 +293,39 @@ def main() -> None:
     for lanes in (16, 1024, 8192):
         *times, running = parts(lanes)
         lines.append(f"| {lanes:,} | {running:.0f} | " + " | ".join(f"{t:,.0f}" for t in times) + " |")
-    text = "\n".join(lines) + "\n"
-    print(text)
+    return lines
+
+
+def merged(old: str, parts: list[list[str]]) -> str:
+    """A file in which each of these parts takes the place of the one that has its heading, or comes at the end."""
+    sections = [section for section in ("\n" + old).split("\n# ") if section.strip()]
+    kept = {section.split(",")[0].split("\n")[0]: "# " + section.strip() for section in sections}
+    for lines in parts:
+        heading = lines[0].removeprefix("# ").split(",")[0]
+        kept[heading] = "\n".join(lines)
+    return "\n\n".join(kept.values()) + "\n"
+
+
+def main() -> None:
+    """Measure, print and write the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--part", choices=("all", "queue", "every"), default="all")
+    parser.add_argument("--scenario", default="tiny", help="of KVQueue")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    args = parser.parse_args()
+    parts = []
+    if args.part in ("all", "queue"):
+        parts.append(queue(args.scenario, args.turns, args.seconds))
+    if args.part in ("all", "every"):
+        parts.append(every_environment(args.turns, args.seconds))
+    print(merged("", parts))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(text)
+        args.out.write_text(merged(args.out.read_text() if args.out.exists() else "", parts))
 
 
 if __name__ == "__main__":

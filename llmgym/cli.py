@@ -45,12 +45,15 @@ class List:
         from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
         from llmgym.envs.kv_provision_scenarios import SCENARIOS as PROVISION
         from llmgym.envs.kv_queue_scenarios import SCENARIOS as QUEUE
+        from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 
         scenarios: dict[str, Any] = {
             "llmgym/KVQueue-v0": QUEUE,
             "llmgym/KVProvision-v0": PROVISION,
             "llmgym/AFDRatio-v0": RATIO,
             "llmgym/AFDRefill-v0": REFILL,
+            "llmgym/PPDRouting-v0": PPD,
+            "llmgym/PPDWeights-v0": PPD,
         }
         for env_id in env_ids():
             console.print(f"[bold]{env_id}[/bold]")

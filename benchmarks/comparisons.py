@@ -1,0 +1,94 @@
+"""Who wins in each environment: every baseline, tuned where it has a grid, and every shipped policy, on the same worlds.
+
+    python benchmarks/comparisons.py                                      every environment on its small scenario
+    python benchmarks/comparisons.py llmgym/PPDRouting-v0 --scenarios small paper --pictures
+
+Writes benchmarks/results/comparisons/<environment>.md: for each scenario mean return, interval, and paired difference to the best
+baseline. Rules are tuned and policies were trained on other worlds than these. Environments are found by themselves; one
+without a scenario of a name is run with its default.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+
+import llmgym
+from llmgym import baselines, policies
+from llmgym.errors import UnknownName
+from llmgym.evaluation import compare, tuned
+
+RESULTS = Path(__file__).parent / "results" / "comparisons"
+LEFT_OUT = {
+    ("llmgym/PPDRouting-v0", "small"): ("replica",),  # four GPUs where the others have two
+    ("llmgym/PPDRouting-v0", "stress"): ("replica", "oracle"),  # a minute an episode
+    ("llmgym/PPDRouting-v0", "paper"): ("oracle",),
+    ("llmgym/PPDRouting-v0", "real"): ("replica", "oracle"),
+    ("llmgym/PPDWeights-v0", "paper"): ("oracle",),
+    ("llmgym/PPDWeights-v0", "real"): ("oracle",),
+}
+"""Baselines that are not run: another cluster, or too slow for a comparison of many worlds."""
+
+
+def arguments(env_id: str, scenario: str) -> dict[str, Any]:
+    """Arguments of an environment for a scenario; none where it does not have it."""
+    try:
+        gymnasium.make(env_id, scenario=scenario).close()
+    except UnknownName:
+        return {}
+    return {"scenario": scenario}
+
+
+def section(env_id: str, scenario: str, episodes: int, seed: int, picture: Path | None) -> str:
+    """One comparison, as Markdown."""
+    kwargs = arguments(env_id, scenario)
+    left_out = LEFT_OUT.get((env_id, scenario), ())
+    names = [name for name in baselines.names(env_id) if name not in left_out]
+    learned = [
+        name
+        for name in policies.names(env_id)
+        if policies.meta(name)["env_kwargs"].get("scenario") == kwargs.get("scenario")
+    ]
+    rivals = tuned(env_id, [*names, *learned], seed=seed, progress=False, **kwargs)
+    result = compare(env_id, rivals, episodes=episodes, seed=seed, progress=False, **kwargs)
+    if picture is not None:
+        result.plot(picture)
+    parts = [f"## {kwargs.get('scenario', 'default')}", result.table().markdown()]
+    if left_out:
+        parts.append(f"Not run here: {', '.join(left_out)}.")
+    if picture is not None:
+        parts.append(f"![returns and differences]({picture.name})")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Run the comparisons and write the pages."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("envs", nargs="*", help="ids; all if left out")
+    parser.add_argument("--scenarios", nargs="+", default=["small"])
+    parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--pictures", action="store_true")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for env_id in args.envs or llmgym.env_ids():
+        name = env_id.rpartition("/")[2]
+        done: dict[str, str] = {}
+        for scenario in args.scenarios:
+            key = arguments(env_id, scenario).get("scenario", "default")
+            if key not in done:
+                picture = args.out / f"{name}-{key}.png" if args.pictures else None
+                done[key] = section(env_id, scenario, args.episodes, args.seed, picture)
+                print(f"{env_id}\n\n{done[key]}\n", flush=True)
+        head = (
+            f"# {env_id}: every baseline and every shipped policy\n\nWritten by `benchmarks/comparisons.py`."
+        )
+        (args.out / f"{name}.md").write_text("\n\n".join([head, *done.values()]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
