@@ -11,7 +11,11 @@ import numpy as np
 from matplotlib import image
 
 import llmgym
+from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
+from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
 from llmgym.envs.kv_queue_scenarios import SCENARIOS
+from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
+from llmgym.serving.attention_ffn import optimal_ratio
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -27,7 +31,7 @@ def fill(page: Path, mark: str, text: str) -> None:
     page.write_text(new)
 
 
-def scenario_table() -> str:
+def queue_scenarios() -> str:
     """The scenarios of KVQueue with what the closed forms say about them."""
     rows = [
         "| scenario | what | M, tokens | rate, req/s | predicted capacity, req/s | binds |",
@@ -39,6 +43,60 @@ def scenario_table() -> str:
         rows.append(
             f"| `{name}` | {scenario.about} | {simulation.scenario.kv_capacity:,} | {simulation.scenario.rate_rps:.2f} "
             f"| {found.rate_rps:.2f} | {found.binding} |"
+        )
+    return "\n".join(rows)
+
+
+def ratio_scenarios() -> str:
+    """The scenarios of AFDRatio with the ratios that the mean field calls best."""
+    rows = [
+        "| name | what | B | r* of the mean field, of each law | fidelity | epochs x cycles |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, scenario in RATIO.items():
+        simulation = gymnasium.make("llmgym/AFDRatio-v0", scenario=name).unwrapped.simulation
+        best = [
+            optimal_ratio(simulation.coefficients, scenario.batch, law.theta).ratio for law in simulation.laws
+        ]
+        fidelity = scenario.fidelity + (f", {scenario.batches}" if scenario.fidelity == "pipeline" else "")
+        length = f"{scenario.epochs} x {scenario.cycles:,}"
+        if scenario.stop:
+            length = f"{scenario.epochs}, until {scenario.stop:,} requests an instance"
+        rows.append(
+            f"| `{name}` | {scenario.about} | {scenario.batch} | {', '.join(f'{r:.1f}' for r in best)} | {fidelity} | {length} |"
+        )
+    return "\n".join(rows)
+
+
+def refill_scenarios() -> str:
+    """The scenarios of AFDRefill."""
+    rows = [
+        "| name | what | r x B | window | cycles | told of steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| `{name}` | {s.about} | {s.ratio} x {s.batch} | {s.window} | {s.cycles:,} | {s.information} |"
+        for name, s in REFILL.items()
+    ]
+    return "\n".join(rows)
+
+
+def routing_scenarios() -> str:
+    """The scenarios of PPDRouting and PPDWeights."""
+    rows = [
+        "| name | what | nodes | costs | conversations | cache, tokens | link, GB/s | w_tpot |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in PPD:
+        simulation = gymnasium.make(
+            "llmgym/PPDRouting-v0", scenario=name, reference="idle"
+        ).unwrapped.simulation
+        chosen = simulation.scenario
+        load = f"{chosen.conversations} of `{chosen.workload}`, {chosen.qps:g} a second"
+        load += "" if chosen.max_inflight is None else f", {chosen.max_inflight} at once"
+        rows.append(
+            f"| `{name}` | {chosen.about} | {chosen.allocation} | {chosen.profile or 'measured'} | {load} | {chosen.kv_capacity:,} "
+            f"| {'-' if chosen.link_gb_per_s is None else f'{chosen.link_gb_per_s:g}'} | {chosen.w_tpot:g} |"
         )
     return "\n".join(rows)
 
@@ -55,11 +113,18 @@ def queue_picture() -> None:
 
 def main() -> None:
     """Write everything."""
-    for env_id, name in (("llmgym/KVQueue-v0", "kv_queue"), ("llmgym/KVProvision-v0", "kv_provision")):
-        page = DOCS / "envs" / f"{name}.md"
-        if "<!-- observation -->" in page.read_text():
-            fill(page, "observation", gymnasium.make(env_id).unwrapped.layout.markdown())
-    fill(DOCS / "envs" / "kv_queue.md", "scenarios", scenario_table())
+    for env_id in llmgym.env_ids():
+        env = gymnasium.make(env_id).unwrapped
+        page = DOCS / "envs" / f"{env.simulation_class.__module__.rpartition('.')[2]}.md"
+        if page.exists() and "<!-- observation -->" in page.read_text():
+            fill(page, "observation", env.layout.markdown())
+    for name, table in (
+        ("kv_queue", queue_scenarios),
+        ("afd_ratio", ratio_scenarios),
+        ("afd_refill", refill_scenarios),
+        ("ppd_routing", routing_scenarios),
+    ):
+        fill(DOCS / "envs" / f"{name}.md", "scenarios", table())
     queue_picture()
 
 

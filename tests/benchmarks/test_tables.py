@@ -1,0 +1,57 @@
+"""The scripts that write tables of results: throughput of every environment, and comparisons of every environment."""
+
+import comparisons
+import numpy as np
+import pytest
+import throughput
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+import llmgym
+
+
+def test_random_actions_are_legal() -> None:
+    rng = np.random.default_rng(1)
+    mask = (rng.random((200, 5)) < 0.4).astype(np.int8)
+    mask[:, 3] = 1
+    taken = throughput.legal_action(Discrete(5), mask, 200, rng)
+    assert taken.shape == (200,) and mask[np.arange(200), taken].all() and len(np.unique(taken)) == 5
+    parts = throughput.legal_action(MultiDiscrete([2, 3]), np.tile([0, 1, 1, 0, 1], (200, 1)), 200, rng)
+    assert np.array_equal(parts[:, 0], np.ones(200)) and set(parts[:, 1]) == {0, 2}
+    scores = throughput.legal_action(Box(0.0, 1.0, (4,)), None, 7, rng)
+    assert scores.shape == (7, 4) and Box(0.0, 1.0, (4,)).contains(scores[0])
+
+
+def test_a_part_takes_the_place_of_its_former_self() -> None:
+    old = "# Throughput of llmgym/KVQueue-v0, scenario tiny, one thread\n\n1\n\n# Other\n\n2\n"
+    every = [throughput.EVERY, "", "3"]
+    once = throughput.merged(old, [every])
+    assert once == old + f"\n{throughput.EVERY}\n\n3\n"
+    assert throughput.merged(once, [every]) == once
+    queue = [f"{throughput.QUEUE}, scenario mixed, one thread", "", "4"]
+    again = throughput.merged(once, [queue, [throughput.EVERY, "", "5"]])
+    assert (
+        again
+        == f"{throughput.QUEUE}, scenario mixed, one thread\n\n4\n\n# Other\n\n2\n\n{throughput.EVERY}\n\n5\n"
+    )
+
+
+@pytest.mark.parametrize("env_id", ["llmgym/AFDRefill-v0", "llmgym/KVQueue-v0"])
+def test_rates_of_an_environment(env_id: str) -> None:
+    import gymnasium
+
+    kwargs = throughput.smallest_scenario(env_id)
+    assert kwargs == ({"scenario": "small"} if env_id == "llmgym/AFDRefill-v0" else {})
+    for mode in (None, "sync"):
+        more = {} if mode is None else {"vectorization_mode": mode}
+        assert throughput.legal_rate(gymnasium.make_vec(env_id, 3, **more, **kwargs), 0.01)() > 0.0
+
+
+def test_a_comparison_names_every_baseline(tmp_path) -> None:
+    text = comparisons.section("llmgym/AFDRefill-v0", "small", 3, 10_000, tmp_path / "a.png")
+    assert all(name in text for name in llmgym.baselines.names("llmgym/AFDRefill-v0"))
+    assert "3 paired episodes, seeds 10000-10002" in text and (tmp_path / "a.png").stat().st_size > 10_000
+    assert comparisons.arguments("llmgym/KVQueue-v0", "small") == {}
+    assert all(
+        set(left_out) <= set(llmgym.baselines.names(env_id))
+        for (env_id, _), left_out in comparisons.LEFT_OUT.items()
+    )
