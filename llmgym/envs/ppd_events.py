@@ -211,7 +211,7 @@ def _refer(state: State, params: Params, lane: int, c: int) -> None:
         step_s = step_time_s(params.cost, 1, 0.0, 0, 0, 1, tokens)
         decode_s = step_time_s(params.cost, 0, 0.0, 1, tokens, 1, tokens)
     link = state.link[lane, talk.d]
-    ttft = number.handoff_s + prefill_s(number, params.cost, new, tokens - new) + number.remote_s
+    ttft = number.handoff_s + prefill_s(number, params, new, tokens - new) + number.remote_s
     ttft += number.remote_token_s * tokens + step_s
     talk.ttft_ref_s = ttft + link.setup_s + tokens * number.kv_bytes * link.seconds_per_byte
     talk.tpot_ref_s = decode_s
@@ -236,12 +236,12 @@ def _let_in(state: State, params: Params, lane: int) -> None:
         me.gate += 1
         me.open += 1
         if me.clock_s - talk.arrival_s > number.timeout_s:
-            end_turn(state, number, lane, c, False)
+            end_turn(state, params, lane, c, False)
             continue
         _ask(state, params, lane, c, talk.arrival_s)
         if number.placement != HASHED:
             _place(state, params, lane, c)
-        send_on(state, number, params.cost, lane, c, LOCAL if talk.p < 0 else REMOTE)
+        send_on(state, params, lane, c, LOCAL if talk.p < 0 else REMOTE)
 
 
 @kernel
@@ -317,19 +317,19 @@ def advance(state: State, params: Params, lane: int, until_s: float, weight: int
             c = _pop(state, lane)
             talk = state.conversation[lane, c]
             if talk.stage == MOVE:
-                arrive_at_d(state, number, params.cost, lane, c)
+                arrive_at_d(state, params, lane, c)
             else:
                 _ask(state, params, lane, c, at_s)
                 if weight < 0:
                     me.current = c
                     return DECISION
-                send_on(state, number, params.cost, lane, c, table_route(state, params, lane, c, weight))
+                send_on(state, params, lane, c, table_route(state, params, lane, c, weight))
         elif what == -1:
             state.conversation[lane, me.next].stage = GATE
             me.next += 1
             me.asked += 1
         elif what < number.ps:
-            finish_p(state, number, params.cost, lane, what)
+            finish_p(state, params, lane, what)
         else:
-            end_step(state, number, lane, what)
-            begin_step(state, number, params.cost, lane, what)
+            end_step(state, params, lane, what)
+            begin_step(state, params, lane, what)

@@ -26,10 +26,11 @@ from llmgym.envs.ppd_state import (
     P_WAIT,
     PAPER,
     THINK,
+    Params,
     R,
     State,
 )
-from llmgym.profiles.cost import StepCost, prefill_attention_s, step_time_s
+from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving.links import discard, has_room, receive, send
 
 CROWD = 50
@@ -71,7 +72,7 @@ def recent_rps(total: float, at_s: float, clock_s: float, window_s: float) -> fl
 
 
 @kernel
-def prefill_s(number: Any, cost: StepCost, tokens: int, before: int) -> float:
+def prefill_s(number: Any, params: Params, tokens: int, before: int) -> float:
     """Time to prefill `tokens` tokens alone behind `before` cached ones, s."""
     if number.tables == 0:
         return tokens * number.prefill_token_s
@@ -79,15 +80,16 @@ def prefill_s(number: Any, cost: StepCost, tokens: int, before: int) -> float:
     done = 0
     while done < tokens:
         run = min(tokens - done, number.chunk)
-        attention = prefill_attention_s(cost, run, before + done)
-        seconds += step_time_s(cost, run, attention, 0, 0, 1, before + done + run)
+        attention = prefill_attention_s(params.cost, run, before + done)
+        seconds += step_time_s(params.cost, run, attention, 0, 0, 1, before + done + run)
         done += run
     return seconds
 
 
 @kernel
-def end_turn(state: State, number: Any, lane: int, c: int, in_time: bool) -> None:
+def end_turn(state: State, params: Params, lane: int, c: int, in_time: bool) -> None:
     """A request completes, or has timed out, which ends its conversation."""
+    number = params.number[0]
     me = state.lane[lane]
     talk = state.conversation[lane, c]
     later = talk.turn > 0
@@ -154,23 +156,25 @@ def next_at(state: State, lane: int, n: int) -> int:
 
 
 @kernel
-def ask_p(state: State, number: Any, cost: StepCost, lane: int, c: int) -> None:
+def ask_p(state: State, params: Params, lane: int, c: int) -> None:
     """A request goes to its P node."""
+    number = params.number[0]
     talk = state.conversation[lane, c]
     node = state.node[lane, talk.p]
     held = state.cache[lane, 2 * c].tokens
     tokens = talk.context + talk.prompt
-    talk.work_s = number.handoff_s + prefill_s(number, cost, tokens - held, held)
+    talk.work_s = number.handoff_s + prefill_s(number, params, tokens - held, held)
     talk.stage = P_WAIT
     node.backlog_s += talk.work_s
     wait_at(state, lane, talk.p, c)
     if node.serving < 0:
-        _serve_next(state, number, cost, lane, talk.p)
+        _serve_next(state, params, lane, talk.p)
 
 
 @kernel
-def _serve_next(state: State, number: Any, cost: StepCost, lane: int, n: int) -> None:
+def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
     """P begins the next prompt of its line; requests that have timed out are left out."""
+    number = params.number[0]
     me = state.lane[lane]
     node = state.node[lane, n]
     node.serving, node.blocked = -1, 0
@@ -182,14 +186,14 @@ def _serve_next(state: State, number: Any, cost: StepCost, lane: int, n: int) ->
         if node.waiting == 0:
             node.backlog_s = 0.0
         if me.clock_s - talk.asked_s > number.timeout_s:
-            end_turn(state, number, lane, c, False)
+            end_turn(state, params, lane, c, False)
             continue
         tokens = talk.context + talk.prompt
         held = take(state, lane, n, 2 * c)
         keep(state, lane, n, number.kv_capacity - tokens)
         state.cache[lane, 2 * c].tokens = tokens
         me.p_tokens += tokens - held
-        service_s = number.handoff_s + prefill_s(number, cost, tokens - held, held)
+        service_s = number.handoff_s + prefill_s(number, params, tokens - held, held)
         talk.stage = P_RUN
         node.serving = c
         node.busy_s += service_s
@@ -198,8 +202,9 @@ def _serve_next(state: State, number: Any, cost: StepCost, lane: int, n: int) ->
 
 
 @kernel
-def finish_p(state: State, number: Any, cost: StepCost, lane: int, n: int) -> None:
+def finish_p(state: State, params: Params, lane: int, n: int) -> None:
     """P has a prompt done: its KV goes to D, and the next one begins; or P waits for room in D's buffer."""
+    number = params.number[0]
     me = state.lane[lane]
     node = state.node[lane, n]
     c = node.serving
@@ -217,16 +222,17 @@ def finish_p(state: State, number: Any, cost: StepCost, lane: int, n: int) -> No
     talk.stage = MOVE
     talk.at_s = me.clock_s + number.remote_s + number.remote_token_s * tokens
     sift_in(state, lane, c)
-    _serve_next(state, number, cost, lane, n)
+    _serve_next(state, params, lane, n)
 
 
 @kernel
-def _unblock(state: State, number: Any, cost: StepCost, lane: int, d: int) -> None:
+def _unblock(state: State, params: Params, lane: int, d: int) -> None:
     """The buffer of D has changed: P nodes that wait for it try again."""
+    number = params.number[0]
     for n in range(number.ps):
         node = state.node[lane, n]
         if node.blocked == 1 and state.conversation[lane, node.serving].d == d:
-            finish_p(state, number, cost, lane, n)
+            finish_p(state, params, lane, n)
 
 
 # ------------------------------------------------------------------------------------------------------------------ D
@@ -264,8 +270,9 @@ def _preempt(state: State, lane: int, n: int) -> None:
 
 
 @kernel
-def begin_step(state: State, number: Any, cost: StepCost, lane: int, n: int) -> None:
+def begin_step(state: State, params: Params, lane: int, n: int) -> None:
     """D puts its next batch together and runs it; with nothing to run it is idle."""
+    number = params.number[0]
     me = state.lane[lane]
     node = state.node[lane, n]
     link = state.link[lane, n]
@@ -290,7 +297,7 @@ def begin_step(state: State, number: Any, cost: StepCost, lane: int, n: int) -> 
             if talk.moving == 1:
                 discard(link, tokens * number.kv_bytes)
                 came = True
-            end_turn(state, number, lane, c, False)
+            end_turn(state, params, lane, c, False)
             continue
         if node.active + tokens + node.running + 1 > number.kv_capacity or (talk.moving == 0 and budget == 0):
             break
@@ -319,7 +326,7 @@ def begin_step(state: State, number: Any, cost: StepCost, lane: int, n: int) -> 
     keep(state, lane, n, number.kv_capacity - node.active - node.running)
     node.kv_peak = max(node.kv_peak, node.active + node.idle)
     if came:
-        _unblock(state, number, cost, lane, n)
+        _unblock(state, params, lane, n)
     node.at_s = math.inf
     if node.running == 0:
         return
@@ -329,10 +336,12 @@ def begin_step(state: State, number: Any, cost: StepCost, lane: int, n: int) -> 
         full = full or (talk.run > 0 and talk.full == 1)
         if number.tables == 1 and talk.run > 0:
             held = talk.context + talk.prompt + talk.kept - talk.left
-            attention_s += prefill_attention_s(cost, talk.run, held)
+            attention_s += prefill_attention_s(params.cost, talk.run, held)
     dt = 0.0
     if number.tables == 1:
-        dt = step_time_s(cost, prefill, attention_s, node.decoding, node.context, node.running, node.active)
+        dt = step_time_s(
+            params.cost, prefill, attention_s, node.decoding, node.context, node.running, node.active
+        )
     else:
         dt = number.step_s
         if prefill > 0:
@@ -353,8 +362,9 @@ def begin_step(state: State, number: Any, cost: StepCost, lane: int, n: int) -> 
 
 
 @kernel
-def end_step(state: State, number: Any, lane: int, n: int) -> None:
+def end_step(state: State, params: Params, lane: int, n: int) -> None:
     """A step of D ends: who decodes has a token more, who has finished prefilling or receiving has the first one."""
+    number = params.number[0]
     me = state.lane[lane]
     node = state.node[lane, n]
     batch = state.running[lane, n]
@@ -380,7 +390,7 @@ def end_step(state: State, number: Any, lane: int, n: int) -> None:
         batch[node.decoding] = c
         node.decoding += 1
     if node.tick >= node.next_finish or me.clock_s - node.oldest_ask_s > number.timeout_s:
-        _sweep(state, number, lane, n)
+        _sweep(state, params, lane, n)
 
 
 @kernel
@@ -395,16 +405,30 @@ def _excess(state: State, lane: int, n: int, c: int) -> float:
 
 
 @kernel
-def _sweep(state: State, number: Any, lane: int, n: int) -> None:
-    """Take out of the batch who has completed or timed out."""
+def _charge_crowd(state: State, params: Params, lane: int, n: int) -> None:
+    """Charge the later turns that complete now for how slowly the others of their batch decode."""
     me = state.lane[lane]
     node = state.node[lane, n]
     batch = state.running[lane, n]
     crowd = 0.0
+    for i in range(node.decoding):
+        crowd += _excess(state, lane, n, batch[i])
+    for i in range(node.decoding):
+        talk = state.conversation[lane, batch[i]]
+        in_time = me.clock_s - talk.asked_s <= params.number[0].timeout_s
+        if talk.turn > 0 and talk.finish <= node.tick and in_time:
+            me.crowd_loss += (crowd - _excess(state, lane, n, batch[i])) / max(node.decoding - 1, 1)
+
+
+@kernel
+def _sweep(state: State, params: Params, lane: int, n: int) -> None:
+    """Take out of the batch who has completed or timed out."""
+    number = params.number[0]
+    me = state.lane[lane]
+    node = state.node[lane, n]
+    batch = state.running[lane, n]
     if number.shaped == 1:
-        for i in range(node.decoding):
-            crowd += _excess(state, lane, n, batch[i])
-    others = max(node.decoding - 1, 1)
+        _charge_crowd(state, params, lane, n)
     kept, decoding = 0, 0
     node.next_finish = FAR
     node.oldest_ask_s = math.inf
@@ -425,17 +449,15 @@ def _sweep(state: State, number: Any, lane: int, n: int) -> None:
         if decodes:
             held = talk.context + talk.prompt + node.tick - talk.base
             node.context -= held
-        if number.shaped == 1 and not late and talk.turn > 0:
-            me.crowd_loss += (crowd - _excess(state, lane, n, c)) / others
         node.active -= held
         entry = state.cache[lane, 2 * c + 1]
         entry.tokens = 0
         if not late:
             entry.tokens = held
             put(state, lane, n, 2 * c + 1)
-        end_turn(state, number, lane, c, not late)
+        end_turn(state, params, lane, c, not late)
         if not late and talk.turn < talk.turns:
-            think(state, number, lane, c)
+            think(state, params, lane, c)
     node.running, node.decoding = kept, decoding
 
 
@@ -447,8 +469,9 @@ def pause_s(key: np.uint64, number: Any, c: int, turn: int) -> float:
 
 
 @kernel
-def think(state: State, number: Any, lane: int, c: int) -> None:
+def think(state: State, params: Params, lane: int, c: int) -> None:
     """The user reads the answer; then the next turn comes."""
+    number = params.number[0]
     talk = state.conversation[lane, c]
     talk.stage = THINK
     talk.at_s = state.lane[lane].clock_s
@@ -458,18 +481,19 @@ def think(state: State, number: Any, lane: int, c: int) -> None:
 
 
 @kernel
-def arrive_at_d(state: State, number: Any, cost: StepCost, lane: int, c: int) -> None:
+def arrive_at_d(state: State, params: Params, lane: int, c: int) -> None:
     """A request is visible to the scheduler of its D, which starts if it was idle."""
     talk = state.conversation[lane, c]
     talk.stage = D_WAIT
     wait_at(state, lane, talk.d, c)
     if state.node[lane, talk.d].at_s == math.inf:
-        begin_step(state, number, cost, lane, talk.d)
+        begin_step(state, params, lane, talk.d)
 
 
 @kernel
-def send_on(state: State, number: Any, cost: StepCost, lane: int, c: int, route: int) -> None:
+def send_on(state: State, params: Params, lane: int, c: int, route: int) -> None:
     """A request takes its route."""
+    number = params.number[0]
     me = state.lane[lane]
     talk = state.conversation[lane, c]
     talk.route = route
@@ -490,4 +514,4 @@ def send_on(state: State, number: Any, cost: StepCost, lane: int, c: int, route:
         sift_in(state, lane, c)
     else:
         talk.moving = 1
-        ask_p(state, number, cost, lane, c)
+        ask_p(state, params, lane, c)

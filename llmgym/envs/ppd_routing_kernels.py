@@ -50,7 +50,7 @@ def step_lane(
             me.penalty += number.invalid_cost
             route = LOCAL
         me.current = -1
-        send_on(state, number, params.cost, lane, c, route)
+        send_on(state, params, lane, c, route)
         reason = advance(state, params, lane, number.limit_s, -1)
     elif me.clock_s >= number.limit_s:
         reason = TIME
