@@ -5,7 +5,7 @@
 
 Writes benchmarks/results/comparisons/<environment>.md: for each scenario mean return, interval, and paired difference to the best
 baseline. Rules are tuned and policies were trained on other worlds than these. Environments are found by themselves; one
-without a scenario of a name is run with its default.
+without a scenario of a name is run with its default. A page keeps the scenarios that are not run anew.
 """
 
 import argparse
@@ -77,6 +77,9 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for env_id in args.envs or llmgym.env_ids():
         name = env_id.rpartition("/")[2]
+        page = args.out / f"{name}.md"
+        old = page.read_text().split("\n## ")[1:] if page.exists() else []
+        kept = {part.partition("\n")[0]: "## " + part.strip() for part in old}
         done: dict[str, str] = {}
         for scenario in args.scenarios:
             key = arguments(env_id, scenario).get("scenario", "default")
@@ -87,7 +90,7 @@ def main() -> None:
         head = (
             f"# {env_id}: every baseline and every shipped policy\n\nWritten by `benchmarks/comparisons.py`."
         )
-        (args.out / f"{name}.md").write_text("\n\n".join([head, *done.values()]) + "\n")
+        page.write_text("\n\n".join([head, *{**kept, **done}.values()]) + "\n")
 
 
 if __name__ == "__main__":

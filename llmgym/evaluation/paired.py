@@ -61,7 +61,7 @@ def compare(
     whole("seed", seed, 0, 2**63)
     check_confidence(confidence)
     env_id = check_id(env_id)
-    contenders = _default(env_id, env_kwargs) if policies is None else _asked(env_id, policies)
+    contenders = fitting(env_id, env_kwargs) if policies is None else _asked(env_id, policies)
     check_labels([contender.label for contender in contenders])
     _probe(env_id, contenders, env_kwargs, metrics)
     tables = []
@@ -84,7 +84,7 @@ def _asked(env_id: str, policies: Sequence[str | Policy] | Mapping[str, str | Po
     return [resolve(env_id, policy) for policy in policies]
 
 
-def _default(env_id: str, env_kwargs: Mapping[str, Any]) -> list[Contender]:
+def fitting(env_id: str, env_kwargs: Mapping[str, Any]) -> list[Contender]:
     """All known policies that can act in an environment with these arguments; a warning names the others."""
     # First of all, so that a wrong argument is not taken for policies that do not fit.
     make_env(env_id, 1, env_kwargs).close()

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from llmgym import baselines, policies
+from llmgym import baselines
+from llmgym.evaluation.paired import fitting
 from llmgym.evaluation.rollout import run_episodes
 
 TUNING_SEEDS = 2_000_000_000
@@ -26,7 +27,7 @@ def tuned(
 
     Args:
         env_id: registered id.
-        names: baselines and learned policies; None for all baselines and shipped policies of the environment.
+        names: baselines and learned policies; None for all baselines and shipped policies that fit the environment.
         episodes: worlds each variant is tried on.
         seed: of the comparison to come; the tuning worlds start at `TUNING_SEEDS + seed`.
         progress: say on stderr what was chosen.
@@ -36,7 +37,7 @@ def tuned(
         The names, with variants such as `"vllm:watermark=0.05"` in place of the tuned ones.
     """
     if names is None:
-        names = [*baselines.names(env_id), *policies.names(env_id)]
+        names = [contender.label for contender in fitting(env_id, env_kwargs)]
     chosen = []
     console = Console(stderr=True)
     for name in names:

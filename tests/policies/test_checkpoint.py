@@ -125,6 +125,17 @@ def test_a_scenario_never_belongs_to_the_policy() -> None:
 def test_shipped_names() -> None:
     assert all(name.startswith("KVQueue-v0/") for name in policies.names("llmgym/KVQueue-v0"))
     assert policies.names("toy/Toy-v0") == []
+
+
+@pytest.mark.parametrize("name", policies.names())
+def test_a_shipped_policy_plays_where_it_was_trained(name: str) -> None:
+    meta = policies.meta(name)
+    env = gymnasium.make_vec(meta["env_id"], num_envs=2, **meta["env_kwargs"])
+    policy = policies.load(name, env)
+    obs, infos = env.reset(seed=0)
+    for _ in range(5):
+        obs, _, _, _, infos = env.step(policy.act(obs, infos["action_mask"]))
+    assert np.isfinite(obs).all() and (policies.TRAINED / f"{name}.pt").stat().st_size < 300_000
     with pytest.raises(UnknownName, match="learned policy 'nobody'"):
         policies.load("nobody", ToyEnv())
 
