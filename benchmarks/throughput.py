@@ -134,7 +134,7 @@ def every_environment(turns: int, seconds: float) -> list[str]:
     lines += [
         "",
         "Random legal actions. Where a step is long (an epoch of many events) the compiled simulation takes all the time, and the",
-        "ratio is near one: there is nothing around it to save.",
+        "ratio falls towards one: there is little around it to save.",
     ]
     return lines
 
