@@ -9,6 +9,7 @@ _ENVIRONMENTS = {
     "llmgym/AFDRefill-v0": ("llmgym.envs.afd_refill", "AFDRefill"),
     "llmgym/PPDRouting-v0": ("llmgym.envs.ppd_routing", "PPDRouting"),
     "llmgym/PPDWeights-v0": ("llmgym.envs.ppd_weights", "PPDWeights"),
+    "llmgym/OServe-v0": ("llmgym.envs.oserve", "OServe"),
 }
 
 

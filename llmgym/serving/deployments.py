@@ -236,10 +236,10 @@ def evaluate(table: RateTable, replicas: Counts, loads: Floats) -> tuple[Floats,
     shapes, types = table.rate.shape
     out = np.zeros((len(loads), len(replicas), 2))
     headrooms(
-        np.ascontiguousarray(replicas, np.int64),
-        np.ascontiguousarray(loads, np.float64),
-        table.rate,
-        table.latency_s,
+        np.array(replicas, np.int64),
+        np.array(loads, np.float64),
+        _fixed(table.rate),
+        _fixed(table.latency_s),
         np.zeros(scratch_size(shapes, types)),
         np.zeros((shapes, types)),
         out,
@@ -252,8 +252,17 @@ def flows(table: RateTable, replicas: Counts, load: Floats) -> tuple[float, Floa
     shapes, types = table.rate.shape
     flow = np.zeros((shapes, types))
     scratch = np.zeros(scratch_size(shapes, types))
-    alpha = headroom(np.asarray(replicas, np.int64), np.asarray(load, np.float64), table.rate, scratch, flow)
+    alpha = headroom(
+        np.array(replicas, np.int64), np.array(load, np.float64), _fixed(table.rate), scratch, flow
+    )
     return float(alpha), flow
+
+
+def _fixed(values: Floats) -> Floats:
+    """A view that cannot be written to: compiled code is made once for the tables of a simulation and for these."""
+    view = values.view()
+    view.setflags(write=False)
+    return view
 
 
 def best(alpha: Floats, latency_s: Floats) -> int:
@@ -268,7 +277,9 @@ def best(alpha: Floats, latency_s: Floats) -> int:
     if top >= 1.0:
         # what serves everything comes before what does not
         near &= alpha >= 1.0
-    return int(np.argmin(np.where(near, latency_s, np.inf)))
+    # equal but for rounding: pipelines of one and of several stages can have the same latency
+    first = latency_s <= 1.001 * np.min(latency_s[near])
+    return int(np.argmax(np.where(near & first, alpha, -np.inf)))
 
 
 def catalogue(shapes: Sequence[Shape], gpus: int) -> Counts:
