@@ -49,7 +49,16 @@ from llmgym.envs.oserve_state import (
     State,
 )
 from llmgym.errors import InvalidArgument
-from llmgym.serving.deployments import best, candidates, catalogue, evaluate, mixes, scratch_size, serving_all, uniform
+from llmgym.serving.deployments import (
+    best,
+    candidates,
+    catalogue,
+    evaluate,
+    mixes,
+    scratch_size,
+    serving_all,
+    uniform,
+)
 from llmgym.serving.placement import PARTS, layout
 from llmgym.serving.shapes import MODELS, SEATS, Shape, rate_table
 from llmgym.workloads.daily import DAYS

@@ -22,6 +22,7 @@ from llmgym.envs.oserve_state import (
     NO_LOAD,
     P99,
     PLAN,
+    ROUTE,
     SCALARS,
     SLOT_FIELDS,
     Params,
