@@ -18,6 +18,7 @@ _MODULES = {
     "llmgym/AFDRefill-v0": "llmgym.baselines.afd_refill",
     "llmgym/PPDRouting-v0": "llmgym.baselines.ppd",
     "llmgym/PPDWeights-v0": "llmgym.baselines.ppd_weights",
+    "llmgym/OServe-v0": "llmgym.baselines.oserve",
 }
 
 
