@@ -219,6 +219,7 @@ class OServe(Simulation):
             np.array(asked.kinds, np.int64),
             asked.type_of,
             asked.guess,
+            asked.split,
             slo,
             np.cumsum(asked.stream_class, axis=1),
             asked.stream_type,
@@ -355,7 +356,7 @@ class OServe(Simulation):
         """True arrivals a second of each type in every epoch of this episode, float64 [epochs, types]: nobody can know them."""
         chosen, me = self.scenario, state.lane[lane]
         requests = state.request[lane, : me["requests"]]
-        kinds = self.requests.guess[requests["kind"]]
+        kinds = self.requests.type_of[requests["kind"]]
         epoch = np.minimum((requests["arrival_s"] / chosen.epoch_s).astype(np.int64), chosen.epochs - 1)
         flat = np.bincount(epoch * self.requests.types + kinds, minlength=chosen.epochs * self.requests.types)
         return np.asarray(flat.reshape(chosen.epochs, -1) / chosen.epoch_s)

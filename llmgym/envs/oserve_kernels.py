@@ -10,7 +10,7 @@ from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.statistics import mean, quantile
 from llmgym.envs.oserve_replicas import advance
-from llmgym.envs.oserve_routes import forecast_of, migrate_waiting, send, set_routes
+from llmgym.envs.oserve_routes import migrate_waiting, send, set_routes, update_forecast
 from llmgym.envs.oserve_state import (
     CANDIDATE_FIELDS,
     CONTROL,
@@ -199,9 +199,7 @@ def _count_up(state: State, params: Params, lane: int, first: int, end_s: float)
         me.p99_s = quantile(state.served[lane, 0, first : me.done], 0.99)
     me.p99_sum_s += me.p99_s
     me.headroom_sum += me.headroom
-    forecast_of(
-        state.forecast[lane], state.count[lane, me.epoch - 1], number.epoch_s, number.ewma, me.epoch == 1
-    )
+    update_forecast(state, params, lane)
 
 
 @kernel(inline=True)

@@ -224,8 +224,14 @@ def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> 
 
 
 @kernel
-def forecast_of(rates: NDArray[np.float64], counts: NDArray[np.int32], epoch_s: float, weight: float, first: bool) -> None:
-    """Update a moving average (float64 [types], arrivals a second) with the counts of an epoch."""
-    for j in range(rates.shape[0]):
-        now = counts[j] / epoch_s
-        rates[j] = now if first else rates[j] + weight * (now - rates[j])
+def update_forecast(state: State, params: Params, lane: int) -> None:
+    """Take the counts of the last epoch into the moving average; what is taken for a type is divided among types as in the mean mix."""
+    number = params.number[0]
+    e = state.lane[lane].epoch - 1
+    for j in range(number.types):
+        now = 0.0
+        for g in range(number.types):
+            now += state.count[lane, e, g] * params.split[g, j]
+        now /= number.epoch_s
+        old = state.forecast[lane, j]
+        state.forecast[lane, j] = now if e == 0 else old + number.ewma * (now - old)

@@ -127,12 +127,13 @@ class Scenario:
 _SMALL = Scenario(
     "OPT-66B on 16 GPUs, strong drift, 40 decisions of half a minute: an agent can be trained on it in minutes",
     "opt-66b",
-    span_epochs=(4, 12),
-    cv=(0.3, 1.5),
-    load=(0.75, 0.95),
+    span_epochs=(8, 16),
+    cv=(0.8, 1.7),
+    load=(0.85, 0.95),
     epochs=40,
     epoch_s=30.0,
     history=6,
+    ewma=0.85,
     candidates=8,
     backlog_s=300.0,
 )
@@ -160,7 +161,7 @@ SCENARIOS: dict[str, Scenario] = {
         epochs=120,
     ),
     "stress": Scenario(
-        "OPT-66B on 32 GPUs, a slow network, abrupt and strong drift, bursts, types guessed from the prompt",
+        "OPT-66B on 32 GPUs, a slow network, abrupt and strong drift with bursts, up to and above what can be served",
         "opt-66b",
         gpus=32,
         span_epochs=(2, 6),
@@ -168,8 +169,8 @@ SCENARIOS: dict[str, Scenario] = {
         load=(0.8, 1.05),
         noise=0.25,
         correlation=0.6,
+        ewma=0.7,
         infiniband_gb_per_s=10.0,
-        types_known=False,
         backlog_s=600.0,
     ),
     "small": _SMALL,
@@ -288,6 +289,15 @@ class Requests:
     def types(self) -> int:
         """Number of types."""
         return len(self.centroids)
+
+    @property
+    def split(self) -> NDArray[np.float64]:
+        """Share of each type among the requests that are taken for a type, by the mean mix; float64 [types, types]."""
+        share = self.mix @ self.stream_class
+        counted = np.zeros((self.types, self.types))
+        np.add.at(counted, (self.guess, self.type_of), share)
+        total = counted.sum(axis=1, keepdims=True)
+        return np.where(total > 0.0, counted / np.maximum(total, 1e-300), np.eye(self.types))
 
     @property
     def stream_type(self) -> NDArray[np.float64]:

@@ -197,7 +197,7 @@ class State(NamedTuple):
         heap_at: float64 [lanes, R, seats]: progress of its replica at which a running request completes; a heap.
         heap_id: int32 [lanes, R, seats]: the requests.
         demand: float64 [lanes, epochs, streams]: true mean arrivals a second.
-        count: int32 [lanes, epochs, J]: arrivals so far, by type.
+        count: int32 [lanes, epochs, J]: arrivals so far, by the type that they are taken for.
         waits: int32 [lanes, J]: waiting requests of each type.
         forecast: float64 [lanes, J]: arrivals a second, moving average.
         plan: float64 [lanes, J]: arrivals a second that routing is made for.
@@ -254,6 +254,7 @@ class Params(NamedTuple):
         lengths: int64 [C, 2], prompt and output tokens.
         type_of: int64 [C].
         guess: int64 [C], the type that is taken for it at arrival.
+        split: float64 [J, J], share of each type among the requests that are taken for a type.
         slo_s: float64 [C], objective for the end-to-end time.
         stream_cdf: float64 [M, C].
         stream_type: float64 [M, J], share of each type.
@@ -277,6 +278,7 @@ class Params(NamedTuple):
     lengths: NDArray[np.int64]
     type_of: NDArray[np.int64]
     guess: NDArray[np.int64]
+    split: NDArray[np.float64]
     slo_s: NDArray[np.float64]
     stream_cdf: NDArray[np.float64]
     stream_type: NDArray[np.float64]
