@@ -171,6 +171,7 @@ SCENARIOS: dict[str, Scenario] = {
         correlation=0.6,
         ewma=0.7,
         infiniband_gb_per_s=10.0,
+        candidates=24,
         backlog_s=600.0,
     ),
     "small": _SMALL,
@@ -241,7 +242,7 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
             f"types={chosen.types!r}: expected prompt and output tokens of 1 to 9 types (or names of workloads)"
         )
     low, high = _pair("cv", chosen.cv, False)
-    if high > math.sqrt(max(streams - 1, 0)) + 1e-9 and chosen.drift == "spans":
+    if high > math.sqrt(streams - 1) + 1e-9 and chosen.drift == "spans" and streams > 1:
         raise InvalidArgument(f"cv={chosen.cv!r}: expected at most {math.sqrt(streams - 1):.3f} for {streams} types")
     if chosen.mix is not None:
         mix = tuple(number("mix", share, zero=True) for share in chosen.mix)
