@@ -1,11 +1,11 @@
 """Rules for OServe: the paper's planner with several forecasts, its ablations, and what it compares with.
 
 Jiang, Fu, Wang, He and Yoneki, "OServe: Accelerating LLM Serving via Spatial-Temporal Workload Orchestration", ICML 2026 (arXiv
-2602.12151): every minute forecast the arrivals of each type, search a deployment and its routing, and switch if that pays. Static and
-reloading vLLM, Llumnix (requests move between equal replicas) and Dynamo (routing by cache load) are modelled by what they decide.
+2602.12151): every minute forecast the arrivals of each type, search a deployment and its routing, and switch if that pays.
+Static and reloading vLLM, Llumnix (requests move between equal replicas) and Dynamo (routing by cache load) are modelled by what they decide.
 
-Planners act with `action="control"`: a deployment, and the demand to route for. `plan_model` and the functions that this module takes
-from `oserve_search`, `llmgym.serving.shapes` and `llmgym.serving.placement` do the same outside of an environment.
+Planners act with `action="control"`: a deployment, and the demand to route for. The functions that this module
+takes from `oserve_search`, `llmgym.serving.shapes` and `llmgym.serving.placement` do the same outside of an environment.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,9 +55,10 @@ class PlannerPolicy(Rule[OServe]):
     Args:
         env: the environment, made with `action="control"`.
         name: of the policy.
-        forecast: "ewma" (what the observation holds), "last", "ridge", "lstm" or "oracle" (true counts of the next epoch: privileged).
-        scope: what is chosen from: "search" (the paper's local search), "all" deployments, those of "uniform" replicas, or "preflow" (the
-            search with maximum flows below).
+        forecast: "ewma" (what the observation holds), "last", "ridge", "lstm" or "oracle" (true counts of the next epoch:
+        privileged).
+        scope: what is chosen from: "search" (the paper's local search), "all" deployments, those of "uniform" replicas, or
+            "preflow" (the search with maximum flows below).
         gain: smallest ratio of new to old headroom, or of old to new latency at no less than 0.97 of the headroom.
 
     Raises:
@@ -65,7 +66,12 @@ class PlannerPolicy(Rule[OServe]):
     """
 
     def __init__(
-        self, env: Any, name: str = "oserve", forecast: str = "ewma", scope: str = "search", gain: float = GAIN
+        self,
+        env: Any,
+        name: str = "oserve",
+        forecast: str = "ewma",
+        scope: str = "search",
+        gain: float = GAIN,
     ) -> None:
         super().__init__(env, name, OServe)
         simulation = self._simulation
@@ -132,14 +138,11 @@ class PlannerPolicy(Rule[OServe]):
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Deployment and demand, float64 [lanes, 1 + types]."""
         simulation = self._simulation
-        demand = np.minimum(self.demand(obs), 32.0 * self._scale)
+        demand = self.demand(obs)
         sizes = simulation.params.sizes
         counts = np.rint(self._rows(obs, "deployment") * simulation.scenario.gpus / sizes).astype(np.int64)
-        actions = np.zeros((len(obs), 1 + len(self._scale)))
-        for lane in range(len(obs)):
-            actions[lane, 0] = self._decide(tuple(counts[lane].tolist()), demand[lane])
-        actions[:, 1:] = demand
-        return actions
+        rows = zip(counts.tolist(), demand, strict=True)
+        return np.array([simulation.control(self._decide(tuple(now), asked), asked) for now, asked in rows])
 
     def _decide(self, now: tuple[int, ...], demand: Floats) -> int:
         """Number of the deployment to have."""

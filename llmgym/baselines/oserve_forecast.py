@@ -1,8 +1,8 @@
 """Forecasts of the arrivals of the next minute, type by type.
 
-OServe (Jiang et al., arXiv 2602.12151, section 4 and appendix) predicts with one LSTM for each type from the last 50 minutes; moving
-average and last value are what it compares with. Ridge regression on the same 50 minutes is ours. A forecaster maps counts [n, window]
-of one type, oldest first, to the next count [n]; what it learns does not depend on the scale of the counts.
+OServe (Jiang et al., arXiv 2602.12151, section 4 and appendix) predicts with one LSTM for each type from the last 50 minutes;
+moving average and last value are what it compares with. Ridge regression on the same 50 minutes is ours. A forecaster maps counts
+[n, window] of one type, oldest first, to the next count [n]; what it learns does not depend on the scale of the counts.
 """
 
 import functools
@@ -149,7 +149,9 @@ def forecaster(simulation: "OServe", name: str) -> list[Forecaster]:
         ImportError: an LSTM needs torch.
     """
     key = hashlib.sha256(
-        json.dumps([name, simulation.settings(), fingerprint("llmgym.envs.oserve"), fingerprint(__name__)]).encode()
+        json.dumps(
+            [name, simulation.settings(), fingerprint("llmgym.envs.oserve"), fingerprint(__name__)]
+        ).encode()
     ).hexdigest()
     return _trained(key, _Box(simulation, name))
 
@@ -177,7 +179,9 @@ def _trained(key: str, box: _Box) -> list[Forecaster]:
     path = cache_dir().parent / "forecasts" / f"oserve-{key[:32]}.npz"
     made = oserve_lstm.read(path)
     if made is None:
-        made = [oserve_lstm.fit(list(series), seed=j) for j, series in enumerate(training_counts(box.simulation))]
+        made = [
+            oserve_lstm.fit(list(series), seed=j) for j, series in enumerate(training_counts(box.simulation))
+        ]
         _write(path, oserve_lstm.packed(made))
     return list(made)
 

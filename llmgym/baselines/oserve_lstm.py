@@ -1,8 +1,8 @@
 """The forecast of OServe: an LSTM for each type of requests, on the arrivals of the last 50 minutes.
 
-Jiang et al., arXiv 2602.12151, section 4: one LSTM a type, 50 minutes in, one out, trained on nine tenths of two weeks. Size, loss and
-optimiser are not printed; here it is one layer of 64, Adam, and the squared error of counts over the mean of their window. torch is
-needed to train and imported only then; the trained network runs in numpy.
+Jiang et al., arXiv 2602.12151, section 4: one LSTM a type, 50 minutes in, one out, trained on nine tenths of two weeks. Size,
+loss and optimiser are not printed; here it is one layer of 64, Adam, and the squared error of counts over the mean of their
+window. torch is needed to train and imported only then; the trained network runs in numpy.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,8 @@
 
 Jiang, Fu, Wang, He and Yoneki, "OServe: Accelerating LLM Serving via Spatial-Temporal Workload Orchestration", ICML 2026 (arXiv
 2602.12151), section 4. The paper solves the lower level by preflow-push on a network from request types to replicas. A replica's
-capacity differs from type to type there, which is a gain on an edge that a maximum flow does not know; `route_lp` is the exact form.
+capacity differs from type to type there, which is a gain on an edge that a maximum flow does not know; `route_lp` is the exact
+form.
 """
 
 import itertools
@@ -75,9 +76,7 @@ def route_lp(table: RateTable, replicas: Counts, demand: Floats) -> Routing:
     cells = [(s, j) for s in range(shapes) for j in range(types) if counts[s] and table.rate[s, j] > 0.0]
     if load.sum() == 0.0 or not cells:
         none = np.zeros((shapes, types))
-        return Routing(
-            np.inf if load.sum() == 0.0 else 0.0, float(load.sum() == 0.0), none, np.zeros(shapes)
-        )
+        return Routing(np.inf if load.sum() == 0.0 else 0.0, float(load.sum() == 0.0), none, np.zeros(shapes))
     capacity, by_type = np.zeros((shapes, len(cells) + 1)), np.zeros((types, len(cells) + 1))
     for k, (s, j) in enumerate(cells):
         capacity[s, k] = 1.0 / table.rate[s, j]
@@ -102,8 +101,8 @@ def route_lp(table: RateTable, replicas: Counts, demand: Floats) -> Routing:
 def route_preflow(table: RateTable, replicas: Counts, demand: Floats) -> Routing:
     """Route by a maximum flow (preflow-push): the paper's network with one capacity a replica, its mean rate over the types.
 
-    Exact only if every replica's rates are the same multiple of every other's. Otherwise replicas get more of the types they are bad
-    at than they can serve: `utilization` of the result says how much.
+    Exact only if every replica's rates are the same multiple of every other's. Otherwise replicas get more of the types they are
+    bad at than they can serve: `utilization` of the result says how much.
 
     Args:
         table: rates by type.
@@ -119,22 +118,26 @@ def route_preflow(table: RateTable, replicas: Counts, demand: Floats) -> Routing
     counts = _counts(table, replicas)
     load = positive_demand(demand, table.rate.shape[1])
     units = _UNITS / max(float(load.max()), 1e-9)
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(("source", "sink"))
-    for j, rate in enumerate(load):
-        graph.add_edge("source", ("type", j), capacity=round(rate * units))
     machines = [s for s in range(len(counts)) for _ in range(counts[s])]
+    # nodes are numbers: networkx keeps them in sets, and the order of names in a set changes from process to process
+    kinds, size = len(load), len(machines)
+    source, sink = kinds + 2 * size, kinds + 2 * size + 1
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(sink + 1))
+    for j, rate in enumerate(load):
+        graph.add_edge(source, j, capacity=round(rate * units))
     for k, s in enumerate(machines):
         able = table.rate[s] > 0.0
         for j in np.flatnonzero(able).tolist():
-            graph.add_edge(("type", j), ("in", k), capacity=round(table.rate[s, j] * units))
-        graph.add_edge(("in", k), ("out", k), capacity=round(float(table.rate[s][able].mean()) * units))
-        graph.add_edge(("out", k), "sink")
-    found = preflow_push(graph, "source", "sink")
+            graph.add_edge(j, kinds + k, capacity=round(table.rate[s, j] * units))
+        mean = round(float(table.rate[s][able].mean()) * units) if able.any() else 0
+        graph.add_edge(kinds + k, kinds + size + k, capacity=mean)
+        graph.add_edge(kinds + size + k, sink)
+    found = preflow_push(graph, source, sink)
     flow = np.zeros(table.rate.shape)
     for k, s in enumerate(machines):
-        for j in range(len(load)):
-            flow[s, j] += found.edges.get((("type", j), ("in", k)), {"flow": 0})["flow"] / units
+        for j in range(kinds):
+            flow[s, j] += found.edges.get((j, kinds + k), {"flow": 0})["flow"] / units
     served = float(flow.sum() / load.sum()) if load.sum() > 0.0 else 1.0
     return Routing(served, served, flow, _utilization(table, counts, flow))
 
@@ -209,9 +212,9 @@ def search(
 ) -> Found:
     """The upper level: move GPUs from replicas with room to those without, change strategies, merge, split, swap.
 
-    The paper names the moves (section 4 and appendix) and the end after 20 iterations without a gain; the order of the moves is random
-    here, ties too. It starts from the better of the present deployment and the best uniform one. Of everything it has looked at,
-    `llmgym.serving.deployments.best` takes one.
+    The paper names the moves (section 4 and appendix) and the end after 20 iterations without a gain; the order of the moves is
+    random here, ties too. It starts from the better of the present deployment and the best uniform one. Of everything it has
+    looked at, `llmgym.serving.deployments.best` takes one.
 
     Args:
         table: rates by type.

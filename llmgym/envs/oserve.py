@@ -1,7 +1,8 @@
 """OServe: which replicas a cluster is made of, decided minute by minute while the mix of requests drifts.
 
 The problem of Jiang, Fu, Wang, He and Yoneki, "OServe: Accelerating LLM Serving via Spatial-Temporal Workload Orchestration", ICML
-2026 (arXiv 2602.12151). The paper prints neither rates nor request mixes; `llmgym.serving.shapes` has the formulas that stand for them.
+2026 (arXiv 2602.12151). The paper prints neither rates nor request mixes; `llmgym.serving.shapes` has the formulas that stand for
+them.
 """
 
 import math
@@ -36,6 +37,7 @@ from llmgym.envs.oserve_state import (
     LATENCY,
     MENU,
     METRICS,
+    MOST_PLANNED,
     NUMBER,
     P99,
     PLAN,
@@ -66,7 +68,6 @@ from llmgym.workloads.daily import DAYS
 ACTIONS = {"menu": MENU, "edit": EDIT, "plan": PLAN, "control": CONTROL, "route": ROUTE}
 REWARDS = {"latency": LATENCY, "p99": P99, "slo": SLO}
 MOST_DEPLOYMENTS = 20_000
-LOGIT = 8.0
 
 
 class OServe(Simulation):
@@ -124,10 +125,14 @@ class OServe(Simulation):
                 f"gpus={chosen.gpus}: no division into replicas of {chosen.model} can serve every type of {self.requests.centroids}"
             )
         if len(self.deployments) > MOST_DEPLOYMENTS:
-            raise InvalidArgument(f"gpus={chosen.gpus}: {len(self.deployments):,} deployments are too many to list")
+            raise InvalidArgument(
+                f"gpus={chosen.gpus}: {len(self.deployments):,} deployments are too many to list"
+            )
         self.mean_load = self.requests.mix @ self.requests.stream_type
         self.static = self.best_uniform(self.mean_load)
-        chosen_menu, self.menu_loss = candidates(self.types, self.deployments, chosen.candidates, (self.static,))
+        chosen_menu, self.menu_loss = candidates(
+            self.types, self.deployments, chosen.candidates, (self.static,)
+        )
         self.menu = np.array(chosen_menu, np.int64)
         self.initial = self.static if chosen.initial is None else self.number_of(chosen.initial)
         alone = self.types.latency_s[self.deployments[self.static] > 0][0]
@@ -168,6 +173,16 @@ class OServe(Simulation):
         """Such as "2 TP4 + 1 TP8"."""
         return " + ".join(f"{n} {shape}" for n, shape in zip(deployment, self.table.shapes, strict=True) if n)
 
+    def control(self, deployment: int, demand: NDArray[np.float64]) -> NDArray[np.float64]:
+        """An action of "control", float64 [1 + types].
+
+        Args:
+            deployment: its number.
+            demand: float64 [types], arrivals a second to route for.
+        """
+        place = deployment / max(len(self.deployments) - 1, 1)
+        return np.concatenate([[place], np.minimum(demand / (MOST_PLANNED * self.params.rate_scale), 1.0)])
+
     def _space(self) -> "Discrete[Any] | Box":
         if self.action == "menu":
             return Discrete(1 + len(self.menu))
@@ -176,16 +191,29 @@ class OServe(Simulation):
         if self.action == "plan":
             return Discrete(len(self.deployments))
         if self.action == "control":
-            high = np.concatenate([[len(self.deployments) - 1], 32.0 * self.params.rate_scale])
-            return Box(np.zeros(len(high)), high, dtype=np.float64)
-        return Box(-LOGIT, LOGIT, (self.places * self.requests.types,), np.float64)
+            return Box(0.0, 1.0, (1 + self.requests.types,), np.float64)
+        return Box(-1.0, 1.0, (self.places * self.requests.types,), np.float64)
 
     def _params(self, invalid_cost: float) -> Params:
         chosen, asked = self.scenario, self.requests
         shapes = self.table.shapes
         numbers = np.zeros(1, NUMBER)
         record = numbers[0]
-        for name in ("gpus", "epochs", "history", "reroute", "epoch_s", "amplitude", "noise", "correlation", "ewma", "fix_s", "drain_s", "backlog_s", "switch_cost"):
+        for name in (
+            "gpus",
+            "epochs",
+            "history",
+            "reroute",
+            "epoch_s",
+            "amplitude",
+            "noise",
+            "correlation",
+            "ewma",
+            "fix_s",
+            "drain_s",
+            "backlog_s",
+            "switch_cost",
+        ):
             record[name] = getattr(chosen, name)
         record["types"], record["streams"], record["classes"] = asked.types, len(asked.mix), len(asked.kinds)
         record["action"], record["reward"] = ACTIONS[self.action], REWARDS[self.reward]
@@ -282,7 +310,7 @@ class OServe(Simulation):
                     0,
                     4,
                     "see text",
-                    "of each: headroom over that of the deployment, halved; GPUs that change, share; unloaded latency, 4 latency_ref",
+                    "of each: headroom over the deployment's, halved; GPUs that change, share; unloaded latency, 4 latency_ref",
                 )
             )
         fields.append(
@@ -292,7 +320,7 @@ class OServe(Simulation):
                 0,
                 16,
                 "see text",
-                "of each, large ones first: shape; load / 4, log of the line, cache in use, minutes of work, minutes until it serves",
+                "of each, large ones first: shape; load / 4, log of the line, cache, minutes of work, minutes until it serves",
             )
         )
         return Layout(fields)
@@ -309,7 +337,7 @@ class OServe(Simulation):
             heap_at=np.zeros((lanes, places, SEATS)),
             heap_id=np.zeros((lanes, places, SEATS), np.int32),
             demand=np.zeros((lanes, chosen.epochs, len(self.requests.mix))),
-            count=np.zeros((lanes, chosen.epochs, types), np.int32),
+            counts=np.zeros((lanes, chosen.epochs, types), np.int32),
             waits=np.zeros((lanes, types), np.int32),
             forecast=np.zeros((lanes, types)),
             plan=np.zeros((lanes, types)),
@@ -349,7 +377,9 @@ class OServe(Simulation):
         expected = rate * chosen.epochs * chosen.epoch_s * math.exp(3.0 * chosen.noise)
         n = math.ceil(expected + 6.0 * math.sqrt(expected) + 64)
         if n > 2**26:
-            raise InvalidArgument(f"epochs={chosen.epochs} of {chosen.epoch_s:g} s: {n:,} requests an episode are too many")
+            raise InvalidArgument(
+                f"epochs={chosen.epochs} of {chosen.epoch_s:g} s: {n:,} requests an episode are too many"
+            )
         return n
 
     def rates(self, state: State, lane: int) -> NDArray[np.float64]:
@@ -466,31 +496,33 @@ class OServeEnv(LaneEnv):
     ## Action Space
     `action="menu"` (default): `Discrete(1 + K)`. 0 stays; i changes to candidate i. The candidates are few (`candidates`, 12 by
     default) and fixed: chosen once by a search over all deployments so that for every mix of types one of them is within 3 % of the
-    best headroom and of its latency (`simulation.menu_loss` says how well that worked). Why this one: an action means the same in every state, the
-    observation has three numbers for each, and every action is sensible for some load, so that what is left to learn is *when* a
-    change pays: the forecast lags, a stop costs, the queue counts. In `edit` a good deployment can be many moves away, and most of
-    `plan` is never good for anything.
+    best headroom and of its latency (`simulation.menu_loss` says how well that worked). Why this one: an action means the same in
+    every state, the observation has three numbers for each, and every action is sensible for some load, so that what is left to
+    learn is *when* a change pays: the forecast lags, a stop costs, the queue counts. In `edit` a good deployment can be many
+    moves away, and most of `plan` is never good for anything.
 
     - `"edit"`: `Discrete(1 + E)`, local moves: 0 none, then another strategy for a replica, a split into two, a merge of two.
     - `"plan"`: `Discrete(N)`, the number of a deployment in `simulation.deployments`; that of the present one stays.
-    - `"control"`: `Box`, a number in `deployments` (rounded) and the arrivals a second of each type to route for: what planners
-      with a forecast of their own need. While a switch is under way the deployment stays.
-    - `"route"`: `Box`, logits for each type and replica place: shares of a type by softmax over the replicas that can hold it; the
-      deployment stays.
+    - `"control"`: `Box` in [0, 1], a place in `deployments` (0 the first, 1 the last, rounded) and for each type the arrivals a
+      second to route for, over 32 times its mean (`simulation.control` makes such rows): what planners with a forecast of their own
+      need. While a switch is under way the deployment stays.
+    - `"route"`: `Box` in [-1, 1], for each type and replica place an eighth of a logit: shares of a type by softmax over the
+      replicas that can hold it; the deployment stays.
 
     Masked are, while a switch is under way, all changes; the present deployment in `menu`; and edits that cannot be made. A masked
     action changes nothing, is counted in `invalid_actions` and costs `invalid_cost`; `invalid_action="raise"` makes it an error.
 
     ## Observation Space
-    A flat float32 `Box`; `env.unwrapped.layout["forecast"]` is the slice of a field, `layout.markdown()` prints the table. Counts of
-    the last epochs by type, their moving average (the forecast), queues, the deployment, the candidates and every replica. Nothing
-    in it depends on what is still to arrive.
+    A flat float32 `Box`; `env.unwrapped.layout["forecast"]` is the slice of a field, `layout.markdown()` prints the table. Counts
+    of the last epochs by type, their moving average (the forecast), queues, the deployment, the candidates and every replica.
+    Nothing in it depends on what is still to arrive.
 
     ## Rewards
     - `"latency"` (default): minus the seconds that requests spent in the system during the epoch, over all requests of the
       episode and over `latency_ref_s`. The return is `-system_mean_s / latency_ref_s - penalty`: the mean time in the system,
       of unfinished requests so far, in units of a lone request on the static plan.
-    - `"p99"`: minus the P99 of the requests that complete in the epoch; the return is `-epoch_p99_mean_s / latency_ref_s - penalty`.
+    - `"p99"`: minus the P99 of the requests that complete in the epoch; the return is `-epoch_p99_mean_s / latency_ref_s -
+      penalty`.
     - `"slo"`: the return is `slo_attainment - penalty`: requests within `slo_scale` latencies of the static plan.
     Switches cost what they cost the requests; `switch_cost` can be added.
 
@@ -511,8 +543,8 @@ class OServeEnv(LaneEnv):
     ```
 
     Args:
-        scenario: `small`, `paper`, `paper-long`, `real`, `stress`, or a `Scenario` (see `llmgym.envs.oserve_scenarios`). Each of its
-            settings can be given as an argument of its own.
+        scenario: `small`, `paper`, `paper-long`, `real`, `stress`, or a `Scenario` (see `llmgym.envs.oserve_scenarios`). Each of
+            its settings can be given as an argument of its own.
         action: see above.
         reward: see above.
         invalid_action: `penalize` or `raise`.

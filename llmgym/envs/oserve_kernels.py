@@ -18,7 +18,9 @@ from llmgym.envs.oserve_state import (
     EDIT,
     LATENCY,
     LEAST_WORK,
+    LOGIT,
     MENU,
+    MOST_PLANNED,
     NO_LOAD,
     P99,
     PLAN,
@@ -48,7 +50,7 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
         # what a load test with the mean mix would say
         state.forecast[lane, j] = params.rate_scale[j]
         for e in range(number.epochs):
-            state.count[lane, e, j] = 0
+            state.counts[lane, e, j] = 0
     for i in range(state.logit.shape[1]):
         state.logit[lane, i] = 0.0
     _look(state, params, lane)
@@ -68,7 +70,9 @@ def step_lane(
     if me.stopping == 1 and me.ready_s <= start_s:
         me.stopping, me.flying_bytes = 0, 0.0
     for j in range(number.types):
-        state.plan[lane, j] = action[1 + j] if number.action == CONTROL else state.forecast[lane, j]
+        state.plan[lane, j] = state.forecast[lane, j]
+        if number.action == CONTROL:
+            state.plan[lane, j] = action[1 + j] * MOST_PLANNED * params.rate_scale[j]
     state.ends[lane, 2] = -1
     me.since += 1
     first = me.done
@@ -94,10 +98,11 @@ def _decide(state: State, params: Params, lane: int, action: NDArray[np.float64]
     """Whether the deployment changes; to which is written to the last row of `replicas`."""
     me = state.lane[lane]
     number = params.number[0]
-    a = int(math.floor(action[0] + 0.5))
+    last = params.deployments.shape[0] - 1
+    a = int(math.floor(action[0] * (last if number.action == CONTROL else 1) + 0.5))
     if number.action == ROUTE:
         for i in range(state.logit.shape[1]):
-            state.logit[lane, i] = action[i]
+            state.logit[lane, i] = LOGIT * action[i]
         return False
     d = a
     if number.action == MENU:
@@ -172,7 +177,7 @@ def _serve(state: State, params: Params, lane: int, start_s: float, end_s: float
             me.next += 1
             me.open += 1.0
             me.open_arrival_s += at_s
-            state.count[lane, me.epoch, params.guess[requests[r].kind]] += 1
+            state.counts[lane, me.epoch, params.guess[requests[r].kind]] += 1
         if me.stopping == 1 and at_s >= me.ready_s:
             me.stopping, me.flying_bytes = 0, 0.0
         if moves:
@@ -192,7 +197,6 @@ def _serve(state: State, params: Params, lane: int, start_s: float, end_s: float
 def _count_up(state: State, params: Params, lane: int, first: int, end_s: float) -> None:
     """What the epoch adds to sums and to the forecast."""
     me = state.lane[lane]
-    number = params.number[0]
     me.counted_s = me.done_s + me.open * end_s - me.open_arrival_s
     if me.done > first:
         # reorders the epoch's part, which nobody minds
@@ -250,8 +254,8 @@ def _remember(state: State, lane: int, changed: float) -> None:
     row = state.history[lane, me.epoch]
     arrived = 0
     if me.epoch > 0:
-        for j in range(state.count.shape[2]):
-            arrived += state.count[lane, me.epoch - 1, j]
+        for j in range(state.counts.shape[2]):
+            arrived += state.counts[lane, me.epoch - 1, j]
     row[0], row[1], row[2], row[3], row[4] = arrived, me.waiting, me.p99_s, me.headroom, changed
     row[5] = me.deployment
 
@@ -277,15 +281,19 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[7] = min(me.open / max(number.epoch_s * _sum(params.rate_scale), 1e-9), 4.0)
     if number.drift == DAY:
         # the hour is known to everybody; the phase at which an episode begins is in the first sine and cosine alone
-        out[8] = state.clock[lane, 0] * math.cos(_angle(number, me)) - state.clock[lane, 1] * math.sin(_angle(number, me))
-        out[9] = state.clock[lane, 1] * math.cos(_angle(number, me)) + state.clock[lane, 0] * math.sin(_angle(number, me))
+        out[8] = state.clock[lane, 0] * math.cos(_angle(number, me)) - state.clock[lane, 1] * math.sin(
+            _angle(number, me)
+        )
+        out[9] = state.clock[lane, 1] * math.cos(_angle(number, me)) + state.clock[lane, 0] * math.sin(
+            _angle(number, me)
+        )
     at = SCALARS
     for j in range(types):
         full = math.log1p(4.0 * params.rate_scale[j] * number.epoch_s)
         for h in range(number.history):
             e = me.epoch - 1 - h
             if e >= 0:
-                out[at + h] = min(math.log1p(float(state.count[lane, e, j])) / full, 2.0)
+                out[at + h] = min(math.log1p(float(state.counts[lane, e, j])) / full, 2.0)
         at += number.history
     for j in range(types):
         out[at] = min(state.forecast[lane, j] / params.rate_scale[j], 16.0)

@@ -1,9 +1,10 @@
 """How replicas of OServe serve: a line in order of arrival, admission under the cache, processor sharing of the running requests.
 
 A running request of class c in a replica of shape s would take `latency_s[s, c]` alone. The requests of a replica share one unit of
-stage time: each needs 1 / rate of it in all, so at full speed they take `load` = sum of (1 / rate) / latency of it, and if that is more
-than one all slow down by the same factor. With the progress of the replica, seconds at full speed, as time every request completes at
-a fixed progress, and a heap of these is all it takes. Between two visits a replica is left alone; `advance` brings it up to a time.
+stage time: each needs 1 / rate of it in all, so at full speed they take `load` = sum of (1 / rate) / latency of it, and if that
+is more than one all slow down by the same factor. With the progress of the replica, seconds at full speed, as time every request
+completes at a fixed progress, and a heap of these is all it takes. Between two visits a replica is left alone; `advance` brings
+it up to a time.
 """
 
 import math

@@ -1,14 +1,11 @@
 """How OServe hands requests to replicas: shares by the linear program, and single requests by credits or by load.
 
 The shares of a type are the flows at the largest headroom (`llmgym.serving.deployments.headroom`), the same for replicas of one
-shape. Single requests follow them by a weighted round robin: every replica earns its share with each request, the one with the largest
-credit gets it and pays one (interleaved weighted round robin, as in Helix, arXiv 2406.01566).
+shape. Single requests follow them by a weighted round robin: every replica earns its share with each request, the one with the
+largest credit gets it and pays one (interleaved weighted round robin, as in Helix, arXiv 2406.01566).
 """
 
 import math
-
-import numpy as np
-from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.envs.oserve_replicas import able, advance, dequeue, enqueue
@@ -81,7 +78,9 @@ def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
 def _spread(
     state: State, params: Params, lane: int, row: int, j: int, amount: float, now_s: float, serving: bool
 ) -> None:
-    """Divide `amount` of a type among the replicas that serve (or that do not), as the flows say; by rate where these say nothing."""
+    """Divide `amount` of a type among the replicas that serve (or that do not), as the flows say; by rate where these say
+    nothing.
+    """
     slots, flow, share = state.slot[lane], state.flow[lane], state.share[lane, row, j]
     for by_flow in range(2):
         total = 0.0
@@ -98,7 +97,9 @@ def _spread(
                 if s >= 0 and (slots[k].ready_s <= now_s) == serving:
                     weight = params.type_rate[s, j]
                     if by_flow == 0:
-                        weight = flow[s, j] / max(state.replicas[lane, 1 if row == 1 and serving else 0, s], 1)
+                        weight = flow[s, j] / max(
+                            state.replicas[lane, 1 if row == 1 and serving else 0, s], 1
+                        )
                     share[k] += amount * weight / total
             return
 
@@ -225,13 +226,15 @@ def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> 
 
 @kernel
 def update_forecast(state: State, params: Params, lane: int) -> None:
-    """Take the counts of the last epoch into the moving average; what is taken for a type is divided among types as in the mean mix."""
+    """Take the counts of the last epoch into the moving average; what is taken for a type is divided among types as in
+    the mean mix.
+    """
     number = params.number[0]
     e = state.lane[lane].epoch - 1
     for j in range(number.types):
         now = 0.0
         for g in range(number.types):
-            now += state.count[lane, e, g] * params.split[g, j]
+            now += state.counts[lane, e, g] * params.split[g, j]
         now /= number.epoch_s
         old = state.forecast[lane, j]
         state.forecast[lane, j] = now if e == 0 else old + number.ewma * (now - old)

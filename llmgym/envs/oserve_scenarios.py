@@ -204,7 +204,12 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
         InvalidArgument: a number out of range.
     """
     chosen: Scenario = settled(scenario, SCENARIOS, settings, "OServe", ("about",))
-    for name, known in (("model", MODELS), ("drift", DRIFTS), ("switching", SWITCHING), ("dispatch", DISPATCH)):
+    for name, known in (
+        ("model", MODELS),
+        ("drift", DRIFTS),
+        ("switching", SWITCHING),
+        ("dispatch", DISPATCH),
+    ):
         choice(name, getattr(chosen, name), known)
     whole("gpus", chosen.gpus, 1, 32)
     whole("epochs", chosen.epochs, high=10_000)
@@ -241,9 +246,11 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
         raise InvalidArgument(
             f"types={chosen.types!r}: expected prompt and output tokens of 1 to 9 types (or names of workloads)"
         )
-    low, high = _pair("cv", chosen.cv, False)
+    _, high = _pair("cv", chosen.cv, False)
     if high > math.sqrt(streams - 1) + 1e-9 and chosen.drift == "spans" and streams > 1:
-        raise InvalidArgument(f"cv={chosen.cv!r}: expected at most {math.sqrt(streams - 1):.3f} for {streams} types")
+        raise InvalidArgument(
+            f"cv={chosen.cv!r}: expected at most {math.sqrt(streams - 1):.3f} for {streams} types"
+        )
     if chosen.mix is not None:
         mix = tuple(number("mix", share, zero=True) for share in chosen.mix)
         if len(mix) != streams or sum(mix) <= 0.0:
@@ -382,7 +389,8 @@ def clustered(
             kinds.append(RequestType(*(max(1, round(float(x))) for x in tokens[those].mean(axis=0))))
             type_of.append(j)
     centroids = tuple(
-        RequestType(*(max(1, round(float(x))) for x in np.expm1(logs[label == j].mean(axis=0)))) for j in range(types)
+        RequestType(*(max(1, round(float(x))) for x in np.expm1(logs[label == j].mean(axis=0))))
+        for j in range(types)
     )
     shares = np.zeros((len(asked), len(kinds)))
     for i in range(len(asked)):

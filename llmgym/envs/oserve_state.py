@@ -13,6 +13,10 @@ LATENCY, P99, SLO = 0, 1, 2
 HARMONICS = 3
 NO_LOAD = 100.0
 """Headroom where nothing, or next to nothing, is asked for."""
+MOST_PLANNED = 32.0
+"""Action "control": the largest demand, in mean arrivals of the type."""
+LOGIT = 8.0
+"""Action "route": the largest logit."""
 HISTORY = 6
 SCALARS = 10
 """Entries of the observation that are neither of types, candidates nor replicas."""
@@ -197,7 +201,7 @@ class State(NamedTuple):
         heap_at: float64 [lanes, R, seats]: progress of its replica at which a running request completes; a heap.
         heap_id: int32 [lanes, R, seats]: the requests.
         demand: float64 [lanes, epochs, streams]: true mean arrivals a second.
-        count: int32 [lanes, epochs, J]: arrivals so far, by the type that they are taken for.
+        counts: int32 [lanes, epochs, J]: arrivals so far, by the type that they are taken for.
         waits: int32 [lanes, J]: waiting requests of each type.
         forecast: float64 [lanes, J]: arrivals a second, moving average.
         plan: float64 [lanes, J]: arrivals a second that routing is made for.
@@ -220,7 +224,7 @@ class State(NamedTuple):
     heap_at: NDArray[np.float64]
     heap_id: NDArray[np.int32]
     demand: NDArray[np.float64]
-    count: NDArray[np.int32]
+    counts: NDArray[np.int32]
     waits: NDArray[np.int32]
     forecast: NDArray[np.float64]
     plan: NDArray[np.float64]

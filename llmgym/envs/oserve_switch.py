@@ -4,8 +4,8 @@ Section 5 of the paper: only replicas whose GPUs or shape change stop; weights m
 `llmgym.serving.placement`; requests with little left drain on the old replica, the KV caches of the others move. The times are ours
 (the paper prints under 10 s instead of over 50 s for 70B): `fix_s` for process groups, graphs and memory, and what the links take.
 
-- "adhoc": running requests that need less than `drain_s` finish while the change goes on; the others move, with their caches, to the
-  replicas that start.
+- "adhoc": running requests that need less than `drain_s` finish while the change goes on; the others move, with their caches, to
+  the replicas that start.
 - "reload": weights come from disk, caches are lost, all running requests of the replicas that stop begin anew.
 - "free": as "adhoc" in no time, for comparison.
 
@@ -165,8 +165,8 @@ def _home(state: State, params: Params, lane: int, r: int, ready_s: float) -> in
 def switch(state: State, params: Params, lane: int, now_s: float) -> None:
     """Change to the deployment in the last row of `replicas`; all replicas have been brought up to this time.
 
-    Requests that waited at replicas that stop are left in a line from `state.ends[lane, 2]` on, to be handed out when the routes have
-    been set.
+    Requests that waited at replicas that stop are left in a line from `state.ends[lane, 2]` on, to be handed out when the routes
+    have been set.
     """
     me = state.lane[lane]
     number = params.number[0]
@@ -178,14 +178,18 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
         ends[i] = -1
     for k in range(slots.shape[0]):
         s = slots[k].shape
-        if s >= 0 and not (state.target[lane, slots[k].gpu, 0] == s and state.target[lane, slots[k].gpu, 1] == 1):
+        if s >= 0 and not (
+            state.target[lane, slots[k].gpu, 0] == s and state.target[lane, slots[k].gpu, 1] == 1
+        ):
             _leave(state, params, lane, k, now_s, ends)
     for s in range(params.sizes.shape[0]):
         state.replicas[lane, 0, s] = state.replicas[lane, 2, s]
     far = 1e300
     _build(state, params, lane, now_s, far)
     _note_ranks(state, params, lane, 1)
-    shipped = ship(state.ranks[lane, 0], state.ranks[lane, 1], number.part_bytes, NODE_GPUS, state.traffic[lane])
+    shipped = ship(
+        state.ranks[lane, 0], state.ranks[lane, 1], number.part_bytes, NODE_GPUS, state.traffic[lane]
+    )
     seconds = 0.0
     if number.switching == ADHOC:
         seconds = number.fix_s + shipping_s(
@@ -221,6 +225,7 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
     me.penalty += number.switch_cost
     me.weights_bytes += shipped
     me.flying_bytes = flying if seconds > 0.0 else 0.0
+
 
 @kernel
 def _move_cache(state: State, params: Params, lane: int, k: int, r: int) -> float:

@@ -37,7 +37,9 @@ def text(simulation: "OServe", state: Any, lane: int) -> str:
 
 def _replicas(state: Any, lane: int) -> list[Any]:
     """The replicas in order of their GPUs."""
-    return sorted((slot for slot in state.slot[lane] if slot["shape"] >= 0), key=lambda slot: int(slot["gpu"]))
+    return sorted(
+        (slot for slot in state.slot[lane] if slot["shape"] >= 0), key=lambda slot: int(slot["gpu"])
+    )
 
 
 def picture(simulation: "OServe", state: Any, lane: int) -> NDArray[np.uint8]:
@@ -54,7 +56,8 @@ def picture(simulation: "OServe", state: Any, lane: int) -> NDArray[np.uint8]:
     _episode(rates, delays, simulation, state, lane)
     figure.suptitle(
         f"minute {me['epoch'] * simulation.scenario.epoch_s / 60:.1f}    {simulation.scenario.model}: "
-        f"{simulation.name_of(state.replicas[lane, 0])}    {me['done']:,} done, {me['running']} running, {me['waiting']:,} waiting    "
+        f"{simulation.name_of(state.replicas[lane, 0])}    {me['done']:,} done, {me['running']} running, "
+        f"{me['waiting']:,} waiting    "
         f"{me['switches']} switches",
         fontsize=10,
     )
@@ -95,21 +98,31 @@ def _cluster(axis: Any, simulation: "OServe", state: Any, lane: int) -> None:
         bar = min(0.3 * height, 0.06)
         full = slot["kv"] / simulation.table.capacity[slot["shape"]]
         axis.add_patch(Rectangle((5.75, middle - bar / 2), 1.6, bar, color="#E4E4E4", linewidth=0))
-        axis.add_patch(Rectangle((5.75, middle - bar / 2), 1.6 * float(full), bar, color="#0072B2", linewidth=0))
+        axis.add_patch(
+            Rectangle((5.75, middle - bar / 2), 1.6 * float(full), bar, color="#0072B2", linewidth=0)
+        )
         busy = "stopped" if stops else f"load {slot['load']:.2f}"
         axis.text(
-            5.75, middle + bar / 2 + 0.004, f"cache {full:.0%}, {slot['running']} run, {busy}", fontsize=7, va="bottom"
+            5.75,
+            middle + bar / 2 + 0.004,
+            f"cache {full:.0%}, {slot['running']} run, {busy}",
+            fontsize=7,
+            va="bottom",
         )
         waiting = int(slot["waiting"])
         for n in range(min(-(-waiting // 10), 24)):
-            axis.add_patch(Rectangle((7.95 + 0.07 * n, middle - bar / 2), 0.045, bar, color="#D55E00", linewidth=0))
+            axis.add_patch(
+                Rectangle((7.95 + 0.07 * n, middle - bar / 2), 0.045, bar, color="#D55E00", linewidth=0)
+            )
         if waiting:
             axis.text(7.95, middle + bar / 2 + 0.004, f"{waiting} wait (a mark: 10)", fontsize=7, va="bottom")
     row = 1 if me["stopping"] else 0
     for j, kind in enumerate(types):
         y = top - 0.93 * (j + 0.5) / len(types)
         colour = COLOURS[j % len(COLOURS)]
-        axis.text(0.0, y + 0.035, f"{kind.prompt} in, {kind.output} out", fontsize=9, color=colour, va="center")
+        axis.text(
+            0.0, y + 0.035, f"{kind.prompt} in, {kind.output} out", fontsize=9, color=colour, va="center"
+        )
         axis.text(
             0.0,
             y - 0.03,
@@ -133,11 +146,15 @@ def _episode(rates: Any, delays: Any, simulation: "OServe", state: Any, lane: in
     done = int(me["epoch"])
     scenario = simulation.scenario
     minutes = scenario.epoch_s / 60.0
-    counts = state.count[lane, :done].astype(np.float64) / scenario.epoch_s
+    counts = state.counts[lane, :done].astype(np.float64) / scenario.epoch_s
     at = (np.arange(done) + 0.5) * minutes
     for j, kind in enumerate(simulation.requests.centroids):
         rates.plot(
-            at, counts[:, j], color=COLOURS[j % len(COLOURS)], linewidth=1.3, label=f"{kind.prompt}/{kind.output}"
+            at,
+            counts[:, j],
+            color=COLOURS[j % len(COLOURS)],
+            linewidth=1.3,
+            label=f"{kind.prompt}/{kind.output}",
         )
     rates.set(ylabel="arrivals, req/s", ylim=(0, None))
     rows = state.history[lane, 1 : done + 1]

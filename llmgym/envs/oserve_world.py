@@ -53,7 +53,10 @@ def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
     demand = state.demand[lane]
     streams = number.streams
     phase = uniform(key, 0)
-    state.clock[lane, 0], state.clock[lane, 1] = math.cos(2.0 * math.pi * phase), math.sin(2.0 * math.pi * phase)
+    state.clock[lane, 0], state.clock[lane, 1] = (
+        math.cos(2.0 * math.pi * phase),
+        math.sin(2.0 * math.pi * phase),
+    )
     draws = 1
     left, dominant, share, load = 0, -1, 0.0, number.load_low
     for e in range(number.epochs):
@@ -80,12 +83,14 @@ def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
                 shape = 1.0
                 for h in range(HARMONICS):
                     angle = 2.0 * math.pi * (h + 1) * time
-                    shape += params.day[m, 2 * h] * math.cos(angle) + params.day[m, 2 * h + 1] * math.sin(angle)
+                    shape += params.day[m, 2 * h] * math.cos(angle) + params.day[m, 2 * h + 1] * math.sin(
+                        angle
+                    )
                 weight *= max(shape, 0.05)
             demand[e, m] = weight
             total += weight
         for m in range(streams):
-            demand[e, m] *= (number.day_rate if number.drift == DAY else load / total)
+            demand[e, m] *= number.day_rate if number.drift == DAY else load / total
 
 
 @kernel
@@ -165,7 +170,16 @@ def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> N
 @kernel(inline=True)
 def begin_lane(me: Any) -> None:
     """Nothing has happened yet."""
-    me.epoch, me.next, me.done, me.met, me.waiting, me.running, me.waiting_peak, me.turn = 0, 0, 0, 0, 0, 0, 0, 0
+    me.epoch, me.next, me.done, me.met, me.waiting, me.running, me.waiting_peak, me.turn = (
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
     me.switches, me.since, me.changed_gpus, me.migrated, me.drained, me.restarted = 0, 0, 0, 0, 0, 0
     me.rerouted, me.moved_waiting, me.invalid, me.unstable, me.stopping = 0, 0, 0, 0, 0
     me.ready_s, me.open, me.open_arrival_s, me.done_s, me.counted_s = 0.0, 0.0, 0.0, 0.0, 0.0

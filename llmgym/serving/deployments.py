@@ -1,7 +1,7 @@
 """Deployments: how the GPUs of a cluster are divided into replicas of different shapes, and how much of a load each can carry.
 
-A deployment is a number of replicas of each shape of a `RateTable`. Its *headroom* for a load (requests a second of each type) is the
-largest alpha such that alpha times the load can be served: with y the share of a shape's replicas that works for a type,
+A deployment is a number of replicas of each shape of a `RateTable`. Its *headroom* for a load (requests a second of each type) is
+the largest alpha such that alpha times the load can be served: with y the share of a shape's replicas that works for a type,
 
     max alpha   s.t.   sum_s rate_sj y_sj = alpha load_j  for every type j,   sum_j y_sj <= replicas_s  for every shape s.
 
@@ -321,17 +321,15 @@ def uniform(replicas: Counts) -> NDArray[np.bool_]:
 
 def mixes(types: int, steps: int) -> Floats:
     """All shares of the types that are multiples of 1 / steps, float64 [mixes, types]."""
-    grid = [
-        part for part in itertools.product(range(steps + 1), repeat=types - 1) if sum(part) <= steps
-    ]
+    grid = [part for part in itertools.product(range(steps + 1), repeat=types - 1) if sum(part) <= steps]
     return np.array([(*part, steps - sum(part)) for part in grid], np.float64) / steps
 
 
 def cover(alpha: Floats, latency_s: Floats, most: int, keep: Sequence[int] = ()) -> list[int]:
     """A few deployments such that for every load one of them is about as good as the best of all.
 
-    About as good: headroom and latency within 3 % of what `best` chooses (of the best headroom, of that one's latency). Greedy: each
-    time the one that does for the most loads which none of the others does for; then the one that gains the most headroom.
+    About as good: headroom and latency within 3 % of what `best` chooses (of the best headroom, of that one's latency). Greedy:
+    each time the one that does for the most loads which none of the others does for; then the one that gains the most headroom.
 
     Args:
         alpha: float64 [loads, deployments], headrooms.
@@ -364,7 +362,9 @@ def _grid(types: int) -> Floats:
     return mixes(types, {1: 1, 2: 40, 3: 16, 4: 10}.get(types, 4))
 
 
-def candidates(table: RateTable, replicas: Counts, most: int, keep: Sequence[int] = ()) -> tuple[list[int], float]:
+def candidates(
+    table: RateTable, replicas: Counts, most: int, keep: Sequence[int] = ()
+) -> tuple[list[int], float]:
     """Deployments that together do well on all mixes of the types, and the largest share of headroom that they lose.
 
     Args:

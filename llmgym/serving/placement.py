@@ -1,12 +1,12 @@
 """Where replicas stand on the GPUs of a cluster, and what has to move when they change shape.
 
-GPUs are numbered node by node. A replica of d GPUs (a power of two) stands on d neighbours that begin at a multiple of d, so it never
-straddles two nodes unless it is larger than one, and whatever set of replicas has no more GPUs than the cluster fits. Within a
-replica the GPUs of a stage are neighbours: GPU i is tensor rank i mod tp of stage i / tp.
+GPUs are numbered node by node. A replica of d GPUs (a power of two) stands on d neighbours that begin at a multiple of d, so it
+never straddles two nodes unless it is larger than one, and whatever set of replicas has no more GPUs than the cluster fits.
+Within a replica the GPUs of a stage are neighbours: GPU i is tensor rank i mod tp of stage i / tp.
 
-Weights move as in OServe (Jiang et al., arXiv 2602.12151, section 5): of the GPUs that hold a slice of parameters which a target GPU
-needs and lacks, one in its node goes before all others, then the one that has the least to send so far. A slice is an eighth of the
-layers times an eighth of every layer, fine enough for all shapes.
+Weights move as in OServe (Jiang et al., arXiv 2602.12151, section 5): of the GPUs that hold a slice of parameters which a target
+GPU needs and lacks, one in its node goes before all others, then the one that has the least to send so far. A slice is an eighth
+of the layers times an eighth of every layer, fine enough for all shapes.
 """
 
 import math
@@ -39,7 +39,13 @@ SLOT = np.dtype(
 
 
 @kernel
-def place(slots: NDArray[np.void], sizes: NDArray[np.int64], wanted: NDArray[np.int64], gpus: int, target: NDArray[np.int64]) -> int:
+def place(
+    slots: NDArray[np.void],
+    sizes: NDArray[np.int64],
+    wanted: NDArray[np.int64],
+    gpus: int,
+    target: NDArray[np.int64],
+) -> int:
     """Where the replicas of a deployment go, moving as few as possible.
 
     Large ones first. A replica that exists and is wanted stays where it is; a new one goes where it disturbs the fewest that could
@@ -50,7 +56,7 @@ def place(slots: NDArray[np.void], sizes: NDArray[np.int64], wanted: NDArray[np.
         sizes: int64 [shapes], GPUs of each shape.
         wanted: int64 [shapes], replicas of each shape.
         gpus: of the cluster.
-        target: int64 [gpus, 2], written: for the first GPU of each replica its shape, and 1 if it stands there already; -1 elsewhere.
+        target: int64 [gpus, 2], written: for the first GPU of each replica its shape, and 1 if it stands there now; -1 elsewhere.
 
     Returns:
         GPUs that change hands.
@@ -92,10 +98,11 @@ def place(slots: NDArray[np.void], sizes: NDArray[np.int64], wanted: NDArray[np.
 @kernel
 def _free(target: NDArray[np.int64], sizes: NDArray[np.int64], gpu: int, size: int) -> bool:
     """Whether no replica has been put on these GPUs."""
+    free = True
     for g in range(target.shape[0]):
         if target[g, 0] >= 0 and g < gpu + size and g + sizes[target[g, 0]] > gpu:
-            return False
-    return True
+            free = False
+    return free
 
 
 @kernel
@@ -154,10 +161,16 @@ def ship(
                     continue
                 source, near = -1, False
                 for h in range(gpus):
-                    if before[h, 0] == 0 or not holds(before[h, 0], before[h, 1], before[h, 2], layer, slice_):
+                    if before[h, 0] == 0 or not holds(
+                        before[h, 0], before[h, 1], before[h, 2], layer, slice_
+                    ):
                         continue
                     here = h // node_gpus == g // node_gpus
-                    if source < 0 or (here and not near) or (here == near and traffic[h, 0] < traffic[source, 0]):
+                    if (
+                        source < 0
+                        or (here and not near)
+                        or (here == near and traffic[h, 0] < traffic[source, 0])
+                    ):
                         source, near = h, here
                 if source < 0:
                     return -1.0

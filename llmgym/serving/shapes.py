@@ -5,8 +5,8 @@ requests of one type it completes `rate` of them a second; one alone in it takes
 and decode with communication between the GPUs, the memory that the weights leave, and up to 256 requests at once.
 
 Jiang, Fu, Wang, He and Yoneki, "OServe: Accelerating LLM Serving via Spatial-Temporal Workload Orchestration", ICML 2026 (arXiv
-2602.12151), profile these rates and print none. Formulas and constants here are ours; `measured_table` takes dense layers and attention
-from a kernel set instead.
+2602.12151), profile these rates and print none. Formulas and constants here are ours; `MeasuredStages` takes dense layers and
+attention from a kernel set instead.
 """
 
 import math
@@ -205,9 +205,7 @@ def rates(model: str | Model, tp: int, pp: int, kind: tuple[int, int], device: D
     return Rates(1.0 / (prefill_s + output * decode_s / b), first_s + output * pp * alone_s, first_s)
 
 
-def _checked(
-    model: str | Model, tp: int, pp: int, kind: tuple[int, int]
-) -> tuple[Model, Shape, RequestType]:
+def _checked(model: str | Model, tp: int, pp: int, kind: tuple[int, int]) -> tuple[Model, Shape, RequestType]:
     found = MODELS[choice("model", model, MODELS)] if not isinstance(model, Model) else model
     whole("tp", tp)
     whole("pp", pp, 1, DEEPEST)
@@ -275,7 +273,9 @@ def rate_table(
     for size in SIZES:
         for shape in strategies(size) if size <= gpus else ():
             row = [
-                rates(found, shape.tp, shape.pp, kind, device) if measured is None else measured.rates(shape, kind)
+                rates(found, shape.tp, shape.pp, kind, device)
+                if measured is None
+                else measured.rates(shape, kind)
                 for kind in types
             ]
             if any(cell.rate_rps > 0.0 for cell in row):
@@ -289,15 +289,18 @@ def rate_table(
     shapes = tuple(shape for shape, _ in rows)
     cells = np.array([row for _, row in rows], np.float64)
     capacity = np.array([int(capacity_tokens(found, shape, device)) for shape in shapes], np.int64)
-    return RateTable(shapes, types, cells[..., 0].copy(), cells[..., 1].copy(), cells[..., 2].copy(), capacity)
+    return RateTable(
+        shapes, types, cells[..., 0].copy(), cells[..., 1].copy(), cells[..., 2].copy(), capacity
+    )
 
 
 class MeasuredStages:
     """Rates from the measured kernels of a model's shards; communication and engine overhead as in the roofline.
 
     A stage is L / pp layers: the products of a layer's shard, the operations between them (measured for Llama-3.1-8B, scaled by the
-    bytes that they move), and attention. Of attention the sets hold 32 query heads with 1, 2, 8 and 32 key heads: decoding is bound by the cache it reads and is taken linear in the key heads;
-    prefill is bound by arithmetic and is taken proportional to the query heads. Beyond the measured shapes times grow in proportion.
+    bytes that they move), and attention. Of attention the sets hold 32 query heads with 1, 2, 8 and 32 key heads: decoding is
+    bound by the cache it reads and is taken linear in the key heads; prefill is bound by arithmetic and is taken proportional to
+    the query heads. Beyond the measured shapes times grow in proportion.
 
     Args:
         model: with shards in kernel sets.
@@ -392,7 +395,7 @@ def _along(at: Floats, values: Floats, x: float) -> float:
     return float(np.exp(np.interp(np.log(max(x, at[0])), np.log(at), np.log(values))))
 
 
-def positive_demand(demand: Sequence[float], count: int, name: str = "demand") -> Floats:
+def positive_demand(demand: Sequence[float] | Floats, count: int, name: str = "demand") -> Floats:
     """Requests a second of each type, float64 [count]. Raises `InvalidArgument` for anything negative or of another length."""
     values = np.array([number(name, float(value), zero=True) for value in demand], np.float64)
     if len(values) != count:

@@ -47,6 +47,18 @@ _FLOOD = {
     "buffer_gb": 0.5,
     "rates": (4.0,),
 }
+_SHAPES = {
+    "scenario": "small",
+    "model": "llama-2-70b",
+    "gpus": 8,
+    "types": ((496, 510), (2455, 510)),
+    "cv": (0.2, 1.0),
+    "span_epochs": (1, 3),
+    "load": (0.3, 0.6),
+    "epochs": 10,
+    "epoch_s": 10.0,
+    "history": 2,
+}
 _CLEARING = ("wc-skip", "alpha-clearing", "beta-clearing", "orca")
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "llmgym/KVQueue-v0": {
@@ -101,6 +113,20 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "llmgym/PPDWeights-v0": {
         "small": {"scenario": "small", "conversations": 10, "epoch_s": 0.3, "rates": (4.0, 12.0)},
         "flood": {**_FLOOD, "conversations": 20, "reward": "relative", "epoch_s": 0.5, "epochs": 40},
+    },
+    "llmgym/OServe-v0": {
+        "menu": _SHAPES,
+        "edit": {**_SHAPES, "action": "edit", "reward": "p99", "switch_cost": 0.1},
+        "plan": {**_SHAPES, "action": "plan", "switching": "reload", "reward": "slo", "types_known": False},
+        "control": {**_SHAPES, "action": "control", "drift": "day", "noise": 0.2},
+        "route": {**_SHAPES, "action": "route", "drift": "wave"},
+        "overload": {
+            **_SHAPES,
+            "load": (1.5, 2.0),
+            "backlog_s": 8.0,
+            "dispatch": "least-work",
+            "switching": "free",
+        },
     },
 }
 """Arguments to test each id with, by a short name."""

@@ -1,4 +1,6 @@
-"""OServe: conservation, hand computations of single requests, switching, routing, worlds, wrong input, a toy with a known optimum."""
+"""OServe: conservation, hand computations of single requests, switching, routing, worlds, wrong input, a toy with a known
+optimum.
+"""
 
 import itertools
 import math
@@ -110,7 +112,9 @@ def one_type(**kwargs: Any) -> Any:
     return make(**{**settings_, **kwargs})
 
 
-def reference(arrivals: np.ndarray, work_s: float, latency_s: float, seats: int, until_s: float) -> np.ndarray:
+def reference(
+    arrivals: np.ndarray, work_s: float, latency_s: float, seats: int, until_s: float
+) -> np.ndarray:
     """End-to-end times by small steps of time: first come, first served, processor sharing; NaN if not done."""
     dt = 2e-3
     left: dict[int, float] = {}
@@ -174,7 +178,9 @@ def number(env: Any, *shapes: tuple[int, int]) -> int:
 
 
 def pair(**kwargs: Any) -> Any:
-    return make(scenario="paper", action="plan", drift="fixed", initial=((4, 1),) * 4, epochs=6, history=1, **kwargs)
+    return make(
+        scenario="paper", action="plan", drift="fixed", initial=((4, 1),) * 4, epochs=6, history=1, **kwargs
+    )
 
 
 def test_replicas_that_stay_serve_on_and_take_over() -> None:
@@ -223,10 +229,14 @@ def test_a_free_switch_takes_no_time() -> None:
 
 def test_migrated_requests_go_on_where_they_were() -> None:
     """A free switch to the same kind of replicas on other GPUs changes no completion by more than the sharing does."""
-    env = one_type(load=(0.05, 0.05), action="plan", switching="free", epochs=20, gpus=8, initial=((4, 1),) * 2)
+    env = one_type(
+        load=(0.05, 0.05), action="plan", switching="free", epochs=20, gpus=8, initial=((4, 1),) * 2
+    )
     a, b = number(env, (4, 1), (4, 1)), number(env, (8, 1))
     _, metrics = play(env, lambda step, mask: b if step % 2 else a)
-    slow, fast = (float(env.simulation.table.latency_s[s, 0]) for s in (0, env.simulation.table.shapes.index((8, 1))))
+    slow, fast = (
+        float(env.simulation.table.latency_s[s, 0]) for s in (0, env.simulation.table.shapes.index((8, 1)))
+    )
     times = env.lanes.state.served[0, 0, : int(metrics["completed"])]
     assert metrics["migrated"] > 3
     assert times.min() == pytest.approx(fast, rel=1e-5) and times.max() == pytest.approx(slow, rel=1e-5)
@@ -260,7 +270,9 @@ def test_dispatch_follows_the_shares() -> None:
     state = env.lanes.state
     share = state.share[0, 0]
     np.testing.assert_allclose(share.sum(axis=1), 1.0)
-    same = [k for k in range(share.shape[1]) if env.simulation.table.shapes[state.slot["shape"][0, k]] == (4, 1)]
+    same = [
+        k for k in range(share.shape[1]) if env.simulation.table.shapes[state.slot["shape"][0, k]] == (4, 1)
+    ]
     np.testing.assert_allclose(share[:, same[0]], share[:, same[1]])
     assert np.abs(state.credit[0]).max() < 4.0
 
@@ -298,7 +310,7 @@ def test_the_forecast_is_the_moving_average_of_the_counts() -> None:
     obs, _ = env.reset(seed=2)
     for _ in range(6):
         obs, *_ = env.step(0)
-        counts = env.lanes.state.count[0, env.lanes.state.lane["epoch"][0] - 1] / 30.0
+        counts = env.lanes.state.counts[0, env.lanes.state.lane["epoch"][0] - 1] / 30.0
         expected = counts if expected is None else expected + 0.85 * (counts - expected)
     field = obs[env.layout["forecast"]] * env.simulation.params.rate_scale
     np.testing.assert_allclose(field, np.minimum(expected, 16 * env.simulation.params.rate_scale), rtol=1e-5)
@@ -346,9 +358,7 @@ def test_the_optimum_of_a_toy() -> None:
         switching="free",
         history=1,
     )
-    short, long = (
-        env.simulation.number_of(shapes) for shapes in (((2, 4), (2, 4)), ((8, 1), (8, 1)))
-    )
+    short, long = (env.simulation.number_of(shapes) for shapes in (((2, 4), (2, 4)), ((8, 1), (8, 1))))
     seed = next(s for s in range(50) if _turns(env, s))
     found = {
         plan: play(env, lambda step, mask, plan=plan: plan[step], seed=seed)[0]
