@@ -14,6 +14,7 @@ import llmgym
 from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
 from llmgym.envs.kv_queue_scenarios import SCENARIOS
+from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
 from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 from llmgym.serving.attention_ffn import optimal_ratio
 
@@ -111,6 +112,22 @@ def queue_picture() -> None:
     image.imsave(DOCS / "pictures" / "kv_queue.png", np.asarray(env.render()))
 
 
+def shapes_table() -> str:
+    """The scenarios of OServe with the deployments that there are to choose from."""
+    rows = [
+        "| name | what | GPUs | deployments, candidates (what they lose) | static plan | epochs |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, scenario in OSERVE.items():
+        simulation = gymnasium.make("llmgym/OServe-v0", scenario=name).unwrapped.simulation
+        static = simulation.name_of(simulation.deployments[simulation.static])
+        rows.append(
+            f"| `{name}` | {scenario.about} | {scenario.gpus} | {len(simulation.deployments):,}, {len(simulation.menu)} "
+            f"({100 * simulation.menu_loss:.1f} %) | {static} | {scenario.epochs} of {scenario.epoch_s:g} s |"
+        )
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Write everything."""
     for env_id in llmgym.env_ids():
@@ -122,6 +139,7 @@ def main() -> None:
         ("kv_queue", queue_scenarios),
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
+        ("oserve", shapes_table),
         ("ppd_routing", routing_scenarios),
     ):
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())

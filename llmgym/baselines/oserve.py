@@ -2,7 +2,8 @@
 
 Jiang, Fu, Wang, He and Yoneki, "OServe: Accelerating LLM Serving via Spatial-Temporal Workload Orchestration", ICML 2026 (arXiv
 2602.12151): every minute forecast the arrivals of each type, search a deployment and its routing, and switch if that pays.
-Static and reloading vLLM, Llumnix (requests move between equal replicas) and Dynamo (routing by cache load) are modelled by what they decide.
+Static and reloading vLLM, Llumnix (requests move between equal replicas) and Dynamo (routing by cache load) are modelled by what
+they decide.
 
 Planners act with `action="control"`: a deployment, and the demand to route for. The functions that this module
 takes from `oserve_search`, `llmgym.serving.shapes` and `llmgym.serving.placement` do the same outside of an environment.

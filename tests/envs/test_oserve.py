@@ -448,7 +448,7 @@ def test_scenarios_are_what_they_say() -> None:
     for name, gpus in (("paper", 16), ("real", 16), ("stress", 32)):
         simulation = OServe(scenario=name)
         assert simulation.scenario.gpus == gpus
-        assert simulation.menu_loss < 0.03 and len(simulation.menu) <= 12
+        assert simulation.menu_loss < 0.03 and len(simulation.menu) <= simulation.scenario.candidates
     real = OServe(scenario="real")
     assert real.requests.types == 4 and len(real.requests.kinds) == 32
     assert set(METRICS) == set(real.metric_names)
