@@ -16,6 +16,7 @@ from rich.table import Table
 
 from llmgym import baselines, env_ids
 from llmgym.baselines.plan_afd import Afd
+from llmgym.baselines.plan_oserve import Oserve
 from llmgym.errors import InvalidArgument, LlmgymError
 
 USAGE = 2
@@ -261,6 +262,7 @@ class Plan:
         Annotated[Kv, tyro.conf.subcommand("kv")]
         | Annotated[Law, tyro.conf.subcommand("law")]
         | Annotated[Afd, tyro.conf.subcommand("afd")]
+        | Annotated[Oserve, tyro.conf.subcommand("oserve")]
     )
 
     def run(self, console: Console) -> None:

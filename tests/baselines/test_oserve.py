@@ -21,6 +21,7 @@ from llmgym.baselines.oserve import (
     search,
     switch_plan,
 )
+from llmgym.cli import main
 from llmgym.envs.oserve import OServe
 from llmgym.envs.oserve_scenarios import CORNERS
 from llmgym.errors import InvalidArgument, UnknownName
@@ -440,3 +441,34 @@ def test_real_load_gains_from_planning() -> None:
     centroids = np.array(simulation.requests.centroids)
     assert (centroids[:, 0] > 50).all() and len({tuple(c) for c in centroids.tolist()}) == 4
     assert llmgym.baselines.names(ID)[0] == "static-uniform"
+
+
+# --------------------------------------------------------------------------------------------------------- command line
+
+
+def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "oserve", "--model", "opt-66b", "--rates", "9", "0.2", "3", "0.1"]) == 0
+    text = capsys.readouterr().out
+    assert "headroom" in text and "routing" in text and "GPUs change" in text
+    assert main(["plan", "oserve", "--rates", "900", "900", "900", "900"]) == 0
+    assert "Overload" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--rates", "1", "-1", "1", "1"], "rates"),
+        (["--rates", "1", "1"], "rates"),
+        (["--rates", "0", "0", "0", "0"], "rates"),
+        (["--gpus", "1"], "gpus=1"),
+        (["--gpus", "64"], "gpus=64"),
+        (["--model", "gpt-2"], "gpt-2"),
+        (["--outputs", "1"], "outputs"),
+        (["--kernels", "h100/kernels"], "kernels"),
+    ],
+)
+def test_wrong_plans_on_the_command_line(
+    arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", "oserve", *arguments]) == 2
+    assert named in capsys.readouterr().err
