@@ -27,6 +27,7 @@ from scipy.optimize import least_squares
 
 from llmgym.profiles import cost as kernels
 from llmgym.profiles import laws as law_forms
+from llmgym.profiles.kernels import load_kernels
 from llmgym.profiles.models import BF16_BYTES, MODELS, ModelShape
 from llmgym.profiles.profile import Profile, Provenance, Source
 
@@ -80,18 +81,25 @@ RUNS = Source(
     "lengths and arrivals: Microsoft Azure",
     "default host law",
 )
-
-
-_VLLM_NOTE = (
-    "Option host='vllm-0.24': every step 0.508 ms, one with a prefill chunk 4.77 ms more, as it does not run as one CUDA graph. "
-    "Fitted to the times per output token of one run (320 requests of uniform lengths at 8 a second, benchmarks/fidelity.py); "
-    "with it the other runs are met within 10 % in most figures, in docs/fidelity.md."
+KERNEL_SETS = Source(
+    "llmgym: kernel sets measured on H100 and H200 (llmgym profile --kernels)",
+    "-",
+    "MIT",
+    used_for="option 'sustained' of the dense laws",
 )
-VLLM_HOST_MS = {
-    ("h100", "llama-3.1-8b"): (0.508, 4.77, _VLLM_NOTE),
-    ("h200", "llama-3.1-8b"): (0.508, 4.77, f"{_VLLM_NOTE} Measured on H100, assumed for H200."),
-}
-"""Host time of vLLM 0.24.0 in ms, of every step and on top of steps with a prefill chunk: `fidelity.validations.longer_steps`."""
+
+
+VLLM_HOST_MS, VLLM_LAUNCH_MS, VLLM_GRAPH_TOKENS = 0.483, 32.2, 512
+"""Host time of vLLM 0.24.0: of every step, and the shortest step of more tokens than its largest CUDA graph: the launches of its
+kernels one by one. `fidelity.validations.launches`, with dense='sustained'."""
+VLLM_NOTE = (
+    f"Option host='vllm-0.24': every step {VLLM_HOST_MS} ms, and one of more than {VLLM_GRAPH_TOKENS} tokens, which the engine "
+    f"does not run as a CUDA graph, the longer of its device time and {VLLM_LAUNCH_MS} ms of launches. For dense='sustained'. "
+    "Fitted to the times per output token of one run on an H100 (320 requests of uniform lengths at 8 a second, "
+    "benchmarks/fidelity.py); what it predicts of other runs is in docs/fidelity.md."
+)
+VLLM_HOSTS = {("h100", "llama-3.1-8b"): VLLM_NOTE, ("h200", "llama-3.1-8b"): f"{VLLM_NOTE} Assumed for H200."}
+SUSTAINED_GPUS = ("h100", "h200")
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -480,6 +488,62 @@ def host_law(data: Data, cost: kernels.StepCost) -> tuple[dict[str, Any], dict[s
     return law | {"base_ms": round(1e3 * base, 4), "per_sequence_ms": 0.0}, errors, note
 
 
+def sustained_terms(
+    data: Data, gpu: str, model: ModelShape
+) -> tuple[list[dict[str, Any]], dict[str, Any], str] | None:
+    """Dense laws with products as a GPU under steady load does them, their errors and a note; None where that was not measured.
+
+    The floor of a product stays that of single calls. Bandwidth, operations a second and the corner between them are fitted to the
+    four products of a layer one after another without a pause (`layer_products` of the kernel set), least squares of the logarithm.
+    """
+    if gpu not in SUSTAINED_GPUS:
+        return None
+    measured = load_kernels(f"{gpu}/kernels")
+    variants = measured.ops()["layer_products"]
+    if f"{model.name} tp1" not in variants:
+        return None
+    first, *others = dense_terms(data, gpu, model, 1)[0]
+    points = []
+    for variant in variants:
+        table = measured.table("layer_products", variant)
+        gemms = [list(item) for item in MODELS[variant.split(" ")[0]].gemms(1)]
+        points += [
+            (gemms, float(tokens), 1e-3 * us)
+            for tokens, us in zip(table["tokens"], table["latency_us"], strict=True)
+        ]
+    found_ms = np.array([ms for *_, ms in points])
+
+    def law(x: np.ndarray) -> dict[str, Any]:
+        names = ("bytes_per_ms", "flops_per_ms", "p")
+        return first | {
+            name: float(first[name] * np.exp(value)) for name, value in zip(names, x, strict=True)
+        }
+
+    def predicted_ms(x: np.ndarray) -> np.ndarray:
+        each = [
+            law_forms.dense_law_s(
+                {"dense": {"default": [law(x) | {"gemms": gemms, "count": 1}]}}, gpu, np.array([tokens])
+            )
+            for gemms, tokens, _ in points
+        ]
+        return 1e3 * np.concatenate(each)
+
+    x = least_squares(lambda x: np.log(predicted_ms(x) / found_ms), np.zeros(3)).x
+    source = f"llmgym/{gpu}/kernels/layer_products"
+    term = law(x) | {"source": source, "bytes_per_ms": float(f"{law(x)['bytes_per_ms']:.5g}")}
+    term |= {"flops_per_ms": float(f"{term['flops_per_ms']:.5g}"), "p": round(term["p"], 4)}
+    tokens = np.array([128.0, 512.0, 2048.0, 8192.0])
+    both = [
+        law_forms.dense_law_s({"dense": {"default": [one, *others]}}, gpu, tokens) for one in (term, first)
+    ]
+    ratios = ", ".join(f"{ratio:.2f} at {int(n)}" for n, ratio in zip(tokens, both[0] / both[1], strict=True))
+    note = (
+        "Option dense='sustained': products at the clock that the power limit leaves under steady load, fitted to three models' "
+        f"layers of 128 to 8,192 tokens; over the default, by tokens: {ratios}. For engines that are never idle."
+    )
+    return [term, *others], {source: ape(predicted_ms(x), found_ms)}, note
+
+
 def vidur_host(data: Data, tp: int) -> dict[str, Any]:
     params = data.fits["vidur/a100/cpu_overhead"]["params"]
     return {
@@ -505,14 +569,19 @@ def build(
         **attention,
         "host": {"default": [host[0]], "vidur-2024": [vidur_host(data, tp)]},
     }
-    if (gpu, model.name) in VLLM_HOST_MS:
-        every_ms, prefill_ms, note = VLLM_HOST_MS[gpu, model.name]
+    if (gpu, model.name) in VLLM_HOSTS:
         source = "vLLM 0.24.0 on H100, run 'calibration' of benchmarks/engine_vllm.py, 2026-11-25"
+        term = {"source": source, "count": 1}
         laws["host"]["vllm-0.24"] = [
-            {"law": "affine", "source": source, "count": 1, "base_ms": every_ms, "per_sequence_ms": 0.0},
-            {"law": "prefill", "source": source, "count": 1, "base_ms": prefill_ms},
+            {"law": "affine", **term, "base_ms": VLLM_HOST_MS, "per_sequence_ms": 0.0},
+            {"law": "launch", **term, "base_ms": VLLM_LAUNCH_MS, "above_tokens": VLLM_GRAPH_TOKENS},
         ]
-        notes.append(note)
+        notes.append(VLLM_HOSTS[gpu, model.name])
+    sustained = sustained_terms(data, gpu, model) if tp == 1 else None
+    if sustained:
+        laws["dense"]["sustained"] = sustained[0]
+        errors |= sustained[1]
+        notes.append(sustained[2])
     vidur = vidur_terms(data, gpu, model, tp)
     if vidur:
         laws["dense"]["vidur-2024"] = vidur[0]
@@ -567,6 +636,7 @@ def build(
                 AICONFIGURATOR,
                 VIDUR,
                 RUNS,
+                *((KERNEL_SETS,) if sustained else ()),
                 Source("Model shape", model.source, "facts", used_for="shapes"),
             ),
             errors=errors,

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,9 +26,13 @@ from llmgym.serving.capacity import critical_rate, exact_area, saturation
 
 H100 = "h100/llama-3.1-8b"
 PREDICTIONS = "predictions.json"
-WAY_S = 6.2e-3
-"""A request's way in and its first token's way out: median of what TTFT exceeds the replay by in a run of vLLM 0.24.0 on one
-H100 at 4.9 req/s (conversations), with asynchronous scheduling replayed. It holds the errors of the step costs of prompts too."""
+BEST_OPTIONS = {"dense": "sustained", "host": "vllm-0.24"}
+"""Options of a profile that predict vLLM best; those that it has are used in predictions."""
+WAY_S = 0.3e-3
+"""A request's way in and its first token's way out: median of what TTFT exceeds the replay by in the run 'calibration' of vLLM
+0.24.0 on one H100, with the host time of that run and products as under steady load."""
+GRAPH_TOKENS = 512
+"""Tokens of the largest batch that vLLM 0.24 captures as a CUDA graph: two for each of 256 sequences, at most 512."""
 MODEL_GPU = "RTXPRO6000"
 MODEL_SYSTEM = "rtx_pro_6000_server"
 
@@ -164,8 +168,8 @@ def published_servers(data: Path, sheets: list[Sheet], groups: Groups, with_loop
         ]
 
 
-def with_host(profile: Profile, host_s: float, prefill_s: float = 0.0) -> Profile:
-    """The profile with another host time a step, and on top in steps with a prefill chunk, s.
+def with_host(profile: Profile, host_s: float, launch_s: float = 0.0) -> Profile:
+    """The profile with another host time a step, and with launches of so many s in steps that are no CUDA graph.
 
     Raises:
         InvalidArgument: the profile is not made of laws.
@@ -177,9 +181,10 @@ def with_host(profile: Profile, host_s: float, prefill_s: float = 0.0) -> Profil
     laws: list[dict[str, Any]] = [
         {"law": "affine", "count": 1, "base_ms": 1e3 * host_s, "per_sequence_ms": 0.0}
     ]
-    if prefill_s:
-        laws.append({"law": "prefill", "count": 1, "base_ms": 1e3 * prefill_s})
-    return replace(profile, laws={**profile.laws, "host": {**profile.laws["host"], "default": laws}})
+    if launch_s:
+        laws.append({"law": "launch", "count": 1, "base_ms": 1e3 * launch_s, "above_tokens": GRAPH_TOKENS})
+    chosen = profile.host
+    return replace(profile, laws={**profile.laws, "host": {**profile.laws["host"], chosen: laws}})
 
 
 def calibrate(run: Run, profile: Profile) -> tuple[Profile, float]:
@@ -201,31 +206,34 @@ def calibrate(run: Run, profile: Profile) -> tuple[Profile, float]:
 
 
 @dataclass(frozen=True)
-class Longer:
-    """What a run says the steps of a profile lack, s.
+class Launches:
+    """What a run says of the host beside the kernels of a profile, s.
 
     Attributes:
-        every_s: of every step; negative where the profile's host time is too long.
-        prefill_s: of steps with a prefill chunk, on top. Such steps do not run as one CUDA graph, so the host may take longer
-            than the device.
+        every_s: host time of every step.
+        launch_s: of a step of more than `GRAPH_TOKENS` tokens: its kernels are launched one by one, and it takes that long if the
+            device is not slower.
         way_s: a request's way, with these.
     """
 
     every_s: float
-    prefill_s: float
+    launch_s: float
     way_s: float
 
-    def step(self, profile: Profile) -> Step:
-        """Steps of the profile, so much longer."""
-        step = summed_step(profile)
-        return lambda chunks, decodes, kv_tokens: max(
-            step(chunks, decodes, kv_tokens) + self.every_s + (self.prefill_s if chunks else 0.0), 1e-4
-        )
+    def step(self, bare: Step) -> Step:
+        """Steps with it, of steps without host time."""
+
+        def step(chunks: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
+            device_s = bare(chunks, decodes, kv_tokens)
+            if sum(tokens for tokens, _ in chunks) + decodes > GRAPH_TOKENS:
+                device_s = max(device_s, self.launch_s)
+            return device_s + self.every_s
+
+        return step
 
     def profile(self, profile: Profile) -> Profile:
         """The profile with these as its host times."""
-        every_ms = profile.laws["host"]["default"][0]["base_ms"]
-        return with_host(profile, max(1e-3 * every_ms + self.every_s, 0.0), self.prefill_s)
+        return with_host(profile, self.every_s, self.launch_s)
 
     def serve(self, run: Run, profile: Profile) -> tuple[dict[str, float], Floats, Floats, dict[str, float]]:
         """A prediction with it: figures, when first and last tokens are there (s), and metrics."""
@@ -233,27 +241,28 @@ class Longer:
         return run.figures(first, last), first, last, metrics
 
 
-def longer_steps(run: Run, profile: Profile) -> Longer:
-    """Fit `Longer` to the times per output token of a run: least mean absolute log error."""
+def launches(run: Run, profile: Profile) -> Launches:
+    """Fit `Launches` to the times per output token of a run: least mean absolute log error."""
     several = run.output_tokens > 1
+    bare = summed_step(with_host(profile, 0.0))
 
     def wrong(x: Floats) -> float:
-        if x[1] < 0:
+        if min(x) < 0:
             return 1.0
-        found = replay(run, Longer(1e-3 * x[0], 1e-3 * x[1], 0.0).step(profile), Mechanics())
+        found = replay(run, Launches(1e-3 * x[0], 1e-3 * x[1], 0.0).step(bare), Mechanics())
         ratio = (found.last_s - found.first_s)[several] / (run.last_s - run.first_s)[several]
         return float(np.abs(np.log(ratio)).mean())
 
-    start = np.array([[0.0, 2.0], [-0.3, 2.0], [0.0, 4.0]])
+    start = np.array([[0.5, 24.0], [0.2, 24.0], [0.5, 30.0]])
     options = {"initial_simplex": start, "xatol": 0.05, "fatol": 1e-4, "maxfev": 60}
-    every_ms, prefill_ms = minimize(wrong, start[0], method="Nelder-Mead", options=options).x
-    fitted = Longer(1e-3 * float(every_ms), 1e-3 * float(prefill_ms), 0.0)
-    found = replay(run, fitted.step(profile), Mechanics())
+    every_ms, launch_ms = minimize(wrong, start[0], method="Nelder-Mead", options=options).x
+    fitted = Launches(1e-3 * float(every_ms), 1e-3 * float(launch_ms), 0.0)
+    found = replay(run, fitted.step(bare), Mechanics())
     return replace(fitted, way_s=max(float(np.median(run.first_s - found.first_s)), 0.0))
 
 
-def profile_for(run: Run, name: str | None) -> Profile:
-    """The profile of the GPU of a run, or the one named."""
+def profile_for(run: Run, name: str | None, dense: str = "default") -> Profile:
+    """The profile of the GPU of a run, or the one named, with an option of its dense laws."""
     if name is None:
         gpu = re.search(r"\b(a100|h100|h200|b200|l40s)\b", str(run.meta.get("gpu", "")).lower())
         if gpu is None:
@@ -261,7 +270,7 @@ def profile_for(run: Run, name: str | None) -> Profile:
                 f"gpu={run.meta.get('gpu')!r} of run {run.name!r}: no profile for it; name one with --profile"
             )
         name = f"{gpu.group(1)}/llama-3.1-8b"
-    return profiles.load(name)
+    return profiles.load(name, dense=dense)
 
 
 def own_engine(
@@ -285,7 +294,8 @@ def own_engine(
             "llmgym": run.figures(*serve(run, profile, way_s)[:2]),
         }
         if other is not None:
-            ways["host time by kind of step"] = longer_steps(other, profile).serve(run, profile)[0]
+            steady = profile_for(run, name, dense="sustained")
+            ways["launches, steady load"] = launches(other, steady).serve(run, steady)[0]
         sheets.append(comparison(f"vLLM 0.24.0, {run.meta['gpu']}, {run.name}", run.figures(), ways, note))
         groups.setdefault("vLLM 0.24, earlier runs", []).extend(_pairs(run.figures(), ways["llmgym"]))
     if runs is None:
@@ -294,7 +304,7 @@ def own_engine(
     before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {"cases": {}}
     measured = own_runs(runs)
     reference = next((run for run in measured if run.name == "calibration"), None)
-    calibrated: dict[str, tuple[Profile, float, Longer]] = {}
+    calibrated: dict[str, tuple[Profile, float, Launches]] = {}
     for run in measured:
         profile = profile_for(run, name)
         figures = run.figures()
@@ -305,15 +315,15 @@ def own_engine(
         note = f"{profile.name}; {run.meta.get('preemptions', 'unknown')} preemptions measured"
         if reference is not None and run.name != "calibration":
             if profile.name not in calibrated:
-                fitted, its_way_s = calibrate(reference, profile)
-                calibrated[profile.name] = fitted, its_way_s, longer_steps(reference, fitted)
-            fitted, one_way_s, longer = calibrated[profile.name]
+                steady = profile_for(run, name, dense="sustained")
+                calibrated[profile.name] = (*calibrate(reference, profile), launches(reference, steady))
+            fitted, one_way_s, host = calibrated[profile.name]
             ways["one host time"] = run.figures(*serve(run, fitted, one_way_s)[:2])
-            profile, way_s = longer.profile(fitted), longer.way_s
-            every, on_top = (law["base_ms"] for law in profile.laws["host"]["default"])
+            profile, way_s = host.profile(profile_for(run, name, dense="sustained")), host.way_s
             note += (
-                f"; from the run 'calibration': {every:.2f} ms of host time a step, {on_top:.2f} ms more with a prefill chunk, "
-                f"a request's way of {1e3 * way_s:.1f} ms ('one host time': without the distinction, {1e3 * one_way_s:.1f} ms)"
+                f"; products as under steady load; from the run 'calibration': {1e3 * host.every_s:.2f} ms of host time a step, "
+                f"{1e3 * host.launch_s:.1f} ms of launches in steps of more than {GRAPH_TOKENS} tokens, a request's way of "
+                f"{1e3 * way_s:.1f} ms ('one host time': products as in single calls, no launches, {1e3 * one_way_s:.1f} ms)"
             )
         first, last, metrics = serve(run, profile, way_s)
         ways["llmgym"] = run.figures(first, last)
@@ -444,6 +454,8 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
         What was predicted, for the terminal.
     """
     profile = profiles.load(profile_name)
+    best = {part: name for part, name in BEST_OPTIONS.items() if name in profile.options[part]}
+    profile = profiles.load(profile_name, **best)
     cases: dict[str, Any] = {}
     sheets = []
     for name in names:
@@ -471,6 +483,7 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "llmgym": version("llmgym"),
         "profile": profile_name,
+        "options": best,
         "way_s": WAY_S,
         "cases": cases,
     }

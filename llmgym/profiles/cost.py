@@ -8,8 +8,8 @@ share the type, so an environment is compiled once whichever profile it runs on:
 - staircase: `c0_s + tile_s * ceil(batch_tokens / tile_tokens)`, batch_tokens = prefill_tokens + decodes;
 - tables: dense work by token count, attention of a prefill chunk by (chunk, context), attention of the
   decodes by (batch, cached tokens a sequence) and host time by sequence count, added up. Where it is known, what decodes cost
-  beside a prefill chunk is a grid of its own (in one kernel the two are not the sum of each alone), and a step with a chunk
-  takes the host longer (it does not run as one CUDA graph).
+  beside a prefill chunk is a grid of its own (in one kernel the two are not the sum of each alone), and a step of more tokens than
+  the engine's largest CUDA graph takes no less than the host needs to launch its kernels one by one.
 
 Dense and host time are stored for every whole count, so a lookup is one load. Attention is stored as the
 natural logarithm of seconds on axes that are uniform in log2, so a cell is found without a search, and is
@@ -29,6 +29,8 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 
 CONSTANT, LINEAR, STAIRCASE, TABLES = 0, 1, 2, 3
+NEVER_TOKENS = 2**62
+"""More tokens than any step has."""
 
 HEAD = np.dtype(
     [
@@ -43,7 +45,8 @@ HEAD = np.dtype(
         ("host_at", np.int64),
         ("host_max", np.int64),
         ("host_slope_s", np.float64),
-        ("prefill_host_s", np.float64),
+        ("launch_above", np.int64),
+        ("launch_s", np.float64),
         ("chunk_low", np.float64),
         ("chunk_knots", np.int64),
         ("context_low", np.float64),
@@ -71,8 +74,9 @@ HEAD = np.dtype(
 )
 """Scalars of a `StepCost`. `*_low` are log2 of the first knot of an axis (of the second one for context,
 whose first knot is 0 tokens and whose first cell, `context_step` tokens wide, is linear in tokens); `*_from`
-and `*_to` bound what was measured. `prefill_host_s` is the host time on top in a step that has a prefill chunk, `beside_at` where
-the grid of decode attention beside a chunk begins, -1 where it is no other than that of decodes alone."""
+and `*_to` bound what was measured. A step of more than `launch_above` tokens takes `launch_s` and the host time of its sequences
+or more. `beside_at` is where the grid of decode attention beside a chunk begins, -1 where it is no other than that of decodes
+alone."""
 
 
 class StepCost(NamedTuple):
@@ -220,16 +224,19 @@ def step_time_s(
         if sequences > sequences_in:
             seconds += (sequences - sequences_in) * head.host_slope_s
         decode_at = head.decode_at
-        if prefill_tokens > 0:
-            seconds += head.prefill_host_s
-            if head.beside_at >= 0:
-                decode_at = head.beside_at
+        if prefill_tokens > 0 and head.beside_at >= 0:
+            decode_at = head.beside_at
         if decodes > 0:
             batch = math.log2(decodes)
             each = math.log2(max(decode_kv_tokens, decodes)) - batch
             row = (batch - head.batch_low) * head.per_octave
             column = (each - head.kv_low) * head.per_octave
             seconds += _read(cost.grids, decode_at, head.batch_knots, head.kv_knots, row, column)
+        if tokens > head.launch_above:
+            launch_s = head.launch_s + cost.lines[head.host_at + sequences_in]
+            if sequences > sequences_in:
+                launch_s += (sequences - sequences_in) * head.host_slope_s
+            seconds = max(seconds, launch_s)
     elif head.kind == LINEAR:
         seconds += head.c_kv_s * resident_tokens + head.c_tok_s * prefill_tokens
     elif head.kind == STAIRCASE:
@@ -277,7 +284,7 @@ def scalar_cost(
 ) -> StepCost:
     """A `StepCost` of a kind without tables (CONSTANT, LINEAR or STAIRCASE)."""
     head = np.zeros(1, HEAD)
-    head["beside_at"] = -1
+    head["beside_at"], head["launch_above"] = -1, NEVER_TOKENS
     head["kind"], head["c0_s"], head["c_kv_s"], head["c_tok_s"] = kind, c0_s, c_kv_s, c_tok_s
     head["tile_s"], head["tile_tokens"] = tile_s, tile_tokens
     return _frozen(head, np.zeros(1, np.float32), np.zeros(4, np.float32))
@@ -346,7 +353,7 @@ def table_cost(
     knots: Axes,
     measured: Range,
     beside: NDArray[np.float64] | None = None,
-    prefill_host_s: float = 0.0,
+    launch: tuple[int, float] = (NEVER_TOKENS, 0.0),
 ) -> StepCost:
     """A `StepCost` of tables.
 
@@ -358,7 +365,7 @@ def table_cost(
         knots: where the knots are.
         measured: what `outside` compares with.
         beside: seconds of decode attention beside a prefill chunk, as `decode`; None: as without one.
-        prefill_host_s: host time on top in a step that has a prefill chunk, s.
+        launch: tokens above which a step takes the host's launches or longer, and these, s.
     """
     head = np.zeros(1, HEAD)
     last = len(dense) - 1
@@ -374,7 +381,7 @@ def table_cost(
     for name in ("tokens", "chunk", "batch", "kv"):
         head[f"{name}_from"], head[f"{name}_to"] = getattr(measured, name)
     head["context_to"], head["kv_total_to"] = measured.context[1], measured.kv_total
-    head["prefill_host_s"] = prefill_host_s
+    head["launch_above"], head["launch_s"] = launch
     head["beside_at"] = -1 if beside is None else prefill.size + decode.size
     lines = np.concatenate([dense, host]).astype(np.float32)
     grids = [prefill, decode] if beside is None else [prefill, decode, beside]

@@ -12,7 +12,8 @@ their parameters:
   and cached bytes proportional to chunk and to context: attention of a prefill chunk;
 - `decode`: (t0^p + (per_kv_token batch kv + per_sequence batch)^p)^(1/p);
 - `affine`: base + per_sequence n, host time.
-- `prefill`: base, host time on top in a step that has a prefill chunk.
+- `launch`: base, what the host takes to launch the kernels of a step of more than `above_tokens` tokens one by one, as an
+  engine does whose largest CUDA graph has so many: with the host time of `affine`, the shortest that such a step takes.
 
 Each is multiplied by `count`, the calls of one step. Times in the parameters are ms, rates are per ms.
 """
@@ -28,6 +29,7 @@ from llmgym.errors import ProfileError
 from llmgym.profiles.cost import (
     CONSTANT,
     LINEAR,
+    NEVER_TOKENS,
     STAIRCASE,
     Axes,
     Range,
@@ -101,8 +103,8 @@ def _affine(law: Law, sequences: Floats) -> Floats:
     return result
 
 
-def _constant(law: Law, sequences: Floats) -> Floats:
-    return np.full_like(sequences, law["base_ms"])
+def _launch(law: Law, tokens: Floats) -> Floats:
+    return np.where(tokens > law["above_tokens"], law["base_ms"], 0.0)
 
 
 _Formula = Callable[..., Floats]
@@ -129,7 +131,10 @@ _LAWS: dict[str, dict[str, tuple[_Formula, tuple[str, ...]]]] = {
         ),
     },
     "decode_attention": {"decode": (_decode, ("t0_ms", "per_kv_token_ms", "per_sequence_ms", "p"))},
-    "host": {"affine": (_affine, ("base_ms", "per_sequence_ms")), "prefill": (_constant, ("base_ms",))},
+    "host": {
+        "affine": (_affine, ("base_ms", "per_sequence_ms")),
+        "launch": (_launch, ("base_ms", "above_tokens")),
+    },
 }
 _MAY_BE_ZERO = frozenset({"per_sequence_ms", "base_ms", "c_kv_s", "c_tok_s", "kv_bytes_per_token"})
 
@@ -229,12 +234,19 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
     sequences = np.arange(1.0, MAX_SEQUENCES + 1)
     dense_time = _seconds("dense", option(laws, "dense", dense, where), where, tokens)
     every: Any = option(laws, "host", host, where)
-    with_chunk = []
+    launches = []
     if isinstance(every, Sequence):
-        with_chunk = [law for law in every if isinstance(law, Mapping) and law.get("law") == "prefill"]
-        every = [law for law in every if law not in with_chunk]
+        launches = [law for law in every if isinstance(law, Mapping) and law.get("law") == "launch"]
+        every = [law for law in every if law not in launches]
+    if len(launches) > 1:
+        raise ProfileError(
+            f"{where}: host option {host!r} has {len(launches)} laws 'launch'; expected one at most"
+        )
     host_time = _seconds("host", every, where, sequences)
-    prefill_host_s = float(_seconds("host", with_chunk, where, np.ones(1))[0]) if with_chunk else 0.0
+    launch = (NEVER_TOKENS, 0.0)
+    if launches:
+        launch_s = float(_seconds("host", launches, where, np.full(1, np.inf))[0])
+        launch = (int(launches[0]["above_tokens"]), launch_s)
     return table_cost(
         dense=np.concatenate([[0.0], dense_time]),
         prefill=prefill_law_s(laws, where, knots.chunk[:, None], knots.context[None, :]),
@@ -242,7 +254,7 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
         host=np.concatenate([[0.0], host_time]),
         knots=knots,
         measured=measured,
-        prefill_host_s=prefill_host_s,
+        launch=launch,
     )
 
 
