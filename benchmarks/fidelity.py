@@ -1,6 +1,6 @@
 """How far predictions are from engines that others wrote.
 
-    python benchmarks/fidelity.py --data DIR [--runs RUNS] [--out benchmarks/results]
+    python benchmarks/fidelity.py --data DIR [--runs RUNS ...] [--out benchmarks/results]
     python benchmarks/fidelity.py --predict RUNS [--profile h200/llama-3.1-8b]
 
 The first prints tables, and writes them as `fidelity.md` with a picture, `fidelity.png`. DIR holds measurements that are not
@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, help="folder with measurements of others")
-    parser.add_argument("--runs", type=Path, help="folder filled by benchmarks/engine_vllm.py")
+    parser.add_argument(
+        "--runs", type=Path, nargs="+", default=[], help="folders filled by benchmarks/engine_vllm.py"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="where the tables go")
     parser.add_argument("--predict", type=Path, help="write predictions for engine_vllm.py there, and stop")
     parser.add_argument(
@@ -54,12 +56,12 @@ def main(argv: list[str] | None = None) -> int:
             sheet.show(console)
         console.print(f"written to {asked.predict / validations.PREDICTIONS}")
         return 0
-    if asked.data is None and asked.runs is None:
+    if asked.data is None and not asked.runs:
         parser.error("--data or --runs is needed, or --predict")
-    for name in ("data", "runs"):
-        folder = getattr(asked, name)
-        if folder is not None and not folder.is_dir():
-            parser.error(f"--{name} {folder}: there is no such folder")
+    for name, folders in (("data", [asked.data] if asked.data else []), ("runs", asked.runs)):
+        for folder in folders:
+            if not folder.is_dir():
+                parser.error(f"--{name} {folder}: there is no such folder")
     sheets: list[Sheet] = []
     groups: dict[str, list[tuple[float, float]]] = {}
     try:

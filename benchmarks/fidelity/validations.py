@@ -33,6 +33,8 @@ WAY_S = 0.3e-3
 0.24.0 on one H100, with the host time of that run and products as under steady load."""
 GRAPH_TOKENS = 512
 """Tokens of the largest batch that vLLM 0.24 captures as a CUDA graph: two for each of 256 sequences, at most 512."""
+STEPS_OF_A_PROMPT = 5
+"""Steps before the end of a prompt that may hold chunks of it: the longest is 8,192 tokens, a batch 2,048."""
 MODEL_GPU = "RTXPRO6000"
 MODEL_SYSTEM = "rtx_pro_6000_server"
 
@@ -273,8 +275,15 @@ def profile_for(run: Run, name: str | None, dense: str = "default") -> Profile:
     return profiles.load(name, dense=dense)
 
 
+def best(profile: Profile) -> Profile:
+    """The profile with those of `BEST_OPTIONS` that it has."""
+    return replace(
+        profile, **{part: name for part, name in BEST_OPTIONS.items() if name in profile.options[part]}
+    )
+
+
 def own_engine(
-    data: Path | None, runs: Path | None, name: str | None, sheets: list[Sheet], groups: Groups
+    data: Path | None, runs: Sequence[Path], name: str | None, sheets: list[Sheet], groups: Groups
 ) -> None:
     """Runs of vLLM 0.24 with Llama-3.1-8B shapes: the two runs of 2026-11-23, and whatever `benchmarks/engine_vllm.py` measured."""
     pair = own_runs(data / "vllm_h100") if data is not None and (data / "vllm_h100").is_dir() else []
@@ -298,8 +307,12 @@ def own_engine(
             ways["launches, steady load"] = launches(other, steady).serve(run, steady)[0]
         sheets.append(comparison(f"vLLM 0.24.0, {run.meta['gpu']}, {run.name}", run.figures(), ways, note))
         groups.setdefault("vLLM 0.24, earlier runs", []).extend(_pairs(run.figures(), ways["llmgym"]))
-    if runs is None:
-        return
+    for folder in runs:
+        _measured_here(folder, name, sheets, groups)
+
+
+def _measured_here(runs: Path, name: str | None, sheets: list[Sheet], groups: Groups) -> None:
+    """The runs of one engine and GPU that `benchmarks/engine_vllm.py` measured."""
     stored = runs / PREDICTIONS
     before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {"cases": {}}
     measured = own_runs(runs)
@@ -311,7 +324,6 @@ def own_engine(
         ways = {}
         if run.name in before["cases"]:
             ways["stored before"] = before["cases"][run.name]["figures"]
-        way_s = WAY_S
         note = f"{profile.name}; {run.meta.get('preemptions', 'unknown')} preemptions measured"
         if reference is not None and run.name != "calibration":
             if profile.name not in calibrated:
@@ -325,11 +337,14 @@ def own_engine(
                 f"{1e3 * host.launch_s:.1f} ms of launches in steps of more than {GRAPH_TOKENS} tokens, a request's way of "
                 f"{1e3 * way_s:.1f} ms ('one host time': products as in single calls, no launches, {1e3 * one_way_s:.1f} ms)"
             )
+        else:
+            profile, way_s = best(profile), WAY_S
+            note += f"; options of the profile: {profile.dense}, {profile.host}"
         first, last, metrics = serve(run, profile, way_s)
         ways["llmgym"] = run.figures(first, last)
         note += f", {metrics['preemptions']:.0f} in the replay."
         sheets.append(comparison(f"{run.meta['engine']}, {run.meta['gpu']}, {run.name}", figures, ways, note))
-        groups.setdefault("vLLM 0.24, cases", []).extend(_pairs(figures, ways["llmgym"]))
+        groups.setdefault(f"vLLM 0.24, {run.meta['gpu']}", []).extend(_pairs(figures, ways["llmgym"]))
         steps = runs / f"{run.name}_steps.csv"
         if steps.is_file():
             sheets.append(step_times(steps, run, profile))
@@ -338,63 +353,36 @@ def own_engine(
 
 
 def step_times(path: Path, run: Run, profile: Profile) -> Sheet:
-    """Steps of a run by what was in them, measured and as the profile has them.
+    """Steps of a run that only decode, by their number of decodes: measured, and as the profile has them.
 
-    A step is the time between two outputs of a busy engine. Decodes alone are told by their number; steps in which prompts ended
-    by the tokens of these prompts, taken as one chunk. Chunks of a prompt that did not end in the step are not seen, so steps
-    right before one in which a prompt ended are left out.
+    A step is the time between two outputs of a busy engine. Steps near the end of a prompt are left out: an engine notes a
+    prompt when it ends, not with the chunks that it was computed in, and with asynchronous scheduling the time that the host
+    takes to launch them shows in the step before.
     """
     names = ("time_s", "running", "kv_usage", "output_tokens", "prompt_tokens", "preempted")
     time_s, running, usage, output, prompt, preempted = columns(path, *names).T
     taken_s = np.diff(time_s)
     at = np.arange(1, len(time_s))
-    busy = (
-        (running[at - 1] > 0) & (output[at - 1] > 0) & (output[at] > 0) & (preempted[at] == 0) & (taken_s > 0)
-    )
-    before_prompt = np.concatenate([prompt[at[1:]] > 0, [True]])
+    near = prompt > 0
+    for ahead in range(1, STEPS_OF_A_PROMPT + 1):
+        near[:-ahead] |= prompt[ahead:] > 0
+    alone = (running[at - 1] > 0) & (output[at - 1] > 0) & (output[at] > 0) & (preempted[at] == 0)
+    alone &= (taken_s > 0) & ~near[at] & ~near[at - 1]
     step = summed_step(profile)
     rows = []
-    for kind, low, high in (
-        *(
-            ("decodes alone", low, high)
-            for low, high in ((1, 4), (4, 16), (16, 48), (48, 96), (96, 160), (160, 256), (256, 1024))
-        ),
-        *(
-            ("with prompts", low, high)
-            for low, high in ((1, 256), (256, 512), (512, 1024), (1024, 1536), (1536, 2048), (2048, 4096))
-        ),
-    ):
-        if kind == "decodes alone":
-            chosen = busy & (prompt[at] == 0) & ~before_prompt & (output[at] >= low) & (output[at] < high)
-        else:
-            chosen = busy & (prompt[at] >= low) & (prompt[at] < high)
-        found = at[chosen]
+    for low, high in ((1, 4), (4, 16), (16, 48), (48, 96), (96, 160), (160, 256), (256, 1024)):
+        found = at[alone & (output[at] >= low) & (output[at] < high)]
         if len(found) < 5:
             continue
-        predicted = [
-            step(
-                [(int(prompt[i]), 0)] if prompt[i] else [],
-                int(output[i]),
-                int(usage[i] * run.engine.kv_tokens),
-            )
-            for i in found
-        ]
-        measured_ms, predicted_ms = (
-            1e3 * float(np.median(taken_s[found - 1])),
-            1e3 * float(np.median(predicted)),
-        )
-        unit = "decodes" if kind == "decodes alone" else "prompt tokens"
-        rows.append(
-            (
-                f"{kind}, {low} to {high - 1} {unit}",
-                str(len(found)),
-                f"{measured_ms:.2f}",
-                f"{predicted_ms:.2f}",
-                f"{100 * (predicted_ms / measured_ms - 1):+.1f}",
-            )
-        )
-    header = ("steps", "number", "measured ms", "predicted ms", "error %")
-    return Sheet(f"Steps of {run.name}", header, tuple(rows), f"Medians; predicted with {profile.name}.")
+        predicted = [step([], int(output[i]), int(usage[i] * run.engine.kv_tokens)) for i in found]
+        measured_ms = 1e3 * float(np.median(taken_s[found - 1]))
+        predicted_ms = 1e3 * float(np.median(predicted))
+        error = f"{100 * (predicted_ms / measured_ms - 1):+.1f}"
+        row = (f"{low} to {high - 1}", str(len(found)), f"{measured_ms:.2f}", f"{predicted_ms:.2f}", error)
+        rows.append(row)
+    header = ("decodes", "steps", "measured ms", "predicted ms", "error %")
+    title = f"Steps without a prompt, {run.meta['gpu']}, {run.name}"
+    return Sheet(title, header, tuple(rows), f"Medians; predicted with {profile.name}.")
 
 
 def completion_rate(arrival_s: Floats, last_s: Floats) -> float:
@@ -453,9 +441,7 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
     Returns:
         What was predicted, for the terminal.
     """
-    profile = profiles.load(profile_name)
-    best = {part: name for part, name in BEST_OPTIONS.items() if name in profile.options[part]}
-    profile = profiles.load(profile_name, **best)
+    profile = best(profiles.load(profile_name))
     cases: dict[str, Any] = {}
     sheets = []
     for name in names:
@@ -483,7 +469,7 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "llmgym": version("llmgym"),
         "profile": profile_name,
-        "options": best,
+        "options": {"dense": profile.dense, "host": profile.host},
         "way_s": WAY_S,
         "cases": cases,
     }

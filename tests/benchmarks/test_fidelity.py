@@ -338,14 +338,17 @@ def test_calibration_finds_the_host_time_and_the_way():
         validations.with_host(profiles.load("h100/llama-3.1-8b-measured"), 1e-3)
 
 
-def test_longer_steps_are_found():
+def test_launches_are_found():
+    """Prompts of up to 1,500 tokens: some steps are CUDA graphs and some are not."""
     profile = profiles.load(LAWS)
-    run = random_run(13, n=80, rate=12.0, longest=300)
-    found = replay(run, validations.Longer(-0.2e-3, 4e-3, 0.0).step(profile), Mechanics(way_out_s=0.003))
+    bare = kernels.summed_step(validations.with_host(profile, 0.0))
+    run = random_run(13, rate=12.0, longest=1500)
+    run = Run(**{**vars(run), "output_tokens": run.output_tokens // 5 + 1})
+    found = replay(run, validations.Launches(0.7e-3, 26e-3, 0.0).step(bare), Mechanics(way_out_s=0.003))
     measured = Run(**{**vars(run), "first_s": found.first_s, "last_s": found.last_s})
-    fitted = validations.longer_steps(measured, profile)
-    assert fitted.every_s == pytest.approx(-0.2e-3, abs=0.05e-3)
-    assert fitted.prefill_s == pytest.approx(4e-3, rel=0.15)
+    fitted = validations.launches(measured, profile)
+    assert fitted.every_s == pytest.approx(0.7e-3, abs=0.05e-3)
+    assert fitted.launch_s == pytest.approx(26e-3, rel=0.05)
     assert fitted.way_s == pytest.approx(3e-3, abs=1e-3)
     figures, *_ = fitted.serve(run, profile)  # the compiled engine, with the law that was found
     assert figures["tpot_p50_s"] == pytest.approx(measured.figures()["tpot_p50_s"], rel=0.01)
@@ -368,17 +371,20 @@ def test_the_profile_of_a_gpu():
         validations.profile_for(other, None)
 
 
-def test_steps_are_compared_by_what_was_in_them(tmp_path):
+def test_steps_are_compared_by_their_decodes(tmp_path):
+    """Steps around the end of a prompt are left out, with those before it that may hold its chunks."""
     profile = profiles.load(LAWS)
     run = run_of([0.0], [1], [1], Engine(kv_tokens=100_000))
+    run = Run(**{**vars(run), "meta": {"gpu": "NVIDIA H100"}})
     step_s = 1.25 * kernels.summed_step(profile)([], 8, 8_000)
     path = tmp_path / "x_steps.csv"
-    rows = [f"{i * step_s:.9f},8,0,0.08,8,0,0" for i in range(30)]
+    rows = [f"{i * step_s:.9f},8,0,0.08,8,{900 * (i == 20)},0" for i in range(30)]
     header = "time_s,running,waiting,kv_usage,output_tokens,prompt_tokens,preempted"
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
     sheet = validations.step_times(path, run, profile)
     (row,) = sheet.rows
-    assert row[0] == "decodes alone, 4 to 15 decodes" and row[-1] == "-20.0"
+    assert row[0] == "4 to 15" and row[-1] == "-20.0"
+    assert row[1] == str(29 - 7)  # the end of a prompt at 20, five steps before it and the one after
 
 
 # --- tables, picture, command line ---
@@ -427,7 +433,7 @@ def test_predictions_are_those_that_are_compared_later(tmp_path):
     asked = draw(CASES["queue_paper"])
     engine = Engine(kv_tokens=CASES["queue_paper"].blocks * 16)
     run = run_of(*asked, engine)
-    first, last, _ = serve(run, profiles.load(LAWS), stored["way_s"])
+    first, last, _ = serve(run, validations.best(profiles.load(LAWS)), stored["way_s"])
     rows = zip(*asked, first, last, strict=True)
     header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s"
     text = "\n".join([header, *(",".join(map(repr, map(float, row))) for row in rows)]) + "\n"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llmgym import profiles
-from llmgym.errors import ProfileError
+from llmgym.errors import ProfileError, UnknownName
 from llmgym.profiles import cost as kernels
 from llmgym.profiles import laws
 
@@ -257,19 +257,37 @@ def test_all_kinds_share_one_compiled_type():
     assert len(types) == 1
 
 
-def test_decodes_cost_more_beside_a_chunk_and_the_host_takes_longer() -> None:
-    """Only in steps that have both, or a chunk, respectively."""
-    profile = profiles.load("h100/llama-3.1-8b")
-    law = profiles.load("h100/llama-3.1-8b", host="vllm-0.24").step_cost()
-    plain = profile.step_cost()
+def test_a_step_that_is_no_graph_takes_the_launches_or_longer() -> None:
+    """The longer of device and launches, and the host time of its sequences."""
+    law = profiles.load("h100/llama-3.1-8b", host="vllm-0.24")
+    host = law.laws["host"]["vllm-0.24"]
+    every_s, launch_s = (1e-3 * one["base_ms"] for one in host)
+    bare = {**law.laws, "host": {"vllm-0.24": [{**host[0], "base_ms": 0.0}]}}
+    cost, device = law.step_cost(), replace(law, laws=bare).step_cost()
     step = kernels.step_time_s
-    assert step(law, 0, 0.0, 8, 8000, 8, 0) == pytest.approx(
-        step(plain, 0, 0.0, 8, 8000, 8, 0) - 0.342e-3, abs=1e-7
-    )
-    assert step(law, 64, 0.0, 0, 0, 1, 0) == pytest.approx(
-        step(plain, 64, 0.0, 0, 0, 1, 0) + 4.428e-3, abs=1e-7
-    )
+    for prompt, decodes in ((0, 8), (64, 0), (512, 0), (500, 12), (513, 0), (505, 8), (600, 100), (8192, 0)):
+        shape = (prompt, 0.0, decodes, 1000 * decodes, decodes + (prompt > 0), 0)
+        device_s = step(device, *shape)
+        if prompt + decodes > 512:
+            device_s = max(device_s, launch_s)
+        assert step(cost, *shape) == pytest.approx(device_s + every_s, rel=1e-6)
+    assert step(device, 513, 0.0, 0, 0, 1, 0) < launch_s < step(device, 8192, 0.0, 0, 0, 1, 0)
+    twice = {**law.laws, "host": {"vllm-0.24": [*host, host[1]]}}
+    with pytest.raises(ProfileError, match="has 2 laws 'launch'; expected one at most"):
+        replace(law, laws=twice).step_cost()
 
+
+def test_products_under_steady_load_are_slower_where_they_are_bound_by_arithmetic() -> None:
+    for name in ("h100/llama-3.1-8b", "h200/qwen2.5-14b"):
+        steady, single = (profiles.load(name, dense=dense).step_cost() for dense in ("sustained", "default"))
+        ratio = [kernels.dense_s(steady, n) / kernels.dense_s(single, n) for n in (2048, 8192)]
+        assert 1.1 < ratio[0] < ratio[1] < 1.25
+    with pytest.raises(UnknownName, match="unknown dense option of profile a100/llama-3.1-8b 'sustained'"):
+        profiles.load("a100/llama-3.1-8b", dense="sustained")
+
+
+def test_decodes_cost_more_beside_a_chunk() -> None:
+    step = kernels.step_time_s
     measured = profiles.load("h100/llama-3.1-8b-measured")
     tables = dict(measured.tables)
     alone = tables["decode_attention"]
