@@ -8,8 +8,8 @@ part of this project, in folders `llmservingsim`, `aiconfigurator` and `vllm_h10
 that `benchmarks/engine_vllm.py` filled. The second writes what llmgym predicts for the cases of that script, and the requests
 themselves, before anything is measured: `predictions.json` and `<case>_traffic.csv`.
 
-Requests are replayed with their own arrivals and lengths by the compiled engine of llmgym; columns whose name begins with "+" come
-from the plain-Python `fidelity.prototype`, with mechanics that the engine lacks, to tell what these are worth.
+Requests are replayed with their own arrivals and lengths by the compiled engine of llmgym (`llmgym.serving.replay`). A second one
+in plain Python, `fidelity.prototype`, is there to test it.
 """
 
 import argparse
@@ -41,9 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         "--profile", help="profile of the engine (default: by the GPU of a run; h100/llama-3.1-8b)"
     )
     parser.add_argument("--cases", default=",".join(CASES), help="cases to predict")
-    parser.add_argument(
-        "--no-loop", action="store_true", help="leave out the replays of closed loops (some minutes)"
-    )
+    parser.add_argument("--no-loop", action="store_true", help="leave out the replays of closed loops")
     asked = parser.parse_args(argv)
     console = Console(width=150)
     if asked.predict is not None:

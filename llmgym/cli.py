@@ -1,4 +1,4 @@
-"""The command line: `llmgym list | compare | plan | profiles | profile | throughput`.
+"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput`.
 
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
@@ -18,6 +18,7 @@ from llmgym import baselines, env_ids
 from llmgym.baselines.plan_afd import Afd
 from llmgym.baselines.plan_oserve import Oserve
 from llmgym.errors import InvalidArgument, LlmgymError
+from llmgym.serving.replay_command import Replay
 
 USAGE = 2
 
@@ -46,6 +47,7 @@ class List:
         from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
         from llmgym.envs.kv_provision_scenarios import SCENARIOS as PROVISION
         from llmgym.envs.kv_queue_scenarios import SCENARIOS as QUEUE
+        from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
         from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 
         scenarios: dict[str, Any] = {
@@ -55,6 +57,7 @@ class List:
             "llmgym/AFDRefill-v0": REFILL,
             "llmgym/PPDRouting-v0": PPD,
             "llmgym/PPDWeights-v0": PPD,
+            "llmgym/OServe-v0": OSERVE,
         }
         for env_id in env_ids():
             console.print(f"[bold]{env_id}[/bold]")
@@ -138,13 +141,13 @@ class Kv:
     """Check the closed form with a simulated saturated engine."""
 
     def run(self, console: Console) -> None:
-        from llmgym import profiles
+        from llmgym import profiles, workloads
         from llmgym.serving.capacity import gpus_needed, saturation, slack
 
         gpus_needed(
             self.rate, 1.0, self.utilization
         )  # a wrong rate or utilization is told before anything is computed
-        workload = _workload(self.workload)
+        workload = workloads.load(self.workload)
         profile = profiles.load(self.profile)
         capacity = self.kv_capacity if self.kv_capacity is not None else profile.kv_capacity_tokens()
         found = saturation(workload, profile, capacity, self.chunk, self.budget, self.seats, first=1)
@@ -230,9 +233,10 @@ class Law:
     """Share of the critical rate that each GPU may be loaded with."""
 
     def run(self, console: Console) -> None:
+        from llmgym import workloads
         from llmgym.serving.capacity import critical_rate, gpus_needed, mean_area, slack
 
-        workload = _workload(self.workload)
+        workload = workloads.load(self.workload)
         g = mean_area(workload, self.chunk)
         mu = critical_rate(self.kv_capacity, self.batch_s, g)
         delta = slack(workload, self.kv_capacity)
@@ -246,12 +250,6 @@ class Law:
         console.print(
             f"[bold]{needed} GPU{'s' * (needed != 1)}[/bold] = ceil({self.rate:g} / ({self.utilization:g} x {mu:.3f}))"
         )
-
-
-def _workload(name: str) -> Any:
-    from llmgym import workloads
-
-    return workloads.from_trace(name) if Path(name).is_file() else workloads.load(name)
 
 
 @dataclass(frozen=True)
@@ -426,6 +424,7 @@ class Arguments:
         Annotated[List, tyro.conf.subcommand("list")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
+        | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Profiles, tyro.conf.subcommand("profiles")]
         | Annotated[Measure, tyro.conf.subcommand("profile")]
         | Annotated[Throughput, tyro.conf.subcommand("throughput")]

@@ -18,15 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.errors import InvalidArgument
+from llmgym.serving.replay import latency_figures
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
-
-FIGURES = (
-    *(f"{kind}_p{p}_s" for kind in ("ttft", "tpot", "e2e") for p in (50, 90, 99)),
-    "makespan_s",
-    "output_tokens_per_s",
-)
 
 
 @dataclass(frozen=True)
@@ -73,27 +68,10 @@ class Run:
     meta: dict[str, Any] = field(default_factory=dict)
 
     def figures(self, first_s: Floats | None = None, last_s: Floats | None = None) -> dict[str, float]:
-        """The figures `FIGURES`, of what was measured or of other token times (s, [n]).
-
-        TTFT is from arrival to first token, TPOT (last - first) / (output - 1) of requests with two or more output tokens,
-        makespan from the first arrival to the last token.
-        """
+        """`llmgym.serving.replay.latency_figures` of what was measured, or of other token times (s, [n])."""
         first = self.first_s if first_s is None else first_s
         last = self.last_s if last_s is None else last_s
-        several = self.output_tokens > 1
-        kinds = {
-            "ttft": first - self.arrival_s,
-            "tpot": (last - first)[several] / (self.output_tokens[several] - 1),
-            "e2e": last - self.arrival_s,
-        }
-        found = {
-            f"{kind}_p{p}_s": float(np.percentile(values, p)) if len(values) else float("nan")
-            for kind, values in kinds.items()
-            for p in (50, 90, 99)
-        }
-        found["makespan_s"] = float(last.max() - self.arrival_s.min())
-        found["output_tokens_per_s"] = float(self.output_tokens.sum()) / found["makespan_s"]
-        return found
+        return latency_figures(self.arrival_s, first, last, self.output_tokens)
 
     def part(self, chosen: NDArray[Any]) -> "Run":
         """The requests that a mask or an index chooses, of the same engine."""

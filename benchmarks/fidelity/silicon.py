@@ -8,8 +8,8 @@ while it decodes:
     TTFT = n M + (M or D) / 2 + (D, with asynchronous scheduling),  n = ceil(s / budget)
 
 D is a step of decodes alone, M a step with a prefill chunk and the decodes, P the time the chunks of a prompt add to steps. The
-closed form lets no prompt wait for another. `loop` replays the client too, with the scheduler of `prototype`: b requests at once,
-each replaced when it ends, ten for every one in flight, TTFT as the mean over all. The rows of Llama-3.1-70B have the lengths,
+closed form lets no prompt wait for another. `loop` replays the client too (`llmgym.serving.replay`): b requests at once, each
+replaced when it ends, ten for every one in flight, TTFT as the mean over all. The rows of Llama-3.1-70B have the lengths,
 concurrencies and date of InferenceMAX (https://github.com/InferenceMAX/InferenceMAX), whose client draws lengths uniformly from
 0.8 to 1 times the nominal ones; that they are its rows is inferred, not stated. What the other clients did is not known; equal
 lengths are assumed, and then requests that started together stay together, so waiting depends on it.
@@ -25,16 +25,14 @@ import numpy as np
 from rich.progress import track
 
 from fidelity.aiconfigurator import SHAPES, Kernels, Server, load_kernels, measured_servers
-from fidelity.kernels import summed_step
-from fidelity.prototype import Mechanics, Step, replay
-from fidelity.runs import Engine, Run
+from llmgym.profiles import Profile
+from llmgym.serving.replay import replay
+from llmgym.workloads.arrivals import Rows
 
 BUDGET_TOKENS = 8_192
 """Tokens of a batch: the default of all three engines on GPUs of 80 GB and more."""
 PER_SLOT = 10
 """Requests a client sends for each one in flight."""
-LONGEST_LOOP_TOKENS = 1_024
-"""Outputs up to which the loop is replayed: longer ones take a plain-Python replay minutes each."""
 SPREAD = {"Llama-3.1-70B": 0.8}
 """Shortest length over nominal length, of the clients that draw lengths."""
 
@@ -99,11 +97,13 @@ def closed_form(
     return ttft_s, tpot_s
 
 
-def loop(step: Step, prompt: int, output: int, batch: int, asynchronous: bool, shortest: float) -> float:
+def loop(
+    profile: Profile, prompt: int, output: int, batch: int, asynchronous: bool, shortest: float
+) -> float:
     """Mean TTFT of a closed loop, s.
 
     Args:
-        step: duration of a batch.
+        profile: what a step costs.
         prompt: nominal tokens.
         output: nominal tokens.
         batch: requests in flight, and seats of the engine.
@@ -113,16 +113,22 @@ def loop(step: Step, prompt: int, output: int, batch: int, asynchronous: bool, s
     n = PER_SLOT * batch
     rng = np.random.default_rng(0)
     lengths = [rng.integers(int(shortest * nominal), nominal + 1, n) for nominal in (prompt, output)]
-    zero = np.zeros(n)
-    run = Run("loop", zero, *lengths, zero, zero, Engine(budget_tokens=BUDGET_TOKENS, seats=batch))
-    result = replay(run, step, Mechanics(asynchronous=asynchronous), batch)
-    return float(np.mean(result.first_s - result.arrival_s))
+    found = replay(
+        Rows(np.zeros(n), *lengths),
+        profile,
+        kv_capacity=2**24,
+        budget=BUDGET_TOKENS,
+        seats=batch,
+        scheduling="async" if asynchronous else "sync",
+        clients=batch,
+    )
+    return float(np.mean(found.first_s - found.arrival_s))
 
 
 def points(data: Path, with_loop: bool = True) -> list[Point]:
-    """Every measured dense server, predicted; `with_loop` replays the client of those with short outputs too."""
+    """Every measured dense server, predicted; `with_loop` replays their clients too."""
     kernels: dict[str, Kernels] = {}
-    steps: dict[Server, Step] = {}
+    costs: dict[Server, Profile] = {}
     found = []
     for row in track(measured_servers(data), description="measured servers", transient=True):
         system = row["system"]
@@ -133,10 +139,10 @@ def points(data: Path, with_loop: bool = True) -> list[Point]:
         ttft_s, tpot_s = closed_form(server, prompt, output, batch, asynchronous)
         model = row["model_path"].split("/")[1]
         loop_s = math.nan
-        if with_loop and output <= LONGEST_LOOP_TOKENS:
-            if server not in steps:
-                steps[server] = summed_step(server.profile())
-            loop_s = loop(steps[server], prompt, output, batch, asynchronous, SPREAD.get(model, 1.0))
+        if with_loop:
+            if server not in costs:
+                costs[server] = server.profile()
+            loop_s = loop(costs[server], prompt, output, batch, asynchronous, SPREAD.get(model, 1.0))
         found.append(
             Point(
                 system,

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +15,6 @@ from scipy.optimize import brentq, minimize
 from fidelity import silicon
 from fidelity.cases import BLOCK_TOKENS, CASES, write_traffic
 from fidelity.kernels import HOST_S, columns, expert_layers_s, profile_of, rows_of, summed_step
-from fidelity.prototype import Mechanics, Step, replay, replay_together
 from fidelity.report import Sheet, comparison
 from fidelity.runs import Engine, Floats, Run, own_runs, read_run
 from fidelity.serving import serve
@@ -39,7 +38,6 @@ MODEL_GPU = "RTXPRO6000"
 MODEL_SYSTEM = "rtx_pro_6000_server"
 
 Groups = dict[str, list[tuple[float, float]]]
-Times = tuple[Floats, Floats]
 
 
 def _pairs(measured: dict[str, float], predicted: dict[str, float]) -> list[tuple[float, float]]:
@@ -64,27 +62,22 @@ def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
         apart = {op: table for op, table in profile.tables.items() if op != "decode_attention_beside"}
         added = replace(profile, tables=apart)
 
-        def each(one: Callable[[Run], Times], run: Run = run, ranks: int = ranks) -> dict[str, float]:
-            return run.figures(*_by_rank(run, ranks, one))
-
-        ours = each(lambda part, profile=profile: serve(part, profile)[:2])
+        ours = run.figures(*serve(run, profile, ranks=ranks)[:2])
         ways = {
-            "attention added up": each(lambda part, added=added: serve(part, added)[:2]),
+            "attention added up": run.figures(*serve(run, added, ranks=ranks)[:2]),
             "llmgym": ours,
         }
         variants = {
             "attention added up": ways["attention added up"],
-            "synchronous scheduling": each(
-                lambda part, profile=profile: serve(part, profile, scheduling="sync")[:2]
-            ),
+            "synchronous scheduling": run.figures(*serve(run, profile, ranks=ranks, scheduling="sync")[:2]),
             "llmgym": ours,
         }
         if ranks > 1:
-            parts = [run.part(np.arange(len(run.arrival_s)) % ranks == rank) for rank in range(ranks)]
             first, last = np.empty_like(run.first_s), np.empty_like(run.first_s)
-            for rank, found in enumerate(replay_together(parts, summed_step(profile), Mechanics())):
-                first[rank::ranks], last[rank::ranks] = found.first_s, found.last_s
-            ways["+ ranks in step"] = variants["+ ranks in step"] = run.figures(first, last)
+            for rank in range(ranks):
+                chosen = np.arange(len(run.arrival_s)) % ranks == rank
+                first[chosen], last[chosen], _ = serve(run.part(chosen), profile)
+            ways["ranks on their own"] = variants["ranks on their own"] = run.figures(first, last)
         note = (
             "300 ShareGPT requests at 10 req/s, 128 sequences a GPU, 2,048 tokens a batch. Step costs: kernel tables of the same "
             f"GPU and engine; host time {1e3 * HOST_S:.2f} ms a step, from another run on an H100. Nothing was fitted to this run."
@@ -108,17 +101,9 @@ def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
             "What the mechanics are worth in these runs",
             ("run", "figure", "replay", "error %"),
             tuple(rows),
-            "Rows that begin with + come from the prototype, with everything of llmgym's engine.",
+            "One mechanism left out at a time.",
         )
     )
-
-
-def _by_rank(run: Run, ranks: int, one: Callable[[Run], Times]) -> Times:
-    first, last = np.empty_like(run.first_s), np.empty_like(run.first_s)
-    for rank in range(ranks):
-        chosen = np.arange(len(run.arrival_s)) % ranks == rank
-        first[chosen], last[chosen] = one(run.part(chosen))
-    return first, last
 
 
 def _mixed_sheet(mixed: Any) -> Sheet:
@@ -152,7 +137,7 @@ def published_servers(data: Path, sheets: list[Sheet], groups: Groups, with_loop
         "loop TTFT error %",
         "loops",
     )
-    note = "Medians. TPOT and TTFT in closed form; loop TTFT replays the client of servers with outputs of at most 1,024 tokens."
+    note = "Medians. TPOT and TTFT in closed form; loop TTFT replays the client."
     for title, by in (
         ("Published servers by GPU and model", ("system", "model")),
         ("Published servers by engine", ("backend",)),
@@ -222,45 +207,32 @@ class Launches:
     launch_s: float
     way_s: float
 
-    def step(self, bare: Step) -> Step:
-        """Steps with it, of steps without host time."""
-
-        def step(chunks: Sequence[tuple[int, int]], decodes: int, kv_tokens: int) -> float:
-            device_s = bare(chunks, decodes, kv_tokens)
-            if sum(tokens for tokens, _ in chunks) + decodes > GRAPH_TOKENS:
-                device_s = max(device_s, self.launch_s)
-            return device_s + self.every_s
-
-        return step
-
     def profile(self, profile: Profile) -> Profile:
         """The profile with these as its host times."""
         return with_host(profile, self.every_s, self.launch_s)
 
-    def serve(self, run: Run, profile: Profile) -> tuple[dict[str, float], Floats, Floats, dict[str, float]]:
-        """A prediction with it: figures, when first and last tokens are there (s), and metrics."""
-        first, last, metrics = serve(run, self.profile(profile), self.way_s)
-        return run.figures(first, last), first, last, metrics
+    def figures(self, run: Run, profile: Profile) -> dict[str, float]:
+        """A prediction with it."""
+        return run.figures(*serve(run, self.profile(profile), self.way_s)[:2])
 
 
 def launches(run: Run, profile: Profile) -> Launches:
     """Fit `Launches` to the times per output token of a run: least mean absolute log error."""
     several = run.output_tokens > 1
-    bare = summed_step(with_host(profile, 0.0))
 
     def wrong(x: Floats) -> float:
         if min(x) < 0:
             return 1.0
-        found = replay(run, Launches(1e-3 * x[0], 1e-3 * x[1], 0.0).step(bare), Mechanics())
-        ratio = (found.last_s - found.first_s)[several] / (run.last_s - run.first_s)[several]
+        first, last, _ = serve(run, Launches(1e-3 * x[0], 1e-3 * x[1], 0.0).profile(profile))
+        ratio = (last - first)[several] / (run.last_s - run.first_s)[several]
         return float(np.abs(np.log(ratio)).mean())
 
     start = np.array([[0.5, 24.0], [0.2, 24.0], [0.5, 30.0]])
     options = {"initial_simplex": start, "xatol": 0.05, "fatol": 1e-4, "maxfev": 60}
     every_ms, launch_ms = minimize(wrong, start[0], method="Nelder-Mead", options=options).x
     fitted = Launches(1e-3 * float(every_ms), 1e-3 * float(launch_ms), 0.0)
-    found = replay(run, fitted.step(bare), Mechanics())
-    return replace(fitted, way_s=max(float(np.median(run.first_s - found.first_s)), 0.0))
+    first, _, _ = serve(run, fitted.profile(profile))
+    return replace(fitted, way_s=max(float(np.median(run.first_s - first)), 0.0))
 
 
 def profile_for(run: Run, name: str | None, dense: str = "default") -> Profile:
@@ -304,7 +276,7 @@ def own_engine(
         }
         if other is not None:
             steady = profile_for(run, name, dense="sustained")
-            ways["launches, steady load"] = launches(other, steady).serve(run, steady)[0]
+            ways["launches, steady load"] = launches(other, steady).figures(run, steady)
         sheets.append(comparison(f"vLLM 0.24.0, {run.meta['gpu']}, {run.name}", run.figures(), ways, note))
         groups.setdefault("vLLM 0.24, earlier runs", []).extend(_pairs(run.figures(), ways["llmgym"]))
     for folder in runs:
@@ -340,9 +312,9 @@ def _measured_here(runs: Path, name: str | None, sheets: list[Sheet], groups: Gr
         else:
             profile, way_s = best(profile), WAY_S
             note += f"; options of the profile: {profile.dense}, {profile.host}"
-        first, last, metrics = serve(run, profile, way_s)
+        first, last, replayed = serve(run, profile, way_s)
         ways["llmgym"] = run.figures(first, last)
-        note += f", {metrics['preemptions']:.0f} in the replay."
+        note += f", {replayed.preemptions} in the replay."
         sheets.append(comparison(f"{run.meta['engine']}, {run.meta['gpu']}, {run.name}", figures, ways, note))
         groups.setdefault(f"vLLM 0.24, {run.meta['gpu']}", []).extend(_pairs(figures, ways["llmgym"]))
         steps = runs / f"{run.name}_steps.csv"
@@ -453,13 +425,13 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
         run = Run(
             name, traffic.asked_s, traffic.prompt_tokens, traffic.output_tokens, nothing, nothing, engine
         )
-        first, last, metrics = serve(run, profile, WAY_S)
+        first, last, replayed = serve(run, profile, WAY_S)
         figures = run.figures(first, last)
-        kept = ("preemptions", "batches", "batch_mean_s", "kv_mean", "kv_peak", "waiting_mean")
+        kept = ("preemptions", "batches", "batch_mean_s", "kv_mean", "kv_peak")
         cases[name] = {
             "case": asdict(case),
             "figures": figures,
-            "metrics": {key: metrics[key] for key in kept},
+            "metrics": {key: getattr(replayed, key) for key in kept},
         }
         if name == "queue_paper":
             rates = _rates(run, profile, first, last)

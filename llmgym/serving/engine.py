@@ -151,6 +151,16 @@ def run_batch(state: Any, params: Any, lane: int) -> float:
 
     Returns 0 and changes nothing if there is nothing to run.
     """
+    seconds = batch_time_s(state, params, lane)
+    if seconds < 0.0:
+        return 0.0
+    end_batch(state, params, lane, seconds)
+    return seconds
+
+
+@kernel(inline=True)
+def batch_time_s(state: Any, params: Any, lane: int) -> float:
+    """How long the planned batch takes, s; -1 if there is nothing to run. Notes what is in it."""
     me = state.lane[lane]
     number = params.number[0]
     resident = state.resident[lane]
@@ -178,27 +188,33 @@ def run_batch(state: Any, params: Any, lane: int) -> float:
         else:
             idle_kv += in_blocks(number, kv_of(number, me.tick, r))
     if sequences == 0:
-        return 0.0
+        return -1.0
     used = me.used + me.growth
-    seconds = step_time_s(params.cost, prefill, prefill_s, decodes, me.used - idle_kv, sequences, used)
-    me.clock_s += seconds
-    me.tick += 1
-    me.batches += 1
     me.batch_used = used
     me.batch_prefill = prefill
     me.batch_decodes = decodes
+    return step_time_s(params.cost, prefill, prefill_s, decodes, me.used - idle_kv, sequences, used)
+
+
+@kernel(inline=True)
+def end_batch(state: Any, params: Any, lane: int, seconds: float) -> None:
+    """What `batch_time_s` looked at has run, in so many s (an engine may have waited for another that it steps together with)."""
+    me = state.lane[lane]
+    used = me.batch_used
+    me.clock_s += seconds
+    me.tick += 1
+    me.batches += 1
     me.batch_s = seconds
     me.busy_s += seconds
     me.kv_s += used * seconds
     me.kv_peak = max(me.kv_peak, used)
-    me.prefilled += prefill
-    me.decoded += decodes
+    me.prefilled += me.batch_prefill
+    me.decoded += me.batch_decodes
     me.used = used
     if me.walk < me.residents:
         _advance(state, params, lane)
     if me.tick >= me.next_finish:
         _complete(state, params, lane)
-    return seconds
 
 
 @kernel(inline=True)

@@ -12,11 +12,13 @@ prompt and output lengths are independent, and the name gives the ratio of their
 
 import json
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from llmgym.errors import UnknownName
 from llmgym.workloads.arrivals import Arrivals, Modulation, poisson
 from llmgym.workloads.lengths import RequestClass, quantiles, uniform
+from llmgym.workloads.traces import from_trace
 from llmgym.workloads.workload import Phase, Workload
 
 TRACES = (
@@ -52,11 +54,17 @@ def names() -> tuple[str, ...]:
 
 
 def load(name: str) -> Workload:
-    """The named workload, at the rate of its source (1 req/s where the source has no arrival times).
+    """The named workload, at the rate of its source (1 req/s where the source has no arrival times), or that of a trace file.
+
+    Args:
+        name: of a workload, or the path of a file that `from_trace` reads.
 
     Raises:
-        UnknownName: there is none of this name; the message lists those that exist.
+        UnknownName: there is none of this name, and no such file; the message lists those that exist.
+        TraceError: see `from_trace`.
     """
+    if Path(name).is_file():
+        return from_trace(name)
     if name in TRACES:
         file = files("llmgym.workloads") / "data" / f"{name}.json"
         return _from_parameters(json.loads(file.read_text(encoding="utf-8")))

@@ -161,7 +161,7 @@ def test_the_prototype_is_the_compiled_engine_where_memory_is_plenty(scheduling)
     first, last, metrics = serve(run, profile, scheduling=scheduling)
     np.testing.assert_allclose(first, found.first_s, atol=1e-6)
     np.testing.assert_allclose(last, found.last_s, atol=1e-6)
-    assert metrics["batches"] == found.batches
+    assert metrics.batches == found.batches
 
 
 @pytest.mark.parametrize("block", [1, 16])
@@ -172,7 +172,7 @@ def test_the_prototype_is_the_compiled_engine_when_it_preempts(block, watermark)
     run = random_run(5, rate=30.0, engine=engine)
     found = replay(run, kernels.summed_step(profile), Mechanics(asynchronous=False))
     first, last, metrics = serve(run, profile, scheduling="sync")
-    assert metrics["preemptions"] == found.preemptions > (0 if watermark else 10)
+    assert metrics.preemptions == found.preemptions > (0 if watermark else 10)
     np.testing.assert_allclose(first, found.first_s, atol=1e-6)
     np.testing.assert_allclose(last, found.last_s, atol=1e-6)
 
@@ -205,6 +205,25 @@ def test_a_closed_loop_keeps_its_requests_in_flight():
     found = replay(run, one_second, Mechanics(asynchronous=False), in_flight=2)
     np.testing.assert_allclose(found.arrival_s, [0, 0, 3, 3, 6, 6])
     np.testing.assert_allclose(found.last_s, [3, 3, 6, 6, 9, 9])
+
+
+@pytest.mark.parametrize("in_flight", [None, 3])
+def test_the_prototype_is_the_compiled_replay_of_ranks_and_clients(in_flight):
+    """Three ranks of unequal work that step together; with clients, arrivals follow from completions."""
+    profile = profiles.load(LAWS)
+    engine = Engine(budget_tokens=512, seats=16)
+    run = random_run(17, n=90, rate=25.0, longest=400, engine=engine)
+    parts = [run.part(np.arange(90) % 3 == rank) for rank in range(3)]
+    together = replay_together(parts, kernels.summed_step(profile), Mechanics(asynchronous=False), in_flight)
+    first, last, found = serve(run, profile, scheduling="sync", ranks=3, clients=in_flight)
+    for rank, part in enumerate(together):
+        mine = found.rank == rank
+        if in_flight is not None:
+            np.testing.assert_allclose(found.arrival_s[mine], part.arrival_s, atol=1e-5)
+        np.testing.assert_allclose(first[mine], part.first_s, atol=1e-5)
+        np.testing.assert_allclose(last[mine], part.last_s, atol=1e-5)
+    alone = serve(run.part(np.arange(90) % 3 == 0), profile, scheduling="sync", clients=in_flight)[1]
+    assert (last[found.rank == 0] >= alone - 1e-5).all() and (last[found.rank == 0] > alone + 1e-3).any()
 
 
 # --- kernel tables ---
@@ -308,9 +327,9 @@ def test_the_closed_form_by_hand():
 
 
 def test_a_loop_of_one_request_waits_for_nothing():
-    assert silicon.loop(one_second, 100, 5, 1, False, 1.0) == pytest.approx(1.0)
+    assert silicon.loop(profiles.constant(1.0), 100, 5, 1, False, 1.0) == pytest.approx(1.0)
     # The other request's decode takes a token of the budget, so a prompt as long as the budget needs two steps.
-    assert silicon.loop(one_second, silicon.BUDGET_TOKENS, 5, 2, False, 1.0) == pytest.approx(2.0)
+    assert silicon.loop(profiles.constant(1.0), silicon.BUDGET_TOKENS, 5, 2, False, 1.0) == pytest.approx(2.0)
 
 
 def test_medians_of_groups():
@@ -341,17 +360,17 @@ def test_calibration_finds_the_host_time_and_the_way():
 def test_launches_are_found():
     """Prompts of up to 1,500 tokens: some steps are CUDA graphs and some are not."""
     profile = profiles.load(LAWS)
-    bare = kernels.summed_step(validations.with_host(profile, 0.0))
     run = random_run(13, rate=12.0, longest=1500)
     run = Run(**{**vars(run), "output_tokens": run.output_tokens // 5 + 1})
-    found = replay(run, validations.Launches(0.7e-3, 26e-3, 0.0).step(bare), Mechanics(way_out_s=0.003))
-    measured = Run(**{**vars(run), "first_s": found.first_s, "last_s": found.last_s})
+    first, last, _ = serve(run, validations.with_host(profile, 0.7e-3, 26e-3), way_s=0.003)
+    measured = Run(**{**vars(run), "first_s": first, "last_s": last})
     fitted = validations.launches(measured, profile)
     assert fitted.every_s == pytest.approx(0.7e-3, abs=0.05e-3)
     assert fitted.launch_s == pytest.approx(26e-3, rel=0.05)
     assert fitted.way_s == pytest.approx(3e-3, abs=1e-3)
-    figures, *_ = fitted.serve(run, profile)  # the compiled engine, with the law that was found
-    assert figures["tpot_p50_s"] == pytest.approx(measured.figures()["tpot_p50_s"], rel=0.01)
+    assert fitted.figures(run, profile)["tpot_p50_s"] == pytest.approx(
+        measured.figures()["tpot_p50_s"], rel=0.01
+    )
 
 
 def test_the_completion_rate_leaves_out_both_ends():

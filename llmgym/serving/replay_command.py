@@ -1,0 +1,104 @@
+"""`llmgym replay`: how long users wait when an engine serves a trace."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from llmgym import profiles, workloads
+from llmgym.core.checks import whole
+from llmgym.serving.replay import latency_figures, replay
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Serve the requests of a trace on one engine, or on several that step together, and say how long users wait."""
+
+    trace: Annotated[str, tyro.conf.Positional]
+    """A trace file (arrival_s, prompt_tokens, output_tokens, or another format that llmgym reads), or the name of a workload."""
+    profile: str = "h100/llama-3.1-8b"
+    """Cost profile: a name, or the path of its folder."""
+    dense: str = "default"
+    """Option of the profile's dense laws, such as sustained."""
+    host: str = "default"
+    """Option of the profile's host laws, such as vllm-0.24."""
+    requests: int = 1000
+    """So many, from the beginning of the file or drawn from the workload."""
+    rate: float | None = None
+    """Requests a second, instead of the trace's."""
+    kv_capacity: int | None = None
+    """Tokens of the cache of a rank; what the profile's memory leaves if left out."""
+    budget: int = 2048
+    """Tokens of a batch."""
+    seats: int = 256
+    """Requests that run at once on a rank."""
+    rule: str = "vllm:watermark=0"
+    """Admission rule."""
+    ranks: int = 1
+    """Data-parallel engines that step together, at the pace of the slowest."""
+    clients: int | None = None
+    """Requests kept in flight on each rank, instead of the arrivals."""
+    seed: int = 0
+    """Of what is drawn from a workload."""
+    out: Path | None = None
+    """CSV file for the times of each request."""
+
+    def run(self, console: Console) -> None:
+        """Print what was found, and write it if asked to.
+
+        Raises:
+            LlmgymError: a name, file or number that does not do, or a request that can never fit into the cache.
+        """
+        whole("requests", self.requests)
+        workload = workloads.load(self.trace)
+        most = self.requests
+        if workload.arrivals.rows is not None:
+            most = min(most, len(workload.arrivals.rows))
+            workload = workload.with_arrivals(workloads.replay(workload.arrivals.rows, from_start=True))
+        if self.rate is not None:
+            workload = workload.with_rate(self.rate)
+        drawn = workload.sample(np.random.default_rng(self.seed), most)
+        rows = workloads.Rows(drawn.arrival_s, drawn.prompt_tokens, drawn.output_tokens)
+        found = replay(
+            rows,
+            profiles.load(self.profile, dense=self.dense, host=self.host),
+            kv_capacity=self.kv_capacity,
+            budget=self.budget,
+            seats=self.seats,
+            rule=self.rule,
+            ranks=self.ranks,
+            clients=self.clients,
+        )
+        figures = latency_figures(found.arrival_s, found.first_s, found.last_s, rows.output_tokens)
+        table = Table(title=f"{len(rows)} requests of {self.trace} on {self.profile}", title_justify="left")
+        for name in ("", "p50", "p90", "p99"):
+            table.add_column(name, justify="right")
+        for kind, name in (
+            ("ttft", "first token, s"),
+            ("tpot", "time per output token, s"),
+            ("e2e", "end to end, s"),
+        ):
+            table.add_row(name, *(f"{figures[f'{kind}_p{p}_s']:.4g}" for p in (50, 90, 99)))
+        console.print(table)
+        console.print(
+            f"{figures['output_tokens_per_s']:,.0f} output tokens/s, {len(rows) / figures['makespan_s']:.2f} requests/s, "
+            f"{found.preemptions} preemptions, cache {100 * found.kv_mean:.0f} % full on average, "
+            f"{100 * found.kv_peak:.0f} % at most, {found.batches:,} steps of {1e3 * found.batch_mean_s:.1f} ms"
+        )
+        if self.out is not None:
+            columns = (
+                found.arrival_s,
+                rows.prompt_tokens,
+                rows.output_tokens,
+                found.first_s,
+                found.last_s,
+                found.rank,
+            )
+            header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s,rank"
+            form = ("%.6f", "%d", "%d", "%.6f", "%.6f", "%d")
+            np.savetxt(self.out, np.column_stack(columns), form, ",", header=header, comments="")
+            console.print(f"Written: {self.out}")
