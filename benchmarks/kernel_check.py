@@ -6,8 +6,8 @@
 Both are measured, by different people with different libraries: ours with torch 2.11 (FlashAttention 2; cold cache; random data),
 theirs with vLLM 0.24 (FlashAttention 3). Ratios are ours over theirs, at our shapes, theirs interpolated log-log.
 
-DIR is a folder with measurements of others; with `vidur/compute/h100/llama-2-70b_mlp.csv.gz` in it (Microsoft Vidur, MIT) the products of
-a layer are compared with that too: Llama-2-70B has the layer shapes of Llama-3.1-70B, on 1, 2, 4 and 8 GPUs.
+DIR is a folder with measurements of others; with `vidur/compute/h100/llama-2-70b_mlp.csv.gz` in it (Microsoft Vidur, MIT) the
+products of a layer are compared with that too: Llama-2-70B has the layer shapes of Llama-3.1-70B, on 1, 2, 4 and 8 GPUs.
 """
 
 import argparse
@@ -129,8 +129,8 @@ def main() -> None:
     if args.data:
         lines += [
             "",
-            "Products of a layer of Llama-3.1-70B against Vidur's of Llama-2-70B (the same shapes, kernels of 2024, time of a call in a",
-            "running layer) on an H100, 1 to 8 GPUs. Ratio of our time to theirs.",
+            "Products of a layer of Llama-3.1-70B against Vidur's of Llama-2-70B (the same shapes, kernels of 2024, time of a",
+            "call in a running layer) on an H100, 1 to 8 GPUs. Ratio of our time to theirs.",
             "",
             "| product | shapes | number | median | 10th to 90th percentile |",
             "|---|---|---|---|---|",
