@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from llmgym.core.checks import choice, whole
 from llmgym.core.jit import kernel
 from llmgym.errors import InvalidArgument
-from llmgym.profiles import Profile
 from llmgym.profiles.cost import StepCost
+from llmgym.profiles.profile import Profile
 from llmgym.serving.admission import SCRATCH_ROWS, admit_by_rule, compose
 from llmgym.serving.engine import batch_time_s, end_batch, plan, start
 from llmgym.serving.requests import FIRST_TOKENS, LIMITS, REQUEST, set_limits
