@@ -15,6 +15,7 @@ from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
 from llmgym.envs.kv_queue_scenarios import SCENARIOS
 from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
+from llmgym.envs.pipesd_scenarios import SCENARIOS as PIPESD
 from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 from llmgym.serving.attention_ffn import optimal_ratio
 
@@ -102,6 +103,30 @@ def routing_scenarios() -> str:
     return "\n".join(rows)
 
 
+def speculation_scenarios() -> str:
+    """The scenarios of PipeSDNav and PipeSDTune."""
+    rows = [
+        "| name | what | text | link | bandwidth | gamma, ms | clients | tokens |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| `{name}` | {s.about} | {s.text} | {s.link} "
+        f"| {s.bandwidth if isinstance(s.bandwidth, str) else f'{s.bandwidth:g} Mbps'} | {1000 * s.gamma_s:g} | {s.clients} | {s.tokens:,} |"
+        for name, s in PIPESD.items()
+    ]
+    return "\n".join(rows)
+
+
+def speculation_picture() -> None:
+    """A frame of PipeSDNav."""
+    env = gymnasium.make("llmgym/PipeSDNav-v0", scenario="compressed", render_mode="rgb_array")
+    policy = llmgym.baselines.make("pipesd", env)
+    obs, info = env.reset(seed=3)
+    for _ in range(140):
+        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+    image.imsave(DOCS / "pictures" / "pipesd_nav.png", np.asarray(env.render()))
+
+
 def queue_picture() -> None:
     """A frame of KVQueue under overload."""
     env = gymnasium.make("llmgym/KVQueue-v0", scenario="tiny-overload", render_mode="rgb_array")
@@ -140,10 +165,12 @@ def main() -> None:
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
         ("oserve", shapes_table),
+        ("pipesd_nav", speculation_scenarios),
         ("ppd_routing", routing_scenarios),
     ):
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())
     queue_picture()
+    speculation_picture()
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ _SHAPES = {
     "epoch_s": 10.0,
     "history": 2,
 }
+_SPECULATE = {"scenario": "small", "tokens": 40}
 _CLEARING = ("wc-skip", "alpha-clearing", "beta-clearing", "orca")
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "llmgym/KVQueue-v0": {
@@ -126,6 +127,27 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             "backlog_s": 8.0,
             "dispatch": "least-work",
             "switching": "free",
+        },
+    },
+    "llmgym/PipeSDNav-v0": {
+        "small": _SPECULATE,
+        "shared": {
+            **_SPECULATE,
+            "clients": 3,
+            "link": "paper",
+            "bandwidth": "4g-driving",
+            "gamma_jitter": 0.3,
+            "energy_weight": 0.2,
+            "max_draft": 5,
+        },
+        "pair": {**_SPECULATE, "text": "pair-code", "count": "accepted", "downlink_s": 0.02},
+        "idle": {
+            **_SPECULATE,
+            "proactive": False,
+            "bandwidth": "10-80-mbps",
+            "change_at": 20,
+            "change_gamma": 3.0,
+            "change_rate": 0.2,
         },
     },
 }
