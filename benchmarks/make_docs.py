@@ -15,6 +15,7 @@ from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
 from llmgym.envs.kv_queue_scenarios import SCENARIOS
 from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
+from llmgym.envs.pipesd_batch import SCENARIOS as BATCH
 from llmgym.envs.pipesd_scenarios import SCENARIOS as PIPESD
 from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 from llmgym.serving.attention_ffn import optimal_ratio
@@ -111,10 +112,34 @@ def speculation_scenarios() -> str:
     ]
     rows += [
         f"| `{name}` | {s.about} | {s.text} | {s.link} "
-        f"| {s.bandwidth if isinstance(s.bandwidth, str) else f'{s.bandwidth:g} Mbps'} | {1000 * s.gamma_s:g} | {s.clients} | {s.tokens:,} |"
+        f"| {s.bandwidth if isinstance(s.bandwidth, str) else f'{s.bandwidth:g} Mbps'} "
+        f"| {1000 * s.gamma_s:g} | {s.clients} | {s.tokens:,} |"
         for name, s in PIPESD.items()
     ]
     return "\n".join(rows)
+
+
+def window_scenarios() -> str:
+    """The scenarios of PipeSDBatch."""
+
+    def span(limits: tuple[float, float], scale: float) -> str:
+        low, high = (f"{scale * limit:g}" for limit in limits)
+        return low if low == high else f"{low} to {high}"
+
+    rows = ["| name | what | N | alpha, ms | beta, ms | gamma, ms |", "|---|---|---|---|---|---|"]
+    for name, s in BATCH.items():
+        speeds = " | ".join(span(limits, 1000.0) for limits in (s.alpha_s, s.beta_s, s.gamma_s))
+        rows.append(f"| `{name}` | {s.about} | {span(s.tokens, 1)} | {speeds} |")
+    return "\n".join(rows)
+
+
+def window_picture() -> None:
+    """A frame of PipeSDBatch."""
+    env = gymnasium.make("llmgym/PipeSDBatch-v0", scenario="s1", tokens=(14, 14), render_mode="rgb_array")
+    env.reset(seed=0)
+    for action in (1, 0, 0, 0, 1, 0, 0):
+        env.step(action)
+    image.imsave(DOCS / "pictures" / "pipesd_batch.png", np.asarray(env.render()))
 
 
 def speculation_picture() -> None:
@@ -166,11 +191,13 @@ def main() -> None:
         ("afd_refill", refill_scenarios),
         ("oserve", shapes_table),
         ("pipesd_nav", speculation_scenarios),
+        ("pipesd_batch", window_scenarios),
         ("ppd_routing", routing_scenarios),
     ):
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())
     queue_picture()
     speculation_picture()
+    window_picture()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ _MODULES = {
     "llmgym/PPDRouting-v0": "llmgym.baselines.ppd",
     "llmgym/PPDWeights-v0": "llmgym.baselines.ppd_weights",
     "llmgym/OServe-v0": "llmgym.baselines.oserve",
+    "llmgym/PipeSDBatch-v0": "llmgym.baselines.pipesd_batch",
     "llmgym/PipeSDNav-v0": "llmgym.baselines.pipesd",
 }
 

@@ -10,6 +10,7 @@ _ENVIRONMENTS = {
     "llmgym/PPDRouting-v0": ("llmgym.envs.ppd_routing", "PPDRouting"),
     "llmgym/PPDWeights-v0": ("llmgym.envs.ppd_weights", "PPDWeights"),
     "llmgym/OServe-v0": ("llmgym.envs.oserve", "OServe"),
+    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd_batch", "PipeSDBatch"),
     "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd_nav", "PipeSDNav"),
 }
 

@@ -107,6 +107,16 @@ def finish_time(sizes: Sequence[int], alpha: float, beta: float, gamma: float) -
     return done
 
 
+@kernel
+def plan_time(ends: NDArray[np.int32], batches: int, alpha: float, beta: float, gamma: float) -> float:
+    """T(B) of a plan as `plan_batches` writes it, s."""
+    done, sent = 0.0, 0
+    for k in range(batches):
+        done = max(done, gamma * ends[k]) + alpha + beta * (ends[k] - sent)
+        sent = ends[k]
+    return done
+
+
 @kernel(inline=True)
 def next_end(ends: Any, batches: int, sent: int) -> int:
     """How many tokens are drafted when a cyclic plan sends next, after `sent` were sent."""

@@ -129,6 +129,10 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             "switching": "free",
         },
     },
+    "llmgym/PipeSDBatch-v0": {
+        "random": {"scenario": "random"},
+        "relative": {"scenario": "small", "reward": "relative", "alpha_s": (0.0, 0.0)},
+    },
     "llmgym/PipeSDNav-v0": {
         "small": _SPECULATE,
         "shared": {
