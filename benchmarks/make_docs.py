@@ -17,6 +17,8 @@ from llmgym.envs.kv_queue_scenarios import SCENARIOS
 from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
 from llmgym.envs.pipesd_batch import SCENARIOS as BATCH
 from llmgym.envs.pipesd_scenarios import SCENARIOS as PIPESD
+from llmgym.envs.pipesd_scenarios import TUNING
+from llmgym.envs.pipesd_scenarios import Scenario as Speculation
 from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 from llmgym.serving.attention_ffn import optimal_ratio
 
@@ -104,8 +106,8 @@ def routing_scenarios() -> str:
     return "\n".join(rows)
 
 
-def speculation_scenarios() -> str:
-    """The scenarios of PipeSDNav and PipeSDTune."""
+def speculation_scenarios(known: dict[str, Speculation] = PIPESD) -> str:
+    """The scenarios of PipeSDNav, or of PipeSDTune."""
     rows = [
         "| name | what | text | link | bandwidth | gamma, ms | clients | tokens |",
         "|---|---|---|---|---|---|---|---|",
@@ -114,7 +116,7 @@ def speculation_scenarios() -> str:
         f"| `{name}` | {s.about} | {s.text} | {s.link} "
         f"| {s.bandwidth if isinstance(s.bandwidth, str) else f'{s.bandwidth:g} Mbps'} "
         f"| {1000 * s.gamma_s:g} | {s.clients} | {s.tokens:,} |"
-        for name, s in PIPESD.items()
+        for name, s in known.items()
     ]
     return "\n".join(rows)
 
@@ -192,6 +194,7 @@ def main() -> None:
         ("oserve", shapes_table),
         ("pipesd_nav", speculation_scenarios),
         ("pipesd_batch", window_scenarios),
+        ("pipesd_tune", lambda: speculation_scenarios(TUNING)),
         ("ppd_routing", routing_scenarios),
     ):
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())

@@ -21,6 +21,7 @@ _MODULES = {
     "llmgym/OServe-v0": "llmgym.baselines.oserve",
     "llmgym/PipeSDBatch-v0": "llmgym.baselines.pipesd_batch",
     "llmgym/PipeSDNav-v0": "llmgym.baselines.pipesd",
+    "llmgym/PipeSDTune-v0": "llmgym.baselines.pipesd_tune",
 }
 
 

@@ -12,6 +12,7 @@ _ENVIRONMENTS = {
     "llmgym/OServe-v0": ("llmgym.envs.oserve", "OServe"),
     "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd_batch", "PipeSDBatch"),
     "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd_nav", "PipeSDNav"),
+    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd_tune", "PipeSDTune"),
 }
 
 

@@ -7,7 +7,8 @@ whole vocabulary), which at
 20 Mbps is 116 ms, so that drafting takes about 40 ms. Drafting on slower devices follows gamma = gamma_1 5.1 GHz / f.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llmgym.core.checks import choice, number, settled, whole
@@ -123,14 +124,39 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any], of: str) -> Scenario:
+TUNING: dict[str, Scenario] = {
+    **{
+        name: replace(SCENARIOS[name], tokens=2000)
+        for name in ("s1", "s2", "s3", "s4", "s1-gsm8k", "compressed", "far", "mobile")
+    },
+    "change": replace(
+        SCENARIOS["compressed"],
+        about="after half of the tokens the device drafts half as fast, over a tenth of the bandwidth",
+        tokens=4000,
+        change_at=2000,
+        change_gamma=2.0,
+        change_rate=0.1,
+    ),
+    "small": replace(
+        SCENARIOS["compressed"], about="compressed tokens, 1,000 of them: to train on in minutes"
+    ),
+}
+"""Scenarios of PipeSDTune."""
+
+
+def resolve_scenario(
+    scenario: str | Scenario,
+    settings: dict[str, Any],
+    of: str,
+    known: Mapping[str, Scenario] = SCENARIOS,
+) -> Scenario:
     """The scenario with the arguments put in, checked.
 
     Raises:
         UnknownName: a scenario, a setting or a choice that does not exist.
         InvalidArgument: a number out of range.
     """
-    chosen: Scenario = settled(scenario, SCENARIOS, settings, of, ("about",))
+    chosen: Scenario = settled(scenario, known, settings, of, ("about",))
     choice("count", chosen.count, COUNTS)
     whole("clients", chosen.clients, 1, 64)
     whole("tokens", chosen.tokens, 1, 10_000_000)

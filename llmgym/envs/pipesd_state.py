@@ -38,11 +38,13 @@ LANE = np.dtype(
         ("invalid", "i4"),
         ("intervals", "i8"),
         ("steps", "i8"),
-        ("step_tpt_s", "f8"),  # PipeSDTune: of the last step, and
+        ("mark_s", "f8"),  # PipeSDTune: when the running step began;
+        ("step_tpt_s", "f8"),  # of the last step, and
         ("tpt_sum_s", "f8"),  # summed
         ("step_acceptance", "f8"),
         ("step_length", "f8"),
         ("held", "i8"),  # steps with the same thresholds
+        ("moves", "i8"),  # steps with others than before
         ("sequence", "f8"),
         ("token", "f8"),
     ],

@@ -52,8 +52,8 @@ def text(scenario: Scenario, state: Any, lane: int) -> str:
     return "\n".join(lines)
 
 
-def picture(scenario: Scenario, state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [420, 820, 3]: the last seconds of each edge, its uplink, and the cloud; verdicts as lines."""
+def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArray[np.uint8]:
+    """uint8 [420, 820, 3]: the last seconds of each edge, its uplink, and the cloud; verdicts as lines. `about` goes above."""
     from matplotlib.patches import Patch
 
     me = state.lane[lane]
@@ -119,7 +119,8 @@ def picture(scenario: Scenario, state: Any, lane: int) -> NDArray[np.uint8]:
     navs = state.client["verdicts_all"][lane].sum()
     axis.set_title(
         f"{now:.2f} s    {made}/{scenario.tokens * scenario.clients} tokens    {navs} verdicts for {output} tokens    "
-        f"{1000 * now * scenario.clients / max(made, 1):.0f} ms per token    {me['energy_j']:.0f} J",
+        f"{1000 * now * scenario.clients / max(made, 1):.0f} ms per token    {me['energy_j']:.0f} J"
+        + (f"\n{about}" if about else ""),
         fontsize=9,
     )
     return pixels(figure, (axis,))

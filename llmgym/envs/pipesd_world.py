@@ -33,7 +33,7 @@ def reset(state: State, params: Params, lane: int, key: np.uint64) -> None:
     me.clock_s, me.cloud_free_s, me.cloud_busy_s, me.client_s, me.energy_j = 0.0, 0.0, 0.0, 0.0, 0.0
     me.penalty, me.invalid, me.intervals, me.steps, me.checksum = 0.0, 0, 0, 0, 0.0
     me.step_tpt_s, me.tpt_sum_s, me.step_acceptance, me.step_length = 0.0, 0.0, 0.0, 0.0
-    me.held, me.sequence, me.token = 0, 0.0, 0.0
+    me.held, me.moves, me.mark_s, me.sequence, me.token = 0, 0, 0.0, 0.0, 0.0
     for k in range(number.clients):
         c, cursor, rates = state.client[lane, k], state.cursor[lane, k], state.rates[lane, k]
         c.key = substream(substream(key, TEXT), k)

@@ -154,6 +154,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             "change_rate": 0.2,
         },
     },
+    "llmgym/PipeSDTune-v0": {
+        "small": {"scenario": "small", "tokens": 200},
+        "shared": {"scenario": "change", "tokens": 120, "clients": 3, "change_at": 60, "step_tokens": 15},
+        "pair": {"scenario": "mobile", "tokens": 100, "text": "pair-prose-sampled", "step_tokens": 7},
+    },
 }
 """Arguments to test each id with, by a short name."""
 
