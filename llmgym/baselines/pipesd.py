@@ -1,6 +1,6 @@
 """Rules for PipeSDNav: those PipeSD is compared with, PipeSD itself, and what is left of it without its parts.
 
-PipeSD (ICML 2026, arXiv 2605.13319, section 5.1) compares with Vanilla speculative decoding (a verdict every n tokens), HSL
+PipeSD (ICML 2026, arXiv 2605.13319) compares with Vanilla speculative decoding (a verdict every n tokens), HSL
 (where a token is
 unsure) and EdgeLLM (where the draft as a whole is unsure, with a threshold that follows the verdicts). Thresholds are those of
 its text and of

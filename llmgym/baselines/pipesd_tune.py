@@ -1,7 +1,7 @@
 """Rules for PipeSDTune: Bayesian optimisation as PipeSD does it, random and grid search with as many evaluations, and fixed
 thresholds.
 
-PipeSD (arXiv 2605.13319, section 4.3; released code): a Gaussian process with a Matern kernel over (R_1, R_2), expected
+PipeSD (arXiv 2605.13319, and its released code): a Gaussian process with a Matern kernel over (R_1, R_2), expected
 improvement with xi = 0.1, 16 evaluations of 20
 tokens, the first at random; tuned anew when the mean time per token changes by more than a fifth. The paper does not state nu;
 5/2 is used.

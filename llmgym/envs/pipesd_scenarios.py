@@ -1,6 +1,6 @@
 """Scenarios of PipeSDNav and PipeSDTune: named settings of edge, uplink, cloud, text and episode.
 
-Numbers are those of PipeSD (arXiv 2605.13319, section 5 and its released code), or fitted to its runs: least squares of the
+Numbers are those of PipeSD (arXiv 2605.13319, and its released code), or fitted to its runs: least squares of the
 authors' 20 runs (HumanEval,
 20 Mbps) on drafted tokens and rounds gives 0.1589 s a token and 0.0841 s a round; a token is 0.29 MB (a distribution over the
 whole vocabulary), which at

@@ -4,7 +4,7 @@ Events happen in the order of time: a client has drafted a token, a request reac
 other, as they come), a
 verdict reaches a client. `advance` runs until a token was drafted that something is to be decided on; `act` does it. The rules
 around a
-verdict are those of PipeSD (arXiv 2605.13319, section 4; released code), see `llmgym.envs.pipesd_nav.PipeSDNavEnv`.
+verdict are those of PipeSD (arXiv 2605.13319, and its released code), see `llmgym.envs.pipesd_nav.PipeSDNavEnv`.
 """
 
 import math

@@ -1,6 +1,6 @@
 """What an edge knows of its own speed: drafting time, upload time, length of drafts, each measured while it works.
 
-As PipeSD does (arXiv 2605.13319, section 4.3 and its released code):
+As PipeSD does (arXiv 2605.13319, and its released code):
 
 - gamma: seconds of the last 100 drafted tokens over their number;
 - alpha, beta: intercept and slope of a least-squares line through the mean upload time of each batch size, over the last 100

@@ -93,7 +93,7 @@ def batch_plan(tokens: int, alpha: float, beta: float, gamma: float) -> tuple[in
 
 
 def finish_time(sizes: Sequence[int], alpha: float, beta: float, gamma: float) -> float:
-    """T(B), seconds until batches of these sizes are all uploaded (section 4.1 of the paper).
+    """T(B), seconds until batches of these sizes are all uploaded (the time that Theorem 4.1 is about).
 
     Raises:
         InvalidArgument: no batch, or one without tokens.
@@ -130,7 +130,7 @@ def next_end(ends: Any, batches: int, sent: int) -> int:
 
 @kernel(inline=True)
 def wants_verdict(confidence: float, product: float, sequence: float, token: float) -> bool:
-    """The dual threshold (section 4.2): C_1 <= R_1, or P(D_n) <= R_2. With R_2 <= R_1 the second never fires alone."""
+    """The dual threshold: C_1 <= R_1, or P(D_n) <= R_2. With R_2 <= R_1 the second never fires alone."""
     return product <= sequence or confidence <= token
 
 

@@ -2,7 +2,7 @@
 
 A batch of k tokens that starts at time t takes alpha + k beta(t) seconds, beta(t) = bytes of a token / bandwidth at t. Batches
 go in the order
-they were put on the link (PipeSD, arXiv 2605.13319, section 3). Those that have not started can be withdrawn; one that has
+they were put on the link (PipeSD, arXiv 2605.13319). Those that have not started can be withdrawn; one that has
 started goes through, and
 keeps the link busy, even where nobody wants it any more.
 
