@@ -14,6 +14,7 @@ import llmgym
 from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
 from llmgym.envs.kv_queue_scenarios import SCENARIOS
+from llmgym.envs.mem_place_scenarios import SCENARIOS as PLACE
 from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
 from llmgym.envs.pipesd_batch import SCENARIOS as BATCH
 from llmgym.envs.pipesd_scenarios import SCENARIOS as PIPESD
@@ -180,6 +181,20 @@ def shapes_table() -> str:
     return "\n".join(rows)
 
 
+def place_scenarios() -> str:
+    """The scenarios of MemPlace."""
+    rows = [
+        "| name | what | devices | workloads | link | error of times | weight of energy | requests |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| `{name}` | {s.about} | {s.hardware} | {len(s.mix)} | {s.link[0]:g} to {s.link[1]:g} | {s.noise:g} "
+        f"| {s.energy_weight:g} | {s.requests} |"
+        for name, s in PLACE.items()
+    ]
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Write everything."""
     for env_id in llmgym.env_ids():
@@ -191,6 +206,7 @@ def main() -> None:
         ("kv_queue", queue_scenarios),
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
+        ("mem_place", place_scenarios),
         ("oserve", shapes_table),
         ("pipesd_nav", speculation_scenarios),
         ("pipesd_batch", window_scenarios),

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym import profiles
-from llmgym.core.checks import choice, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.jit import kernel
+from llmgym.errors import InvalidArgument
 from llmgym.serving.memory_measured import MEASURED, measured, measured_cell
 from llmgym.serving.memory_pipeline import CORPUS, LONG, RAG, WORKLOADS
 from llmgym.serving.memory_placement import CELL
@@ -64,3 +66,80 @@ def cells(hardware: str = "mi210+u55c", kernels: str = "h100/kernels") -> NDArra
                 table[NAMES.index(name), i, j] = cell
     table.setflags(write=False)
     return table
+
+
+Mix = tuple[tuple[str, float], ...]
+"""Workloads, each with its weight."""
+
+
+def mixture(
+    hardware: str,
+    mix: Mix,
+    sizes: tuple[int, int],
+    batches: tuple[int, ...],
+    *,
+    kernels: str = "h100/kernels",
+    copied_index: bool = False,
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The requests of a mix of workloads: a workload by its weight, then any of the sizes and batches.
+
+    Args:
+        hardware: one of `HARDWARE`.
+        mix: workloads with their weights.
+        sizes: first and last size index.
+        batches: some of `BATCHES`.
+        kernels: the kernel set of an H100.
+        copied_index: the index of `paged` is copied to the FPGA when it is needed there, and not streamed while it is built.
+
+    Returns:
+        Records `CELL` [n], and their running probabilities, float64 [n], the last one 1.
+
+    Raises:
+        UnknownName: no such pair, kernel set or workload, or one that the pair has no figures of.
+        InvalidArgument: an empty mix, a workload that comes twice, a weight, size or batch that is not allowed.
+    """
+    table = cells(hardware, kernels)
+    if (
+        not isinstance(mix, tuple)
+        or not mix
+        or not all(isinstance(row, tuple) and len(row) == 2 for row in mix)
+    ):
+        raise InvalidArgument(f"mix={mix!r}: expected pairs of a workload and a weight, at least one")
+    names = [choice(f"workload of {hardware}", name, HARDWARE[hardware]) for name, _ in mix]
+    if len(set(names)) < len(names):
+        raise InvalidArgument(f"mix={mix!r}: a workload comes twice")
+    if not isinstance(sizes, tuple) or len(sizes) != 2:
+        raise InvalidArgument(f"sizes={sizes!r}: expected the first and the last size index")
+    first, last = whole("sizes", sizes[0], 0, SIZES - 1), whole("sizes", sizes[1], 0, SIZES - 1)
+    known = isinstance(batches, tuple) and batches and all(batch in BATCHES for batch in batches)
+    if first > last or not known or len(set(batches)) < len(batches):
+        raise InvalidArgument(
+            f"sizes={sizes!r}, batches={batches!r}: expected rising sizes, and some of {BATCHES}, each once"
+        )
+    columns = [BATCHES.index(batch) for batch in batches]
+    chosen, weights = [], []
+    for name, weight in mix:
+        some = table[NAMES.index(name), first : last + 1][:, columns].ravel()
+        chosen.append(some)
+        weights.append(np.full(len(some), number(f"weight of {name}", weight) / len(some)))
+    rows = np.concatenate(chosen)
+    if copied_index:
+        paged = np.isin(rows["workload"], [NAMES.index("paged"), NAMES.index("paged-decode")])
+        rows["memory_down"] = np.where(paged, rows["memory_up"], rows["memory_down"])
+    running = np.cumsum(np.concatenate(weights))
+    running /= running[-1]
+    running[-1] = 1.0
+    return rows, running
+
+
+@kernel
+def drawn(running: NDArray[np.float64], uniform: float) -> int:
+    """The request at a uniform number in (0, 1): the first whose running probability exceeds it."""
+    low, high = 0, running.shape[0] - 1
+    while low < high:
+        middle = (low + high) // 2
+        if running[middle] > uniform:
+            high = middle
+        else:
+            low = middle + 1
+    return low

@@ -158,6 +158,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "small": {"scenario": "small", "tokens": 200},
         "shared": {"scenario": "change", "tokens": 120, "clients": 3, "change_at": 60, "step_tokens": 15},
         "pair": {"scenario": "mobile", "tokens": 100, "text": "pair-prose-sampled", "step_tokens": 7},
+    "llmgym/MemPlace-v0": {
+        "small": {"scenario": "small", "requests": 40},
+        "energy": {"scenario": "energy", "requests": 30},
+        "paged": {"scenario": "paged", "requests": 30},
+        "stress": {"scenario": "stress", "requests": 50},
     },
 }
 """Arguments to test each id with, by a short name."""
