@@ -14,7 +14,9 @@ import llmgym
 from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
 from llmgym.envs.kv_queue_scenarios import SCENARIOS
+from llmgym.envs.mem_pipe_scenarios import SCENARIOS as PIPE
 from llmgym.envs.mem_place_scenarios import SCENARIOS as PLACE
+from llmgym.envs.mem_place_view import short_time
 from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
 from llmgym.envs.pipesd_batch import SCENARIOS as BATCH
 from llmgym.envs.pipesd_scenarios import SCENARIOS as PIPESD
@@ -195,6 +197,31 @@ def place_scenarios() -> str:
     return "\n".join(rows)
 
 
+def pipe_scenarios() -> str:
+    """The scenarios of MemPipe."""
+    rows = [
+        "| name | what | devices | load | mean request on the GPU | fused | wait | link | weight of energy | requests |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, s in PIPE.items():
+        mean = short_time(gymnasium.make("llmgym/MemPipe-v0", scenario=name).unwrapped.simulation.mean_s)
+        rows.append(
+            f"| `{name}` | {s.about} | {s.hardware} | {s.load:g} | {mean} | {'yes' if s.fused else 'no'} "
+            f"| {'yes' if s.wait else 'no'} | {s.link:g} | {s.energy_weight:g} | {s.requests} |"
+        )
+    return "\n".join(rows)
+
+
+def pipe_picture() -> None:
+    """A frame of MemPipe under the greedy rule."""
+    env = gymnasium.make("llmgym/MemPipe-v0", scenario="small", render_mode="rgb_array")
+    policy = llmgym.baselines.make("earliest-finish", env)
+    obs, info = env.reset(seed=3)
+    for _ in range(90):
+        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+    image.imsave(DOCS / "pictures" / "mem_pipe.png", np.asarray(env.render()))
+
+
 def main() -> None:
     """Write everything."""
     for env_id in llmgym.env_ids():
@@ -206,6 +233,7 @@ def main() -> None:
         ("kv_queue", queue_scenarios),
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
+        ("mem_pipe", pipe_scenarios),
         ("mem_place", place_scenarios),
         ("oserve", shapes_table),
         ("pipesd_nav", speculation_scenarios),
@@ -217,6 +245,7 @@ def main() -> None:
     queue_picture()
     speculation_picture()
     window_picture()
+    pipe_picture()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ _MODULES = {
     "llmgym/PipeSDBatch-v0": "llmgym.baselines.pipesd_batch",
     "llmgym/PipeSDNav-v0": "llmgym.baselines.pipesd",
     "llmgym/PipeSDTune-v0": "llmgym.baselines.pipesd_tune",
+    "llmgym/MemPipe-v0": "llmgym.baselines.mem_pipe",
     "llmgym/MemPlace-v0": "llmgym.baselines.mem_place",
 }
 

@@ -13,6 +13,7 @@ _ENVIRONMENTS = {
     "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd_batch", "PipeSDBatch"),
     "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd_nav", "PipeSDNav"),
     "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd_tune", "PipeSDTune"),
+    "llmgym/MemPipe-v0": ("llmgym.envs.mem_pipe", "MemPipe"),
     "llmgym/MemPlace-v0": ("llmgym.envs.mem_place", "MemPlace"),
 }
 

@@ -80,6 +80,7 @@ def mixture(
     *,
     kernels: str = "h100/kernels",
     copied_index: bool = False,
+    by_load: bool = False,
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """The requests of a mix of workloads: a workload by its weight, then any of the sizes and batches.
 
@@ -90,6 +91,7 @@ def mixture(
         batches: some of `BATCHES`.
         kernels: the kernel set of an H100.
         copied_index: the index of `paged` is copied to the FPGA when it is needed there, and not streamed while it is built.
+        by_load: weights are shares of the GPU's time, not of the requests.
 
     Returns:
         Records `CELL` [n], and their running probabilities, float64 [n], the last one 1.
@@ -121,7 +123,8 @@ def mixture(
     for name, weight in mix:
         some = table[NAMES.index(name), first : last + 1][:, columns].ravel()
         chosen.append(some)
-        weights.append(np.full(len(some), number(f"weight of {name}", weight) / len(some)))
+        share = number(f"weight of {name}", weight) / len(some)
+        weights.append(np.full(len(some), share / some["gpu_s"].mean() if by_load else share))
     rows = np.concatenate(chosen)
     if copied_index:
         paged = np.isin(rows["workload"], [NAMES.index("paged"), NAMES.index("paged-decode")])

@@ -1,0 +1,114 @@
+"""Rules for MemPipe: the paper's static mappings, the band of arithmetic intensity, and greedy choice with the queues in view.
+
+The mappings are those of `llmgym.baselines.mem_place` (He, Ma, Sun and Cong, ICML 2026, arXiv 2603.29002), stage by stage: they
+know the request and not who else waits. `earliest-finish` gives a stage to the device that will have done it first. All read
+nothing but the observation.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.baselines.mem_place import FIXED, best_placements, placements, positions
+from llmgym.baselines.rule import Rule
+from llmgym.core.policy import Policy
+from llmgym.envs.mem_pipe import MemPipe
+from llmgym.envs.mem_pipe_state import TO_FPGA, TO_GPU
+from llmgym.serving.memory_costs import BATCHES, SIZES
+from llmgym.serving.memory_placement import FUSED, GENERAL
+
+
+def _bits(placed: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Placements as bits of stages."""
+    return np.where(placed == FUSED, GENERAL, placed)
+
+
+class MappedPolicy(Rule[MemPipe]):
+    """`gpu-only`, `fpga-all`, `static`, `batch-aware`, `band`, `brute-force`: a placement for each kind of request.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        table: placements by workload, size and batch, int64 [14, 10, 6].
+    """
+
+    def __init__(self, env: Any, name: str, table: Callable[[MemPipe], NDArray[np.int64]]) -> None:
+        super().__init__(env, name, MemPipe)
+        self.table = _bits(table(self._simulation))
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Devices [lanes]."""
+        kind = (
+            self._rows(obs, "workload").argmax(axis=1),
+            np.rint(self._read(obs, "size") * (SIZES - 1)).astype(np.int64),
+            np.rint(self._read(obs, "batch") * (len(BATCHES) - 1)).astype(np.int64),
+        )
+        device: NDArray[Any] = (self.table[kind] >> self._rows(obs, "stage").argmax(axis=1)) & 1
+        return device
+
+
+def _fixed(name: str) -> Callable[[Any], Policy]:
+    return lambda env: MappedPolicy(env, name, lambda s: placements(FIXED[name], s.params.cells))
+
+
+def search(simulation: MemPipe) -> NDArray[np.int64]:
+    """The best placement of each kind of request as if it were alone, by time and weighted energy: int64 [14, 10, 6]."""
+    cells = simulation.params.cells
+    out = np.zeros(len(cells), np.int64)
+    best_placements(
+        cells,
+        np.arange(len(cells)),
+        simulation.params.links,
+        np.ones(len(cells)),
+        simulation.scenario.energy_weight,
+        np.ones((len(cells), 2, 4)),
+        out,
+    )
+    return np.where(positions(cells) >= 0, out[positions(cells)], 0)
+
+
+def _brute_force(env: Any) -> Policy:
+    return MappedPolicy(env, "brute-force", search)
+
+
+class EarliestFinishPolicy(Rule[MemPipe]):
+    """`earliest-finish`: the device that will have done the stage first, with queues, copies and kernel."""
+
+    def __init__(self, env: Any, name: str = "earliest-finish") -> None:
+        super().__init__(env, name, MemPipe)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Devices [lanes]."""
+        finish = self._rows(obs, "finish")
+        sooner = finish[:, TO_FPGA] < finish[:, TO_GPU]
+        free = np.ones(len(obs), np.bool_) if mask is None else mask[:, TO_FPGA] == 1
+        return np.where(sooner & free, TO_FPGA, TO_GPU)
+
+
+class RandomPolicy(Rule[MemPipe]):
+    """`random`: any device that is allowed; it does not wait.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        seed: of the choices.
+    """
+
+    def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
+        super().__init__(env, name, MemPipe)
+        self._generator = np.random.default_rng(seed)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Devices [lanes]."""
+        free = np.ones((len(obs), 2)) if mask is None else mask[:, :2]
+        return (self._generator.random((len(obs), 2)) * free).argmax(axis=1)
+
+
+BASELINES: dict[str, Callable[[Any], Policy]] = {
+    **{name: _fixed(name) for name in FIXED},
+    "brute-force": _brute_force,
+    "earliest-finish": EarliestFinishPolicy,
+    "random": RandomPolicy,
+}

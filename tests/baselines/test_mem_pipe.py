@@ -1,0 +1,101 @@
+"""Rules for MemPipe: what they choose, what that is worth, and that none reads what is to come."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from llmgym import baselines
+from llmgym.baselines.mem_pipe import BASELINES, MappedPolicy, search
+from llmgym.core.policy import Policy
+from llmgym.envs.mem_pipe import MemPipe, MemPipeEnv, MemPipeVectorEnv
+from llmgym.envs.mem_place import MemPlaceEnv
+from llmgym.errors import InvalidArgument
+from llmgym.serving.memory_placement import FUSED
+from llmgym.serving.memory_published import NAMES
+
+ID = "llmgym/MemPipe-v0"
+
+
+def metrics(name: str, lanes: int = 12, **kwargs: Any) -> dict[str, np.ndarray]:
+    """Metrics of the first episode of each lane."""
+    envs = MemPipeVectorEnv(lanes, autoreset_mode="DISABLED", invalid_action="raise", **kwargs)
+    policy = BASELINES[name](envs)
+    assert isinstance(policy, Policy) and policy.name == name and not policy.privileged
+    obs, infos = envs.reset(seed=100)
+    done: dict[int, dict[str, float]] = {}
+    while len(done) < lanes:
+        obs, _, terminated, _, infos = envs.step(policy.act(obs, infos["action_mask"]))
+        for lane in np.flatnonzero(terminated).tolist():
+            if lane not in done:  # later episodes of lanes that are done are not counted
+                done[lane] = {
+                    key: float(values[lane]) for key, values in infos["metrics"].items() if key[0] != "_"
+                }
+        if terminated.any():
+            obs, infos = envs.reset(options={"reset_mask": terminated})
+    return {key: np.array([done[lane][key] for lane in range(lanes)]) for key in done[0]}
+
+
+def test_what_the_rules_choose() -> None:
+    env = MemPipeEnv(scenario="rag", requests=30)
+    for name, agent in (("static", 1), ("batch-aware", 0), ("gpu-only", 0), ("fpga-all", 1)):
+        policy = BASELINES[name](env)
+        assert isinstance(policy, MappedPolicy)
+        table = policy.table
+        assert table[NAMES.index("memagent"), 8, 5] & 1 == agent
+        assert table[NAMES.index("flare"), 3, 2] == {"gpu-only": 0, "fpga-all": 15}.get(name, 0b0110)
+    assert (search(env.simulation)[NAMES.index("flare")][:9] == FUSED).all()
+
+
+def test_the_order_of_the_rules_on_the_small_scenario() -> None:
+    """Beyond the GPU's own capacity: mappings help, and queues in view help more."""
+    found = {name: metrics(name, scenario="small")["latency_relative"] for name in BASELINES}
+    mean = {name: float(values.mean()) for name, values in found.items()}
+    assert mean["earliest-finish"] < 0.9 * mean["static"] < 0.3 * mean["gpu-only"]
+    assert mean["gpu-only"] < mean["random"] < mean["fpga-all"]
+    assert np.array_equal(found["static"], found["brute-force"])
+    assert (found["earliest-finish"] < found["static"]).mean() > 0.8
+
+
+def test_static_suffers_from_large_batches_of_memagent() -> None:
+    static = metrics("static", 4, scenario="rag", requests=100)
+    aware = metrics("batch-aware", 4, scenario="rag", requests=100)
+    assert static["latency_relative"].mean() > 1.5 * aware["latency_relative"].mean()
+
+
+def test_energy_of_the_devices() -> None:
+    """The mapping computes less of a joule than the GPU alone, on the same requests."""
+    alone = metrics("gpu-only", 6, scenario="energy", requests=60)
+    mapped = metrics("static", 6, scenario="energy", requests=60)
+    assert np.array_equal(alone["world_checksum"], mapped["world_checksum"])
+    assert (mapped["energy_mean_j"] < alone["energy_mean_j"]).all()
+    assert alone["energy_j"] == pytest.approx(100.0 * alone["gpu_utilization"] * alone["duration_s"])
+
+
+def test_no_rule_reads_what_is_to_come() -> None:
+    """I11: with other requests to come, the observation and every choice are the same."""
+    env = MemPipeEnv(scenario="paper", requests=30)
+    obs, info = env.reset(seed=3)
+    for _ in range(10):
+        obs, *_, info = env.step(1)
+    policies = {name: BASELINES[name](env) for name in BASELINES if name != "random"}
+    before = {name: int(p.act(obs[None], info["action_mask"][None])[0]) for name, p in policies.items()}
+    clock = env.lanes.state.lane[0]["clock"]
+    later = env.lanes.state.request[0]["arrival_s"] > clock
+    assert later.sum() > 5
+    env.lanes.state.request["arrival_s"][0, later] += 1.0
+    env.lanes.state.request["cell"][0, later] = 0
+    again = np.zeros_like(obs)
+    env.simulation.kernels.observe_lane(env.lanes.state, env.simulation.params, 0, again)
+    assert np.array_equal(again, obs)
+    assert before == {
+        name: int(p.act(again[None], info["action_mask"][None])[0]) for name, p in policies.items()
+    }
+
+
+def test_names_and_wrong_environment() -> None:
+    assert baselines.names(ID) == list(BASELINES)
+    assert MemPipe(scenario="h100").mean_s < 1e-2
+    for rule in BASELINES.values():
+        with pytest.raises(InvalidArgument, match="MemPipe"):
+            rule(MemPlaceEnv())
