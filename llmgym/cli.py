@@ -48,6 +48,8 @@ class List:
         from llmgym.envs.kv_provision_scenarios import SCENARIOS as PROVISION
         from llmgym.envs.kv_queue_scenarios import SCENARIOS as QUEUE
         from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
+        from llmgym.envs.mem_pipe_scenarios import SCENARIOS as PIPE
+        from llmgym.envs.mem_place_scenarios import SCENARIOS as PLACE
         from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 
         scenarios: dict[str, Any] = {
@@ -55,6 +57,8 @@ class List:
             "llmgym/KVProvision-v0": PROVISION,
             "llmgym/AFDRatio-v0": RATIO,
             "llmgym/AFDRefill-v0": REFILL,
+            "llmgym/MemPipe-v0": PIPE,
+            "llmgym/MemPlace-v0": PLACE,
             "llmgym/PPDRouting-v0": PPD,
             "llmgym/PPDWeights-v0": PPD,
             "llmgym/OServe-v0": OSERVE,

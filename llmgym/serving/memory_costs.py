@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym import profiles
 from llmgym.core.checks import choice, number, whole
 from llmgym.core.jit import kernel
 from llmgym.errors import InvalidArgument
+from llmgym.profiles.kernels import load_kernels
 from llmgym.serving.memory_measured import MEASURED, measured, measured_cell
 from llmgym.serving.memory_pipeline import CORPUS, LONG, RAG, WORKLOADS
 from llmgym.serving.memory_placement import CELL
@@ -55,7 +55,7 @@ def cells(hardware: str = "mi210+u55c", kernels: str = "h100/kernels") -> NDArra
         UnknownName: no such pair, or no such kernel set.
     """
     names = HARDWARE[choice("hardware", hardware, HARDWARE)]
-    m = measured(profiles.load_kernels(kernels)) if hardware == "h100+u55c" else None
+    m = measured(load_kernels(kernels)) if hardware == "h100+u55c" else None
     table = np.zeros((len(NAMES), SIZES, len(BATCHES)), CELL)
     for name in names:
         for i in range(SIZES):

@@ -8,15 +8,16 @@ its U55C. Shapes below the smallest measured one take as long as that, those abo
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym import profiles
 from llmgym.core.checks import choice, number
-from llmgym.profiles.cost import prefill_attention_s, step_time_s
+from llmgym.profiles.cost import StepCost, prefill_attention_s, step_time_s
 from llmgym.profiles.kernels import Kernels
+from llmgym.profiles.profile import load
 from llmgym.serving.memory_devices import U55C
 from llmgym.serving.memory_pipeline import APPLY, FPGA, FPGA_W, GPU, RET
 from llmgym.serving.memory_published import AGENT_KV_BYTES, SAMPLE_BYTES, blank, totalled
@@ -121,9 +122,15 @@ def _retrieval(cell: Any, m: Measured, name: str, size: float, batch: int) -> No
     cell["index"], cell["raw_apply"] = sample.chosen * batch, sample.selected * batch
 
 
+@lru_cache(maxsize=1)
+def _agent_cost() -> StepCost:
+    """Step cost of the model that writes the memory."""
+    return load(AGENT_PROFILE).step_cost()
+
+
 def _agent(cell: Any, m: Measured, name: str, size: float, batch: int) -> None:
     """One segment by the profile of the model: the memory is decoded, then the next segment is read."""
-    cost = profiles.load(AGENT_PROFILE).step_cost()
+    cost = _agent_cost()
     context = AGENT_SEGMENT + AGENT_MEMORY // 2
     token = step_time_s(cost, 0, 0.0, batch, batch * context, batch, 0)
     prefill = step_time_s(cost, AGENT_SEGMENT, prefill_attention_s(cost, AGENT_SEGMENT, 0), 0, 0, 1, 0)
