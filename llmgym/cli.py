@@ -43,30 +43,12 @@ class List:
 
     def run(self, console: Console) -> None:
         from llmgym import policies, profiles, workloads
-        from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
-        from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
-        from llmgym.envs.kv_provision_scenarios import SCENARIOS as PROVISION
-        from llmgym.envs.kv_queue_scenarios import SCENARIOS as QUEUE
-        from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
-        from llmgym.envs.mem_pipe_scenarios import SCENARIOS as PIPE
-        from llmgym.envs.mem_place_scenarios import SCENARIOS as PLACE
-        from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
+        from llmgym.envs import scenario_names
 
-        scenarios: dict[str, Any] = {
-            "llmgym/KVQueue-v0": QUEUE,
-            "llmgym/KVProvision-v0": PROVISION,
-            "llmgym/AFDRatio-v0": RATIO,
-            "llmgym/AFDRefill-v0": REFILL,
-            "llmgym/MemPipe-v0": PIPE,
-            "llmgym/MemPlace-v0": PLACE,
-            "llmgym/PPDRouting-v0": PPD,
-            "llmgym/PPDWeights-v0": PPD,
-            "llmgym/OServe-v0": OSERVE,
-        }
         for env_id in env_ids():
             console.print(f"[bold]{env_id}[/bold]")
             for title, known in (
-                ("scenarios", scenarios.get(env_id, ())),
+                ("scenarios", scenario_names(env_id)),
                 ("baselines", baselines.names(env_id)),
                 ("learned policies", policies.names(env_id)),
             ):

@@ -1,5 +1,8 @@
 """What is decided: one module per environment. Importing this package registers every id with gymnasium."""
 
+from importlib import import_module
+from importlib.util import find_spec
+
 from gymnasium.envs.registration import register, registry
 
 _ENVIRONMENTS = {
@@ -21,6 +24,14 @@ _ENVIRONMENTS = {
 def env_ids() -> list[str]:
     """The ids this package registers."""
     return sorted(_ENVIRONMENTS)
+
+
+def scenario_names(env_id: str) -> tuple[str, ...]:
+    """The named scenarios of an environment, from the module beside it; `ppd_routing` and `ppd_weights` share `ppd_scenarios`."""
+    name = _ENVIRONMENTS[env_id][0]
+    while find_spec(f"{name}_scenarios") is None:
+        name = name.rpartition("_")[0]
+    return tuple(import_module(f"{name}_scenarios").SCENARIOS)
 
 
 def register_all() -> None:

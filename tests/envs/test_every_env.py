@@ -158,6 +158,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "small": {"scenario": "small", "tokens": 200},
         "shared": {"scenario": "change", "tokens": 120, "clients": 3, "change_at": 60, "step_tokens": 15},
         "pair": {"scenario": "mobile", "tokens": 100, "text": "pair-prose-sampled", "step_tokens": 7},
+    },
     "llmgym/MemPipe-v0": {
         "small": {"scenario": "small", "requests": 24},
         "slowdown": {"scenario": "energy", "requests": 24, "reward": "slowdown"},
