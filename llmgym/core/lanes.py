@@ -7,7 +7,7 @@ a vector environment and a single environment with the same seed produce the sam
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,11 +21,12 @@ from llmgym.core.frames import frame_of, unpacking
 from llmgym.core.jit import kernel
 from llmgym.core.layout import Layout
 from llmgym.core.rng import substream
-from llmgym.errors import InvalidAction
+from llmgym.errors import InvalidAction, InvalidArgument
 
-NEXT_STEP, SAME_STEP, DISABLED, HOLD, RESET = 0, 1, 2, 3, 4
+NEXT_STEP, SAME_STEP, DISABLED, HOLD, RESET, LOOK = 0, 1, 2, 3, 4, 5
 """What happens to a lane whose episode has ended: gymnasium's three autoreset modes, and `HOLD`, where it waits untouched
-(evaluation runs every lane for exactly one episode). With `RESET` nothing steps: the lanes in `which` begin an episode."""
+(evaluation runs every lane for exactly one episode). With `RESET` nothing steps: the lanes in `which` begin an episode.
+With `LOOK` nothing happens, but observations and masks are written anew."""
 
 
 class Kernels(NamedTuple):
@@ -56,6 +57,12 @@ class Simulation(ABC):
         action_space: `Discrete`, `MultiDiscrete` or `Box`, for one lane.
         metric_names: names of the episode metrics, with units, in the order `metrics_lane` writes them.
         raise_on_masked: True if a masked action is an error, False if it is a penalised no-op.
+        hidden: what a scheduler cannot know: names of state arrays (`"demand"`) or of fields of their records
+            (`"request.output"`), each with the moment at which it becomes known. None: not declared, which the tests refuse.
+        shown: the names of all others that differ from one world to the next when an episode begins: what a scheduler sees of
+            the world, and arrays that only hold intermediate results.
+        privileged_observation: True if the arguments let an observation show what is hidden (true output lengths as
+            predictions, say): every policy that reads it is then privileged.
     """
 
     kernels: ClassVar[Kernels]
@@ -67,6 +74,9 @@ class Simulation(ABC):
     action_space: "Discrete[Any] | MultiDiscrete[Any] | Box"  # text: gymnasium 1.2 has no MultiDiscrete[...]
     metric_names: tuple[str, ...]
     raise_on_masked: bool = False
+    hidden: ClassVar[Mapping[str, str] | None] = None
+    shown: ClassVar[frozenset[str]] = frozenset()
+    privileged_observation: bool = False
 
     @abstractmethod
     def allocate(self, lanes: int) -> Any:
@@ -87,6 +97,30 @@ class Simulation(ABC):
     @abstractmethod
     def render(self, state: Any, lane: int, mode: str) -> Any:
         """A picture of one lane: uint8 [height, width, 3] for `rgb_array`, text for `ansi`."""
+
+    def redraw(self, state: Any, lane: int, key: int) -> None:
+        """Give a lane another future: draw all that is hidden at this moment anew, and keep what has happened and what was shown.
+
+        Counts, lengths, outcomes and speeds that are still to come are those of the world of `key`, and whatever the state
+        derives from them follows. What the lane can observe must not change by a bit: a test of every environment.
+
+        Args:
+            state: arrays of all lanes, at any moment of an episode.
+            lane: which one.
+            key: seeds the other world, 0 to 2**63 - 1.
+
+        Raises:
+            InvalidArgument: the environment has not declared what is hidden.
+        """
+        raise InvalidArgument(
+            f"{type(self).__name__} does not say what is hidden from a scheduler: set `hidden` and `shown`, and define `redraw`"
+        )
+
+    def world(self, key: int) -> Any:
+        """The state of one lane at the beginning of the episode of `key`."""
+        lanes = Lanes(self, 1)
+        lanes.reset(None, [key])
+        return lanes.state
 
     @property
     def mask_size(self) -> int:
@@ -153,7 +187,9 @@ def _compile(
                 if not buffers.which[lane]:
                     continue
                 begins = True
-            if begins:
+            if mode == LOOK:
+                begins = False
+            elif begins:
                 if mode == DISABLED:
                     return -1 - lane
                 buffers.reward[lane] = 0.0

@@ -41,7 +41,7 @@ from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, safe_class_budgets, saturation
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
-from llmgym.serving.residents import PAUSE, RECOMPUTE, RESIDENT
+from llmgym.serving.residents import FAR, PAUSE, RECOMPUTE, RESIDENT
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}
@@ -196,6 +196,7 @@ class KVQueue(Simulation):
             ("prompt", prompt_scale),
             ("output", output_scale),
             ("area", float(exact_area(prompt_scale, output_scale, chosen.chunk))),
+            ("expected", max(min(chosen.requests, self.workload.mean_rate_rps * chosen.horizon_s), 1.0)),
         ):
             record[f"per_{name}"] = 1.0 / scale
         self.params = Params(
@@ -209,6 +210,7 @@ class KVQueue(Simulation):
         self.reward = reward
         self.drop_cost = drop_cost
         self.raise_on_masked = invalid_action == "raise"
+        self.privileged_observation = chosen.information == "exact"
         self.layout = _layout(slots)
         if action == "watermark":
             self.action_space: Discrete[Any] | Box = Box(0.0, 0.3, (1,), np.float64)
@@ -232,6 +234,53 @@ class KVQueue(Simulation):
                 (lanes, SCRATCH_ROWS, max(seats + 1, HISTOGRAM, len(self.workload.classes))), np.int32
             ),
         )
+
+    hidden: ClassVar[dict[str, str]] = {
+        "lane.key": "never: chances of clearing",
+        "lane.requests": "at the end of the episode",
+        "lane.per_request": "at the end of the episode",
+        "lane.checksum": "at the end of the episode",
+        "lane.next_finish": "when the request completes",
+        "resident.output": "when the request completes",
+        "resident.finish": "when the request completes",
+        "request.output": "when the request completes",
+        "request.arrival_s": "on arrival",
+        "request.prompt": "on arrival",
+        "request.predicted": "on arrival",
+        "request.kind": "on arrival",
+    }
+    shown: ClassVar[frozenset[str]] = frozenset(
+        {"lane.clock_s", "lane.seen_s", "lane.waiting_area", "lane.allowed", "request.area", "scratch"}
+    )
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other arrivals from now on, and another rest of every output; see `Simulation.redraw`."""
+        me, requests, residents = state.lane[lane], state.request[lane], state.resident[lane]
+        rng = np.random.default_rng(key)
+        other = self.world(key)
+        drawn = other.request[0, : other.lane[0]["requests"]]
+        future = drawn[drawn["arrival_s"] > max(me["clock_s"], me["seen_s"])][: len(requests) - me["next"]]
+        if len(future) > 1:
+            future = future[: rng.integers(1, len(future) + 1)]
+        arrived = int(me["next"])
+        requests[arrived : arrived + len(future)] = future
+        count = arrived + len(future)
+        running = residents[: me["residents"]]
+        produced = requests["kept"].copy()
+        decoding = running["decoding"] == 1
+        produced[running["request"]] = np.where(decoding, me["tick"] - running["base"], running["kept"])
+        # what is rejected never runs, and so tells nothing about its output
+        open_ = np.flatnonzero(requests["e2e_s"][:arrived] < 0)
+        room = np.maximum(self.params.number[0]["longest"] - requests["prompt"][open_], 1)
+        more = rng.choice(drawn["output"], len(open_)) if len(drawn) else np.ones(len(open_), np.int64)
+        requests["output"][open_] = np.clip(more, produced[open_] + 1, np.maximum(room, produced[open_] + 1))
+        running["output"] = requests["output"][running["request"]]
+        running["finish"][decoding] = (running["base"] + running["output"])[decoding]
+        me["next_finish"] = running["finish"][decoding].min(initial=FAR)
+        me["key"] = key
+        me["requests"], me["per_request"] = count, 1.0 / max(count, 1)
+        asked = requests[:count]
+        me["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests and tokens from the raw arrays."""
@@ -338,8 +387,15 @@ def _layout(slots: int) -> Layout:
             Field("batch.time", 1, 0, 4, "reference batch", "duration of the last batch"),
             Field("batch.prefill", 1, 0, 1, "budget or M", "prompt tokens of the last batch"),
             Field("blocked", 1, 0, 1, "-", "1 if the coming batch had to pause or preempt: no admission"),
-            Field("preemptions", 1, 0, 1, "requests", "preemptions so far"),
-            Field("progress", 1, 0, 1, "requests", "requests completed"),
+            Field("preemptions", 1, 0, 1, "expected requests", "preemptions so far"),
+            Field(
+                "progress",
+                1,
+                0,
+                2,
+                "expected requests",
+                "requests completed; expected are rate x horizon, at most `requests`",
+            ),
             Field("time", 1, 0, 1, "horizon_s", "clock"),
             Field("picked", 1, 0, 1, "seats", "requests picked for the coming batch (action='pick')"),
             Field(

@@ -20,13 +20,13 @@ ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3
 LATENCY, SLO, STABILITY = 0, 1, 2
 SCALARS, HISTOGRAM = 14, 8
 BIN_SHIFT = 20
-SCALES = ("capacity", "seat", "cap", "horizon", "batch", "prefill", "prompt", "output", "area")
+SCALES = ("capacity", "seat", "cap", "horizon", "batch", "prefill", "prompt", "output", "area", "expected")
 
 LANE = np.dtype(
     [
         *ENGINE,
         ("requests", "i4"),  # of this episode
-        ("per_request", "f8"),  # 1 / requests
+        ("per_request", "f8"),  # 1 / requests: for the return, which nobody sees before the end
         ("next", "i4"),  # number of the next arrival
         ("seen_s", "f8"),  # the scheduler knows who arrived by then
         ("rejected", "i4"),
@@ -379,8 +379,8 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[7] = min(me.batch_s * number.per_batch, 4.0)
     out[8] = min(me.batch_prefill * number.per_prefill, 1.0)
     out[9] = me.blocked
-    out[10] = min(me.preemptions * me.per_request, 1.0)
-    out[11] = me.done * me.per_request
+    out[10] = min(me.preemptions * number.per_expected, 1.0)
+    out[11] = min(me.done * number.per_expected, 2.0)
     out[12] = min(me.clock_s * number.per_horizon, 1.0)
     out[13] = me.picked * seat
     at = SCALARS + 2 * HISTOGRAM
