@@ -7,7 +7,7 @@ second, so lambda of them need G = lambda / (rho mu) replicas. Here the two side
 
 import math
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.spaces import Discrete
@@ -49,6 +49,7 @@ from llmgym.envs.kv_provision_state import (
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, gpus_needed, saturation
+from llmgym.serving.hidden import redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
 from llmgym.serving.residents import RESIDENT
 from llmgym.serving.rules import pack, resolve
@@ -266,6 +267,50 @@ class KVProvision(Simulation):
             fluid=np.zeros((lanes, 5)),
             history=np.zeros((lanes, chosen.epochs + 1, HISTORY), np.float32),
         )
+
+    hidden: ClassVar[dict[str, str]] = {
+        "lane.requests": "at the end of the episode",
+        "lane.checksum": "at the end of the episode",
+        "request.arrival_s": "on arrival",
+        "request.prompt": "on arrival",
+        "request.kind": "when the request completes",
+        "request.output": "when the request completes",
+        "request.ttft_s": "when it has its first token",
+        "request.e2e_s": "when the request completes",
+        "engine.lane.key": "never: chances of clearing",
+        "engine.lane.next_finish": "when the request completes",
+        "engine.resident.output": "when the request completes",
+        "engine.resident.finish": "when the request completes",
+        "engine.request.output": "when the request completes",
+    }
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other arrivals from the coming epoch on, and another rest of every output; see `Simulation.redraw`.
+
+        A replica's last batch may end after its epoch; what completes with it counts as known.
+        """
+        me, requests = state.lane[lane], state.request[lane]
+        rng = np.random.default_rng(key)
+        other = self.world(key)
+        drawn = other.request[0, : other.lane[0]["requests"]]
+        arrived = int(me["arrived"])
+        future = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s][: len(requests) - arrived]
+        future = future[: rng.integers(1, len(future), endpoint=True)] if len(future) else future
+        me["requests"] = arrived + len(future)
+        requests[arrived : me["requests"]] = future
+        asked = requests[: me["requests"]]
+        me["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
+        if self.scenario.mode == "fluid":
+            return
+        longest = int(self.params.number[0]["longest"])
+        door = requests[me["next"] : arrived]
+        most = np.maximum(longest - door["prompt"], 1)
+        door["output"] = np.minimum(rng.choice(drawn["output"], len(door)) if len(drawn) else 1, most)
+        engine = state.engine
+        begin = lane * self.scenario.max_replicas
+        for e in range(begin, begin + self.scenario.max_replicas):
+            engine.lane[e]["key"] = rng.integers(2**63)
+            redraw_outputs(engine, e, int(engine.lane[e]["filled"]), longest, drawn["output"], rng)
 
     def loads(self, state: State, lane: int, epochs: int | None = None) -> NDArray[np.float64]:
         """Work that arrives in each of the first epochs of this episode, in replicas (float64 [epochs]).

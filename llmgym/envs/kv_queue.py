@@ -40,8 +40,9 @@ from llmgym.envs.kv_queue_scenarios import SCENARIOS, Scenario
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, safe_class_budgets, saturation
+from llmgym.serving.hidden import redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
-from llmgym.serving.residents import FAR, PAUSE, RECOMPUTE, RESIDENT
+from llmgym.serving.residents import PAUSE, RECOMPUTE, RESIDENT
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}
@@ -255,28 +256,17 @@ class KVQueue(Simulation):
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other arrivals from now on, and another rest of every output; see `Simulation.redraw`."""
-        me, requests, residents = state.lane[lane], state.request[lane], state.resident[lane]
+        me, requests = state.lane[lane], state.request[lane]
         rng = np.random.default_rng(key)
         other = self.world(key)
         drawn = other.request[0, : other.lane[0]["requests"]]
-        future = drawn[drawn["arrival_s"] > max(me["clock_s"], me["seen_s"])][: len(requests) - me["next"]]
-        if len(future) > 1:
-            future = future[: rng.integers(1, len(future) + 1)]
         arrived = int(me["next"])
-        requests[arrived : arrived + len(future)] = future
+        future = drawn[drawn["arrival_s"] > max(me["clock_s"], me["seen_s"])][: len(requests) - arrived]
+        future = future[: rng.integers(1, len(future), endpoint=True)] if len(future) else future
         count = arrived + len(future)
-        running = residents[: me["residents"]]
-        produced = requests["kept"].copy()
-        decoding = running["decoding"] == 1
-        produced[running["request"]] = np.where(decoding, me["tick"] - running["base"], running["kept"])
-        # what is rejected never runs, and so tells nothing about its output
-        open_ = np.flatnonzero(requests["e2e_s"][:arrived] < 0)
-        room = np.maximum(self.params.number[0]["longest"] - requests["prompt"][open_], 1)
-        more = rng.choice(drawn["output"], len(open_)) if len(drawn) else np.ones(len(open_), np.int64)
-        requests["output"][open_] = np.clip(more, produced[open_] + 1, np.maximum(room, produced[open_] + 1))
-        running["output"] = requests["output"][running["request"]]
-        running["finish"][decoding] = (running["base"] + running["output"])[decoding]
-        me["next_finish"] = running["finish"][decoding].min(initial=FAR)
+        requests[arrived:count] = future
+        longest = int(self.params.number[0]["longest"])
+        redraw_outputs(state, lane, arrived, longest, drawn["output"], rng)
         me["key"] = key
         me["requests"], me["per_request"] = count, 1.0 / max(count, 1)
         asked = requests[:count]

@@ -1,7 +1,7 @@
 """What holds for every registered environment: the design's invariants, one test each.
 
-`CASES` names cheap arguments for each id; an id that is not there is tested with its defaults. `PERTURB` says, where an
-environment hides something from its observations, how to change what is hidden after a reset.
+`CASES` names cheap arguments for each id; an id that is not there is tested with its defaults. What is hidden from a
+scheduler (I11) has tests of its own, in `test_hidden.py`.
 """
 
 import copy
@@ -78,6 +78,12 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     "llmgym/KVProvision-v0": {
         "small": _CLUSTER,
         "fluid": {"scenario": "fluid-small", "epochs": 40},
+        "mixed": {
+            "scenario": "fluid-small",
+            "epochs": 40,
+            "workload": "uniform-mixed",
+            "mix": ((3, 1), (1, 3)),
+        },
         "overload": {**_CLUSTER, "max_replicas": 3, "load": 1.3, "waiting_cap": 60, "overflow": "recompute"},
     },
     "llmgym/AFDRatio-v0": {
@@ -176,15 +182,6 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Arguments to test each id with, by a short name."""
 
-
-def _other_outputs(env: Any, rng: np.random.Generator) -> None:
-    """KVQueue: other true output lengths; prompts, arrivals and predictions stay."""
-    requests = env.lanes.state.request[0]
-    room = env.simulation.scenario.longest - requests["prompt"]
-    requests["output"] = np.clip(rng.integers(1, 120, len(requests)), 1, np.maximum(room, 1))
-
-
-PERTURB: dict[str, Callable[[Any, np.random.Generator], None]] = {"llmgym/KVQueue-v0": _other_outputs}
 
 FIRST_CASE_ONLY = {
     env_id: dict(itertools.islice(CASES.get(env_id, {"default": {}}).items(), 4))
@@ -410,49 +407,6 @@ def test_a_return_with_masked_actions_is_still_its_metric(env_id, kwargs, seed, 
     if done:
         check_audit(env.simulation.audit(env.lanes.state, 0), {})
         assert total == pytest.approx(env.simulation.expected_return(info["metrics"]), rel=1e-6, abs=1e-9)
-
-
-HIDING = {
-    env_id: {
-        f"{name}-{information}": {**kwargs, "information": information}
-        for name, kwargs in CASES[env_id].items()
-        for information in ("mean", "none", "noisy")
-    }
-    for env_id in PERTURB
-}
-
-
-@pytest.mark.parametrize(("env_id", "kwargs"), _parameters(HIDING))
-@settings(max_examples=2, deadline=None)
-@given(seed=seeds, action_seed=seeds)
-def test_observations_do_not_read_what_is_hidden(env_id, kwargs, seed, action_seed):
-    """I11: with the hidden part of the world changed, nothing differs before the first completion tells."""
-    env, other = make(env_id, kwargs), make(env_id, kwargs)
-    rng = np.random.default_rng(action_seed)
-    obs, info = env.reset(seed=seed)
-    same(other.reset(seed=seed)[0], obs)
-    PERTURB[env_id](other, rng)
-    hidden = env.lanes.state.request["output"][0] != other.lanes.state.request["output"][0]
-    assert hidden.mean() > 0.5
-    same(other.lanes.state.request["predicted"][0], env.lanes.state.request["predicted"][0])
-    compared = 0
-    while True:
-        action = legal_action(env, info["action_mask"], rng)
-        result, other_result = env.step(action), other.step(action)
-        done = [one.simulation.audit(one.lanes.state, 0)["done"] for one in (env, other)]
-        if max(done) > 0 or result[2] or result[3]:
-            break
-        same(list(other_result), list(result), f"step {compared}")
-        info = result[4]
-        compared += 1
-    assert compared > 0, "a completion in the very first step: nothing was compared"
-    ends = []
-    for one in (env, other):  # what was changed matters: from here on the two worlds part
-        while one.lanes.buffers.ended[0] == 0:
-            mask = one.lanes.buffers.mask[0]
-            one.step(legal_action(one, mask, np.random.default_rng(0)))
-        ends.append(one.metrics())
-    assert ends[0] != ends[1]
 
 
 @every_action_space

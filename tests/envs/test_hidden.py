@@ -1,14 +1,14 @@
 """I11: neither an observation, nor a mask, nor a rule that is not privileged reads what a real scheduler could not know.
 
 Every environment declares what is hidden (`Simulation.hidden`) and draws it anew on demand (`Simulation.redraw`). Here, at many
-moments of an episode, the whole future is drawn anew: how much will arrive and when, every length, outcome and speed that is still
-to come, and all that the state derives from them. Not a bit of what can be seen may differ. An environment without a declaration fails.
+moments of an episode, the whole future is drawn anew: how much will arrive and when, every length, outcome and speed that is
+still to come, and all that the state derives from them. Not a bit of what can be seen may differ. An environment without a
+declaration fails.
 """
 
 import copy
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 
@@ -50,8 +50,8 @@ def changes(before: Any, after: Any) -> set[str]:
     return {name for name in old if old[name].tobytes() != new[name].tobytes()}
 
 
-def known_arguments(env_id: str, rule: str, kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """A test case as a rule needs it; None where the two contradict each other."""
+def arguments_for(env_id: str, rule: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a test case, changed to what a rule needs."""
     needs = baselines.env_kwargs(env_id, rule)
     merged = {**kwargs, **needs}
     if "action" in needs:
@@ -172,7 +172,7 @@ def _rules() -> list[Any]:
 @pytest.mark.parametrize(("env_id", "rule"), _rules())
 def test_rules_do_not_read_what_is_hidden(env_id, rule):
     """A rule that is not privileged decides the same whatever is still to come, with whatever it remembers."""
-    kwargs = known_arguments(env_id, rule, next(iter(CASES[env_id].values())))
+    kwargs = arguments_for(env_id, rule, next(iter(CASES[env_id].values())))
     env = make(env_id, kwargs)
     policy = baselines.make(rule, env)
     if policy.privileged:

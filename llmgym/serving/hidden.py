@@ -1,0 +1,47 @@
+"""What an engine's scheduler cannot know: how long the outputs will be that have not ended.
+
+The environments that declare what is hidden (`llmgym.core.lanes.Simulation.redraw`) draw it anew with this.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.serving.residents import FAR
+
+
+def redraw_outputs(
+    state: Any,
+    lane: int,
+    arrived: int,
+    longest: int,
+    pool: NDArray[np.integer[Any]],
+    rng: np.random.Generator,
+) -> None:
+    """Another rest of the output of every request that an engine has and that has not ended.
+
+    What a request has produced stays, and so it will produce at least one token more. Predictions stay, since they were told.
+
+    Args:
+        state: with the arrays of an engine, see `llmgym.serving.engine`.
+        lane: which one.
+        arrived: requests that the engine knows: the first ones of the lane's.
+        longest: tokens a request may reach.
+        pool: int [n], output lengths to draw from, tokens; where it is empty, every output ends with the next token.
+        rng: draws them.
+    """
+    me, requests = state.lane[lane], state.request[lane]
+    running = state.resident[lane, : me["residents"]]
+    decoding = running["decoding"] == 1
+    produced = requests["kept"].copy()
+    produced[running["request"]] = np.where(decoding, me["tick"] - running["base"], running["kept"])
+    # what is rejected never runs, and so tells nothing about its output
+    unfinished = np.flatnonzero(requests["e2e_s"][:arrived] < 0)
+    least = produced[unfinished] + 1
+    most = np.maximum(longest - requests["prompt"][unfinished], least)
+    drawn = rng.choice(pool, len(unfinished)) if len(pool) else least
+    requests["output"][unfinished] = np.clip(drawn, least, most)
+    running["output"] = requests["output"][running["request"]]
+    running["finish"][decoding] = (running["base"] + running["output"])[decoding]
+    me["next_finish"] = running["finish"][decoding].min(initial=FAR)
