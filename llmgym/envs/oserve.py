@@ -5,7 +5,6 @@ The problem of Jiang, Fu, Wang, He and Yoneki, "OServe: Accelerating LLM Serving
 them.
 """
 
-import math
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from llmgym.core.checks import choice, number
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.envs.oserve_demand import day_rate_rps, expected_rps, harmonics, known_at_arrival, room
 from llmgym.envs.oserve_kernels import KERNELS
 from llmgym.envs.oserve_scenarios import (
     DISPATCH,
@@ -31,7 +31,6 @@ from llmgym.envs.oserve_state import (
     CANDIDATE_FIELDS,
     CONTROL,
     EDIT,
-    HARMONICS,
     HISTORY,
     LANE,
     LATENCY,
@@ -56,14 +55,12 @@ from llmgym.serving.deployments import (
     candidates,
     catalogue,
     evaluate,
-    mixes,
     scratch_size,
     serving_all,
     uniform,
 )
 from llmgym.serving.placement import PARTS, layout
 from llmgym.serving.shapes import MODELS, SEATS, Shape, rate_table
-from llmgym.workloads.daily import DAYS
 
 ACTIONS = {"menu": MENU, "edit": EDIT, "plan": PLAN, "control": CONTROL, "route": ROUTE}
 REWARDS = {"latency": LATENCY, "p99": P99, "slo": SLO}
@@ -83,6 +80,8 @@ class OServe(Simulation):
             deployment on every mix of types.
         static: number of the best uniform deployment for the mean mix.
         latency_ref_s: mean latency of a lone request in a replica of that deployment.
+        expected_rps: arrivals a second, mean over the worlds of the scenario; what `backlog_s` is counted in.
+        room: requests that an episode has room for.
     """
 
     kernels = KERNELS
@@ -140,7 +139,9 @@ class OServe(Simulation):
         self.scenario = chosen
         self.edits = _edits(self.table.shapes)
         self.places = chosen.gpus // min(shape.gpus for shape in self.table.shapes)
+        self.expected_rps = expected_rps(chosen, self.requests, self.types, self.deployments[self.menu])
         self.params = self._params(invalid_cost)
+        self.room = room(chosen, self.requests, self.types, self.deployments[self.menu])
         self.layout = self._layout()
         self.action_space = self._space()
 
@@ -232,9 +233,11 @@ class OServe(Simulation):
         with np.errstate(divide="ignore"):
             work = np.where(self.table.rate > 0.0, 1.0 / self.table.rate, np.inf)
         slo = chosen.slo_scale * self.table.latency_s[self.deployments[self.static] > 0][0]
-        day = np.array([DAYS[i % len(DAYS)].harmonics for i in range(len(asked.mix))])
-        record["day_rate"] = self._day_rate(day, chosen.load[1])
-        alpha, _ = evaluate(self.types, self.deployments[self.menu], self.mean_load[None])
+        menu = self.deployments[self.menu]
+        record["day_rate"] = day_rate_rps(chosen, asked, self.types, menu)
+        record["cap"] = min(1 + int(chosen.backlog_s * self.expected_rps), 2**31 - 1)
+        known_work, known_tokens = known_at_arrival(asked, work)
+        alpha, _ = evaluate(self.types, menu, self.mean_load[None])
         scale = 0.5 * sum(chosen.load) * float(alpha.max()) * self.mean_load
         return Params(
             numbers,
@@ -248,11 +251,13 @@ class OServe(Simulation):
             asked.type_of,
             asked.guess,
             asked.split,
+            known_work,
+            known_tokens,
             slo,
             np.cumsum(asked.stream_class, axis=1),
             asked.stream_type,
             asked.mix,
-            day,
+            harmonics(len(asked.mix)),
             self.types.rate,
             self.types.latency_s,
             np.maximum(scale, 1e-6),
@@ -260,16 +265,6 @@ class OServe(Simulation):
             self.menu,
             self.edits,
         )
-
-    def _day_rate(self, day: NDArray[np.float64], load: float) -> float:
-        """Arrivals a second such that the busiest hour of a mean day takes `load` of what the best candidate can do."""
-        angle = 2.0 * np.pi * np.arange(96)[:, None] / 96
-        shape = np.ones((96, len(day)))
-        for h in range(HARMONICS):
-            shape += day[:, 2 * h] * np.cos((h + 1) * angle) + day[:, 2 * h + 1] * np.sin((h + 1) * angle)
-        rates = self.requests.mix * np.maximum(shape, 0.05)
-        alpha, _ = evaluate(self.types, self.deployments[self.menu], rates @ self.requests.stream_type)
-        return load * float(alpha.max(axis=1).min())
 
     def _layout(self) -> Layout:
         chosen, types, shapes = self.scenario, self.requests.types, len(self.table.shapes)
@@ -299,7 +294,14 @@ class OServe(Simulation):
             )
         fields += [
             Field("forecast", types, 0, 16, "mean", "arrivals to expect of each type, moving average"),
-            Field("backlog", types, 0, 1, "log(1 + cap)", "log(1 + requests waiting) of each type"),
+            Field(
+                "backlog",
+                types,
+                0,
+                1,
+                "log(1 + cap)",
+                "log(1 + requests waiting) of each type, or taken for it",
+            ),
             Field("deployment", shapes, 0, 1, "GPUs", "share of the GPUs in replicas of each shape"),
         ]
         if self.action == "menu":
@@ -328,7 +330,7 @@ class OServe(Simulation):
     def allocate(self, lanes: int) -> State:
         """New arrays for this number of lanes."""
         chosen, types, shapes = self.scenario, self.requests.types, len(self.table.shapes)
-        n, places, gpus = self.room(), self.places, chosen.gpus
+        n, places, gpus = self.room, self.places, chosen.gpus
         rows, columns = scratch_size(shapes, types)
         return State(
             lane=np.zeros(lanes, LANE),
@@ -356,31 +358,6 @@ class OServe(Simulation):
             served=np.zeros((lanes, 3, n), np.float32),
             history=np.zeros((lanes, chosen.epochs + 1, HISTORY), np.float32),
         )
-
-    def room(self) -> int:
-        """Requests to have room for: an episode of the mix that asks for the most of them, and six deviations."""
-        chosen, asked = self.scenario, self.requests
-        alpha, _ = evaluate(self.types, self.deployments[self.menu], asked.stream_type)
-        rate = chosen.load[1] * float(alpha.max())
-        if chosen.drift == "fixed":
-            alpha, _ = evaluate(self.types, self.deployments[self.menu], self.mean_load[None])
-            rate = chosen.load[1] * float(alpha.max())
-        elif chosen.drift == "spans":
-            # no mix is purer than the largest CV allows
-            grid = mixes(len(asked.mix), 8 if len(asked.mix) < 5 else 3)
-            spread = grid.std(axis=1) / grid.mean(axis=1) <= chosen.cv[1] + 0.2
-            alpha, _ = evaluate(self.types, self.deployments[self.menu], grid[spread] @ asked.stream_type)
-            rate = chosen.load[1] * float(alpha.max())
-        elif chosen.drift == "day":
-            record = self.params.number[0]
-            rate = float(record["day_rate"]) * (1.0 + np.abs(self.params.day).sum(axis=1).max())
-        expected = rate * chosen.epochs * chosen.epoch_s * math.exp(3.0 * chosen.noise)
-        n = math.ceil(expected + 6.0 * math.sqrt(expected) + 64)
-        if n > 2**26:
-            raise InvalidArgument(
-                f"epochs={chosen.epochs} of {chosen.epoch_s:g} s: {n:,} requests an episode are too many"
-            )
-        return n
 
     def rates(self, state: State, lane: int) -> NDArray[np.float64]:
         """True arrivals a second of each type in every epoch of this episode, float64 [epochs, types]: nobody can know them."""
@@ -515,7 +492,8 @@ class OServeEnv(LaneEnv):
     ## Observation Space
     A flat float32 `Box`; `env.unwrapped.layout["forecast"]` is the slice of a field, `layout.markdown()` prints the table. Counts
     of the last epochs by type, their moving average (the forecast), queues, the deployment, the candidates and every replica.
-    Nothing in it depends on what is still to arrive.
+    Nothing in it depends on what is still to arrive, not even on how much that is, nor on the answers of waiting requests beyond
+    what their type says. Cache in use and load of a replica are readings of its engine, which reserves the answer when it admits.
 
     ## Rewards
     - `"latency"` (default): minus the seconds that requests spent in the system during the epoch, over all requests of the
@@ -532,8 +510,8 @@ class OServeEnv(LaneEnv):
 
     ## Episode End
     1. Truncation: after `epochs` epochs.
-    2. Termination: more requests wait than arrive in `backlog_s` on average (`unstable`). The rest of the episode is charged as if
-       nobody were served any more (in `penalty`).
+    2. Termination: more requests wait than are expected to arrive in `backlog_s` (`unstable`), at the mean rate of the
+       scenario, `simulation.expected_rps`. The rest of the episode is charged as if nobody were served any more (in `penalty`).
 
     ## Arguments
     ```python

@@ -83,7 +83,7 @@ def step_lane(
     _serve(state, params, lane, start_s, end_s)
     me.epoch += 1
     _count_up(state, params, lane, first, end_s)
-    terminated = me.waiting > me.cap
+    terminated = me.waiting > number.cap
     truncated = not terminated and me.epoch >= number.epochs
     if terminated:
         me.unstable = 1
@@ -270,7 +270,7 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     types, shapes = number.types, params.sizes.shape[0]
     for i in range(out.shape[0]):
         out[i] = 0.0
-    waits = math.log1p(float(me.cap))
+    waits = math.log1p(float(number.cap))
     out[0] = me.epoch / number.epochs
     out[1] = min(me.since / 20.0, 1.0)
     out[2] = min(max(me.ready_s - now_s, 0.0) / 60.0, 1.0) if me.stopping == 1 else 0.0
@@ -323,7 +323,7 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
                     out[f] = min(slot.load / 4.0, 1.0)
                     out[f + 1] = min(math.log1p(float(slot.waiting)) / waits, 1.0)
                     out[f + 2] = min(slot.kv / params.capacity[s], 1.0)
-                    out[f + 3] = min(slot.work_s / 60.0, 16.0)
+                    out[f + 3] = min(max(slot.work_s, 0.0) / 60.0, 16.0)
                     out[f + 4] = min(max(slot.ready_s - now_s, 0.0) / 60.0, 1.0)
                     at += shapes + SLOT_FIELDS
         size -= 1

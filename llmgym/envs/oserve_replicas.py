@@ -5,6 +5,9 @@ stage time: each needs 1 / rate of it in all, so at full speed they take `load` 
 is more than one all slow down by the same factor. With the progress of the replica, seconds at full speed, as time every request
 completes at a fixed progress, and a heap of these is all it takes. Between two visits a replica is left alone; `advance` brings
 it up to a time.
+
+What a scheduler may read of requests that have not completed (`work_s`, `waiting_kv`, `State.waits`) goes by the type that they
+were taken for at arrival, not by their true class, which holds the length of the answer.
 """
 
 import math
@@ -84,7 +87,7 @@ def _admit(state: State, params: Params, lane: int, k: int) -> None:
             break
         slot.head = asked.next
         slot.waiting -= 1
-        slot.waiting_kv -= tokens
+        slot.waiting_kv -= params.known_tokens[c]
         slot.kv += tokens
         slot.load += params.work_s[s, c] / params.latency_s[s, c]
         if asked.began_s < 0.0:
@@ -101,7 +104,7 @@ def _admit(state: State, params: Params, lane: int, k: int) -> None:
         )
         slot.running += 1
         me.waiting -= 1
-        state.waits[lane, params.type_of[c]] -= 1
+        state.waits[lane, params.guess[c]] -= 1
         me.running += 1
 
 
@@ -112,7 +115,7 @@ def _pass(params: Params, slot: Any, seconds: float) -> None:
     slot.clock_s += seconds
     slot.busy_s += used * seconds
     slot.kv_s += seconds * slot.kv / params.capacity[slot.shape]
-    slot.work_s = max(slot.work_s - used * seconds, 0.0)
+    slot.work_s -= used * seconds
 
 
 @kernel
@@ -141,6 +144,8 @@ def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> Non
         s, c = slot.shape, state.request[lane, r].kind
         slot.kv -= params.lengths[c, 0] + params.lengths[c, 1]
         slot.load -= params.work_s[s, c] / params.latency_s[s, c]
+        # it is known now what the request took
+        slot.work_s += state.request[lane, r].left * (params.work_s[s, c] - params.known_work_s[s, c])
         if slot.running == 0:
             # rounding errors must not add up; the heap may begin anew
             slot.load, slot.progress = 0.0, 0.0
@@ -165,10 +170,10 @@ def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
         state.request[lane, slot.tail].next = r
     slot.tail = r
     slot.waiting += 1
-    slot.waiting_kv += params.lengths[c, 0] + params.lengths[c, 1]
-    slot.work_s += asked.left * params.work_s[slot.shape, c]
+    slot.waiting_kv += params.known_tokens[c]
+    slot.work_s += asked.left * params.known_work_s[slot.shape, c]
     me.waiting += 1
-    state.waits[lane, params.type_of[c]] += 1
+    state.waits[lane, params.guess[c]] += 1
     if slot.clock_s >= slot.ready_s:
         _admit(state, params, lane, k)
 
@@ -182,10 +187,10 @@ def dequeue(state: State, params: Params, lane: int, k: int) -> int:
     c = asked.kind
     slot.head = asked.next
     slot.waiting -= 1
-    slot.waiting_kv -= params.lengths[c, 0] + params.lengths[c, 1]
-    slot.work_s = max(slot.work_s - asked.left * params.work_s[slot.shape, c], 0.0)
+    slot.waiting_kv -= params.known_tokens[c]
+    slot.work_s -= asked.left * params.known_work_s[slot.shape, c]
     state.lane[lane].waiting -= 1
-    state.waits[lane, params.type_of[c]] -= 1
+    state.waits[lane, params.guess[c]] -= 1
     return int(r)
 
 

@@ -173,7 +173,7 @@ def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int
             if able(params, slot, c) and (slot.ready_s <= now_s or waits == 1 or not stopping):
                 load = float(i)
                 if number.dispatch == LEAST_WORK:
-                    load = slot.work_s + params.work_s[slot.shape, c]
+                    load = max(slot.work_s, 0.0) + params.known_work_s[slot.shape, c]
                 elif number.dispatch == LEAST_KV:
                     load = (slot.kv + slot.waiting_kv) / params.capacity[slot.shape]
                 if load < least:
@@ -218,7 +218,7 @@ def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> 
         c = state.request[lane, slots[most].head].kind
         if not able(params, slots[least], c):
             continue
-        if slots[least].work_s + params.work_s[slots[least].shape, c] < slots[most].work_s:
+        if max(slots[least].work_s, 0.0) + params.known_work_s[slots[least].shape, c] < slots[most].work_s:
             r = dequeue(state, params, lane, most)
             enqueue(state, params, lane, least, r)
             me.moved_waiting += 1

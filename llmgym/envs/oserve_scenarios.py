@@ -82,7 +82,7 @@ class Scenario:
         dispatch: "flow" (by type, as the linear program says), "blind" (the same for all types, by mean rate), "round-robin",
             "least-work" (with migration of a waiting request a second) or "least-kv".
         types_known: the type of a request is known at arrival; False: guessed from its prompt.
-        backlog_s: an episode ends as unstable when more requests wait than arrive in this time on average.
+        backlog_s: an episode ends as unstable when more requests wait than are expected to arrive in this time.
         slo_scale: objective for the end-to-end time, in latencies of the static plan's replicas.
         switch_cost: of each switch, in the unit of the return.
     """

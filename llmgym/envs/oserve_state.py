@@ -35,7 +35,6 @@ LANE = np.dtype(
         ("waiting", "i4"),
         ("running", "i4"),
         ("waiting_peak", "i4"),
-        ("cap", "i4"),  # waiting requests that end the episode
         ("turn", "i4"),
         ("switches", "i4"),
         ("since", "i4"),  # epochs since the last switch
@@ -81,12 +80,12 @@ SLOT = np.dtype(
         ("head", "i4"),
         ("tail", "i4"),
         ("kv", "i8"),  # tokens that its running requests may need
-        ("waiting_kv", "i8"),
+        ("waiting_kv", "i8"),  # tokens that the waiting ones may need, as far as their types say
         ("ready_s", "f8"),
         ("clock_s", "f8"),
         ("progress", "f8"),  # seconds at full speed so far
         ("load", "f8"),  # stage time that its running requests would take at full speed
-        ("work_s", "f8"),  # stage time that those in it still need
+        ("work_s", "f8"),  # stage time that those in it still need, as far as their types say
         ("busy_s", "f8"),
         ("kv_s", "f8"),  # integral of the used share of the cache
     ],
@@ -123,6 +122,7 @@ NUMBER = np.dtype(
         ("dispatch", "i4"),
         ("reroute", "i4"),
         ("initial", "i4"),  # number of the first deployment
+        ("cap", "i4"),  # waiting requests that end the episode
         ("span_low", "i4"),
         ("span_high", "i4"),
         ("epoch_s", "f8"),
@@ -202,7 +202,7 @@ class State(NamedTuple):
         heap_id: int32 [lanes, R, seats]: the requests.
         demand: float64 [lanes, epochs, streams]: true mean arrivals a second.
         counts: int32 [lanes, epochs, J]: arrivals so far, by the type that they are taken for.
-        waits: int32 [lanes, J]: waiting requests of each type.
+        waits: int32 [lanes, J]: waiting requests, by the type that they are taken for.
         forecast: float64 [lanes, J]: arrivals a second, moving average.
         plan: float64 [lanes, J]: arrivals a second that routing is made for.
         share: float64 [lanes, 2, J, R]: of a type's requests for each replica; normally, and during a switch.
@@ -259,6 +259,8 @@ class Params(NamedTuple):
         type_of: int64 [C].
         guess: int64 [C], the type that is taken for it at arrival.
         split: float64 [J, J], share of each type among the requests that are taken for a type.
+        known_work_s: float64 [S, C], stage time to expect of a request at arrival: the mean of those that are taken for its type.
+        known_tokens: int64 [C], its prompt and the answer to expect of it at arrival.
         slo_s: float64 [C], objective for the end-to-end time.
         stream_cdf: float64 [M, C].
         stream_type: float64 [M, J], share of each type.
@@ -283,6 +285,8 @@ class Params(NamedTuple):
     type_of: NDArray[np.int64]
     guess: NDArray[np.int64]
     split: NDArray[np.float64]
+    known_work_s: NDArray[np.float64]
+    known_tokens: NDArray[np.int64]
     slo_s: NDArray[np.float64]
     stream_cdf: NDArray[np.float64]
     stream_type: NDArray[np.float64]

@@ -125,7 +125,7 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
         slot.head = requests[r].next
         slot.waiting -= 1
         me.waiting -= 1
-        state.waits[lane, params.type_of[requests[r].kind]] -= 1
+        state.waits[lane, params.guess[requests[r].kind]] -= 1
         me.rerouted += 1
         _append(requests, ends, 2, r)
     me.busy_gpu_s += slot.gpus * slot.busy_s

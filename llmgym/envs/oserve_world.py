@@ -96,7 +96,6 @@ def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
 @kernel
 def draw_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw demand and requests of an episode."""
-    me = state.lane[lane]
     number = params.number[0]
     demand = state.demand[lane]
     streams = number.streams
@@ -129,7 +128,6 @@ def draw_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
                 demand[e, m] *= math.exp(number.noise * (level - 0.5 * number.noise))
                 level = number.correlation * level + fresh * normal(noise, streams + e * streams + m)
     _draw_requests(state, params, lane, key)
-    me.cap = 1 + int(number.backlog_s * me.requests / (number.epochs * number.epoch_s))
 
 
 @kernel
