@@ -275,14 +275,13 @@ class KVProvision(Simulation):
         "request.prompt": "on arrival",
         "request.kind": "when the request completes",
         "request.output": "when the request completes",
-        "request.ttft_s": "when it has its first token",
-        "request.e2e_s": "when the request completes",
         "engine.lane.key": "never: chances of clearing",
         "engine.lane.next_finish": "when the request completes",
         "engine.resident.output": "when the request completes",
         "engine.resident.finish": "when the request completes",
         "engine.request.output": "when the request completes",
     }
+    shown: ClassVar[frozenset[str]] = frozenset({"request.ttft_s", "request.e2e_s"})
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other arrivals from the coming epoch on, and another rest of every output; see `Simulation.redraw`.

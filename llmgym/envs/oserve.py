@@ -359,6 +359,44 @@ class OServe(Simulation):
             history=np.zeros((lanes, chosen.epochs + 1, HISTORY), np.float32),
         )
 
+    hidden: ClassVar[dict[str, str]] = {
+        "lane.requests": "at the end of the episode",
+        "lane.checksum": "at the end of the episode",
+        "request.arrival_s": "on arrival",
+        "request.kind": "on arrival; what of it is no more than a type, on admission",
+        "demand": "never: counts are",
+    }
+    shown: ClassVar[frozenset[str]] = frozenset(
+        {
+            *("clock", "plan", "flow", "scratch", "heap_at"),
+            # how far a request has got: nowhere, where it is still to arrive
+            *(f"request.{name}" for name in ("left", "began_s", "e2e_s", "ttft_s", "next", "node")),
+        }
+    )
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other rates and arrivals from now on, other answers of what waits, as far as types differ; see `Simulation.redraw`.
+
+        An engine reserves the answer when it admits a request, so the class of a running one is known.
+        """
+        me, requests, params = state.lane[lane], state.request[lane], self.params
+        rng = np.random.default_rng(key)
+        other = self.world(key)
+        arrived = int(me["next"])
+        drawn = other.request[0, : other.lane[0]["requests"]]
+        future = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s][: len(requests) - arrived]
+        future = future[: rng.integers(1, len(future), endpoint=True)] if len(future) else future
+        me["requests"] = arrived + len(future)
+        requests[arrived : me["requests"]] = future
+        state.demand[lane] = other.demand[0]
+        fits = np.isfinite(params.work_s)
+        for r in np.flatnonzero((requests["began_s"][:arrived] < 0.0) & (requests["e2e_s"][:arrived] < 0.0)):
+            c = requests["kind"][r]
+            alike = (params.guess == params.guess[c]) & (params.lengths[:, 0] == params.lengths[c, 0])
+            requests["kind"][r] = rng.choice(np.flatnonzero(alike & (fits == fits[:, [c]]).all(axis=0)))
+        asked = requests[: me["requests"]]
+        me["checksum"] = float((asked["arrival_s"] + asked["kind"]).sum())
+
     def rates(self, state: State, lane: int) -> NDArray[np.float64]:
         """True arrivals a second of each type in every epoch of this episode, float64 [epochs, types]: nobody can know them."""
         chosen, me = self.scenario, state.lane[lane]
