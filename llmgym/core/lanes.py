@@ -29,6 +29,10 @@ NEXT_STEP, SAME_STEP, DISABLED, HOLD, RESET, LOOK = 0, 1, 2, 3, 4, 5
 With `LOOK` nothing happens, but observations and masks are written anew."""
 
 
+RUN_STEPS = 10_000
+"""Steps of one compiled call of `Lanes.run`."""
+
+
 class Kernels(NamedTuple):
     """The compiled functions of one environment; each works on one lane of the state arrays.
 
@@ -231,28 +235,26 @@ def _compile(
         return done
 
     @kernel(announce=f"{name} (whole episodes)")
-    def run_lanes(frame: NDArray[np.int64], start: int, stop: int, limit: int) -> int:
+    def run_lanes(frame: NDArray[np.int64], start: int, stop: int, limit: int, most: int) -> int:
         state, params, buffers = unpack(frame)
         steps = 0
         for lane in range(start, stop):
             if buffers.ended[lane]:
                 continue
-            total = 0.0
-            elapsed = 0.0
             while True:
+                if steps >= most:
+                    return steps
                 reward, terminated, truncated, dt = step_lane(state, params, lane, buffers.action[lane])
                 buffers.steps[lane] += 1
-                total += reward
-                elapsed += dt
+                steps += 1
+                buffers.reward[lane] += reward
+                buffers.dt[lane] += dt
                 if limit > 0 and buffers.steps[lane] >= limit:
                     truncated = True
                 if terminated or truncated:
                     break
-            steps += buffers.steps[lane]
-            buffers.reward[lane] = total
             buffers.terminated[lane] = terminated
             buffers.truncated[lane] = truncated
-            buffers.dt[lane] = elapsed
             buffers.ended[lane] = True
             metrics_lane(state, params, lane, buffers.metrics[lane])
             observe_lane(state, params, lane, buffers.obs[lane])
@@ -355,10 +357,21 @@ class Lanes:
         Nothing is observed on the way, which makes this the fastest way to evaluate a fixed rule. Afterwards `buffers.reward`
         holds returns, `buffers.dt` simulated seconds and `buffers.metrics` the metrics.
         """
-        if self._pool is None:
-            return self._run(self._frame, 0, self.count, self.limit)
-        jobs = [self._pool.submit(self._run, self._frame, lo, hi, self.limit) for lo, hi in self._ranges]
-        return sum(job.result() for job in jobs)
+        running = ~self.buffers.ended
+        self.buffers.reward[running] = 0.0
+        self.buffers.dt[running] = 0.0
+        steps = 0
+        # in pieces, between which Python sees signals: an episode can be long
+        while not self.buffers.ended.all():
+            if self._pool is None:
+                steps += self._run(self._frame, 0, self.count, self.limit, RUN_STEPS)
+                continue
+            jobs = [
+                self._pool.submit(self._run, self._frame, lo, hi, self.limit, RUN_STEPS)
+                for lo, hi in self._ranges
+            ]
+            steps += sum(job.result() for job in jobs)
+        return steps
 
     def load_action(self, action: Any) -> None:
         """Check one action of a single lane and store it. Raises `InvalidAction`."""

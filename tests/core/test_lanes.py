@@ -313,3 +313,36 @@ def test_same_where_told_can_fail():
     other["action_mask"][1, 2] ^= 1
     with pytest.raises(AssertionError):
         same_where_told(other, infos)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("piece", [1, 7, 10_000])
+def test_whole_episodes_are_the_sum_of_their_steps(monkeypatch, threads, piece):
+    """`Lanes.run` plays in pieces, so that Python sees signals; where the pieces end changes nothing."""
+    monkeypatch.setattr("llmgym.core.lanes.RUN_STEPS", piece)
+    stepped, played = ToyVectorEnv(7, autoreset_mode="DISABLED"), ToyVectorEnv(7, threads=threads)
+    for envs in (stepped, played):
+        envs.reset(seed=3)
+        for actions in ([0, 1, 2, 0, 1, 2, 0], [1] * 7):
+            envs.step(np.array(actions))
+    returns, steps = np.zeros(7), 0
+    ended = np.zeros(7, bool)
+    last: dict = {}
+    while not ended.all():
+        before = ended.copy()
+        stepped.lanes.load_actions(np.ones(7, np.int64))
+        stepped.lanes.step(3)  # HOLD: a lane whose episode has ended waits
+        buffers = stepped.lanes.buffers
+        returns += np.where(before, 0.0, buffers.reward)
+        steps += int((~before).sum())
+        for lane in np.flatnonzero(buffers.ended & ~before):
+            last[lane] = (buffers.obs[lane].copy(), buffers.metrics[lane].copy())
+        ended = buffers.ended.copy()
+    played.lanes.load_actions(np.ones(7, np.int64))
+    assert played.lanes.run() == steps
+    same(played.lanes.buffers.reward, returns)
+    for lane, (obs, metrics) in last.items():
+        same(played.lanes.buffers.obs[lane], obs)
+        same(played.lanes.buffers.metrics[lane], metrics)
+    assert played.lanes.run() == 0, "every episode has ended"
+    same(played.lanes.buffers.reward, returns)
