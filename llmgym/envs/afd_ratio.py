@@ -39,7 +39,7 @@ from llmgym.envs.afd_ratio_state import (
     Params,
     State,
 )
-from llmgym.envs.afd_slots import SLOT, TABLE, recount, wheel_size
+from llmgym.envs.afd_slots import SLOT, TABLE, recount, redraw_steps, wheel_size
 from llmgym.serving.attention_ffn import barrier_time, optimal_ratio, throughput
 from llmgym.serving.attention_ffn_requests import pack
 
@@ -168,6 +168,46 @@ class AFDRatio(Simulation):
             law=np.zeros((lanes, chosen.epochs), np.int32),
             history=np.zeros((lanes, chosen.epochs, 6), np.float32),
         )
+
+    hidden: ClassVar[dict[str, str]] = {
+        "lane.key": "never: requests, loads and ages to come",
+        "lane.checksum": "at the end of the episode",
+        "lane.asked_steps": "when the requests are done",
+        "law": "never, but for the first; the requests that finish tell",
+        "slot.steps": "when the request is done",
+        "slot.end": "when the request is done",
+        "slot.next": "when the request is done: who is done in the same step",
+        "wheel": "when the request is done",
+    }
+    shown: ClassVar[frozenset[str]] = frozenset(
+        {
+            "lane.first_law",  # a load test has measured it, and rewards are in units of its best
+            "window",  # of that test, then of the requests that finished
+            "lane.sum_prompt",
+            "lane.sum_steps",
+            "lane.sum_load",
+            "lane.sum_square",
+            "coefficients",  # measured
+        }
+    )
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other laws from the coming epoch on, other requests, and another rest of those in the slots; see `Simulation.redraw`."""
+        me, law = state.lane[lane], state.law[lane]
+        rng = np.random.default_rng(key)
+        chance = float(self.params.number["switch_chance"][0])
+        begun = max(int(me["epoch"]), 1)
+        for epoch in range(begun, len(law)):
+            law[epoch] = law[epoch - 1]
+            if len(self.laws) > 1 and rng.random() < chance:
+                law[epoch] = (law[epoch - 1] + rng.integers(1, len(self.laws))) % len(self.laws)
+        steps = np.sort(np.concatenate([self.laws[k].steps for k in np.unique(law[:begun])]))
+        workers = state.worker.shape[1]
+        for t in range(state.table.shape[1]):
+            tick = int(state.microbatch["tick"][lane, t // workers])
+            me["asked_steps"] += redraw_steps(state.slot[lane, t], state.wheel[lane, t], tick, steps, rng)
+        me["key"] = key
+        me["checksum"] = rng.random() + float(np.arange(1, len(law) + 1) @ law)
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests, their tokens and steps from the slots."""

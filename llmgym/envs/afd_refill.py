@@ -33,7 +33,7 @@ from llmgym.envs.afd_refill_state import (
     Params,
     State,
 )
-from llmgym.envs.afd_slots import SLOT, TABLE, recount, wheel_size
+from llmgym.envs.afd_slots import SLOT, TABLE, recount, redraw_steps, wheel_size
 from llmgym.serving.attention_ffn import communication_time, step_time, throughput
 from llmgym.serving.attention_ffn_requests import load, pack
 
@@ -96,6 +96,10 @@ class AFDRefill(Simulation):
         self.scenario = chosen
         self.action_mode, self.reward = action, reward
         self.raise_on_masked = invalid_action == "raise"
+        # a prediction without an error is the truth
+        self.privileged_observation = chosen.information == "exact" or (
+            chosen.information == "noisy" and chosen.noise_scale == 0.0
+        )
         self.layout = _layout(chosen)
         self.action_space: Discrete[Any] | Box = Discrete(chosen.window)
         if action == "score":
@@ -137,6 +141,47 @@ class AFDRefill(Simulation):
             order=np.zeros((lanes, chosen.ratio), np.int32),
             history=np.zeros((lanes, chosen.cycles, 2), np.float32),
         )
+
+    hidden: ClassVar[dict[str, str]] = {
+        "lane.key": "never: requests to come",
+        "lane.checksum": "at the end of the episode",
+        "lane.asked_steps": "when the requests are done",
+        "waiting.steps": "when the request is done",
+        "slot.steps": "when the request is done",
+        "slot.end": "when the request is done",
+        "slot.next": "when the request is done: who is done in the same step",
+        "wheel": "when the request is done",
+    }
+    shown: ClassVar[frozenset[str]] = frozenset(
+        {
+            # the run before the episode, and what it left in the slots
+            "lane.tick",
+            "lane.left",
+            "lane.taken",
+            "lane.tau",
+            "history",
+            "table",
+            "order",
+            "slot.prompt",
+            "waiting.prompt",
+            "waiting.predicted",
+        }
+    )
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other requests to come, and other steps of those that wait or run; predictions stay. See `Simulation.redraw`."""
+        me, waiting = state.lane[lane], state.waiting[lane]
+        rng = np.random.default_rng(key)
+        steps = np.sort(self.law.steps)
+        grown = 0
+        for slots, wheel in zip(state.slot[lane], state.wheel[lane], strict=True):
+            grown += redraw_steps(slots, wheel, int(me["tick"]), steps, rng)
+        me["asked_steps"] += grown
+        drawn = rng.choice(steps, len(waiting))
+        grown += int(drawn.sum() - waiting["steps"].sum())
+        waiting["steps"] = drawn
+        me["key"] = key
+        me["checksum"] += 1e-3 * grown
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests, their tokens and steps from the slots."""

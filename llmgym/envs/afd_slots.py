@@ -136,14 +136,51 @@ def advance(slots: NDArray[Any], wheel: NDArray[np.int32], table: Any, tick: int
     return done
 
 
-def recount(slots: NDArray[Any], wheel: NDArray[np.int32], tick: int) -> tuple[int, int, int, int]:
-    """Requests, tokens, steps had and steps left of one table, from its slots and not from its counters."""
-    running = []
+def _running(slots: NDArray[Any], wheel: NDArray[np.int32]) -> list[int]:
+    """The slots of one table that hold a request."""
+    found = []
     for head in wheel:
         s = int(head)
         while s != NONE:
-            running.append(s)
+            found.append(s)
             s = int(slots["next"][s])
+    return found
+
+
+def redraw_steps(
+    slots: NDArray[Any],
+    wheel: NDArray[np.int32],
+    tick: int,
+    steps: NDArray[np.int32],
+    rng: np.random.Generator,
+) -> int:
+    """Give every request in a table other steps, more than it has had: what it holds stays, when it will be done does not.
+
+    Args:
+        slots: records `SLOT` [B].
+        wheel: int32 [buckets].
+        tick: steps of the microbatch so far.
+        steps: of the requests to draw from, each equally likely, rising; the last is more than any request here has had.
+        rng: draws them.
+
+    Returns:
+        By how many the steps of all requests together have grown.
+    """
+    running = np.array(_running(slots, wheel), np.int64)
+    old, end = slots["steps"][running], slots["end"][running]
+    had = old - (end - tick)
+    drawn = steps[rng.integers(np.searchsorted(steps, had, side="right"), len(steps))]
+    slots["steps"][running], slots["end"][running] = drawn, end + drawn - old
+    wheel[:] = NONE
+    for s in running.tolist():
+        bucket = int(slots["end"][s]) & (len(wheel) - 1)
+        slots["next"][s], wheel[bucket] = wheel[bucket], s
+    return int(drawn.sum() - old.sum())
+
+
+def recount(slots: NDArray[Any], wheel: NDArray[np.int32], tick: int) -> tuple[int, int, int, int]:
+    """Requests, tokens, steps had and steps left of one table, from its slots and not from its counters."""
+    running = _running(slots, wheel)
     mine = slots[np.array(running, np.int64)]
     left = (mine["end"] - tick).astype(np.int64)
     had = mine["steps"] - left

@@ -356,3 +356,42 @@ def test_pictures() -> None:
     words = AFDRefillEnv(render_mode="ansi", **TINY)
     words.reset(seed=0)
     assert "A3" in words.render() and "waiting prompts" in words.render()
+
+
+@pytest.mark.parametrize(
+    ("told", "privileged"),
+    [
+        ({"information": "exact"}, True),
+        ({"information": "noisy", "noise_scale": 0.0}, True),
+        ({"information": "noisy", "noise_scale": 0.5}, False),
+        ({"information": "mean"}, False),
+        ({"information": "none"}, False),
+    ],
+)
+def test_an_observation_is_privileged_where_it_shows_the_true_steps(
+    told: dict[str, Any], privileged: bool
+) -> None:
+    """Every prediction is the truth, or the environment does not say that it is."""
+    env = AFDRefillEnv(**{**TINY, **told})
+    env.reset(seed=0)
+    waiting = env.lanes.state.waiting[0]
+    assert env.simulation.privileged_observation == privileged
+    assert bool((waiting["predicted"] == waiting["steps"]).all()) == privileged
+
+
+def test_another_future_keeps_what_the_slots_hold() -> None:
+    """Requests drawn anew keep their prompts and the steps they have had, have at least one to come, and mostly end elsewhere."""
+    env = AFDRefillEnv(**TINY)
+    _, info = env.reset(seed=0)
+    changed = []
+    for _ in range(20):
+        other = copy.deepcopy(env)
+        other.simulation.redraw(other.lanes.state, 0, 7)
+        for before, after in zip(tables(env), tables(other), strict=True):
+            assert [(p, steps - left) for p, steps, left in after] == [
+                (p, steps - left) for p, steps, left in before
+            ]
+            assert all(left >= 1 for _, _, left in after)
+            changed += [one[1] != two[1] for one, two in zip(before, after, strict=True)]
+        _, _, _, _, info = env.step(int(np.flatnonzero(info["action_mask"])[0]))
+    assert np.mean(changed) > 0.6
