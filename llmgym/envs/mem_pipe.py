@@ -89,6 +89,38 @@ class MemPipe(Simulation):
             np.zeros((lanes, n), np.float32),
         )
 
+    hidden: ClassVar[dict[str, str]] = {
+        "lane.key": "never: it is what the episode was drawn from",
+        "lane.checksum": "at the end of the episode",
+        "request.arrival_s": "on arrival",
+        "request.cell": "on arrival",
+        "request.stage": "on arrival",
+        "request.weight": "on arrival",
+        "request.ready_s": "on arrival; for a request that waits, at the next end or arrival",
+    }
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other requests at other times from now on; how many an episode has is a setting. See `Simulation.redraw`."""
+        me, requests, span = state.lane[lane], state.request[lane], state.span[lane]
+        other = self.world(key)
+        drawn, clock = other.request[0], me["clock"]
+        n = int(np.searchsorted(requests["arrival_s"], clock, side="right"))
+        inside, future = requests[:n], requests[n:]
+        before = future["arrival_s"].copy()
+        future[:] = drawn[n:]
+        # gaps are exponential: from now to the next arrival as from one arrival to the next
+        future["arrival_s"] += clock - drawn["arrival_s"][n - 1]
+        future["ready_s"] = future["arrival_s"]
+        # who waits decides at the next end of a job, or at the next arrival, which is another one now
+        waits = inside["stage"] < ALL_PLACED
+        waits &= (inside["ready_s"] > clock) & (span[:n, :, 3].max(axis=1) <= clock)
+        ends = np.concatenate([state.resource["until_s"][lane], inside["ready_s"][~waits]])
+        ready = inside["ready_s"][waits]
+        ready = np.where(np.isin(ready, before), ends[ends > clock].min(initial=np.inf), ready)
+        inside["ready_s"][waits] = np.minimum(ready, future["arrival_s"].min(initial=np.inf))
+        me["key"] = other.lane[0]["key"]
+        me["checksum"] = float((requests["arrival_s"] + requests["cell"]).sum())
+
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests and stages from their records, and busy time from the spans of the stages."""
         me, requests = state.lane[lane], state.request[lane]

@@ -80,6 +80,22 @@ class MemPlace(Simulation):
             np.zeros((lanes, self.scenario.requests, 3), np.float32),
         )
 
+    hidden: ClassVar[dict[str, str]] = {
+        "lane.key": "never: requests, links and errors to come",
+        "lane.checksum": "at the end of the episode",
+        "error": "when the request has run: the reward tells of those that mattered",
+    }
+    shown: ClassVar[frozenset[str]] = frozenset({"lane.cell", "lane.scale"})
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other errors of the times predicted for the present request, and other requests after it; see `Simulation.redraw`."""
+        me, error = state.lane[lane], state.error[lane]
+        if me["request"] < self.scenario.requests:  # the last one has run
+            before = error.sum()
+            error[:] = np.exp(self.scenario.noise * np.random.default_rng(key).standard_normal(error.shape))
+            me["checksum"] += error.sum() - before
+        me["key"] = key
+
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests from the history; what is copied arrives within the step."""
         me = state.lane[lane]

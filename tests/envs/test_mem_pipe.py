@@ -1,5 +1,6 @@
 """MemPipe: a plain simulation beside it, resources in order, a toy with a known optimum, waiting, pictures, and wrong input."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -302,3 +303,35 @@ def test_actions_that_are_none(action: Any) -> None:
     env.reset(seed=0)
     with pytest.raises(InvalidAction):
         env.step(action)
+
+
+def test_another_future_is_another_moment_for_who_waits_for_an_arrival() -> None:
+    """Drawn anew while a request waits: it decides at the next arrival of the other world, or when a job ends before."""
+    env = MemPipeEnv(scenario="stress", requests=24)
+    met = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        _, info = env.reset(seed=seed)
+        done = False
+        while not done:
+            requests, clock = env.lanes.state.request[0].copy(), env.lanes.state.lane["clock"][0]
+            ahead = requests["arrival_s"] > clock
+            waits = ~ahead & (requests["stage"] < ALL_PLACED)
+            waits &= np.isin(requests["ready_s"], requests["arrival_s"][ahead])
+            if waits.any():
+                met += 1
+                other = copy.deepcopy(env)
+                other.simulation.redraw(other.lanes.state, 0, met)
+                drawn = other.lanes.state.request[0]
+                assert (drawn["arrival_s"][ahead] > clock).all()
+                assert (drawn["arrival_s"][ahead] != requests["arrival_s"][ahead]).all()
+                same = drawn[~ahead & ~waits] == requests[~ahead & ~waits]
+                assert same.all()
+                resources = env.lanes.state.resource[0]["until_s"]
+                ends = [*resources, *requests["ready_s"][~ahead & ~waits]]
+                soonest = min([end for end in ends if end > clock] + [drawn["arrival_s"][ahead].min()])
+                assert (drawn["ready_s"][waits] == soonest).all()
+            action = int((rng.random(3) * info["action_mask"]).argmax())
+            _, _, terminated, truncated, info = env.step(action)
+            done = terminated or truncated
+    assert met > 5
