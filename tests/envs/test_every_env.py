@@ -88,10 +88,17 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "llmgym/AFDRatio-v0": {
         "ratio": {**_BUNDLE, "switch_epochs": 2.0},
-        "delta": {**_BUNDLE, "action": "delta", "fidelity": "pipeline", "batches": 3, "start": "cold"},
+        "delta": {
+            **_BUNDLE,
+            "action": "delta",
+            "fidelity": "pipeline",
+            "batches": 3,
+            "start": "cold",
+            "cycles": 21,  # so that requests finish, of which all start anew
+        },
         "pipeline": {**_BUNDLE, "fidelity": "pipeline", "spread": 0.3, "instances": 5},
         "gaussian": {**_BUNDLE, "fidelity": "gaussian", "switch_epochs": 2.0, "comm": "aggregate"},
-        "meanfield": {**_BUNDLE, "fidelity": "meanfield", "action": "delta"},
+        "meanfield": {**_BUNDLE, "fidelity": "meanfield", "action": "delta", "switch_epochs": 2.0},
         "stop": {**_BUNDLE, "stop": 10, "switch_cycles": 0.0, "requests": "constant:prompt=5,steps=3"},
     },
     "llmgym/AFDRefill-v0": {
@@ -174,7 +181,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "stress": {"scenario": "stress", "requests": 24},
     },
     "llmgym/MemPlace-v0": {
-        "small": {"scenario": "small", "requests": 40},
+        "small": {"scenario": "small", "requests": 40, "noise": 0.7},
         "energy": {"scenario": "energy", "requests": 30},
         "paged": {"scenario": "paged", "requests": 30},
         "stress": {"scenario": "stress", "requests": 50},

@@ -16,7 +16,7 @@ import llmgym
 from llmgym import baselines
 from llmgym.core.lanes import LOOK, Simulation
 from tests.core.drive import legal_action, same
-from tests.envs.test_every_env import CASES, every_case, every_id, make
+from tests.envs.test_every_env import CASES, check_audit, every_case, every_id, make
 
 MOMENTS = (0, 1, 2, 3, 5, 9, 17, 33, 60, 120)
 """Decisions of an episode after which the future is drawn anew."""
@@ -112,6 +112,7 @@ def test_observations_and_masks_do_not_read_what_is_hidden(env_id, kwargs):
                     same(look(other), before, f"seed {seed}, step {step}, world {key}")
                     touched |= changes(env.lanes.state, other.lanes.state)
                     audit = other.simulation.audit(other.lanes.state, 0)
+                    check_audit(audit, {})
                     assert audit.get("clock_s") == env.simulation.audit(env.lanes.state, 0).get("clock_s")
             _, _, terminated, truncated, info = env.step(legal_action(env, info["action_mask"], rng))
             if terminated or truncated:
@@ -151,13 +152,39 @@ def test_another_future_is_another_episode(env_id, kwargs):
         ends = []
         for one in (env, other):
             rng = np.random.default_rng(seed)
+            total = 0.0
             for _ in range(20_000):
                 if one.lanes.buffers.ended[0]:
                     break
-                one.step(legal_action(one, one.lanes.buffers.mask[0], rng))
-            ends.append(one.metrics())
+                total += one.step(legal_action(one, one.lanes.buffers.mask[0], rng))[1]
+            expected = one.simulation.expected_return(one.metrics())
+            assert total == pytest.approx(expected, rel=1e-6, abs=1e-9)
+            # without the name of the world, which redraw writes by itself
+            ends.append({name: value for name, value in one.metrics().items() if name != "world_checksum"})
         parted += ends[0] != ends[1]
     assert parted == 3
+
+
+@every_case
+def test_an_episode_goes_on_with_another_future(env_id, kwargs):
+    """The future is drawn anew again and again, in place: counters stay those of the raw arrays, and the episode ends."""
+    env = make(env_id, kwargs)
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        env.reset(seed=seed)
+        audit = env.simulation.audit(env.lanes.state, 0)
+        for step in range(20_000):
+            if step in MOMENTS:
+                env.simulation.redraw(env.lanes.state, 0, 100 * seed + step)
+                env.lanes.step(LOOK)
+            action = legal_action(env, env.lanes.buffers.mask[0], rng)
+            obs, _, terminated, truncated, _ = env.step(action)
+            before, audit = audit, env.simulation.audit(env.lanes.state, 0)
+            check_audit(audit, before)
+            assert obs in env.observation_space, obs
+            if terminated or truncated:
+                break
+        assert terminated or truncated
 
 
 def _rules() -> list[Any]:
@@ -185,12 +212,17 @@ def test_rules_do_not_read_what_is_hidden(env_id, rule):
             obs = env.lanes.buffers.obs.copy()
             mask = info["action_mask"][None] if env.simulation.mask_size else None
             if step in MOMENTS:
-                other, twin = copy.deepcopy((env, policy))
-                other.simulation.redraw(other.lanes.state, 0, 100 * seed + step)
-                other.lanes.step(LOOK)
-                same(look(other), look(env), f"seed {seed}, step {step}")
                 expected = np.asarray(copy.deepcopy(policy).act(obs, mask))
-                same(np.asarray(twin.act(obs, mask)), expected, f"seed {seed}, step {step}")
+                for world in range(
+                    WORLDS // 2
+                ):  # what a rule reads need not change its decision in every one
+                    other, twin = copy.deepcopy((env, policy))
+                    other.simulation.redraw(other.lanes.state, 0, 1000 * seed + 7 * step + world)
+                    other.lanes.step(LOOK)
+                    same(look(other), look(env), f"seed {seed}, step {step}, world {world}")
+                    same(
+                        np.asarray(twin.act(obs, mask)), expected, f"seed {seed}, step {step}, world {world}"
+                    )
                 compared += 1
             action = np.asarray(policy.act(obs, mask))[0]
             _, _, terminated, truncated, info = env.step(int(action) if np.ndim(action) == 0 else action)
