@@ -211,7 +211,9 @@ class KVQueue(Simulation):
         self.reward = reward
         self.drop_cost = drop_cost
         self.raise_on_masked = invalid_action == "raise"
-        self.privileged_observation = chosen.information == "exact"
+        self.privileged_observation = chosen.information == "exact" or (
+            chosen.information == "noisy" and chosen.noise_scale == 0.0
+        )
         self.layout = _layout(slots)
         if action == "watermark":
             self.action_space: Discrete[Any] | Box = Box(0.0, 0.3, (1,), np.float64)
