@@ -43,6 +43,10 @@ class CheckpointError(LlmgymError, ValueError):
     """A checkpoint that is truncated, of another version, or made for another environment."""
 
 
+class NoProgress(LlmgymError, RuntimeError):
+    """A simulation that would go on for ever without serving anybody; the message says what keeps it, and what to change."""
+
+
 class ResetNeeded(LlmgymError, RuntimeError):
     """`step` was called before `reset`, or on an episode that has ended."""
 

@@ -1,4 +1,7 @@
-"""Mean and quantiles for compiled code: numpy's partition would take as long to compile as a whole environment."""
+"""Mean, quantiles and ratios for compiled code: numpy's partition would take as long to compile as a whole environment.
+
+What there is nothing to take it of has no value: it is NaN and not 0, which would be the best of all latencies.
+"""
 
 import math
 
@@ -10,22 +13,33 @@ from llmgym.core.jit import kernel
 
 @kernel
 def mean(values: NDArray[np.float32]) -> float:
-    """Mean of float32 [n]; 0 where there are no values."""
+    """Mean of float32 [n]; NaN where there are no values."""
     total = 0.0
     for i in range(values.shape[0]):
         total += values[i]
-    return total / max(values.shape[0], 1)
+    return ratio(total, values.shape[0])
+
+
+@kernel(inline=True)
+def ratio(total: float, count: float) -> float:
+    """`total / count`; NaN where there is nothing to divide by, which is a count of 0 or less."""
+    return total / count if count > 0.0 else math.nan
+
+
+def total(mean: float, count: float) -> float:
+    """The sum that a mean over `count` stands for: 0 where nothing was counted, so that the mean is NaN."""
+    return mean * count if count > 0.0 else 0.0
 
 
 @kernel
 def quantile(values: NDArray[np.float32], q: float) -> float:
-    """Quantile of float32 [n], linear between neighbours as numpy's default; 0 where there are no values.
+    """Quantile of float32 [n], linear between neighbours as numpy's default; NaN where there are no values.
 
     Reorders `values` (Hoare's selection, CACM 4(7), 1961); no NaN may be among them.
     """
     n = values.shape[0]
     if n == 0:
-        return 0.0
+        return math.nan
     place = q * (n - 1)
     wanted = int(math.floor(place))
     low, high = 0, n - 1

@@ -146,6 +146,27 @@ def admit(state: Any, params: Any, lane: int, request: int) -> None:
 
 
 @kernel(inline=True)
+def empty(state: Any, lane: int) -> bool:
+    """Whether nobody is in an engine. One that holds requests and has nothing to run in its next batch is not empty, but held up:
+    it has cleared its cache, say, and admits nobody before the batch after.
+    """
+    return state.lane[lane].residents + state.lane[lane].waiting == 0
+
+
+@kernel(inline=True)
+def held_up_s(state: Any, lane: int, following_s: float, idle_s: float) -> float:
+    """For how long an engine that is held up waits before it plans again: `idle_s`, or until the next arrival if that is sooner.
+
+    Args:
+        state: see the module.
+        lane: which lane.
+        following_s: time of the next arrival, s; infinite if nobody comes.
+        idle_s: at most so long, s.
+    """
+    return min(idle_s, max(following_s - state.lane[lane].clock_s, 0.0))
+
+
+@kernel(inline=True)
 def run_batch(state: Any, params: Any, lane: int) -> float:
     """Run the planned batch: the clock moves by its duration, residents advance, completed ones leave. Returns s.
 

@@ -1,5 +1,6 @@
 """`llmgym replay`: how long users wait when an engine serves a trace."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llmgym import profiles, workloads
-from llmgym.core.checks import whole
-from llmgym.serving.replay import latency_figures, replay
+from llmgym.core.checks import choice, whole
+from llmgym.errors import InvalidArgument, NoProgress
+from llmgym.serving.replay import Replayed, latency_figures, replay
+from llmgym.workloads.workload import INFORMATION
 
 
 @dataclass(frozen=True)
@@ -42,8 +45,10 @@ class Replay:
     """Data-parallel engines that step together, at the pace of the slowest."""
     clients: int | None = None
     """Requests kept in flight on each rank, instead of the arrivals."""
+    information: str | None = None
+    """What the rule is told of output lengths: exact, noisy, mean or none; the trace's own predictions, if any, if left out."""
     seed: int = 0
-    """Of what is drawn from a workload."""
+    """Of what is drawn from a workload, and of the errors of noisy predictions."""
     out: Path | None = None
     """CSV file for the times of each request."""
 
@@ -51,18 +56,15 @@ class Replay:
         """Print what was found, and write it if asked to.
 
         Raises:
-            LlmgymError: a name, file or number that does not do, or a request that can never fit into the cache.
+            LlmgymError: a name, file or number that does not do, a request that can never fit into the cache, or no request that
+                finishes.
         """
+        if self.out is not None:
+            check_writable(self.out)
         whole("requests", self.requests)
-        workload = workloads.load(self.trace)
-        most = self.requests
-        if workload.arrivals.rows is not None:
-            most = min(most, len(workload.arrivals.rows))
-            workload = workload.with_arrivals(workloads.replay(workload.arrivals.rows, from_start=True))
-        if self.rate is not None:
-            workload = workload.with_rate(self.rate)
-        drawn = workload.sample(np.random.default_rng(self.seed), most)
-        rows = workloads.Rows(drawn.arrival_s, drawn.prompt_tokens, drawn.output_tokens)
+        if self.information is not None:
+            choice("information", self.information, INFORMATION)
+        rows = self._rows()
         found = replay(
             rows,
             profiles.load(self.profile, dense=self.dense, host=self.host),
@@ -73,6 +75,36 @@ class Replay:
             ranks=self.ranks,
             clients=self.clients,
         )
+        if found.unfinished == len(rows):
+            raise NoProgress(
+                f"none of {len(rows)} requests finishes: what is in the engine cannot be run by rule={self.rule!r} in batches of "
+                f"budget={self.budget} tokens"
+            )
+        self._tell(console, rows, found)
+        if self.out is not None:
+            self._write(self.out, rows, found)
+            console.print(f"Written: {self.out}")
+
+    def _rows(self) -> workloads.Rows:
+        """The requests, with what the rule is told of their outputs."""
+        workload = workloads.load(self.trace)
+        most = self.requests
+        if workload.arrivals.rows is not None:
+            most = min(most, len(workload.arrivals.rows))
+            workload = workload.with_arrivals(workloads.replay(workload.arrivals.rows, from_start=True))
+        if self.rate is not None:
+            workload = workload.with_rate(self.rate)
+        told = self.information or ("rows" if workload.has_predictions else "none")
+        drawn = workload.sample(np.random.default_rng(self.seed), most, information=told)
+        return workloads.Rows(
+            drawn.arrival_s,
+            drawn.prompt_tokens,
+            drawn.output_tokens,
+            None if told == "none" else drawn.predicted_tokens,
+            drawn.priority,
+        )
+
+    def _tell(self, console: Console, rows: workloads.Rows, found: Replayed) -> None:
         figures = latency_figures(found.arrival_s, found.first_s, found.last_s, rows.output_tokens)
         table = Table(title=f"{len(rows)} requests of {self.trace} on {self.profile}", title_justify="left")
         for name in ("", "p50", "p90", "p99"):
@@ -82,23 +114,52 @@ class Replay:
             ("tpot", "time per output token, s"),
             ("e2e", "end to end, s"),
         ):
-            table.add_row(name, *(f"{figures[f'{kind}_p{p}_s']:.4g}" for p in (50, 90, 99)))
+            table.add_row(name, *(_shown(figures[f"{kind}_p{p}_s"], ".4g") for p in (50, 90, 99)))
         console.print(table)
+        finished = len(rows) - found.unfinished
+        if found.unfinished:
+            console.print(
+                f"[bold]{found.unfinished} of {len(rows)} requests do not finish[/bold]: what is then in the engine cannot be run by "
+                f"rule {self.rule} in batches of {self.budget} tokens. They are in no figure."
+            )
+        makespan_s = figures["makespan_s"]
+        rate = finished / makespan_s if makespan_s > 0.0 else np.nan
         console.print(
-            f"{figures['output_tokens_per_s']:,.0f} output tokens/s, {len(rows) / figures['makespan_s']:.2f} requests/s, "
+            f"{_shown(figures['output_tokens_per_s'], ',.0f')} output tokens/s, {_shown(rate, '.2f')} requests/s, "
             f"{found.preemptions} preemptions, cache {100 * found.kv_mean:.0f} % full on average, "
             f"{100 * found.kv_peak:.0f} % at most, {found.batches:,} steps of {1e3 * found.batch_mean_s:.1f} ms"
         )
-        if self.out is not None:
-            columns = (
-                found.arrival_s,
-                rows.prompt_tokens,
-                rows.output_tokens,
-                found.first_s,
-                found.last_s,
-                found.rank,
-            )
-            header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s,rank"
-            form = ("%.6f", "%d", "%d", "%.6f", "%.6f", "%d")
-            np.savetxt(self.out, np.column_stack(columns), form, ",", header=header, comments="")
-            console.print(f"Written: {self.out}")
+
+    @staticmethod
+    def _write(out: Path, rows: workloads.Rows, found: Replayed) -> None:
+        columns = (
+            found.arrival_s,
+            rows.prompt_tokens,
+            rows.output_tokens,
+            found.first_s,
+            found.last_s,
+            found.rank,
+        )
+        header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s,rank"
+        form = ("%.6f", "%d", "%d", "%.6f", "%.6f", "%d")
+        try:
+            np.savetxt(out, np.column_stack(columns), form, ",", header=header, comments="")
+        except OSError as error:
+            raise InvalidArgument(f"out={str(out)!r}: cannot be written ({error.strerror})") from None
+
+
+def check_writable(out: Path) -> None:
+    """Raises `InvalidArgument` if a file cannot be written: no such folder, a folder of that name, or no right to."""
+    reason = None
+    if out.is_dir():
+        reason = "it is a folder"
+    elif not out.parent.is_dir():
+        reason = f"there is no folder {str(out.parent)!r}"
+    elif not os.access(out if out.exists() else out.parent, os.W_OK):
+        reason = "permission denied"
+    if reason is not None:
+        raise InvalidArgument(f"out={str(out)!r}: cannot be written, {reason}")
+
+
+def _shown(value: float, form: str) -> str:
+    return "-" if np.isnan(value) else format(value, form)

@@ -75,6 +75,12 @@ def set_limits(
 
 
 @kernel(inline=True)
+def time_per_token(ttft_s: float, e2e_s: float, output: int) -> float:
+    """TPOT of a request: (last token - first token) / (output - 1), s; NaN where a single token has no next one to wait for."""
+    return (e2e_s - ttft_s) / (output - 1) if output > 1 else math.nan
+
+
+@kernel(inline=True)
 def in_blocks(number: Any, tokens: int) -> int:
     """Tokens of the whole blocks that so many tokens need."""
     return (tokens + number.block - 1) & -number.block

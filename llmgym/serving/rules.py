@@ -16,6 +16,9 @@ from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
 from llmgym.serving.residents import CLEAR
 
+LEAST_CLEARED = 0.001
+"""A rule clears a resident with at least this probability, so that clearing comes to an end."""
+
 FIRST_CHUNK, WHOLE_PROMPT, PEAK, FUTURE, HEADROOM, CLASS_BUDGET = 0, 1, 2, 3, 4, 5
 AS_ADMITTED, DECODE_FIRST, PREFILL_FIRST, PREFILL_ONLY, DECODE_ONLY = 0, 1, 2, 3, 4
 
@@ -28,6 +31,8 @@ CHECKS = {
     "headroom": HEADROOM,
     "class-budget": CLASS_BUDGET,
 }
+PREDICTED = ("shortest-output", "smallest-area", "peak", "future")
+"""Orders and checks that reckon with the predicted output lengths of requests."""
 BATCHES = {
     "as-admitted": AS_ADMITTED,
     "decode-first": DECODE_FIRST,
@@ -69,7 +74,7 @@ class Rule:
         most: admissions a batch.
         watermark: fraction of M kept free at admission.
         headroom: fraction of M kept free at admission (`headroom` check).
-        clear_probability: see `clears`.
+        clear_probability: see `clears`; at least `LEAST_CLEARED`.
         class_budgets: admissions a batch, for each class of the workload; empty lets the environment derive safe ones
             (`llmgym.serving.capacity.safe_class_budgets`).
     """
@@ -100,14 +105,19 @@ class Rule:
                     f"{name}={getattr(self, name)!r} of rule {self.name!r}: expected 0 <= {name} < 1"
                 )
         whole(f"most (rule {self.name!r})", self.most, 1, 2**31 - 1)
-        if not 0.0 < self.clear_probability <= 1.0:
+        if not LEAST_CLEARED <= self.clear_probability <= 1.0:
             raise InvalidArgument(
-                f"clear_probability={self.clear_probability!r} of rule {self.name!r}: expected (0, 1]"
+                f"clear_probability={self.clear_probability!r} of rule {self.name!r}: expected {LEAST_CLEARED:g} to 1"
             )
         if any(budget < 0 for budget in self.class_budgets):
             raise InvalidArgument(
                 f"class_budgets={self.class_budgets!r} of rule {self.name!r}: expected numbers >= 0"
             )
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the rule reckons with predicted output lengths, so that it has to be told some."""
+        return self.order in PREDICTED or self.check in PREDICTED
 
 
 CATALOGUE: dict[str, Rule] = {

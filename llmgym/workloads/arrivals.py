@@ -42,26 +42,42 @@ class Rows:
         arrival_s: float64 [n], seconds since the first request, never decreasing.
         prompt_tokens: int32 [n], at least 1.
         output_tokens: int32 [n], at least 1.
+        predicted_tokens: int32 [n], at least 1: the output lengths that a scheduler is told; None if it is told none.
+        priority: int32 [n], lower ones first, as in vLLM; None if all are alike.
+
+    Raises:
+        InvalidArgument: arrays of different shapes or empty ones, a length that is no whole number from 1 on, or arrivals that
+            decrease.
     """
 
     arrival_s: npt.NDArray[np.float64]
     prompt_tokens: npt.NDArray[np.int32]
     output_tokens: npt.NDArray[np.int32]
+    predicted_tokens: npt.NDArray[np.int32] | None = None
+    priority: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         arrival_s = np.array(self.arrival_s, dtype=np.float64)
-        lengths = {}
-        for name in ("prompt_tokens", "output_tokens"):
-            given = np.asarray(getattr(self, name))
+        columns = {}
+        for name, least in (
+            ("prompt_tokens", 1),
+            ("output_tokens", 1),
+            ("predicted_tokens", 1),
+            ("priority", -(2**31)),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("predicted_tokens", "priority"):
+                continue
+            given = np.asarray(value)
             if given.ndim != 1 or given.shape != arrival_s.shape or given.size == 0:
                 raise InvalidArgument(f"{name}: shape {given.shape}, must be that of arrival_s and not empty")
-            if not np.all(np.equal(np.mod(given, 1), 0) & (given >= 1) & (given <= 2**31 - 1)):
-                raise InvalidArgument(f"{name}: must be whole numbers from 1 to 2147483647")
-            lengths[name] = given.astype(np.int32)
+            if not np.all(np.equal(np.mod(given, 1), 0) & (given >= least) & (given <= 2**31 - 1)):
+                raise InvalidArgument(f"{name}: must be whole numbers from {least} to 2147483647")
+            columns[name] = given.astype(np.int32)
         if not np.all(np.isfinite(arrival_s)) or np.any(np.diff(arrival_s) < 0.0):
             raise InvalidArgument("arrival_s: must be finite and must never decrease")
         object.__setattr__(self, "arrival_s", arrival_s - arrival_s[0])
-        for name, value in lengths.items():
+        for name, value in columns.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:

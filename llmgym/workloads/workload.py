@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmgym.errors import InvalidArgument
-from llmgym.workloads.arrivals import Arrivals, positive
+from llmgym.workloads.arrivals import Arrivals, Rows, positive
 from llmgym.workloads.lengths import RequestClass
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ class Requests(NamedTuple):
         kind: int32, number of the request's class.
         session: int32, number of its session; here each request is a session of its own.
         turn: int32, turn within the session, from 0.
+        priority: int32, lower ones first; 0 for requests that are not rows of a trace with priorities.
     """
 
     arrival_s: npt.NDArray[np.float64]
@@ -40,6 +41,7 @@ class Requests(NamedTuple):
     kind: npt.NDArray[np.int32]
     session: npt.NDArray[np.int32]
     turn: npt.NDArray[np.int32]
+    priority: npt.NDArray[np.int32]
 
 
 class Phase(NamedTuple):
@@ -185,11 +187,12 @@ class Workload:
             rng: source of the key.
             n: at most this many requests; needed when `horizon_s` is infinite.
             horizon_s: no request arrives after this time (s).
-            information: see `traffic`.
+            information: see `traffic`; or "rows", the predictions of the trace that the requests are rows of.
             noise_scale: see `traffic`.
 
         Raises:
-            InvalidArgument: neither `n` nor a finite `horizon_s`; a burst or phases by fraction without `n`.
+            InvalidArgument: neither `n` nor a finite `horizon_s`; a burst or phases by fraction without `n`; "rows" where a class
+                has no rows with predictions.
         """
         from llmgym.workloads.traffic import DRAWN, draw
 
@@ -203,7 +206,12 @@ class Workload:
             )
         if n is None and self.phase_by == "fraction" and len(self.phases) > 1:
             raise InvalidArgument("n=None: must be given for phases by fraction, or call with_requests first")
-        traffic = self.traffic(information, noise_scale)
+        told = information != "rows"
+        if not told and not self.has_predictions:
+            raise InvalidArgument(
+                "information='rows': needs classes of rows with predicted_tokens; give 'exact', 'noisy', 'mean' or 'none'"
+            )
+        traffic = self.traffic(information if told else "none", noise_scale)
         key = rng.integers(0, 2**64, dtype=np.uint64)
         capacity = n if n is not None else 64 + int(1.1 * horizon_s * self.mean_rate_rps)
         while True:
@@ -212,15 +220,55 @@ class Workload:
             if n is not None or count < capacity:
                 break
             capacity *= 2
+        kind = drawn["kind"][:count].copy()
+        predicted, priority = drawn["predicted"][:count].copy(), np.zeros(count, np.int32)
+        columns = [c.rows for c in self.classes if c.rows is not None]
+        if not told or any(rows.priority is not None for rows in columns):
+            place = self._places(key, horizon_s, capacity)[:count]
+            for k, c in enumerate(self.classes):
+                of = kind == k
+                if c.rows is not None and c.rows.priority is not None:
+                    priority[of] = c.rows.priority[place[of]]
+                if not told and c.rows is not None and c.rows.predicted_tokens is not None:
+                    predicted[of] = c.rows.predicted_tokens[place[of]]
         return Requests(
             drawn["arrival_s"][:count].copy(),
             drawn["prompt"][:count].copy(),
             drawn["output"][:count].copy(),
-            drawn["predicted"][:count].copy(),
-            drawn["kind"][:count].copy(),
+            predicted,
+            kind,
             session=np.arange(count, dtype=np.int32),
             turn=np.zeros(count, dtype=np.int32),
+            priority=priority,
         )
+
+    @property
+    def has_predictions(self) -> bool:
+        """Whether every request is a row of a trace that has predictions."""
+        return all(c.rows is not None and c.rows.predicted_tokens is not None for c in self.classes)
+
+    def _places(self, key: np.uint64, horizon_s: float, capacity: int) -> npt.NDArray[np.int64]:
+        """Which row each request that `key` draws is, int64 [capacity]; of a class without rows the number means nothing.
+
+        The same draw once more, from rows that have their own number for an output length.
+        """
+        from llmgym.workloads.traffic import DRAWN, draw
+
+        numbered: dict[int, Rows] = {}
+
+        def of(rows: Rows) -> Rows:
+            # one object for one, as rows are replayed in order only where classes and arrivals have the same
+            if id(rows) not in numbered:
+                numbered[id(rows)] = replace(rows, output_tokens=np.arange(1, len(rows) + 1, dtype=np.int32))
+            return numbered[id(rows)]
+
+        arrivals, classes = self.arrivals, self.classes
+        if arrivals.rows is not None:
+            arrivals = replace(arrivals, rows=of(arrivals.rows))
+        classes = tuple(c if c.rows is None else replace(c, rows=of(c.rows)) for c in classes)
+        drawn = np.zeros(capacity, DRAWN)
+        draw(replace(self, arrivals=arrivals, classes=classes).traffic("none"), key, float(horizon_s), drawn)
+        return drawn["output"].astype(np.int64) - 1
 
     def expectation(
         self,
