@@ -26,9 +26,9 @@ def ratio(total: float, count: float) -> float:
     return total / count if count > 0.0 else math.nan
 
 
-def total(mean: float, count: float) -> float:
-    """The sum that a mean over `count` stands for: 0 where nothing was counted, so that the mean is NaN."""
-    return mean * count if count > 0.0 else 0.0
+def counted(value: float) -> float:
+    """A metric as part of a return: 0 where it is NaN, because then nothing was counted that a reward could have been for."""
+    return 0.0 if math.isnan(value) else value
 
 
 @kernel

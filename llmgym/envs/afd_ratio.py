@@ -17,6 +17,7 @@ from llmgym.core.checks import choice, number, whole
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.statistics import counted
 from llmgym.envs.afd_ratio_kernels import KERNELS
 from llmgym.envs.afd_ratio_scenarios import (
     ACTIONS,
@@ -240,7 +241,7 @@ class AFDRatio(Simulation):
 
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode: its epochs times the mean relative throughput, less penalties."""
-        return metrics["relative_throughput"] * metrics["epochs"] - metrics["penalty"]
+        return counted(metrics["relative_throughput"]) * metrics["epochs"] - metrics["penalty"]
 
     def render(self, state: State, lane: int, mode: str) -> Any:
         """A picture or a text of one lane."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import integer, substream, uniform
+from llmgym.core.statistics import ratio
 from llmgym.envs.afd_ratio_epoch import (
     COEFFICIENTS,
     SCHEDULE,
@@ -164,31 +165,28 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`."""
+    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
     me = state.lane[lane]
     number = params.number[0]
-    epochs, cycles = float(max(me.epoch, 1)), float(max(me.cycle, 1))
-    elapsed = max(me.cycle_time, 1e-300)
-    rate = me.output / max(me.instance_time, 1e-300)
-    out[0] = me.relative / epochs
+    epochs, cycles, elapsed = float(me.epoch), float(me.cycle), me.cycle_time
+    rate = ratio(me.output, me.instance_time)
+    out[0] = ratio(me.relative, epochs)
     out[1] = rate
     out[2] = rate / number.cycle_s
-    out[3] = 0.0
-    if me.early > 0.0:
-        out[3] = me.early_tokens / me.early / (me.workers + me.ffn)
-    out[4] = me.cycle_time / cycles * number.cycle_s
+    out[3] = ratio(ratio(me.early_tokens, me.early), me.workers + me.ffn)
+    out[4] = ratio(me.cycle_time, cycles) * number.cycle_s
     if number.mode > GAUSSIAN:
-        out[4] = me.tpot / max(me.timed, 1) * number.cycle_s
-    out[5] = me.cycle_time / cycles
-    out[6] = me.excess / cycles
-    out[7] = me.load_sum / cycles
-    out[8] = me.attention_idle_sum / elapsed
-    out[9] = me.ffn_idle_sum / elapsed
-    out[10] = me.bound_attention_sum / cycles
-    out[11] = me.bound_comm_sum / cycles
-    out[12] = max(1.0 - out[10] - out[11], 0.0) if me.cycle > 0 else 0.0
-    out[13] = me.ratio_sum / epochs
-    out[14] = me.instance_time / max(me.clock, 1e-300)
+        out[4] = ratio(me.tpot, me.timed) * number.cycle_s
+    out[5] = ratio(me.cycle_time, cycles)
+    out[6] = ratio(me.excess, cycles)
+    out[7] = ratio(me.load_sum, cycles)
+    out[8] = ratio(me.attention_idle_sum, elapsed)
+    out[9] = ratio(me.ffn_idle_sum, elapsed)
+    out[10] = ratio(me.bound_attention_sum, cycles)
+    out[11] = ratio(me.bound_comm_sum, cycles)
+    out[12] = max(1.0 - out[10] - out[11], 0.0) if me.cycle > 0 else math.nan
+    out[13] = ratio(me.ratio_sum, epochs)
+    out[14] = ratio(me.instance_time, me.clock)
     out[15] = me.switches
     out[16] = me.switch_time * number.cycle_s
     out[17] = me.completed

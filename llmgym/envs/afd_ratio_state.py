@@ -127,6 +127,12 @@ METRICS = (
     "duration_s",
     "world_checksum",
 )
+"""TPOT counts from a request's entry into its slot, where the first token of its prefill is already there, over the tokens after
+that.
+
+NaN, with nothing to take it of: `thr80_tokens_per_cycle` without `stop`, or where 80 % of its requests have not completed (and in
+the modes without requests); `tpot_mean_s` in the modes with requests where none that began in the episode has completed; every
+other mean, share and rate before the first epoch."""
 
 
 class State(NamedTuple):

@@ -17,6 +17,7 @@ from llmgym.core.checks import choice, number
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.statistics import counted
 from llmgym.envs.afd_ratio_scenarios import Law, resolve_coefficients
 from llmgym.envs.afd_refill_kernels import KERNELS
 from llmgym.envs.afd_refill_scenarios import INFORMATION, Scenario, resolve_scenario
@@ -215,7 +216,7 @@ class AFDRefill(Simulation):
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode: its cycles times the mean that `reward` names, less penalties."""
         mean = metrics["relative_throughput"] if self.reward == "throughput" else -metrics["relative_excess"]
-        return mean * metrics["cycles"] - metrics["penalty"]
+        return counted(mean) * metrics["cycles"] - metrics["penalty"]
 
     def render(self, state: State, lane: int, mode: str) -> Any:
         """A picture or a text of one lane."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import normal, substream
+from llmgym.core.statistics import ratio
 from llmgym.envs.afd_refill_state import EXACT, GLOBALS, MEAN, NOISY, PICK, THROUGHPUT, Params, State
 from llmgym.envs.afd_slots import NEVER, advance, clear, draw, draw_running, place
 
@@ -315,22 +316,22 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`."""
+    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
     me = state.lane[lane]
     number = params.number[0]
-    cycles = float(max(me.cycle, 1))
-    rate = me.output / ((number.workers + 1) * max(me.clock, 1e-300))
-    out[0] = me.relative_excess / cycles
-    out[1] = me.excess / cycles
-    out[2] = me.clock / cycles
-    out[3] = me.relative / cycles
+    cycles = float(me.cycle)
+    rate = ratio(me.output, (number.workers + 1) * me.clock)
+    out[0] = ratio(me.relative_excess, cycles)
+    out[1] = ratio(me.excess, cycles)
+    out[2] = ratio(me.clock, cycles)
+    out[3] = ratio(me.relative, cycles)
     out[4] = rate
     out[5] = rate / number.cycle_s
-    out[6] = me.tpot / max(me.timed, 1) * number.cycle_s
-    out[7] = me.load / cycles
+    out[6] = ratio(me.tpot, me.timed) * number.cycle_s
+    out[7] = ratio(me.load, cycles)
     out[8] = me.completed
     out[9] = me.placed
-    out[10] = me.skips / max(me.placed, 1)
+    out[10] = ratio(me.skips, me.placed)
     out[11] = me.most_skips
     out[12] = me.cycle
     out[13] = me.penalty

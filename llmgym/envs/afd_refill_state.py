@@ -101,6 +101,11 @@ METRICS = (
     "duration_s",
     "world_checksum",
 )
+"""TPOT counts from a request's entry into its slot, where the first token of its prefill is already there, over the tokens after
+that.
+
+NaN, with nothing to take it of: `tpot_mean_s` where no request that was placed in the episode has completed; `skips_mean` where
+none was placed; every other mean and rate before the first cycle."""
 
 
 class State(NamedTuple):

@@ -21,7 +21,6 @@ from llmgym.core.layout import Field, Layout
 from llmgym.envs.kv_provision_kernels import KERNELS
 from llmgym.envs.kv_provision_scenarios import (
     MODES,
-    OVERFLOWS,
     Scenario,
     mixtures,
     multipliers,
@@ -48,11 +47,12 @@ from llmgym.envs.kv_provision_state import (
 )
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.admission import SCRATCH_ROWS
-from llmgym.serving.capacity import Saturation, exact_area, gpus_needed, saturation
+from llmgym.serving.capacity import Saturation, exact_area, gpus_needed, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
 from llmgym.serving.residents import RESIDENT
 from llmgym.serving.rules import pack, resolve
+from llmgym.serving.settings import OVERFLOWS
 from llmgym.workloads import Workload
 
 PARCELS = 100
@@ -230,10 +230,11 @@ class KVProvision(Simulation):
             raise InvalidArgument(
                 f"rate_rps={chosen.rate_rps:g} for {horizon_s:g} s: {expected:,.0f} requests an episode are too many"
             )
-        rules = resolve((chosen.rule,))
+        (rule,) = resolve((chosen.rule,))
+        rules = (with_class_budgets(rule, self.workload, self.kv_capacity, chosen.chunk),)
         records, class_budgets, orders = pack(rules, OVERFLOWS[chosen.overflow], len(self.workload.classes))
         return Params(
-            numbers, records, class_budgets, orders, self.profile.step_cost(), traffic.traffic("none"), work
+            numbers, records, class_budgets, orders, self.profile.step_cost(), traffic.traffic("mean"), work
         )
 
     def _mean(self, mix: NDArray[np.float64], f: Any) -> float:

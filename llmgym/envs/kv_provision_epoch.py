@@ -26,8 +26,8 @@ from llmgym.envs.kv_provision_state import (
 )
 from llmgym.serving import queue
 from llmgym.serving.admission import admit_by_rule, compose
-from llmgym.serving.engine import plan, run_batch
-from llmgym.serving.requests import remaining_area
+from llmgym.serving.engine import empty, held_up_s, plan, run_batch
+from llmgym.serving.requests import remaining_area, time_per_token
 from llmgym.serving.residents import wait
 
 
@@ -209,7 +209,7 @@ def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s:
             r.next += 1
         if r.clock_s >= end_s:
             break
-        if r.residents + r.waiting == 0:
+        if empty(engine, e):
             if r.next < r.filled:
                 r.clock_s = requests[r.next].arrival_s
                 continue
@@ -225,7 +225,8 @@ def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s:
         queued = r.waiting
         dt = run_batch(engine, params, e)
         if dt == 0.0:
-            dt = number.idle_s
+            following_s = requests[r.next].arrival_s if r.next < r.filled else math.inf
+            dt = held_up_s(engine, e, following_s, number.idle_s)
             r.clock_s += dt
         elif r.batch_used > BUSY * number.kv_capacity:
             r.busy_batches += 1
@@ -253,7 +254,7 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
             total += asked.prompt + asked.output
             state.served[lane, 0, me.served] = asked.ttft_s
             state.served[lane, 1, me.served] = asked.e2e_s
-            state.served[lane, 2, me.served] = (asked.e2e_s - asked.ttft_s) / max(asked.output - 1, 1)
+            state.served[lane, 2, me.served] = time_per_token(asked.ttft_s, asked.e2e_s, asked.output)
             me.served += 1
             continue
         moved[i] = keep

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import substream
-from llmgym.core.statistics import mean, quantile
+from llmgym.core.statistics import mean, quantile, ratio
 from llmgym.envs.kv_provision_epoch import flow, serve
 from llmgym.envs.kv_provision_state import (
     COMMON,
@@ -234,21 +234,23 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel(allocates=True)
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics: `COMMON`, and in event mode `REQUEST_LEVEL`."""
+    """Write the episode's metrics: `COMMON`, and in event mode `REQUEST_LEVEL`; NaN where there is nothing to take them of."""
     me = state.lane[lane]
     number = params.number[0]
-    duration = max(me.epoch * number.epoch_s, 1e-12)
+    duration = me.epoch * number.epoch_s
     missed = me.served - me.met
     out[0] = me.arrivals
     out[1] = me.completed
     out[2] = me.waiting
-    out[3] = me.waiting_s / duration
+    out[3] = ratio(me.waiting_s, duration)
     out[4] = me.waiting_peak
-    out[5] = me.waiting_s / max(me.arrivals, 1.0)
-    out[6] = me.completed / duration
+    out[5] = math.nan
+    if me.rejected < me.arrivals:
+        out[5] = me.waiting_s / me.arrivals
+    out[6] = ratio(me.completed, duration)
     out[7] = number.gpus * me.gpu_s / 3600.0
-    out[8] = number.gpus * me.gpu_s / duration
-    out[9] = me.used_s / max(me.gpu_s, 1e-12)
+    out[8] = ratio(number.gpus * me.gpu_s, duration)
+    out[9] = ratio(me.used_s, me.gpu_s)
     out[10] = me.starts + me.stops
     out[11] = _cost(number, me)
     out[12] = number.gpu_cost * number.gpus * me.gpu_s / 3600.0
@@ -264,6 +266,12 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     ttft = state.served[lane, 0, : me.served].copy()
     e2e = state.served[lane, 1, : me.served].copy()
     tpot = state.served[lane, 2, : me.served].copy()
+    several = 0
+    for i in range(me.served):
+        if not math.isnan(tpot[i]):
+            tpot[several] = tpot[i]
+            several += 1
+    tpot = tpot[:several]
     kv_s, busy_s, preemptions, dropped = 0.0, 0.0, 0, 0
     for g in range(number.replicas):
         r = state.engine.lane[lane * number.replicas + g]
@@ -281,10 +289,10 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[at + 6] = quantile(ttft, 0.99)
     out[at + 7] = mean(tpot)
     out[at + 8] = quantile(tpot, 0.99)
-    out[at + 9] = me.met / duration
-    out[at + 10] = me.met / max(me.arrivals, 1.0)
-    out[at + 11] = me.output_tokens / duration
-    out[at + 12] = kv_s / max(busy_s, 1e-12) / number.kv_capacity
+    out[at + 9] = ratio(me.met, duration)
+    out[at + 10] = ratio(me.met, me.arrivals)
+    out[at + 11] = ratio(me.output_tokens, duration)
+    out[at + 12] = ratio(kv_s, busy_s) / number.kv_capacity
     out[at + 13] = preemptions
     out[at + 14] = dropped
 

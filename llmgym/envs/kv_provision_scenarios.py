@@ -12,12 +12,10 @@ from llmgym.core.checks import choice, number, settled, whole
 from llmgym.envs.kv_provision_state import EVENT, FLUID
 from llmgym.errors import InvalidArgument
 from llmgym.serving.capacity import UNLIMITED
-from llmgym.serving.requests import FIRST_TOKENS
-from llmgym.serving.residents import PAUSE, RECOMPUTE
+from llmgym.serving.settings import check_engine
 from llmgym.workloads import Arrivals, Phase, Workload
 
 MODES = {"event": EVENT, "fluid": FLUID}
-OVERFLOWS = {"pause": PAUSE, "recompute": RECOMPUTE}
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Scenario:
         level_s: how long a level lasts, s.
         correlation: of one level with the next.
         mix: weights of the workload's classes in equally long parts of the episode; None keeps the workload's phases.
-        rule: admission rule of every replica, a name of `llmgym.serving.rules.CATALOGUE`.
+        rule: admission rule of every replica, a name of `llmgym.serving.rules.CATALOGUE`; one that reckons with predicted
+            lengths is told the mean of the request's class.
         kv_capacity: M, tokens; None takes what the profile's memory leaves.
         chunk: longest prefill chunk, tokens.
         budget: tokens of a batch.
@@ -181,9 +180,15 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
         InvalidArgument: a number out of range.
     """
     chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVProvision", ("about", "workload", "profile"))
-    for name, options in (("mode", MODES), ("overflow", OVERFLOWS), ("first_token", FIRST_TOKENS)):
-        choice(name, getattr(chosen, name), options)
-    for name in ("max_replicas", "epochs", "chunk", "budget", "seats", "waiting_cap"):
+    choice("mode", chosen.mode, MODES)
+    check_engine(
+        chunk=chosen.chunk,
+        budget=chosen.budget,
+        seats=chosen.seats,
+        overflow=chosen.overflow,
+        first_token=chosen.first_token,
+    )
+    for name in ("max_replicas", "epochs", "waiting_cap"):
         whole(name, getattr(chosen, name))
     most = whole("max_replicas", chosen.max_replicas, high=1024)
     whole("min_replicas", chosen.min_replicas, 0, most)

@@ -133,6 +133,8 @@ COMMON = (
     "duration_s",
     "world_checksum",
 )
+"""NaN, with nothing to take it of: `wait_mean_s` where nobody came or everybody was rejected; `waiting_mean`, `throughput_rps` and
+`gpus_mean` over no time; `utilization` where no GPU was paid."""
 REQUEST_LEVEL = (
     "rejected",
     "e2e_mean_s",
@@ -150,7 +152,11 @@ REQUEST_LEVEL = (
     "preemptions",
     "dropped_tokens",
 )
-"""Metrics that only event mode has: a fluid has no requests to ask."""
+"""Metrics that only event mode has: a fluid has no requests to ask.
+
+NaN, with nothing to take it of: `e2e_*` and `ttft_*` where no request has completed; `tpot_*` where none of those has two tokens or
+more; `slo_attainment` where nobody came; rates over no time; `kv_mean` without a batch.
+"""
 
 
 class Engines(NamedTuple):

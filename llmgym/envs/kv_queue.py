@@ -18,6 +18,7 @@ from llmgym.core.checks import choice, number, settled, whole
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.statistics import counted
 from llmgym.envs.kv_queue_kernels import (
     ADMIT,
     BIN_SHIFT,
@@ -39,17 +40,16 @@ from llmgym.envs.kv_queue_kernels import (
 from llmgym.envs.kv_queue_scenarios import SCENARIOS, Scenario
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
-from llmgym.serving.capacity import Saturation, exact_area, safe_class_budgets, saturation
+from llmgym.serving.capacity import Saturation, exact_area, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
-from llmgym.serving.residents import PAUSE, RECOMPUTE, RESIDENT
+from llmgym.serving.residents import RESIDENT
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
+from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, cache_in_blocks, check_engine
+from llmgym.workloads.workload import INFORMATION
 
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}
 REWARDS = {"latency": LATENCY, "slo": SLO, "stability": STABILITY}
-OVERFLOWS = {"pause": PAUSE, "recompute": RECOMPUTE}
-SCHEDULING = {"sync": 0, "async": 1}
-INFORMATION = ("exact", "noisy", "mean", "none")
 
 DEFAULT_RULES = ("wc-fcfs", "vllm", "reserve-peak", "mc-sf", "fcfs-lookahead", "smallest-area")
 
@@ -91,19 +91,21 @@ class KVQueue(Simulation):
             ("action", action, MODES),
             ("order", order, ORDERS),
             ("reward", reward, REWARDS),
-            ("overflow", chosen.overflow, OVERFLOWS),
-            ("first_token", chosen.first_token, FIRST_TOKENS),
             ("information", chosen.information, INFORMATION),
-            ("scheduling", chosen.scheduling, SCHEDULING),
             ("invalid_action", invalid_action, ("penalize", "raise")),
         ):
             choice(name, value, known)
-        for name in ("requests", "chunk", "budget", "seats", "block", "waiting_cap"):
+        for name in ("requests", "waiting_cap"):
             whole(name, getattr(chosen, name))
-        if chosen.block & (chosen.block - 1):
-            raise InvalidArgument(f"block={chosen.block!r}: must be a power of two")
-        if chosen.block > 1 and chosen.overflow == "pause":
-            raise InvalidArgument(f"block={chosen.block!r}: more than 1 needs overflow='recompute'")
+        check_engine(
+            chunk=chosen.chunk,
+            budget=chosen.budget,
+            seats=chosen.seats,
+            block=chosen.block,
+            overflow=chosen.overflow,
+            first_token=chosen.first_token,
+            scheduling=chosen.scheduling,
+        )
         whole("slots", slots)
         whole("every", every)
         if every > 1 and action not in ("rule", "watermark"):
@@ -119,9 +121,7 @@ class KVQueue(Simulation):
         self.profile = _load(profile or chosen.profile, profiles.load, profiles.Profile)
         self.workload = self.workload.with_requests(chosen.requests)
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
-        whole("kv_capacity", capacity)
-        capacity -= capacity % chosen.block
-        whole(f"kv_capacity in blocks of {chosen.block}", capacity)
+        capacity = cache_in_blocks(capacity, chosen.block)
         longest = capacity if chosen.longest is None else min(whole("longest", chosen.longest), capacity)
         first, _ = FIRST_TOKENS[chosen.first_token]
         self.predicted = _predict(self.workload, self.profile, chosen, capacity, first)
@@ -144,10 +144,7 @@ class KVQueue(Simulation):
         if rules is not None and action != "rule":
             raise InvalidArgument(f"rules={rules!r} needs action='rule', not {action!r}")
         self.rules = tuple(
-            replace(rule, class_budgets=safe_class_budgets(self.workload, capacity, chosen.chunk))
-            if rule.check == "class-budget" and not rule.class_budgets
-            else rule
-            for rule in self.rules
+            with_class_budgets(rule, self.workload, capacity, chosen.chunk) for rule in self.rules
         )
         records, class_budgets, orders = pack(
             self.rules, OVERFLOWS[chosen.overflow], len(self.workload.classes)
@@ -179,7 +176,7 @@ class KVQueue(Simulation):
         )
         record["mode"], record["reward"], record["slots"] = MODES[action], REWARDS[reward], slots
         record["every"] = every
-        record["ahead"] = SCHEDULING[chosen.scheduling]
+        record["ahead"] = SCHEDULINGS[chosen.scheduling]
         record["idle_s"] = record["batch_ref_s"] = batch_s
         record["window_s"] = 100 * batch_s
         record["drop_cost"], record["invalid_cost"] = drop_cost, invalid_cost
@@ -346,9 +343,9 @@ class KVQueue(Simulation):
         """The return of an episode from its metrics (see `reward`)."""
         value = -metrics["penalty"]
         if self.reward == "latency":
-            value -= metrics["latency_mean_s"] + self.drop_cost * metrics["dropped_of_capacity"]
+            value -= counted(metrics["latency_mean_s"]) + self.drop_cost * metrics["dropped_of_capacity"]
         elif self.reward == "slo":
-            value += metrics["slo_attainment"]
+            value += counted(metrics["slo_attainment"])
         else:
             value += metrics["stability"]
         return value

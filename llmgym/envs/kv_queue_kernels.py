@@ -1,5 +1,6 @@
 """The compiled functions of KVQueue: one decision, one batch. See `llmgym.envs.kv_queue` for what they mean."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -7,12 +8,12 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
-from llmgym.core.statistics import mean, quantile
+from llmgym.core.statistics import mean, quantile, ratio
 from llmgym.profiles.cost import StepCost
 from llmgym.serving import queue
 from llmgym.serving.admission import admissible, admit_by_rule, compose
-from llmgym.serving.engine import admit, fits_now, follow, plan, run_batch, start
-from llmgym.serving.requests import LIMITS, begin, chunks_of, remaining_area
+from llmgym.serving.engine import admit, empty, fits_now, follow, held_up_s, plan, run_batch, start
+from llmgym.serving.requests import LIMITS, begin, chunks_of, remaining_area, time_per_token
 from llmgym.serving.residents import ENGINE, wait
 from llmgym.workloads.traffic import Traffic, draw
 
@@ -105,6 +106,9 @@ METRICS = (
     "unstable",
     "world_checksum",
 )
+"""NaN, with nothing to take it of: `e2e_*` where no request has completed; `ttft_*` where none has a first token; `tpot_*` where
+none of the completed has two tokens or more; `latency_mean_s` where every request was rejected; `slo_attainment` where there was
+none; rates, and `waiting_mean`, over no time; `kv_mean` and `batch_mean_s` without a batch."""
 
 
 class State(NamedTuple):
@@ -253,9 +257,8 @@ def step_lane(
         queued = me.waiting
         dt = run_batch(state, params, lane)
         if dt == 0.0:
-            dt = number.idle_s
-            if me.next < me.requests:
-                dt = min(dt, max(state.request[lane, me.next].arrival_s - me.clock_s, 0.0))
+            following_s = state.request[lane, me.next].arrival_s if me.next < me.requests else math.inf
+            dt = held_up_s(state, lane, following_s, number.idle_s)
             me.clock_s += dt
             me.seen_s = me.clock_s
             me.stability -= dt * number.per_batch
@@ -266,7 +269,7 @@ def step_lane(
         me.in_system_s += population * dt
         me.waiting_s += queued * dt
         _arrive(state, params, lane, dt)
-        if me.residents + me.waiting == 0 and me.next < me.requests:
+        if empty(state, lane) and me.next < me.requests:
             # An empty engine waits for the next arrival and sees it at once.
             since_s = me.clock_s
             me.clock_s = max(me.clock_s, min(state.request[lane, me.next].arrival_s, number.horizon_s))
@@ -425,14 +428,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel(allocates=True)
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`."""
+    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
     me = state.lane[lane]
     number = params.number[0]
-    duration = max(me.clock_s - state.request[lane, 0].arrival_s, 1e-12)
+    duration = me.clock_s - state.request[lane, 0].arrival_s if me.requests > 0 else 0.0
     e2e = np.empty(me.done, np.float32)
     tpot = np.empty(me.done, np.float32)
     ttft = np.empty(me.next, np.float32)
-    finished, started = 0, 0
+    finished, started, several = 0, 0, 0
     for i in range(me.next):
         asked = state.request[lane, i]
         first = asked.ttft_s
@@ -442,9 +445,12 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
             started += 1
         if last >= 0.0:
             e2e[finished] = last
-            tpot[finished] = (last - first) / max(asked.output - 1, 1)
             finished += 1
-    e2e, ttft, tpot = e2e[:finished], ttft[:started], tpot[:finished]
+            each = time_per_token(first, last, asked.output)
+            if not math.isnan(each):
+                tpot[several] = each
+                several += 1
+    e2e, ttft, tpot = e2e[:finished], ttft[:started], tpot[:several]
     out[0] = me.requests
     out[1] = me.done
     out[2] = me.rejected
@@ -457,20 +463,22 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[9] = quantile(ttft, 0.99)
     out[10] = mean(tpot)
     out[11] = quantile(tpot, 0.99)
-    out[12] = me.in_system_s / max(me.requests, 1)
-    out[13] = me.done / duration
-    out[14] = me.decoded / duration
-    out[15] = me.met / duration
-    out[16] = me.met / max(me.requests, 1)
-    out[17] = me.kv_s / max(me.busy_s, 1e-12) / number.kv_capacity
+    out[12] = math.nan
+    if me.rejected < me.requests:
+        out[12] = me.in_system_s / me.requests
+    out[13] = ratio(me.done, duration)
+    out[14] = ratio(me.decoded, duration)
+    out[15] = ratio(me.met, duration)
+    out[16] = ratio(me.met, me.requests)
+    out[17] = ratio(me.kv_s, me.busy_s) / number.kv_capacity
     out[18] = me.kv_peak / number.kv_capacity
     out[19] = me.preemptions
     out[20] = me.dropped
     out[21] = me.dropped / number.kv_capacity
     out[22] = me.batches
-    out[23] = me.busy_s / max(me.batches, 1)
+    out[23] = ratio(me.busy_s, me.batches)
     out[24] = duration
-    out[25] = me.waiting_s / duration
+    out[25] = ratio(me.waiting_s, duration)
     out[26] = me.invalid
     out[27] = me.penalty
     out[28] = me.stability

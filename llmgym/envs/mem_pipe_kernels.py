@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import exponential, substream, uniform
-from llmgym.core.statistics import quantile
+from llmgym.core.statistics import quantile, ratio
 from llmgym.envs.mem_pipe_state import ALL_PLACED, DOWNLINK, TO_FPGA, TO_GPU, UPLINK, WAIT, Params, State
 from llmgym.serving.memory_costs import BATCHES, SIZES, drawn
 from llmgym.serving.memory_pipeline import APPLY, COMP, FPGA, GPU, PREP, RET
@@ -287,9 +287,15 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
         out[WAIT] = 1 if _next_event(state, params, lane) < math.inf else 0
 
 
+@kernel(inline=True)
+def _share(busy_s: float, clock: float) -> float:
+    """Of the time, at most all of it; NaN over no time."""
+    return min(busy_s / clock, 1.0) if clock > 0.0 else math.nan
+
+
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`; latencies are of requests that are done."""
+    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
     me, number = state.lane[lane], params.number[0]
     done, latency, slowdown = 0, 0.0, 0.0
     values = state.scratch[lane]
@@ -301,20 +307,20 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
             done += 1
             latency += time
             slowdown += time / params.cells[one.cell].gpu_s
-    count, clock = float(max(done, 1)), max(me.clock, 1e-300)
+    count, clock = float(done), me.clock
     out[0] = me.weighted / number.requests
-    out[1] = latency / count
+    out[1] = ratio(latency, count)
     out[2] = quantile(values[:done], 0.5)
     out[3] = quantile(values[:done], 0.99)
-    out[4] = slowdown / count
-    out[5] = done / clock if me.clock > 0.0 else 0.0
-    out[6] = me.joules / count
+    out[4] = ratio(slowdown, count)
+    out[5] = ratio(done, clock)
+    out[6] = ratio(me.joules, count)
     out[7] = me.joules / (number.requests * number.mean_j)
     for device in range(2):
-        out[8 + device] = min(state.resource[lane, device].busy_s / clock, 1.0)
+        out[8 + device] = _share(state.resource[lane, device].busy_s, clock)
     links = state.resource[lane, DOWNLINK].busy_s + state.resource[lane, UPLINK].busy_s
-    out[10] = min(0.5 * links / clock, 1.0)
-    out[11] = me.offloaded / max(me.stages, 1)
+    out[10] = _share(0.5 * links, clock)
+    out[11] = ratio(me.offloaded, me.stages)
     out[12] = me.moved
     out[13] = done
     out[14] = me.waits

@@ -80,6 +80,10 @@ METRICS = (
     "duration_s",
     "world_checksum",
 )
+"""`latency_mean_s`, `e2e_*` and `slowdown_mean` are of requests that are done.
+
+NaN, with nothing to take it of: these and `energy_mean_j` where no request is done; `offloaded_share` where no stage was placed;
+rates and utilisations over no time."""
 
 
 class State(NamedTuple):

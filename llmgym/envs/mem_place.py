@@ -15,6 +15,7 @@ from llmgym.core.checks import choice, number
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.statistics import counted
 from llmgym.envs.mem_place_kernels import KERNELS
 from llmgym.envs.mem_place_scenarios import Scenario, resolve_scenario
 from llmgym.envs.mem_place_state import EDGES, LANE, METRICS, NUMBER, Params, State
@@ -119,7 +120,7 @@ class MemPlace(Simulation):
         """Requests times the logarithm of the mean speed-up (and of the mean saving of energy by its weight), less penalties."""
         worth = math.log(metrics["speedup_geomean"])
         worth += self.scenario.energy_weight * math.log(metrics["energy_saving_geomean"])
-        return metrics["requests"] * worth - metrics["penalty"]
+        return metrics["requests"] * counted(worth) - metrics["penalty"]
 
     def render(self, state: State, lane: int, mode: str) -> Any:
         """A picture or a text of one lane."""

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import normal, substream, uniform
+from llmgym.core.statistics import ratio
 from llmgym.envs.mem_place_state import EDGES, LINK_OCTAVES, Params, State
 from llmgym.serving.memory_costs import BATCHES, SIZES, drawn
 from llmgym.serving.memory_placement import PLACEMENTS, allowed, place
@@ -156,18 +157,18 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`."""
+    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
     me = state.lane[lane]
-    count = float(max(me.request, 1))
-    out[0] = math.exp(me.log_speedup / count)
-    out[1] = math.exp(me.log_saving / count)
-    out[2] = me.regret / count
-    out[3] = me.optimal / count
-    out[4] = me.clock / count
-    out[5] = me.joules / count
-    out[6] = me.copying / max(me.clock, 1e-300)
+    count = float(me.request)
+    out[0] = math.exp(ratio(me.log_speedup, count))
+    out[1] = math.exp(ratio(me.log_saving, count))
+    out[2] = ratio(me.regret, count)
+    out[3] = ratio(me.optimal, count)
+    out[4] = ratio(me.clock, count)
+    out[5] = ratio(me.joules, count)
+    out[6] = ratio(me.copying, me.clock)
     out[7] = me.moved
-    out[8] = me.offloaded / count
+    out[8] = ratio(me.offloaded, count)
     out[9] = me.request
     out[10] = me.penalty
     out[11] = me.invalid

@@ -63,6 +63,7 @@ METRICS = (
     "duration_s",
     "world_checksum",
 )
+"""Means and shares are NaN before the first request, `copy_share` over no time."""
 
 
 class State(NamedTuple):

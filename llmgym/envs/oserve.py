@@ -16,6 +16,7 @@ from llmgym.core.checks import choice, number
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.statistics import counted
 from llmgym.envs.oserve_demand import day_rate_rps, expected_rps, harmonics, known_at_arrival, room
 from llmgym.envs.oserve_kernels import KERNELS
 from llmgym.envs.oserve_scenarios import (
@@ -461,8 +462,8 @@ class OServe(Simulation):
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode from its metrics (see `reward`)."""
         if self.reward == "slo":
-            return metrics["slo_attainment"] - metrics["penalty"]
-        seconds = metrics["system_mean_s" if self.reward == "latency" else "epoch_p99_mean_s"]
+            return counted(metrics["slo_attainment"]) - metrics["penalty"]
+        seconds = counted(metrics["system_mean_s" if self.reward == "latency" else "epoch_p99_mean_s"])
         return -seconds / self.latency_ref_s - metrics["penalty"]
 
     def render(self, state: State, lane: int, mode: str) -> Any:

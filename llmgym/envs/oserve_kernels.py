@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
-from llmgym.core.statistics import mean, quantile
+from llmgym.core.statistics import mean, quantile, ratio
 from llmgym.envs.oserve_replicas import advance
 from llmgym.envs.oserve_routes import migrate_waiting, send, set_routes, update_forecast
 from llmgym.envs.oserve_state import (
@@ -361,13 +361,19 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel(allocates=True)
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics: `METRICS`."""
+    """Write the episode's metrics: `METRICS`; NaN where there is nothing to take them of, see there."""
     me = state.lane[lane]
     number = params.number[0]
-    duration = max(me.epoch * number.epoch_s, 1e-12)
+    duration = me.epoch * number.epoch_s
     e2e = state.served[lane, 0, : me.done].copy()
     ttft = state.served[lane, 1, : me.done].copy()
     tpot = state.served[lane, 2, : me.done].copy()
+    several = 0
+    for i in range(me.done):
+        if not math.isnan(tpot[i]):
+            tpot[several] = tpot[i]
+            several += 1
+    tpot = tpot[:several]
     busy, kv = me.busy_gpu_s, me.kv_share_s
     for k in range(state.slot.shape[1]):
         slot = state.slot[lane, k]
@@ -386,15 +392,15 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[9] = quantile(ttft, 0.99)
     out[10] = mean(tpot)
     out[11] = quantile(tpot, 0.99)
-    out[12] = me.counted_s / max(me.requests, 1)
-    out[13] = me.p99_sum_s / number.epochs
-    out[14] = me.done / duration
-    out[15] = me.output_tokens / duration
-    out[16] = me.met / duration
-    out[17] = me.met / max(me.requests, 1)
-    out[18] = busy / (number.gpus * duration)
-    out[19] = kv / (number.gpus * duration)
-    out[20] = me.headroom_sum / max(me.epoch, 1)
+    out[12] = ratio(me.counted_s, me.requests)
+    out[13] = me.p99_sum_s / number.epochs if me.done > 0 else math.nan
+    out[14] = ratio(me.done, duration)
+    out[15] = ratio(me.output_tokens, duration)
+    out[16] = ratio(me.met, duration)
+    out[17] = ratio(me.met, me.requests)
+    out[18] = ratio(busy, number.gpus * duration)
+    out[19] = ratio(kv, number.gpus * duration)
+    out[20] = ratio(me.headroom_sum, me.epoch)
     out[21] = me.switches
     out[22] = me.changed_gpus
     out[23] = me.stopped_gpu_s

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.envs.oserve_state import Params, State
+from llmgym.serving.requests import time_per_token
 
 
 @kernel
@@ -61,7 +62,7 @@ def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None
     asked.e2e_s = e2e_s
     state.served[lane, 0, me.done] = e2e_s
     state.served[lane, 1, me.done] = asked.ttft_s
-    state.served[lane, 2, me.done] = (e2e_s - asked.ttft_s) / max(params.lengths[c, 1] - 1, 1)
+    state.served[lane, 2, me.done] = time_per_token(asked.ttft_s, e2e_s, params.lengths[c, 1])
     me.done += 1
     me.running -= 1
     me.open -= 1.0

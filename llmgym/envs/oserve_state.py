@@ -189,6 +189,9 @@ METRICS = (
     "duration_s",
     "world_checksum",
 )
+"""NaN, with nothing to take it of: `e2e_*`, `ttft_*` and `epoch_p99_mean_s` where no request has completed; `tpot_*` where none
+of those has two tokens or more; `system_mean_s` and `slo_attainment` where nobody came; rates, `utilization`, `kv_mean` and
+`headroom_mean` over no time."""
 
 
 class State(NamedTuple):

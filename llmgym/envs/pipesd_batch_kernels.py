@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import integer, uniform
+from llmgym.core.statistics import ratio
 from llmgym.serving.speculation import plan_batches, plan_time
 
 HOLD, SEND = 0, 1
@@ -61,6 +62,7 @@ METRICS = (
     "duration_s",
     "world_checksum",
 )
+"""`link_utilisation` is NaN before anything was sent."""
 
 
 class State(NamedTuple):
@@ -177,7 +179,7 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[3] = me.tokens
     out[4] = me.batches
     out[5] = me.planned
-    out[6] = me.busy_s / max(me.reached_s, 1e-12)
+    out[6] = ratio(me.busy_s, me.reached_s)
     out[7] = me.penalty
     out[8] = me.invalid
     out[9] = me.reached_s

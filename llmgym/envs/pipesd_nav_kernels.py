@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
+from llmgym.core.statistics import ratio
 from llmgym.envs.pipesd_state import DONE, RECENT, VERIFY, WAITING, Params, State
 from llmgym.envs.pipesd_world import act, advance, left, must_ask, reset
 from llmgym.serving import estimates
@@ -109,14 +110,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`."""
+    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
     me, number = state.lane[lane], params.number[0]
     tpt, output, accepted, judged, navs, rollbacks = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     promoted, dropped, wasted, uploads, carried, busy, plans = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(number.clients):
         c, link = state.client[lane, k], state.link[lane, k]
         end = c.finish_s if c.phase == DONE else me.clock_s
-        tpt += end / max(c.made, 1) / number.clients
+        tpt += ratio(end, c.made) / number.clients
         output += c.output
         accepted += c.accepted
         judged += c.judged
@@ -129,30 +130,29 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
         carried += link.queued
         busy += link.busy_s
         plans += state.estimate[lane, k].plans
-    clock = max(me.clock_s, 1e-12)
+    clock = me.clock_s
     out[0] = 1000.0 * tpt
-    out[1] = tpt
-    out[2] = me.clock_s
-    out[3] = me.client_s
-    out[4] = output
-    out[5] = accepted
-    out[6] = navs / max(output, 1.0)
-    out[7] = judged / max(navs, 1.0)
-    out[8] = accepted / max(navs, 1.0)
-    out[9] = accepted / max(judged, 1.0)
-    out[10] = rollbacks / max(navs, 1.0)
-    out[11] = me.energy_j
-    out[12] = 100.0 * me.energy_j / max(output, 1.0)
-    out[13] = promoted
-    out[14] = dropped
-    out[15] = uploads
-    out[16] = wasted / max(carried, 1.0)
-    out[17] = busy / clock / number.clients
-    out[18] = me.cloud_busy_s / clock
-    out[19] = plans
-    out[20] = me.penalty
-    out[21] = me.invalid
-    out[22] = me.checksum
+    out[1] = me.clock_s
+    out[2] = me.client_s
+    out[3] = output
+    out[4] = accepted
+    out[5] = ratio(navs, output)
+    out[6] = ratio(judged, navs)
+    out[7] = ratio(accepted, navs)
+    out[8] = ratio(accepted, judged)
+    out[9] = ratio(rollbacks, navs)
+    out[10] = me.energy_j
+    out[11] = ratio(100.0 * me.energy_j, output)
+    out[12] = promoted
+    out[13] = dropped
+    out[14] = uploads
+    out[15] = ratio(wasted, carried)
+    out[16] = ratio(busy, clock) / number.clients
+    out[17] = ratio(me.cloud_busy_s, clock)
+    out[18] = plans
+    out[19] = me.penalty
+    out[20] = me.invalid
+    out[21] = me.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

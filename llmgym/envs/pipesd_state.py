@@ -126,7 +126,6 @@ NUMBER = np.dtype(
 
 METRICS = (
     "tpt_ms",
-    "tpot_mean_s",
     "duration_s",
     "client_mean_s",
     "output_tokens",
@@ -149,6 +148,11 @@ METRICS = (
     "invalid_actions",
     "world_checksum",
 )
+"""`tpt_ms` is the paper's time per token: since the beginning, over all tokens of a client (TPOT would leave out the first).
+
+NaN, with nothing to take it of: `tpt_ms` while a client has no token; `nav_per_token` and `ecs_j_per_100_tokens` without output;
+means of drafts, `acceptance` and `rollback_rate` before the first verdict; `upload_wasted_share` before a token was uploaded;
+utilisations over no time."""
 
 
 class State(NamedTuple):

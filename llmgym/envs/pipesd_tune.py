@@ -15,6 +15,7 @@ from llmgym.core.checks import choice, whole
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.statistics import counted
 from llmgym.envs.pipesd_nav import arrays, described, parameters, recount
 from llmgym.envs.pipesd_nav_kernels import REWARD_S
 from llmgym.envs.pipesd_scenarios import TUNING, Scenario, resolve_scenario
@@ -76,7 +77,7 @@ class PipeSDTune(Simulation):
 
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode: minus the times per token of all steps, in units of 0.1 s."""
-        return -metrics["step_tpt_mean_ms"] / (1000.0 * REWARD_S) * metrics["steps"]
+        return -counted(metrics["step_tpt_mean_ms"]) / (1000.0 * REWARD_S) * metrics["steps"]
 
     def render(self, state: State, lane: int, mode: str) -> Any:
         """A picture or a text of one lane."""

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
+from llmgym.core.statistics import ratio
 from llmgym.envs.pipesd_nav_kernels import LENGTH, REWARD_S, SPEED_S
 from llmgym.envs.pipesd_nav_kernels import metrics_lane as world_metrics
 from llmgym.envs.pipesd_state import CONTINUE, METRICS, UPLOAD, VERIFY, Params, State
@@ -101,7 +102,7 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     """Write the episode's metrics, in the order of `TUNE_METRICS`."""
     me = state.lane[lane]
     world_metrics(state, params, lane, out)
-    out[_FIRST] = 1000.0 * me.tpt_sum_s / max(me.steps, 1)
+    out[_FIRST] = ratio(1000.0 * me.tpt_sum_s, me.steps)
     out[_FIRST + 1] = me.steps
     out[_FIRST + 2] = me.moves
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from llmgym import profiles, workloads
 from llmgym.core.checks import choice, number, whole
 from llmgym.core.lanes import Simulation
+from llmgym.core.statistics import counted
 from llmgym.envs import ppd_conversations
 from llmgym.envs.ppd_cells import CONTEXTS, TYPES
 from llmgym.envs.ppd_conversations import Conversations, without_turns_beyond
@@ -323,10 +324,10 @@ class PPDCluster(Simulation):
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode from its metrics (see `reward`)."""
         if self.reward == "slo":
-            return metrics["slo_attainment"] - metrics["penalty"]
+            return counted(metrics["slo_attainment"]) - metrics["penalty"]
         chosen = self.scenario
         loss = metrics["tpot_loss"] + metrics["crowd_loss"]
-        gain = chosen.w_ttft * metrics["ttft_gain"] - chosen.w_tpot * loss
+        gain = counted(chosen.w_ttft * metrics["ttft_gain"] - chosen.w_tpot * loss)
         return (
             gain * metrics["later_completed"] - chosen.timeout_cost * metrics["timeouts"] - metrics["penalty"]
         )

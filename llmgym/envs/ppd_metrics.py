@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
-from llmgym.core.statistics import mean, quantile
+from llmgym.core.statistics import mean, quantile, ratio
 from llmgym.envs.ppd_state import SLO, Params, State
+from llmgym.serving.requests import time_per_token
 
 
 @kernel
@@ -22,10 +23,10 @@ def earned(number: Any, me: Any) -> float:
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics: `METRICS`."""
+    """Write the episode's metrics: `METRICS`; NaN where there is nothing to take them of, see there."""
     me = state.lane[lane]
     number = params.number[0]
-    duration = max(me.clock_s, 1e-12)
+    duration = me.clock_s
     ttft, e2e, tpot = state.scratch[lane, 0], state.scratch[lane, 1], state.scratch[lane, 2]
     count, spoken, first, first_s = 0, 0, 0, 0.0
     for c in range(me.conversations):
@@ -38,8 +39,9 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
             asked = state.request[lane, talk.later + k]
             ttft[count], e2e[count] = asked.ttft_s, asked.e2e_s
             count += 1
-            if asked.output > 1:
-                tpot[spoken] = (asked.e2e_s - asked.ttft_s) / (asked.output - 1)
+            each = time_per_token(asked.ttft_s, asked.e2e_s, asked.output)
+            if not math.isnan(each):
+                tpot[spoken] = each
                 spoken += 1
     moved, p_busy, d_busy, peak = 0.0, 0.0, 0.0, 0
     for n in range(number.nodes):
@@ -59,29 +61,29 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[4] = me.later_asked
     out[5] = me.later_done
     out[6] = me.later_failed
-    out[7] = me.done / max(me.done + me.failed, 1)
-    out[8] = me.local / max(me.later_asked - (1 if me.current >= 0 else 0), 1)
+    out[7] = ratio(me.done, me.done + me.failed)
+    out[8] = ratio(me.local, me.later_asked - (1 if me.current >= 0 else 0))
     out[9] = mean(ttft[:count])
     out[10] = quantile(ttft[:count], 0.5)
     out[11] = quantile(ttft[:count], 0.99)
-    out[12] = first_s / max(first, 1)
+    out[12] = ratio(first_s, first)
     out[13] = mean(tpot[:spoken])
     out[14] = quantile(tpot[:spoken], 0.99)
     out[15] = mean(e2e[:count])
     out[16] = quantile(e2e[:count], 0.5)
     out[17] = quantile(e2e[:count], 0.99)
-    out[18] = me.met / max(me.later, 1)
-    out[19] = me.met / duration
-    out[20] = me.done / duration
-    out[21] = me.output_tokens / duration
-    out[22] = me.ttft_gain / max(me.later_done, 1)
-    out[23] = me.tpot_loss / max(me.later_done, 1)
-    out[24] = me.crowd_loss / max(me.later_done, 1)
+    out[18] = ratio(me.met, me.later)
+    out[19] = ratio(me.met, duration)
+    out[20] = ratio(me.done, duration)
+    out[21] = ratio(me.output_tokens, duration)
+    out[22] = ratio(me.ttft_gain, me.later_done)
+    out[23] = ratio(me.tpot_loss, me.later_done)
+    out[24] = ratio(me.crowd_loss, me.later_done)
     out[25] = moved
     out[26] = me.p_tokens
     out[27] = me.d_tokens
-    out[28] = p_busy / duration / max(number.ps, 1)
-    out[29] = d_busy / duration / (number.nodes - number.ps)
+    out[28] = ratio(ratio(p_busy, duration), number.ps)
+    out[29] = ratio(d_busy, duration) / (number.nodes - number.ps)
     out[30] = peak / number.kv_capacity
     out[31] = me.evictions
     out[32] = me.preemptions

@@ -263,7 +263,12 @@ METRICS = (
     "duration_s",
     "world_checksum",
 )
-"""TTFT, TPOT and E2E are of later turns, as in the paper; `ttft_first_mean_s` is of first turns."""
+"""TTFT, TPOT and E2E are of later turns, as in the paper; `ttft_first_mean_s` is of first turns.
+
+NaN, with nothing to take it of: `ttft_*`, `e2e_*`, `ttft_gain`, `tpot_loss` and `crowd_loss` where no later turn has completed;
+`tpot_*` where none of those has two tokens or more; `ttft_first_mean_s` where no first turn has; `success` where no turn has ended;
+`local_fraction` where no later turn was routed; `slo_attainment` where the conversations have no later turns; rates and
+utilisations over no time; `p_utilization` without P nodes."""
 
 
 class State(NamedTuple):

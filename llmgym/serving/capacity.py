@@ -8,7 +8,7 @@ M / (b E[area]): above it every policy diverges (Theorem 4.1), below it, less a 
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,6 +17,7 @@ from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument
 from llmgym.profiles import Profile
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
+from llmgym.serving.rules import Rule
 from llmgym.workloads import Workload
 
 UNLIMITED = 2**30
@@ -132,6 +133,13 @@ def safe_class_budgets(workload: Workload, kv_capacity: float, chunk: int) -> tu
         areas.append(float(exact_area(prompt, output, chunk) @ probability))
     scale = kv_capacity / float(shares @ np.array(areas))
     return tuple(max(1, math.floor(scale * share)) for share in shares)
+
+
+def with_class_budgets(rule: Rule, workload: Workload, kv_capacity: int, chunk: int) -> Rule:
+    """The rule; if it admits by class budgets and names none, with those of `safe_class_budgets`."""
+    if rule.check != "class-budget" or rule.class_budgets:
+        return rule
+    return replace(rule, class_budgets=safe_class_budgets(workload, kv_capacity, chunk))
 
 
 def gap(theory: float, measured: float) -> float:

@@ -11,7 +11,6 @@ Not every request ends: a rule may never run it (`vllm-prefill-only` waits for a
 still in the engine is *unfinished*. A rule that runs batch after batch and never finishes anybody is told as an error.
 """
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from llmgym.errors import InvalidArgument, NoProgress
 from llmgym.profiles.cost import StepCost
 from llmgym.profiles.profile import Profile
 from llmgym.serving.admission import SCRATCH_ROWS, admit_by_rule, compose
-from llmgym.serving.capacity import safe_class_budgets, saturation
+from llmgym.serving.capacity import saturation, with_class_budgets
 from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, start
 from llmgym.serving.requests import FIRST_TOKENS, LIMITS, REQUEST, set_limits, time_per_token
 from llmgym.serving.residents import ENGINE, RESIDENT, wait
@@ -120,8 +119,8 @@ def latency_figures(
 ) -> dict[str, float]:
     """What users of a server see: percentiles of TTFT, TPOT and end-to-end time (s), makespan (s) and output tokens a second.
 
-    TTFT is from arrival to first token, TPOT (last - first) / (output - 1) of requests with two or more output tokens, makespan from
-    the first arrival to the last token. All are of the requests that finished: those whose `last_s` is not NaN.
+    TTFT is from arrival to first token, TPOT (last - first) / (output - 1) of requests with two or more output tokens, makespan
+    from the first arrival to the last token. All are of the requests that finished: those whose `last_s` is not NaN.
 
     Returns:
         `ttft_p50_s`, `ttft_p90_s`, `ttft_p99_s`, the same of `tpot` and `e2e`, `makespan_s` and `output_tokens_per_s`. NaN is what
@@ -279,9 +278,7 @@ def _chosen_rule(
             f"rule={chosen.name!r}: it reckons with predicted output lengths and is told none; give "
             "information='exact', 'noisy' or 'mean', or rows with predicted_tokens"
         )
-    if chosen.check == "class-budget" and not chosen.class_budgets:
-        return replace(chosen, class_budgets=safe_class_budgets(_workload(rows), capacity, chunk))
-    return chosen
+    return with_class_budgets(chosen, _workload(rows), capacity, chunk)
 
 
 def replay(
@@ -317,13 +314,13 @@ def replay(
         ranks: engines that step together; requests go to them in turn.
         clients: None: requests arrive as the rows say. Else so many are kept in flight on each rank, and the rows' arrivals
             are not used.
-        information: what the scheduler is told of output lengths, instead of the rows' predictions: `exact`, `noisy` (with the errors
-            of a learned predictor), `mean` (of all rows) or `none`, see `llmgym.workloads.Workload.traffic`.
+        information: what the scheduler is told of output lengths, instead of the rows' predictions: `exact`, `noisy` (with the
+            errors of a learned predictor), `mean` (of all rows) or `none`, see `llmgym.workloads.Workload.traffic`.
         seed: of the errors of `noisy`.
 
     Raises:
-        InvalidArgument: an argument out of range, a request that can never fit into the cache, or a rule that needs predicted lengths
-            and is told none.
+        InvalidArgument: an argument out of range, a request that can never fit into the cache, or a rule that needs predicted
+            lengths and is told none.
         UnknownName: no such rule, scheduling, overflow, first token or information.
         NoProgress: the rule goes on throwing work away and finishes nobody.
     """
@@ -367,7 +364,9 @@ def replay(
     )
     number["ahead"], number["clients"] = SCHEDULINGS[scheduling], clients or 0
     first, _ = FIRST_TOKENS[first_token]
-    number["idle_s"] = saturation(_workload(rows), profile, capacity, budget, budget, all_seats, first).batch_s
+    number["idle_s"] = saturation(
+        _workload(rows), profile, capacity, budget, budget, all_seats, first
+    ).batch_s
     state = State(
         np.zeros(ranks, RANK),
         np.zeros((ranks, seats), RESIDENT),

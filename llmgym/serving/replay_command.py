@@ -119,8 +119,8 @@ class Replay:
         finished = len(rows) - found.unfinished
         if found.unfinished:
             console.print(
-                f"[bold]{found.unfinished} of {len(rows)} requests do not finish[/bold]: what is then in the engine cannot be run by "
-                f"rule {self.rule} in batches of {self.budget} tokens. They are in no figure."
+                f"[bold]{found.unfinished} of {len(rows)} requests do not finish[/bold]: what is then in the engine cannot be "
+                f"run by rule {self.rule} in batches of {self.budget} tokens. They are in no figure."
             )
         makespan_s = figures["makespan_s"]
         rate = finished / makespan_s if makespan_s > 0.0 else np.nan
