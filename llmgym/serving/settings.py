@@ -37,7 +37,7 @@ def check_engine(
     choice("overflow", overflow, OVERFLOWS)
     choice("first_token", first_token, FIRST_TOKENS)
     choice("scheduling", scheduling, SCHEDULINGS)
-    for name, value in (("chunk", chunk), ("budget", budget), ("seats", seats), ("block", block)):
+    for name, value in (("budget", budget), ("chunk", chunk), ("seats", seats), ("block", block)):
         whole(name, value)
     if block & (block - 1):
         raise InvalidArgument(f"block={block!r}: expected a power of two")

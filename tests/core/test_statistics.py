@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llmgym.core.statistics import mean, quantile
+from llmgym.core.statistics import counted, mean, quantile, ratio
 
 values = arrays(np.float32, st.integers(1, 60), elements=st.floats(-1000, 1000, width=32))
 
@@ -26,4 +26,10 @@ def test_the_mean_is_numpys_and_a_quantile_only_reorders(values):
 
 def test_equal_values_and_no_values():
     assert quantile(np.full(1000, 3.5, np.float32), 0.99) == 3.5
-    assert quantile(np.zeros(0, np.float32), 0.5) == mean(np.zeros(0, np.float32)) == 0.0
+    assert np.isnan(quantile(np.zeros(0, np.float32), 0.5)) and np.isnan(mean(np.zeros(0, np.float32)))
+
+
+def test_a_ratio_to_nothing_has_no_value():
+    assert ratio(3.0, 4.0) == 0.75 and ratio(0.0, 2.0) == 0.0
+    assert np.isnan(ratio(0.0, 0.0)) and np.isnan(ratio(5.0, 0.0)) and np.isnan(ratio(5.0, -1.0))
+    assert counted(ratio(5.0, 0.0)) == 0.0 and counted(-2.5) == -2.5

@@ -29,6 +29,7 @@ from llmgym.profiles.profile import Provenance, Source, from_law
 from llmgym.serving.rules import CATALOGUE
 from llmgym.workloads import RequestClass, Rows, Workload, replay
 from tests.core.drive import MODES, check_lanes_are_singles, legal_action, legal_actions, same
+from tests.envs.populations import check_metrics
 
 LANE_STEPS = 10_000
 
@@ -302,9 +303,22 @@ def test_counts_memory_time_bounds_and_return(env_id, kwargs, seed, action_seed)
     assert terminated or truncated, "no end after 100,000 steps"
     metrics = info["metrics"]
     assert set(metrics) == set(env.simulation.metric_names)
-    assert all(type(value) is float and np.isfinite(value) for value in metrics.values()), metrics
+    check_metrics(env_id, env, metrics)
     assert metrics.get("invalid_actions", 0.0) == 0.0
     assert total == pytest.approx(env.simulation.expected_return(metrics), rel=1e-6, abs=1e-9)
+
+
+@every_case
+def test_metrics_have_no_value_before_there_is_anything_to_take_them_of(env_id, kwargs):
+    """Right after a reset, and after one step: NaN exactly where nothing was counted, and a return that is a number all the
+    same."""
+    env = make(env_id, kwargs)
+    _, info = env.reset(seed=3)
+    metrics = env.lanes.metrics_now(0)
+    check_metrics(env_id, env, metrics)
+    assert np.isfinite(env.simulation.expected_return(metrics))
+    env.step(legal_action(env, info["action_mask"], np.random.default_rng(0)))
+    check_metrics(env_id, env, env.lanes.metrics_now(0))
 
 
 @every_case

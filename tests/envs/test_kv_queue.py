@@ -14,6 +14,7 @@ from llmgym import profiles, workloads
 from llmgym.envs.kv_queue import DEFAULT_RULES, MODES, REWARDS, KVQueue
 from llmgym.envs.kv_queue_scenarios import SCENARIOS, Scenario
 from llmgym.errors import InvalidAction, InvalidArgument, LlmgymError, UnknownName
+from llmgym.serving.replay import latency_figures
 from llmgym.serving.rules import CATALOGUE, Rule
 
 ID = "llmgym/KVQueue-v0"
@@ -302,7 +303,20 @@ def test_served_and_rejected_requests_end_the_episode() -> None:
 def test_nothing_but_rejected_requests() -> None:
     total, metrics = play(make(**SMALL, longest=1), lambda *_: 0)
     assert metrics["rejected"] == metrics["requests"] == 120 and metrics["completed"] == 0
-    assert total == pytest.approx(-metrics["penalty"]) and all(map(math.isfinite, metrics.values()))
+    assert total == pytest.approx(-metrics["penalty"])
+    without = {name for name, value in metrics.items() if math.isnan(value)}
+    times = (
+        "e2e_mean_s",
+        "e2e_p50_s",
+        "e2e_p99_s",
+        "ttft_mean_s",
+        "ttft_p50_s",
+        "ttft_p99_s",
+        "tpot_mean_s",
+        "tpot_p99_s",
+    )
+    assert without == {*times, "latency_mean_s", "kv_mean", "batch_mean_s"}
+    assert metrics["slo_attainment"] == 0.0 and metrics["throughput_rps"] == 0.0
 
 
 def test_an_episode_without_requests_ends_at_once() -> None:
@@ -310,8 +324,67 @@ def test_an_episode_without_requests_ends_at_once() -> None:
     env.reset(seed=0)
     _, reward, terminated, truncated, info = env.step(0)
     assert terminated or truncated
-    assert reward == 0.0 and info["metrics"]["requests"] == 0
-    assert all(map(math.isfinite, info["metrics"].values()))
+    assert reward == 0.0 and info["metrics"]["requests"] == info["metrics"]["duration_s"] == 0
+    assert math.isnan(info["metrics"]["slo_attainment"]) and math.isnan(info["metrics"]["throughput_rps"])
+    assert env.simulation.expected_return(info["metrics"]) == 0.0
+
+
+def test_where_nobody_is_served_times_have_no_value() -> None:
+    """A prompt of 512 tokens never fits into a batch of 256 of `vllm-prefill-only`: not the best of all latencies, but none."""
+    rows = workloads.Rows([0.0, 1.0, 2.0, 3.0], [512] * 4, [20] * 4)
+    workload = workloads.Workload(
+        "w", workloads.replay(rows, from_start=True), (workloads.RequestClass(rows=rows),)
+    )
+    env = make(
+        scenario="azure-conv",
+        workload=workload,
+        requests=4,
+        rate_rps=1.0,
+        horizon_s=60.0,
+        budget=256,
+        action="rule",
+        rules=("vllm-prefill-only", "vllm"),
+    )
+    _, frozen = play(env, lambda *_: 0)
+    _, served = play(env, lambda *_: 1)
+    assert frozen["completed"] == 0 and served["completed"] == 4
+    for name in (
+        "e2e_mean_s",
+        "e2e_p50_s",
+        "e2e_p99_s",
+        "ttft_mean_s",
+        "ttft_p50_s",
+        "ttft_p99_s",
+        "tpot_mean_s",
+    ):
+        assert math.isnan(frozen[name]) and served[name] > 0, name
+    assert frozen["latency_mean_s"] > 50 > served["latency_mean_s"] and frozen["slo_attainment"] == 0.0
+
+
+def test_time_per_token_leaves_out_requests_of_one_token() -> None:
+    """As a replay does: half of the requests have one token, and the mean is that of the others."""
+    rows = workloads.Rows(np.arange(40.0), [200] * 40, [1, 101] * 20)
+    workload = workloads.Workload(
+        "w", workloads.replay(rows, from_start=True), (workloads.RequestClass(rows=rows),)
+    )
+    env = make(scenario="azure-conv", workload=workload, requests=40, rate_rps=1.0)
+    _, metrics = play(env, greedy)
+    asked = env.lanes.state.request[0]
+    each = (asked["e2e_s"] - asked["ttft_s"])[1::2] / 100
+    assert metrics["completed"] == 40
+    assert metrics["tpot_mean_s"] == pytest.approx(each.mean(), rel=1e-5)
+    figures = latency_figures(
+        asked["arrival_s"],
+        asked["arrival_s"] + asked["ttft_s"],
+        asked["arrival_s"] + asked["e2e_s"],
+        asked["output"],
+    )
+    assert metrics["tpot_p99_s"] == pytest.approx(figures["tpot_p99_s"], rel=1e-5)
+    alone = workloads.Workload(
+        "w", workloads.burst(), (workloads.RequestClass(workloads.fixed(4), workloads.fixed(1)),)
+    )
+    _, metrics = play(make(**SMALL, workload=alone), greedy)
+    assert metrics["completed"] == 120 and math.isnan(metrics["tpot_mean_s"])
 
 
 def test_exact_information_is_exact_where_outputs_are_cut() -> None:
@@ -416,8 +489,10 @@ def test_metrics_are_those_of_the_raw_times(overflow: str) -> None:
     n = int(me["next"])
     ttft, e2e = state.request["ttft_s"][0, :n].astype(float), state.request["e2e_s"][0, :n].astype(float)
     done, started = e2e >= 0, ttft >= 0
-    tpot = ((e2e - ttft) / np.maximum(state.request["output"][0, :n] - 1, 1))[done]
+    output = state.request["output"][0, :n]
+    tpot = ((e2e - ttft) / np.maximum(output - 1, 1))[done]
     met = int(((ttft[done] <= 0.5) & (tpot <= 0.03)).sum())
+    tpot = tpot[output[done] > 1]
     duration = me["clock_s"] - state.request["arrival_s"][0, 0]
     expected = {
         "requests": me["requests"],
@@ -542,11 +617,11 @@ def test_costs(argument: str, value: float) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"block": 12, "overflow": "recompute"}, "block=12: must be a power of two"),
+        ({"block": 12, "overflow": "recompute"}, "block=12: expected a power of two"),
         ({"block": 16}, "block=16: more than 1 needs overflow='recompute'"),
         (
             {"block": 64, "overflow": "recompute", "kv_capacity": 63},
-            "kv_capacity in blocks of 64=0: expected a whole number",
+            "kv_capacity=63: less than one block of 64 tokens",
         ),
         ({"rules": ("vllm",)}, r"rules=\('vllm',\) needs action='rule', not 'admit'"),
         ({"rules": ("vllm",), "action": "watermark"}, "needs action='rule', not 'watermark'"),

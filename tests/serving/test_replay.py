@@ -1,5 +1,11 @@
 """Replays: against the environment, by hand, and what must never be lost."""
 
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
 import gymnasium
 import hypothesis.strategies as st
 import numpy as np
@@ -8,8 +14,12 @@ from hypothesis import given, settings
 
 import llmgym  # noqa: F401
 from llmgym import profiles, workloads
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.cli import main
+from llmgym.envs.kv_provision import KVProvision
+from llmgym.envs.kv_queue import KVQueue
+from llmgym.errors import InvalidArgument, NoProgress, UnknownName
 from llmgym.serving.replay import latency_figures, replay
+from llmgym.serving.rules import CATALOGUE, Rule
 from llmgym.workloads import Rows
 
 LAWS = "h100/llama-3.1-8b"
@@ -26,17 +36,13 @@ def random_rows(seed, n=150, rate=20.0, longest=500):
     return rows_of(arrival - arrival[0], rng.integers(1, longest, n), rng.integers(1, longest, n))
 
 
-@pytest.mark.parametrize("scheduling", ["sync", "async"])
-@pytest.mark.parametrize("rule", ["vllm:watermark=0.02", "mc-sf", "faster-transformer"])
-def test_a_replay_is_the_environment_that_follows_one_rule(scheduling, rule):
-    """The same times to the bit, with preemption."""
-    rows = random_rows(1)
-    profile = profiles.load(LAWS)
+def environment(rows, profile, rule, **settings):
+    """KVQueue with the requests of the rows and one rule, played to its end by one action; returns the records of the requests, and
+    the metrics.
+    """
     workload = workloads.Workload(
         "x", workloads.replay(rows, from_start=True), (workloads.RequestClass(rows=rows),)
     )
-    shared = {"kv_capacity": 8_000, "budget": 512, "seats": 40, "block": 16, "scheduling": scheduling}
-    shared |= {"overflow": "recompute", "first_token": "with-prefill"}
     env = gymnasium.make(
         "llmgym/KVQueue-v0",
         scenario="azure-conv",
@@ -44,25 +50,51 @@ def test_a_replay_is_the_environment_that_follows_one_rule(scheduling, rule):
         profile=profile,
         rate_rps=workload.mean_rate_rps,
         requests=len(rows),
-        chunk=512,
-        information="none",
+        chunk=settings["budget"],
         action="rule",
         rules=(rule,),
         every=2**30,
-        horizon_s=1e6,
         waiting_cap=2**20,
-        **shared,
+        **({"horizon_s": 1e6, "information": "exact"} | settings),
     )
     env.reset(seed=0)
     *_, info = env.step(0)
-    asked = env.unwrapped.lanes.state.request[0]
-    found = replay(rows, profile, rule=rule, **shared)
+    return env.unwrapped.lanes.state.request[0], info["metrics"]
+
+
+ENGINE = {"seats": 40, "block": 16, "overflow": "recompute", "first_token": "with-prefill"}
+
+
+def check_the_same(rows, rule, **settings):
+    """A replay and the environment that follows the rule: the same times to the bit. Returns the preemptions."""
+    profile = profiles.load(LAWS)
+    shared = ENGINE | settings
+    asked, metrics = environment(rows, profile, rule, **shared)
+    found = replay(rows, profile, rule=rule, information="exact", **shared)
+    assert found.unfinished == 0
     np.testing.assert_array_equal(found.first_s, rows.arrival_s + asked["ttft_s"].astype(float))
     np.testing.assert_array_equal(found.last_s, rows.arrival_s + asked["e2e_s"].astype(float))
-    assert found.preemptions == info["metrics"]["preemptions"]
-    assert found.batches == info["metrics"]["batches"]
-    assert found.kv_mean == pytest.approx(info["metrics"]["kv_mean"])
-    assert found.batch_mean_s == pytest.approx(info["metrics"]["batch_mean_s"])
+    assert found.preemptions == metrics["preemptions"]
+    assert found.batches == metrics["batches"]
+    assert found.kv_mean == pytest.approx(metrics["kv_mean"])
+    assert found.batch_mean_s == pytest.approx(metrics["batch_mean_s"])
+    return found.preemptions
+
+
+@pytest.mark.parametrize("scheduling", ["sync", "async"])
+@pytest.mark.parametrize(
+    "rule", ["vllm:watermark=0.02", "mc-sf", "smallest-area", "faster-transformer", "class-budgets"]
+)
+def test_a_replay_is_the_environment_that_follows_one_rule(scheduling, rule):
+    preemptions = check_the_same(random_rows(1), rule, kv_capacity=8_000, budget=512, scheduling=scheduling)
+    assert preemptions > 0 or not rule.startswith("vllm")
+
+
+@pytest.mark.parametrize(("seed", "capacity"), [(4, 1504), (9, 2000), (52, 1600), (54, 1808)])
+def test_a_replay_is_the_environment_also_after_clearing(seed, capacity):
+    """The engine is empty then, and held up for one batch."""
+    rows = random_rows(seed, n=12, rate=2.0)
+    assert check_the_same(rows, "alpha-clearing", kv_capacity=capacity, budget=128, scheduling="async") > 0
 
 
 def test_ranks_wait_for_the_slowest():
@@ -121,6 +153,163 @@ def test_figures_by_hand():
     assert figures["makespan_s"] == 4.0 and figures["output_tokens_per_s"] == 1.0
 
 
+def test_figures_are_of_the_requests_that_finished():
+    nan = np.nan
+    figures = latency_figures(
+        *(np.array(x, float) for x in ([0, 1, 2], [2, nan, 4], [4, nan, 4])), np.array([3, 9, 1])
+    )
+    assert figures["ttft_p50_s"] == 2.0 and figures["e2e_p50_s"] == 3.0
+    assert figures["makespan_s"] == 4.0 and figures["output_tokens_per_s"] == 1.0
+    none = latency_figures(*(np.array(x, float) for x in ([0, 1], [nan, nan], [nan, nan])), np.array([3, 1]))
+    assert all(np.isnan(value) for value in none.values())
+
+
+# ---------------------------------------------------------------------------------------- requests that do not finish
+
+
+def test_after_clearing_the_engine_serves_on():
+    """It is empty and lets nobody in for one batch; whoever it threw out is served all the same, as in the environment."""
+    rows = rows_of([0.0] * 3, [512] * 3, [256] * 3)
+    found = replay(rows, profiles.load(LAWS), kv_capacity=1152, rule="beta-clearing")
+    assert found.unfinished == 0 and found.preemptions > 0
+    assert (found.first_s > 0).all() and (found.last_s > found.first_s).all()
+
+
+def test_a_prompt_that_no_batch_holds_freezes_the_engine_as_in_the_environment():
+    """vllm-prefill-only waits for ever for a batch with room for 300 tokens, and decodes nobody meanwhile."""
+    rows = rows_of([0.0, 5.0, 5.5, 1e9], [10, 300, 10, 10], [50, 5, 50, 50])
+    profile = profiles.load(LAWS)
+    shared = ENGINE | {"kv_capacity": 8_000, "budget": 256, "scheduling": "sync"}
+    found = replay(rows, profile, rule="vllm-prefill-only", **shared)
+    asked, metrics = environment(rows, profile, "vllm-prefill-only", horizon_s=30.0, **shared)
+    assert metrics["completed"] == 1 and metrics["requests"] == 3
+    assert found.unfinished == 3
+    for times, column in ((found.first_s, "ttft_s"), (found.last_s, "e2e_s")):
+        assert times[0] == asked[column][0].astype(float) and np.isnan(times[1:]).all()
+    figures = latency_figures(found.arrival_s, found.first_s, found.last_s, rows.output_tokens)
+    assert figures["e2e_p99_s"] == found.last_s[0] and figures["output_tokens_per_s"] > 0
+
+
+def test_nothing_runs_and_nothing_was_sent():
+    """A closed loop behind a request that never ends: who was never sent has not arrived either."""
+    rows = rows_of([0.0] * 3, [300] * 3, [5] * 3)
+    found = replay(rows, SECOND, kv_capacity=8_000, budget=256, rule="vllm-prefill-only", clients=1)
+    assert found.unfinished == 3 and found.batches == 0
+    assert found.arrival_s[0] == 0.0 and np.isnan(found.arrival_s[1:]).all()
+    assert np.isnan(found.batch_mean_s) and np.isnan(found.kv_mean)
+
+
+def test_a_rule_that_serves_nobody_for_ever_is_told():
+    """Two equal requests, both cleared whenever they overflow: they start anew together, and so it goes on."""
+    rows = rows_of([0.0] * 6, [101, 207, 53] * 2, [611, 517, 701] * 2)
+    with pytest.raises(
+        NoProgress, match=r"rule='alpha-clearing': 7\d\d,\d\d\d steps .* 6 of 6 unfinished .*kv_capacity=1024"
+    ):
+        replay(rows, profiles.load(LAWS), kv_capacity=1024, rule="alpha-clearing", ranks=3)
+
+
+LONG = """
+    import signal
+    import llmgym.serving.replay as module
+    from llmgym import profiles
+    from llmgym.workloads import Rows
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = module._run
+    law = profiles.constant(1.0)
+    module.replay(Rows([0.0], [1], [3]), law, kv_capacity=64)  # now it is compiled
+
+    def told(*arguments):
+        module._run = run
+        print("inside", flush=True)
+        return run(*arguments)
+
+    module._run = told
+    module.replay(Rows([0.0] * 50, [1] * 50, [2**30 - 65] * 50), law, kv_capacity=2**30, ranks=50)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_ends_a_long_replay():
+    """A billion steps of fifty ranks take hours: only an interrupt ends this process."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(LONG)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "inside\n"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode != 0 and "KeyboardInterrupt" in errors
+
+
+# ----------------------------------------------------------------------------------------------------- predicted lengths
+
+
+THREE = rows_of([0.0] * 3, [200] * 3, [300, 300, 10])
+
+
+@pytest.mark.parametrize("rule", [name for name, rule in CATALOGUE.items() if rule.predicts])
+def test_a_rule_that_needs_predictions_is_told_some_or_refused(rule):
+    law = profiles.load(LAWS)
+    for information in (None, "none"):
+        with pytest.raises(InvalidArgument, match=f"rule='{rule}'.*information='exact'"):
+            replay(THREE, law, kv_capacity=512, rule=rule, information=information)
+    told = Rows(THREE.arrival_s, THREE.prompt_tokens, THREE.output_tokens, THREE.output_tokens)
+    one, two = (
+        replay(told, law, kv_capacity=512, rule=rule),
+        replay(THREE, law, kv_capacity=512, rule=rule, information="exact"),
+    )
+    np.testing.assert_array_equal(one.last_s, two.last_s)
+
+
+def test_which_rules_reckon_with_predictions():
+    names = {name for name, rule in CATALOGUE.items() if rule.predicts}
+    assert names == {"reserve-peak", "mc-sf", "fcfs-lookahead", "smallest-area", "area-watermark"}
+    assert Rule("own", order="shortest-output").predicts and Rule("own", check="peak").predicts
+    assert not Rule("own", check="headroom", skip=True).predicts
+
+
+@pytest.mark.parametrize("rule", ["mc-sf", "smallest-area"])
+def test_the_shortest_is_served_first_where_it_is_known(rule):
+    law = profiles.load(LAWS)
+    known = replay(THREE, law, kv_capacity=512, rule=rule, information="exact")
+    assert known.last_s.argmin() == 2 and known.last_s[2] < 0.5
+    # all are told the same: in order of arrival
+    alike = replay(THREE, law, kv_capacity=512, rule=rule, information="mean")
+    assert (np.diff(alike.first_s) >= 0).all() and alike.first_s[2] > alike.first_s[1]
+    # what the rows say is believed, also where it is wrong; `information` goes before it
+    wrong = Rows(THREE.arrival_s, THREE.prompt_tokens, THREE.output_tokens, [10, 300, 300])
+    assert replay(wrong, law, kv_capacity=512, rule=rule).first_s.argmin() == 0
+    np.testing.assert_array_equal(
+        replay(wrong, law, kv_capacity=512, rule=rule, information="exact").last_s, known.last_s
+    )
+
+
+def test_noisy_predictions_are_drawn_from_the_seed():
+    rows = random_rows(2)
+    law = profiles.load(LAWS)
+    found = [
+        replay(rows, law, kv_capacity=4_000, rule="mc-sf", information=information, seed=seed).last_s
+        for information, seed in (("noisy", 1), ("noisy", 1), ("noisy", 2), ("exact", 1))
+    ]
+    assert (found[0] == found[1]).all()
+    assert (found[0] != found[2]).any() and (found[0] != found[3]).any()
+
+
+def test_without_a_budget_of_its_own_a_class_budget_is_derived():
+    """As in the environments."""
+    assert replay(THREE, SECOND, kv_capacity=1024, rule="class-budgets").unfinished == 0
+    KVProvision(rule="class-budgets")
+
+
+# ------------------------------------------------------------------------------------------------------ wrong arguments
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -130,6 +319,8 @@ def test_figures_by_hand():
         ({"budget": 0}, InvalidArgument, "budget=0"),
         ({"seats": -1}, InvalidArgument, "seats=-1"),
         ({"block": 12}, InvalidArgument, "block=12: expected a power of two"),
+        ({"kv_capacity": 12}, InvalidArgument, "kv_capacity=12: less than one block of 16 tokens"),
+        ({"information": "rumours"}, UnknownName, "rumours"),
         ({"kv_capacity": 40}, InvalidArgument, "kv_capacity=32: request 1 needs 50 tokens"),
         ({"scheduling": "later"}, UnknownName, "later"),
         ({"overflow": "explode"}, UnknownName, "explode"),
@@ -140,3 +331,72 @@ def test_figures_by_hand():
 def test_wrong_arguments_are_told(change, error, message):
     with pytest.raises(error, match=message):
         replay(rows_of([0, 0], [10, 25], [10, 25]), SECOND, **({"kv_capacity": 1_000} | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"block": 16, "overflow": "pause"}, "block=16: more than 1 needs overflow='recompute'"),
+        ({"block": 24}, "block=24: expected a power of two"),
+        ({"block": 0}, "block=0"),
+        ({"budget": 0}, "budget=0"),
+        ({"seats": True}, "seats=True"),
+        ({"seats": 2**31}, "seats=2147483648"),
+        ({"overflow": "swap"}, "unknown overflow 'swap'"),
+        ({"first_token": "late"}, "unknown first_token 'late'"),
+        ({"scheduling": "lazy"}, "unknown scheduling 'lazy'"),
+    ],
+)
+def test_what_a_replay_refuses_the_environments_refuse(change, message):
+    settings = {"block": 1, "overflow": "recompute"} | change
+    with pytest.raises(InvalidArgument, match=message):
+        replay(rows_of([0, 0], [10, 25], [10, 25]), SECOND, kv_capacity=1_000, **settings)
+    with pytest.raises(InvalidArgument, match=message):
+        KVQueue(**settings)
+    if not change.keys() & {"block", "scheduling"}:
+        with pytest.raises(InvalidArgument, match=message):
+            KVProvision(**change)
+
+
+# ----------------------------------------------------------------------------------------------------------- the command
+
+
+def trace(folder, text):
+    path = folder / "trace.csv"
+    path.write_text("arrival_s,prompt_tokens,output_tokens\n" + textwrap.dedent(text))
+    return str(path)
+
+
+def test_the_command_tells_who_does_not_finish(tmp_path, capsys):
+    some = trace(tmp_path, "0,10,50\n9,300,5\n9.5,10,50\n")
+    out = tmp_path / "times.csv"
+    assert main(["replay", some, "--rule", "vllm-prefill-only", "--budget", "256", "--out", str(out)]) == 0
+    assert "2 of 3 requests do not finish" in " ".join(capsys.readouterr().out.split())
+    times = np.genfromtxt(out, delimiter=",", names=True)
+    assert np.isnan(times["last_token_s"]).tolist() == [False, True, True]
+    none = trace(tmp_path, "0,10,50\n0.01,300,5\n0.02,10,50\n")
+    assert main(["replay", none, "--rule", "vllm-prefill-only", "--budget", "256"]) == 2
+    told = capsys.readouterr()
+    assert "none of 3 requests finishes" in told.err and told.err.count("\n") == 1 and not told.out
+
+
+def test_the_command_tells_the_rule_what_is_known(tmp_path, capsys):
+    three = trace(tmp_path, "0,200,300\n0,200,300\n0,200,10\n")
+    out = tmp_path / "times.csv"
+    arguments = ["replay", three, "--rule", "mc-sf", "--kv-capacity", "512", "--out", str(out)]
+    assert main(arguments) == 2
+    assert "rule='mc-sf'" in capsys.readouterr().err and not out.exists()
+    assert main([*arguments, "--information", "exact"]) == 0
+    assert np.genfromtxt(out, delimiter=",", names=True)["last_token_s"].argmin() == 2
+    assert main([*arguments, "--information", "rumours"]) == 2
+
+
+@pytest.mark.parametrize("out", ["", "missing/times.csv", "trace.csv/times.csv"])
+def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys, monkeypatch, out):
+    some = trace(tmp_path, "0,10,50\n")
+    monkeypatch.setattr(
+        "llmgym.serving.replay_command.replay", lambda *_, **__: pytest.fail("the work was done")
+    )
+    assert main(["replay", some, "--out", str(tmp_path / out)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("llmgym: out=") and told.count("\n") == 1
