@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.errors import InvalidArgument, ProfileError, UnknownName
+from llmgym.profiles.tables import read_csv
 
 COLUMNS = ("op", "variant", "shape", "latency_us", "iqr_us", "peak_bytes", "power_w", "repetitions")
 FORMAT = 1
@@ -75,7 +76,8 @@ def parse_row(cells: Mapping[str, str | None], where: str) -> Row:
         )
     except (KeyError, ValueError) as error:
         raise ProfileError(f"{where}: {error}; expected the columns {', '.join(COLUMNS)}") from error
-    if not row.op or not shape or not row.latency_us > 0 or not row.iqr_us >= 0 or row.repetitions < 1:
+    timed = 0 < row.latency_us < math.inf and 0 <= row.iqr_us < math.inf
+    if not row.op or not shape or not timed or row.repetitions < 1:
         raise ProfileError(
             f"{where}: an op, a shape, latency_us > 0, iqr_us >= 0 and repetitions >= 1 are needed"
         )
@@ -281,7 +283,7 @@ def load_kernels(name: str | Path) -> Kernels:
         raise UnknownName("kernel set", str(name), kernel_names())
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ProfileError(f"{folder / 'meta.json'}: {error}") from error
     if meta.get("format") != FORMAT:
         raise ProfileError(
@@ -290,11 +292,7 @@ def load_kernels(name: str | Path) -> Kernels:
     missing = [key for key in ("device", "date", "method", "versions") if not meta.get(key)]
     if missing:
         raise ProfileError(f"{folder / 'meta.json'}: {missing[0]!r} is missing")
-    with (folder / "kernels.csv").open(newline="", encoding="utf-8") as file:
-        rows = [
-            parse_row(cells, f"{folder / 'kernels.csv'}, row {line}")
-            for line, cells in enumerate(csv.DictReader(file), start=2)
-        ]
+    rows = [parse_row(cells, where) for where, cells in read_csv(folder / "kernels.csv", COLUMNS)]
     keys = [row.key for row in rows]
     if not rows or len(set(keys)) < len(keys):
         raise ProfileError(f"{folder / 'kernels.csv'}: there are no rows, or two of the same case")

@@ -206,11 +206,15 @@ def _dump(content: Mapping[str, Any]) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ProfileError(f"{path} is missing; a profile is meta.json and either tables.csv or laws.json")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except FileNotFoundError:
+        raise ProfileError(
+            f"{path}: no such file; a profile is meta.json and either tables.csv or laws.json"
+        ) from None
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise ProfileError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ProfileError(f"{path}: expected an object, got {type(content).__name__}")
@@ -356,8 +360,8 @@ def load(name_or_path: str | os.PathLike[str], *, dense: str = "default", host: 
 
     Raises:
         UnknownName: there is no such profile or option.
-        ProfileError: the profile is not shipped as its model does not fit; or its files are incomplete or
-            wrong.
+        ProfileError: the profile is not shipped as its model does not fit; or there is no such folder, or its
+            files are incomplete or wrong.
     """
     from llmgym.profiles.papers import NEEDS_CHOICE, PAPERS
 
@@ -372,8 +376,12 @@ def load(name_or_path: str | os.PathLike[str], *, dense: str = "default", host: 
         profile = _load_folder(_shipped()[name])
     elif Path(name).is_dir():
         profile = _load_folder(Path(name))
+    elif Path(name).exists():
+        raise ProfileError(f"{name} is a file; a profile is a folder with meta.json")
+    elif Path(name).is_absolute() or name.startswith((".", "~")) or len(Path(name).parts) > 2:
+        raise ProfileError(f"{name}: no such file or folder")  # a name is of the form gpu/model
     else:
-        raise UnknownName("profile", name, names())
+        raise UnknownName("profile (there is no such folder either)", name, names())
     for part, chosen in (("dense", dense), ("host", host)):
         if chosen not in profile.options[part]:
             raise UnknownName(f"{part} option of profile {profile.name}", chosen, profile.options[part])

@@ -12,7 +12,7 @@ context) may be missing, as memory ends there; a gap anywhere else is an error.
 
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -63,10 +63,43 @@ class Table(NamedTuple):
     dtype: tuple[str, ...]
 
 
-def _value(row: Mapping[str, str | None], field: str, where: str) -> float:
+def read_csv(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file by column, each with its place for messages.
+
+    Args:
+        path: the file.
+        columns: those that it must have.
+
+    Raises:
+        ProfileError: the file cannot be read, is no strict CSV, lacks a column, or has a row with too few or too many
+            values.
+    """
+    above = 0  # the last line that was read well: where a quote is opened, not where the reader gives up
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file, strict=True)
+            missing = [name for name in columns if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ProfileError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(columns)}")
+            above = 1
+            for row in reader:
+                above = reader.line_num
+                where = f"{path}, row {above}"
+                if None in row or None in row.values():
+                    raise ProfileError(f"{where}: expected {len(reader.fieldnames or ())} values")
+                yield where, row
+    except OSError as error:
+        raise ProfileError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ProfileError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    except csv.Error as error:
+        raise ProfileError(f"{path}, row {above + 1}: {error}") from None
+
+
+def _value(row: Mapping[str, str], field: str, where: str) -> float:
     text = row[field]
     try:
-        value = float(text or "")
+        value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -82,42 +115,35 @@ def read_tables(path: Path) -> dict[str, Table]:
             field.
     """
     rows: dict[str, list[tuple[tuple[int, ...], float, float, float, str]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ()) and name != "power_w"]
-        if missing:
-            raise ProfileError(f"{path}: column {missing[0]!r} is missing; expected {', '.join(COLUMNS)}")
-        for line, row in enumerate(reader, start=2):
-            where = f"{path}, row {line}"
-            op = row["op"]
-            if op not in OPS:
-                raise ProfileError(f"{where}: field 'op' is {op!r}; expected one of {', '.join(OPS)}")
-            shape = []
-            for name in OPS[op]:
-                size = _value(row, name, where)
-                if size != int(size) or size < (0 if name == "context" else 1):
-                    low = "0" if name == "context" else "1"
-                    raise ProfileError(
-                        f"{where}: field {name!r} is {row[name]!r}; expected a whole number >= {low}"
-                    )
-                shape.append(int(size))
-            latency, spread = _value(row, "latency_us", where), _value(row, "iqr_us", where)
-            if latency <= 0:
-                raise ProfileError(f"{where}: field 'latency_us' is {latency!r}; expected a number > 0")
-            if spread < 0:
-                raise ProfileError(f"{where}: field 'iqr_us' is {spread!r}; expected a number >= 0")
-            power = math.nan
-            if row.get("power_w"):
-                power = _value(row, "power_w", where)
-                if power <= 0:
-                    raise ProfileError(
-                        f"{where}: field 'power_w' is {power!r}; expected a number > 0 or nothing"
-                    )
-            if op.startswith("decode_attention") and shape[1] % shape[0]:
+    needed = [name for name in COLUMNS if name != "power_w"]
+    for where, row in read_csv(path, needed):
+        op = row["op"]
+        if op not in OPS:
+            raise ProfileError(f"{where}: field 'op' is {op!r}; expected one of {', '.join(OPS)}")
+        shape = []
+        for name in OPS[op]:
+            size = _value(row, name, where)
+            if size != int(size) or not (0 if name == "context" else 1) <= size < 2**63:
+                low = "0" if name == "context" else "1"
                 raise ProfileError(
-                    f"{where}: field 'kv_tokens' is {shape[1]}; expected a multiple of batch {shape[0]}"
+                    f"{where}: field {name!r} is {row[name]!r}; expected a whole number >= {low}"
                 )
-            rows.setdefault(op, []).append((tuple(shape), latency, spread, power, row["dtype"] or ""))
+            shape.append(int(size))
+        latency, spread = _value(row, "latency_us", where), _value(row, "iqr_us", where)
+        if latency <= 0:
+            raise ProfileError(f"{where}: field 'latency_us' is {latency!r}; expected a number > 0")
+        if spread < 0:
+            raise ProfileError(f"{where}: field 'iqr_us' is {spread!r}; expected a number >= 0")
+        power = math.nan
+        if row.get("power_w"):
+            power = _value(row, "power_w", where)
+            if power <= 0:
+                raise ProfileError(f"{where}: field 'power_w' is {power!r}; expected a number > 0 or nothing")
+        if op.startswith("decode_attention") and shape[1] % shape[0]:
+            raise ProfileError(
+                f"{where}: field 'kv_tokens' is {shape[1]}; expected a multiple of batch {shape[0]}"
+            )
+        rows.setdefault(op, []).append((tuple(shape), latency, spread, power, row["dtype"]))
     for op in REQUIRED_OPS:
         if op not in rows:
             raise ProfileError(

@@ -11,6 +11,7 @@ prompt and output lengths are independent, and the name gives the ratio of their
 """
 
 import json
+import os
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,18 +54,21 @@ def names() -> tuple[str, ...]:
     return tuple(sorted([*TRACES, *_LENGTHS, _MIXED]))
 
 
-def load(name: str) -> Workload:
+def load(name: str, format: str | None = None) -> Workload:
     """The named workload, at the rate of its source (1 req/s where the source has no arrival times), or that of a trace file.
 
     Args:
-        name: of a workload, or the path of a file that `from_trace` reads.
+        name: of a workload, or the path of a file that `from_trace` reads. What has a folder or an ending, such as
+            "traces/today.csv", is a path.
+        format: of the file, see `from_trace`.
 
     Raises:
         UnknownName: there is none of this name, and no such file; the message lists those that exist.
         TraceError: see `from_trace`.
     """
-    if Path(name).is_file():
-        return from_trace(name)
+    path = Path(name)
+    if path.is_file() or format is not None or path.suffix or path.name != os.fspath(name):
+        return from_trace(name, format)
     if name in TRACES:
         file = files("llmgym.workloads") / "data" / f"{name}.json"
         return _from_parameters(json.loads(file.read_text(encoding="utf-8")))

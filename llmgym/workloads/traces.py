@@ -3,12 +3,14 @@
 - azure (github.com/Azure/AzurePublicDataset, 2023 and 2024): `TIMESTAMP,ContextTokens,GeneratedTokens`, a
   date and time;
 - mooncake (github.com/kvcache-ai/Mooncake): one JSON object a line, `timestamp` (ms), `input_length`,
-  `output_length`;
+  `output_length`; mooncake-s: the same with `timestamp` in seconds;
 - burstgpt (github.com/HPMLL/BurstGPT, 6 or 8 columns): `Timestamp` (s), `Request tokens`, `Response tokens`;
 - vidur (github.com/microsoft/vidur): `arrived_at` (s), `num_prefill_tokens`, `num_decode_tokens`;
 - csv: `arrival_s`, `prompt_tokens`, `output_tokens`.
 
-Columns are found by name in the first line; others are ignored.
+Columns are found by name in the first line; others are ignored. Header and rows of all but Mooncake are read by
+the same strict reader of CSV (RFC 4180), with one restriction: a row is one line, so that a quote that is never
+closed cannot swallow the rows below it.
 """
 
 import csv
@@ -16,12 +18,16 @@ import gzip
 import json
 import math
 import os
+import re
+import warnings
 import zlib
 from array import array
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -30,6 +36,11 @@ from llmgym.workloads.arrivals import Rows, replay
 from llmgym.workloads.lengths import MAX_TOKENS, RequestClass
 from llmgym.workloads.workload import Workload
 
+_LATEST_S = 1e12  # doubles still tell 0.1 ms apart, and no rate computed from a span overflows
+_SHORTEST_SPAN_S = 1e-9
+_PLAINLY_SECONDS_RPS = 100.0  # Mooncake's own traces have 3 to 10 req/s
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
 
 class _Format(NamedTuple):
     columns: tuple[str, str, str]  # arrival, prompt, output
@@ -37,13 +48,13 @@ class _Format(NamedTuple):
     source: str
 
 
+_MOONCAKE = ("timestamp", "input_length", "output_length")
 _FORMATS = {
     "azure": _Format(
         ("TIMESTAMP", "ContextTokens", "GeneratedTokens"), 0.0, "https://github.com/Azure/AzurePublicDataset"
     ),
-    "mooncake": _Format(
-        ("timestamp", "input_length", "output_length"), 1e3, "https://github.com/kvcache-ai/Mooncake"
-    ),
+    "mooncake": _Format(_MOONCAKE, 1e3, "https://github.com/kvcache-ai/Mooncake"),
+    "mooncake-s": _Format(_MOONCAKE, 1.0, ""),
     "burstgpt": _Format(
         ("Timestamp", "Request tokens", "Response tokens"), 1.0, "https://github.com/HPMLL/BurstGPT"
     ),
@@ -52,6 +63,18 @@ _FORMATS = {
     ),
     "csv": _Format(("arrival_s", "prompt_tokens", "output_tokens"), 1.0, ""),
 }
+_JSON = ("mooncake", "mooncake-s")
+_FOUND = {name: form for name, form in _FORMATS.items() if name not in _JSON}  # by their header
+
+
+class _Place(NamedTuple):
+    """A line of a file, for messages."""
+
+    file: Path
+    line: int
+
+    def error(self, column: str | int, what: str) -> TraceError:
+        return TraceError(f"{self.file}, line {self.line}, column {column!r}: {what}")
 
 
 def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workload:
@@ -63,12 +86,18 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
 
     Args:
         path: the file.
-        format: "azure", "mooncake", "burstgpt", "vidur" or "csv"; found from the first line by default.
+        format: "azure", "mooncake", "mooncake-s", "burstgpt", "vidur" or "csv"; found from the first line by
+            default. Timestamps of "mooncake" are milliseconds, those of "mooncake-s" seconds.
+
+    Warns:
+        UserWarning: the format "mooncake" was found rather than given, and its timestamps are plainly seconds:
+            read as milliseconds, more than 100 requests arrive each second.
 
     Raises:
         InvalidArgument: an unknown `format`.
-        TraceError: the file cannot be read, is empty, is of no known format, lacks a column, or has a row
-            that is not a number, is negative, goes back in time or has no prompt or no output token; names
+        TraceError: there is no such file, or it cannot be read, is empty, is of no known format, lacks a
+            column or has one twice, or has a row with too few or too many values, or a value that is not a
+            number, is negative, goes back in time, is beyond 1e12 s or has no prompt or no output token; names
             file, line and column.
     """
     if format is not None and format not in _FORMATS:
@@ -78,16 +107,25 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
     try:
         with file.open("rb") as raw:
             opener: Callable[..., IO[str]] = gzip.open if raw.read(2) == b"\x1f\x8b" else open
-        with opener(file, "rt", encoding="utf-8-sig", newline="") as text:
+        # bytes that are no UTF-8 come through as surrogates, so that _lines can say where they are
+        with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
             found = _read(file, text, format, times, prompts, outputs)
+    except FileNotFoundError:
+        raise TraceError(f"{file}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise TraceError(f"{file}: cannot be read: {error}") from error
-    except UnicodeDecodeError as error:
-        raise TraceError(f"{file}: is not UTF-8 text: {error}") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise TraceError(f"{file}: cannot be read: {why}") from error
     rows = Rows(np.frombuffer(times), np.frombuffer(prompts, np.int32), np.frombuffer(outputs, np.int32))
+    arrivals = replay(rows)
+    if found == "mooncake" and format is None and _PLAINLY_SECONDS_RPS < arrivals.rate_rps < math.inf:
+        warnings.warn(
+            f"{file}: {arrivals.rate_rps:,.0f} requests arrive each second if its timestamps are milliseconds, as "
+            "Mooncake's are; if they are seconds, read it with format='mooncake-s', else with format='mooncake'",
+            stacklevel=2,
+        )
     return Workload(
         file.name.partition(".")[0],
-        replay(rows),
+        arrivals,
         (RequestClass(rows=rows),),
         description=f"Replay of {file.name} ({found}), {len(rows)} requests over {rows.arrival_s[-1]:.1f} s.",
         source=_FORMATS[found].source or str(file),
@@ -102,130 +140,185 @@ def _read(
     prompts: "array[int]",
     outputs: "array[int]",
 ) -> str:
-    first = text.readline()
-    number = 1
-    while first and not first.strip():
-        first, number = text.readline(), number + 1
-    if not first:
+    lines = _lines(file, text)
+    first = next(lines, None)
+    if first is None:
         raise TraceError(f"{file}: is empty: no line with a header or a request")
-    found = format or _detect(file, number, first)
-    columns = _FORMATS[found].columns
-    if found == "mooncake":
-        lines = _json_rows(file, number, first, text, columns)
+    place, head = first
+    rows: Iterator[tuple[_Place, list[Any]]]
+    if format in _JSON or (format is None and head.lstrip().startswith("{")):
+        found = format or "mooncake"
+        rows = _json_rows(chain([first], lines))
     else:
-        lines = _csv_rows(file, number, first, text, columns)
+        header = [name.strip() for name in _cells(place, head, [])]
+        found = format or _detect(place, header)
+        rows = _csv_rows(place, header, _FORMATS[found].columns, lines)
+    (arrival, prompt, output), second = _FORMATS[found].columns, _FORMATS[found].second
+    hint = " (BurstGPT without failed requests: BurstGPT_without_fails_*.csv)" if found == "burstgpt" else ""
     start = before = 0.0
-    for line, (time, prompt, output) in lines:
-        at = _seconds(file, line, columns[0], time, _FORMATS[found].second)
+    for place, values in rows:
+        at = _seconds(place, arrival, values[0], second)
         if not times:
             start = before = at
         if at < before:
-            raise TraceError(
-                f"{file}, line {line}, column {columns[0]!r}: {time!r} is before the row above; sort the file"
-            )
+            raise place.error(arrival, f"{_shown(values[0])} is before the row above; sort the file")
         before = at
-        prompts.append(_count(file, line, columns[1], prompt, ""))
-        hint = (
-            " (BurstGPT without failed requests: BurstGPT_without_fails_*.csv)" if found == "burstgpt" else ""
-        )
-        outputs.append(_count(file, line, columns[2], output, hint))
+        prompts.append(_count(place, prompt, values[1]))
+        outputs.append(_count(place, output, values[2], hint))
         times.append(at - start)
     if not times:
         raise TraceError(f"{file}: is empty: a header but no request")
+    if 0.0 < times[-1] < _SHORTEST_SPAN_S:
+        raise place.error(
+            arrival, f"all requests within {times[-1]:g} s; must be one instant, or 1e-9 s or more"
+        )
     return found
 
 
-def _detect(file: Path, number: int, first: str) -> str:
-    if first.lstrip().startswith("{"):
-        return "mooncake"
-    header = {name.strip() for name in first.strip().split(",")}
-    for name, form in _FORMATS.items():
-        if name != "mooncake" and header.issuperset(form.columns):
+def _lines(file: Path, text: IO[str]) -> Iterator[tuple[_Place, str]]:
+    """The lines that are not blank, each with its place."""
+    for number, line in enumerate(text, start=1):
+        place = _Place(file, number)
+        if not line.isascii():
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:
+                raise place.error(error.start + 1, "is not UTF-8 text") from None
+        if line.strip(" \t\r\n"):
+            yield place, line
+
+
+def _cells(place: _Place, line: str, header: list[str]) -> list[str]:
+    """The values of one line of CSV; `header` names the columns in messages."""
+    try:
+        return next(csv.reader((line,), strict=True))
+    except csv.Error as error:
+        what = str(error)
+    if what.startswith("unexpected end"):
+        at, what = len(line), "a quote is opened here and not closed on this line"
+    else:
+        # The reader says what is wrong, not where: at the end of the shortest beginning of the line that it refuses so.
+        at = bisect_left(range(len(line)), True, key=lambda end: _csv_error(line[: end + 1]) == what)
+    before = next(csv.reader((line[:at],)), [])
+    raise place.error(_column(header, max(len(before) - 1, 0)), what)
+
+
+def _csv_error(text: str) -> str:
+    try:
+        next(csv.reader((text,), strict=True), None)
+    except csv.Error as error:
+        return str(error)
+    return ""
+
+
+def _column(header: list[str], at: int) -> str | int:
+    """Name of a column, or its number from 1 where the header has none."""
+    return header[at] if at < len(header) else at + 1
+
+
+def _detect(place: _Place, header: list[str]) -> str:
+    for name, form in _FOUND.items():
+        if set(header).issuperset(form.columns):
             return name
-    known = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in _FORMATS.items())
-    best = max(_FORMATS, key=lambda name: len(header.intersection(_FORMATS[name].columns)))
-    missing = [c for c in _FORMATS[best].columns if c not in header]
+    best = max(_FOUND, key=lambda name: len(set(header).intersection(_FOUND[name].columns)))
+    missing = [name for name in _FOUND[best].columns if name not in header]
+    where = f"{place.file}, line {place.line}"
     if len(missing) < 3:
-        raise TraceError(f"{file}, line {number}: missing column {missing[0]!r} of the {best} format")
-    raise TraceError(f"{file}, line {number}: no known format; columns needed: {known}")
+        raise TraceError(f"{where}: missing column {missing[0]!r} of the {best} format")
+    known = "; ".join(f"{name}: {', '.join(form.columns)}" for name, form in _FORMATS.items())
+    raise TraceError(f"{where}: no known format; columns needed: {known}")
 
 
 def _csv_rows(
-    file: Path, number: int, first: str, text: IO[str], columns: tuple[str, str, str]
-) -> Iterator[tuple[int, tuple[str, str, str]]]:
-    header = [name.strip() for name in first.strip().split(",")]
-    missing = [c for c in columns if c not in header]
-    if missing:
-        raise TraceError(f"{file}, line {number}: missing column {missing[0]!r}; found {', '.join(header)}")
-    a, b, c = (header.index(name) for name in columns)
-    reader = csv.reader(text)
-    try:
-        for row in reader:
-            line = number + reader.line_num
-            if not row or (len(row) == 1 and not row[0].strip()):
-                continue
-            if len(row) <= max(a, b, c):
-                lost = next(name for name, i in zip(columns, (a, b, c), strict=True) if i >= len(row))
-                raise TraceError(
-                    f"{file}, line {line}, column {lost!r}: missing, the row has {len(row)} values"
-                )
-            yield line, (row[a], row[b], row[c])
-    except csv.Error as error:
-        raise TraceError(f"{file}, line {number + reader.line_num}: {error}") from error
+    place: _Place, header: list[str], columns: tuple[str, str, str], lines: Iterator[tuple[_Place, str]]
+) -> Iterator[tuple[_Place, list[Any]]]:
+    for name in columns:
+        if name not in header:
+            found = _shown(", ".join(header))
+            raise TraceError(f"{place.file}, line {place.line}: missing column {name!r}; found {found}")
+        if header.count(name) > 1:
+            raise place.error(name, f"is there {header.count(name)} times")
+    chosen = [header.index(name) for name in columns]
+    for place, line in lines:
+        row = _cells(place, line, header)
+        if len(row) < len(header):
+            raise place.error(
+                header[len(row)], f"missing, the row has {len(row)} values and the header {len(header)}"
+            )
+        if len(row) > len(header):
+            raise place.error(
+                len(header) + 1, f"too many, the row has {len(row)} values and the header {len(header)}"
+            )
+        yield place, [row[at] for at in chosen]
 
 
-def _json_rows(
-    file: Path, number: int, first: str, text: IO[str], columns: tuple[str, str, str]
-) -> Iterator[tuple[int, tuple[object, object, object]]]:
-    line_text, line = first, number
-    while line_text:
-        if line_text.strip():
-            try:
-                row = json.loads(line_text)
-            except json.JSONDecodeError as error:
-                raise TraceError(
-                    f"{file}, line {line}, column {error.colno}: not JSON: {error.msg}"
-                ) from error
-            if not isinstance(row, dict):
-                raise TraceError(f"{file}, line {line}: {line_text.strip()[:40]!r} is not a JSON object")
-            for name in columns:
-                if name not in row:
-                    raise TraceError(f"{file}, line {line}, column {name!r}: missing")
-            a, b, c = (row[name] for name in columns)
-            yield line, (a, b, c)
-        line_text, line = text.readline(), line + 1
+def _json_rows(lines: Iterator[tuple[_Place, str]]) -> Iterator[tuple[_Place, list[Any]]]:
+    for place, line in lines:
+        try:
+            # numbers stay text: one grammar of numbers for every format, and none that is too long to convert
+            row = json.loads(
+                line, parse_int=str, parse_float=str, parse_constant=str, object_pairs_hook=_object
+            )
+        except json.JSONDecodeError as error:
+            raise place.error(error.colno, f"not JSON: {error.msg}") from error
+        except RecursionError:
+            raise place.error(1, "nested too deeply for a request") from None
+        except _Twice as error:
+            raise place.error(str(error), "is there twice") from None
+        if not isinstance(row, dict):
+            raise place.error(1, f"{_shown(line.strip())} is not a JSON object")
+        for name in _MOONCAKE:
+            if name not in row:
+                raise place.error(name, "missing")
+        yield place, [row[name] for name in _MOONCAKE]
+
+
+class _Twice(Exception):
+    """A key that an object has twice."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _shown(value: object) -> str:
+    """A value in a message: short, whatever it is."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 40 else f"{value[:37]!r}..."
+    return repr(value) if value is None or isinstance(value, bool) else f"a {type(value).__name__}"
 
 
 def _number(value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+    """A decimal number as text, as a float (infinite if it is too large); NaN for anything else."""
+    if not isinstance(value, str) or not _NUMBER.fullmatch(value.strip(" \t")):
         return math.nan
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return math.nan
+    return float(value)
 
 
-def _seconds(file: Path, line: int, column: str, value: object, second: float) -> float:
-    where = f"{file}, line {line}, column {column!r}"
+def _seconds(place: _Place, column: str, value: object, second: float) -> float:
     if second > 0.0:
-        number = _number(value)
-        if not math.isfinite(number) or number < 0.0:
-            raise TraceError(f"{where}: {value!r} is not a time; must be a number, zero or more")
-        return number / second
+        at = _number(value) / second
+        if not 0.0 <= at <= _LATEST_S:
+            raise place.error(column, f"{_shown(value)} is not a time; must be a number from 0 to 1e12 s")
+        return at
     try:
-        moment = datetime.fromisoformat(str(value).strip())
+        moment = datetime.fromisoformat(str(value).strip(" \t"))
     except ValueError:
-        raise TraceError(
-            f"{where}: {value!r} is not a date and time such as 2023-11-16 18:15:46.6805900"
+        raise place.error(
+            column, f"{_shown(value)} is not a date and time such as 2023-11-16 18:15:46.6805900"
         ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _count(file: Path, line: int, column: str, value: object, hint: str) -> int:
+def _count(place: _Place, column: str, value: object, hint: str = "") -> int:
     number = _number(value)
     if not (number.is_integer() and 1.0 <= number <= MAX_TOKENS):
-        raise TraceError(
-            f"{file}, line {line}, column {column!r}: {value!r} is not a number of tokens; "
-            f"must be whole, 1 or more{hint}"
+        raise place.error(
+            column,
+            f"{_shown(value)} is not a number of tokens; must be whole, from 1 to {MAX_TOKENS}{hint}",
         )
     return int(number)

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,6 +307,11 @@ def cell(column, value, row=3):
             r"op 'dense' has one row only",
         ),
         (lambda lines: [lines[0].replace("iqr_us", "spread"), *lines[1:]], r"column 'iqr_us' is missing"),
+        (cell("tokens", "1e300"), r"row 3: field 'tokens' is '1e300'"),
+        (cell("dtype", '"bf16'), r"row 3: unexpected end of data"),
+        (cell("dtype", '"bf16"x'), r"row 3: ',' expected after"),
+        (lambda lines: [*lines[:2], lines[2] + ",1", *lines[3:]], r"row 3: expected 12 values"),
+        (lambda lines: [*lines[:2], lines[2].rpartition(",")[0], *lines[3:]], r"row 3: expected 12 values"),
         (
             lambda lines: [line for line in lines if not line.startswith("prefill_attention,bf16,,4,64,")],
             r"hole at chunk=4, context=64; only the far corner",
@@ -442,8 +448,21 @@ def test_wrong_laws_are_refused(tmp_path, path, value, message):
 
 
 def test_missing_files_are_named(tmp_path, folder):
-    with pytest.raises(ProfileError, match=r"meta.json is missing"):
+    with pytest.raises(ProfileError, match=r"meta.json: no such file; a profile is"):
         profiles.load(tmp_path)
+    for path in (tmp_path / "none", Path("none") / "such" / "folder", Path("..") / "none", "./none"):
+        with pytest.raises(ProfileError, match=r"none.*: no such file or folder"):
+            profiles.load(path)
+    with pytest.raises(UnknownName, match=r"unknown profile \(there is no such folder either\) 'h100/none'"):
+        profiles.load("h100/none")
+    with pytest.raises(ProfileError, match=r"meta.json is a file; a profile is a folder"):
+        profiles.load(folder / "meta.json")
+    (folder / "meta.json").write_text("[" * 100_000)
+    with pytest.raises(ProfileError, match=r"meta.json is not JSON"):
+        profiles.load(folder)
+    (folder / "meta.json").write_text('{"format": ' + "1" * 5000 + "}")
+    with pytest.raises(ProfileError, match=r"meta.json is not JSON"):
+        profiles.load(folder)
     (folder / "meta.json").write_text("{")
     with pytest.raises(ProfileError, match=r"meta.json is not JSON"):
         profiles.load(folder)
