@@ -16,6 +16,7 @@ from rich.table import Table
 
 from llmgym import baselines, env_ids
 from llmgym.baselines.plan_afd import Afd
+from llmgym.baselines.plan_kv import Kv, Law
 from llmgym.baselines.plan_oserve import Oserve
 from llmgym.errors import InvalidArgument, LlmgymError
 from llmgym.serving.replay_command import Replay
@@ -101,141 +102,6 @@ class Compare:
         result.plot(out / "comparison.png")
         result.report(out / "report.html")
         console.print(f"Written: {out / 'comparison.csv'}, {out / 'comparison.png'}, {out / 'report.html'}")
-
-
-@dataclass(frozen=True)
-class Kv:
-    """How many GPUs a load needs under the KV-cache limit (Nie, Si, Zhou, ICML 2026), and how that comes about."""
-
-    rate: float
-    """Requests a second of the whole service."""
-    workload: str = "azure-conv-2023"
-    """Named workload, or the path of a trace file."""
-    profile: str = "h100/llama-3.1-8b"
-    """Named profile, or the path of a profile folder."""
-    utilization: float = 0.9
-    """Share of the critical rate that each GPU may be loaded with."""
-    kv_capacity: int | None = None
-    """Tokens the cache holds; what the profile's memory leaves if left out."""
-    chunk: int = 2048
-    """Longest prefill chunk, tokens."""
-    budget: int = 2048
-    """Tokens of a batch."""
-    seats: int = 256
-    """Requests that run at once."""
-    simulate: bool = True
-    """Check the closed form with a simulated saturated engine."""
-
-    def run(self, console: Console) -> None:
-        from llmgym import profiles, workloads
-        from llmgym.serving.capacity import gpus_needed, saturation, slack
-
-        gpus_needed(
-            self.rate, 1.0, self.utilization
-        )  # a wrong rate or utilization is told before anything is computed
-        workload = workloads.load(self.workload)
-        profile = profiles.load(self.profile)
-        capacity = self.kv_capacity if self.kv_capacity is not None else profile.kv_capacity_tokens()
-        found = saturation(workload, profile, capacity, self.chunk, self.budget, self.seats, first=1)
-        table = Table(title=f"{self.workload} on {self.profile}", title_justify="left", show_header=False)
-        for name, value in (
-            ("M, tokens the KV cache holds", f"{capacity:,}"),
-            ("mean prompt E(s)", f"{workload.expectation(lambda s, o: s):,.0f} tokens"),
-            ("mean output E(o)", f"{workload.expectation(lambda s, o: o):,.0f} tokens"),
-            ("mean area of a request E(g)", f"{found.mean_area:,.0f} tokens x batches"),
-            ("delta = max(s + o) / M", f"{slack(workload, capacity):.3f}"),
-            ("b, a saturated batch", f"{1e3 * found.batch_s:.2f} ms, {found.residents:.0f} requests in it"),
-            ("the KV cache allows M / (b E(g))", f"{found.memory_rate_rps:.2f} req/s a GPU"),
-            ("the token budget allows K / (b E(s + o))", f"{found.budget_rate_rps:.2f} req/s a GPU"),
-            ("the sequence limit allows", f"{found.seats_rate_rps:.2f} req/s a GPU"),
-            ("what binds", found.binding),
-            ("mu, critical rate of one GPU", f"{found.rate_rps:.2f} req/s"),
-        ):
-            table.add_row(name, value)
-        console.print(table)
-        needed = gpus_needed(self.rate, found.rate_rps, self.utilization)
-        console.print(
-            f"[bold]{needed} GPU{'s' * (needed != 1)}[/bold] = ceil({self.rate:g} / ({self.utilization:g} x {found.rate_rps:.2f})): "  # noqa: E501
-            f"each is loaded to {self.rate / needed / found.rate_rps if needed else 0.0:.0%} of its critical rate."
-        )
-        if self.simulate:
-            measured = simulated_rate(workload, profile, capacity, self)
-            console.print(
-                f"Simulated with work always waiting (vLLM's rule, watermark 0.02): {measured:.2f} req/s a GPU, "
-                f"{measured / found.rate_rps - 1:+.1%} to the closed form; by that rate "
-                f"{gpus_needed(self.rate, measured, self.utilization)} GPUs."
-            )
-
-
-def simulated_rate(workload: Any, profile: Any, capacity: int, plan: Kv) -> float:
-    """Requests a second that an engine with work always waiting completes, after a warm-up."""
-    import gymnasium
-    import numpy as np
-
-    requests, lanes = 2000, 4
-    envs: Any = gymnasium.make_vec(
-        "llmgym/KVQueue-v0",
-        lanes,
-        scenario="azure-conv",
-        workload=workload,
-        profile=profile,
-        kv_capacity=capacity,
-        chunk=plan.chunk,
-        budget=plan.budget,
-        seats=plan.seats,
-        load=1.3,
-        requests=requests,
-        horizon_s=1e9,
-        waiting_cap=2**30,
-        action="rule",
-        rules=("vllm",),
-    )
-    envs.reset(seed=0)
-    state, rates = envs.unwrapped.lanes.state, []
-    envs.unwrapped.lanes.run()
-    for lane in range(lanes):
-        count = int(state.lane["next"][lane])
-        ends = np.sort((state.request["arrival_s"] + state.request["e2e_s"])[lane, :count])
-        low, high = requests // 5, requests * 4 // 5
-        rates.append((high - low) / (ends[high] - ends[low]))
-    return float(np.mean(rates))
-
-
-@dataclass(frozen=True)
-class Law:
-    """The bare stability law mu = M / (b E[g]) with a batch time of your own measuring."""
-
-    rate: float
-    """Requests a second of the whole service."""
-    batch_s: float
-    """b: seconds of a batch near saturation (the median, or a trimmed mean where it has a heavy tail)."""
-    kv_capacity: int
-    """M: tokens the cache of one GPU holds."""
-    workload: str = "uniform-1:1"
-    """Named workload, or the path of a trace file."""
-    chunk: int = 512
-    """Prefill chunk, tokens."""
-    utilization: float = 0.9
-    """Share of the critical rate that each GPU may be loaded with."""
-
-    def run(self, console: Console) -> None:
-        from llmgym import workloads
-        from llmgym.serving.capacity import critical_rate, gpus_needed, mean_area, slack
-
-        workload = workloads.load(self.workload)
-        g = mean_area(workload, self.chunk)
-        mu = critical_rate(self.kv_capacity, self.batch_s, g)
-        delta = slack(workload, self.kv_capacity)
-        needed = gpus_needed(self.rate, mu, self.utilization)
-        console.print(
-            f"E(g) = {g:,.0f} tokens x batches, mu = {self.kv_capacity:,} / ({self.batch_s:g} x E(g)) = {mu:.3f} req/s"
-        )
-        console.print(
-            f"stable below mu (1 - delta) = {mu * (1 - delta):.3f} req/s with delta = {delta:.4f}, unstable above mu"
-        )
-        console.print(
-            f"[bold]{needed} GPU{'s' * (needed != 1)}[/bold] = ceil({self.rate:g} / ({self.utilization:g} x {mu:.3f}))"
-        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from llmgym.core.checks import choice, whole
+from llmgym.core.checks import choice, number, whole
 from llmgym.errors import InvalidArgument
 from llmgym.serving.attention_ffn import (
     COMMUNICATION,
@@ -26,6 +26,10 @@ from llmgym.serving.attention_ffn_requests import Requests, load, of_workload
 
 _AROUND = 1.8
 """Ratios that are simulated lie within this factor of the formulas' ones."""
+_MOST_RATIOS = 48
+"""So many of them are simulated at most, beside the formulas' own; bundles of many instances have thousands."""
+_MOST_SLOTS = 2**19
+"""Requests in the simulated pipeline, at most: a minute."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +63,16 @@ class Afd:
         Raises:
             LlmgymError: a trace, name or number that does not do.
         """
-        b, m = whole("batch", self.batch), whole("batches", self.batches, 1, 8)
+        b, m = whole("batch", self.batch, 1, 65_536), whole("batches", self.batches, 1, 8)
+        if self.instances is not None:
+            whole("instances", self.instances, 2, 256)
         choice("comm", self.comm, COMMUNICATION)
+        number("link_gb_per_s", self.link_gb_per_s)
+        number("link_latency_us", self.link_latency_us, zero=True)
         law = self._requests()
         found, profile = self._latencies()
+        if profile is not None:
+            self._fits(law, profile)
         c = PAPER if found is None else found.coefficients
         field = optimal_ratio(c, b, law.theta, self.comm, self.instances)
         barrier = barrier_ratio(c, b, law.theta, law.nu, self.comm, self.instances)
@@ -103,8 +113,6 @@ class Afd:
             return load(self.requests)
         from llmgym import workloads
 
-        if not self.trace.is_file():
-            raise InvalidArgument(f"trace={str(self.trace)!r}: no such file")
         return of_workload(workloads.from_trace(self.trace))
 
     def _latencies(self) -> tuple[ProfileFit | None, Any]:
@@ -114,6 +122,15 @@ class Afd:
 
         profile = profiles.load(self.profile)
         return fit(profile, self.batch, self.link_gb_per_s, self.link_latency_us), profile
+
+    def _fits(self, law: Requests, profile: Any) -> None:
+        """Raise `InvalidArgument` if the microbatches of an attention instance fit into no memory of the profile's device."""
+        held = self.batch * self.batches * law.theta * profile.kv_bytes_per_token
+        if profile.memory_bytes and held > profile.memory_bytes:
+            raise InvalidArgument(
+                f"batch={self.batch}, batches={self.batches}: {law.theta:,.0f} tokens a slot on average take "
+                f"{held / 1e9:,.0f} GB of KV cache on an attention instance; {profile.gpu} has {profile.memory_bytes / 1e9:,.0f} GB"
+            )
 
     def _warn(
         self, console: Console, law: Requests, found: ProfileFit | None, profile: Any, ratio: float
@@ -125,7 +142,7 @@ class Afd:
 
         console.print(f"Fit: R^2 {found.attention_r2:.4f} (attention), {found.ffn_r2:.4f} (FFN).")
         held = self.batch * self.batches * law.theta
-        if held > profile.kv_capacity_tokens():
+        if profile.memory_bytes and profile.kv_bytes_per_token and held > profile.kv_capacity_tokens():
             console.print(
                 f"[yellow]KV cache:[/yellow] {held:,.0f} tokens on average in {self.batches} microbatches, "
                 f"{profile.kv_capacity_tokens():,} fit beside all weights of the model."
@@ -156,7 +173,15 @@ class Afd:
         if self.instances is not None:
             pairs = list(feasible_ratios(self.instances))
         chosen = {(best.attention_instances, best.ffn_instances) for best in found}
-        tried = [pair for pair in pairs if low <= pair[0] / pair[1] <= high or pair in chosen]
+        near = [pair for pair in pairs if low <= pair[0] / pair[1] <= high]
+        chosen_or_even = chosen | set(near[:: -(-len(near) // _MOST_RATIOS)])
+        tried = [pair for pair in pairs if pair in chosen_or_even]
+        slots = self.batch * self.batches * max(x for x, _ in tried)
+        if slots > _MOST_SLOTS:
+            raise InvalidArgument(
+                f"batch={self.batch}: the simulated pipeline would hold {slots:,} requests, at most {_MOST_SLOTS:,} can be; "
+                "leave the simulation out with --no-simulate"
+            )
         env = gymnasium.make(
             "llmgym/AFDRatio-v0",
             scenario="paper-stationary",

@@ -46,10 +46,16 @@ class Oserve:
         if len(self.prompts) != len(self.outputs):
             raise InvalidArgument(f"outputs={self.outputs}: expected one for each of prompts={self.prompts}")
         types = tuple(zip(self.prompts, self.outputs, strict=True))
-        table = rate_table(self.model, types, self.gpus, self.kernels)
         load = positive_demand(self.rates, len(types), "rates")
-        if load.sum() == 0.0:
-            raise InvalidArgument(f"rates={self.rates}: expected at least one above 0")
+        if load.sum() == 0.0 or any(rate != 0.0 and not 1e-6 <= rate <= 1e6 for rate in load):
+            raise InvalidArgument(f"rates={self.rates}: expected 0 or 1e-6 to 1e6, at least one above 0")
+        table = rate_table(self.model, types, self.gpus, self.kernels)
+        for j, kind in enumerate(table.kinds):
+            if not table.rate[:, j].any():
+                raise InvalidArgument(
+                    f"prompts, outputs: a request of {kind.prompt:,} + {kind.output:,} tokens fits into no replica of "
+                    f"{self.model} on gpus={self.gpus}; the largest cache holds {table.capacity.max():,} tokens"
+                )
         found = brute_force(table, load, self.gpus)
         alike = catalogue_uniform(table, self.gpus)
         alpha, late = evaluate(table, alike, load[None])
@@ -65,10 +71,6 @@ class Oserve:
                 f"[bold]{title}[/bold]" if k == 0 else title, f"{values[0, k]:.3f}", f"{times[0, k]:.2f}"
             )
         console.print(shown)
-        if found.headroom < 1.0:
-            console.print(
-                f"[yellow]Overload:[/yellow] no deployment can serve more than {found.most:.0%} of this mix."
-            )
         self._routes(console, table, found.replicas, load)
         before, after = _shapes(table, plain), _shapes(table, found.replicas)
         plan = switch_plan(before, after, model.weight_bytes, self.gpus)
@@ -78,16 +80,27 @@ class Oserve:
         )
 
     def _routes(self, console: Console, table: RateTable, replicas: Counts, load: Any) -> None:
-        """Which share of each type goes where."""
+        """Which share of each type goes where, and how much of each is served."""
         routing = route_lp(table, replicas, load)
+        if routing.headroom < 1.0:
+            console.print(
+                f"[yellow]Overload:[/yellow] this deployment serves {routing.headroom:.1%} of every type if all are served alike; "
+                f"routed for the most requests, as below, it serves {routing.flow.sum():.4g} of {load.sum():.4g} req/s "
+                f"({routing.served:.1%})."
+            )
         shown = Table(title="routing, requests a second", title_justify="left")
         shown.add_column("replicas")
         for kind, rate in zip(table.kinds, load, strict=True):
             shown.add_column(f"{kind.prompt} in, {kind.output} out\n{rate:g} req/s", justify="right")
         shown.add_column("utilisation", justify="right")
         for s in np.flatnonzero(replicas):
-            shares = [f"{flow:.2f}" for flow in routing.flow[s]]
+            shares = [f"{abs(flow):.2f}" for flow in routing.flow[s]]
             shown.add_row(f"{replicas[s]} {table.shapes[s]}", *shares, f"{routing.utilization[s]:.0%}")
+        shares = [
+            f"{flow / rate:.1%}" if rate else "-"
+            for flow, rate in zip(routing.flow.sum(axis=0), load, strict=True)
+        ]
+        shown.add_row("[bold]served[/bold]", *shares, f"{routing.served:.1%}")
         console.print(shown)
 
 

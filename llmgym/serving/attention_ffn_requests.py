@@ -144,7 +144,7 @@ def geometric(
         prompts = np.rint(prompt_per_step * length)
     else:
         prompts = _prompts(prompt, prompt_cv, prompt_law, ROWS)
-    return Requests("geometric", prompts.astype(np.int32), (length + 1.0).astype(np.int32))
+    return Requests("geometric", prompts, length + 1.0)  # type: ignore[arg-type]  # made whole there, after the check
 
 
 def constant(prompt: float = 100.0, steps: float = 500.0) -> Requests:
@@ -224,7 +224,7 @@ def of_arrays(prompt_tokens: ArrayLike, steps: ArrayLike, name: str = "trace") -
 
 @lru_cache(maxsize=64)
 def _named(text: str) -> Requests:
-    name, colon, rest = text.partition(":")
+    name, _, rest = text.partition(":")
     if name in LAWS:
         arguments: dict[str, Any] = {}
         for part in filter(None, rest.split(",")):
@@ -240,9 +240,9 @@ def _named(text: str) -> Requests:
         except TypeError as error:
             raise InvalidArgument(f"requests={text!r}: {error}") from None
         return Requests(text, made.prompt_tokens, made.steps)
-    if colon or name not in workloads.names():
+    if text not in workloads.names():
         raise UnknownName("requests", text, [*LAWS, *workloads.names()])
-    return of_workload(workloads.load(name))
+    return of_workload(workloads.load(text))
 
 
 def load(requests: "str | Requests | Workload") -> Requests:

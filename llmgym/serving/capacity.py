@@ -21,6 +21,10 @@ from llmgym.serving.rules import Rule
 from llmgym.workloads import Workload
 
 UNLIMITED = 2**30
+_MOST_GPUS = 2**53  # beyond it a float does not count
+
+Lengths = Callable[[NDArray[np.int64], NDArray[np.int64]], ArrayLike]
+"""A function of prompts and outputs, int64 [k] each (tokens), with k values."""
 
 
 def area(prompt: ArrayLike, output: ArrayLike, chunk: int) -> NDArray[np.float64]:
@@ -53,11 +57,62 @@ def exact_area(
     return np.asarray(chunk * n * (n - 1) / 2 + s + s * o + o * (o + 1) / 2 + stored * (o + 1))
 
 
-def mean_area(workload: Workload, chunk: int, exact: bool = False, first: int = 0) -> float:
-    """E[area] over a workload, tokens x batches (see `area` and `exact_area`)."""
+@dataclass(frozen=True)
+class Fitting:
+    """Which requests of a workload a cache can ever hold: those whose prompt and output together are M tokens at most.
+
+    Attributes:
+        share: of the requests.
+        smallest_tokens: prompt and output of the smallest request of the workload.
+        mean_tokens: of all its requests.
+        largest_tokens: of the largest that fits; 0 where none does.
+    """
+
+    share: float
+    smallest_tokens: int
+    mean_tokens: float
+    largest_tokens: int
+
+
+def fitting(workload: Workload, kv_capacity: float) -> Fitting:
+    """The requests of a workload that fit into a cache of M tokens; those that do not fit can never be served."""
+    _positive(kv_capacity=kv_capacity)
+    smallest, largest, whole_classes = [], [0], []
+
+    def fits(s: NDArray[np.int64], o: NDArray[np.int64]) -> NDArray[np.bool_]:
+        tokens = s + o
+        smallest.append(int(tokens.min()))
+        found: NDArray[np.bool_] = tokens <= kv_capacity
+        largest.append(int(tokens[found].max(initial=0)))
+        whole_classes.append(bool(found.all()))
+        return found
+
+    share = workload.expectation(fits)
+    if all(whole_classes):
+        share = 1.0  # not a sum that is nearly 1
+    return Fitting(share, min(smallest), workload.expectation(lambda s, o: s + o), max(largest))
+
+
+def _mean(
+    workload: Workload, f: Lengths, within: float = math.inf, phase_weights: Sequence[float] | None = None
+) -> float:
+    """E[f(s, o)] over the requests of at most `within` tokens."""
+    if math.isinf(within):
+        return workload.expectation(f, phase_weights)
+    share = workload.expectation(lambda s, o: s + o <= within, phase_weights)
+    if share == 0.0:
+        raise InvalidArgument(f"within={within!r}: no request is so small")
+    return workload.expectation(lambda s, o: np.where(s + o <= within, f(s, o), 0.0), phase_weights) / share
+
+
+def mean_area(
+    workload: Workload, chunk: int, exact: bool = False, first: int = 0, within: float = math.inf
+) -> float:
+    """E[area] over the requests of a workload that have at most `within` tokens, tokens x batches (see `area` and `exact_area`)."""
+    _positive(chunk=chunk)
     if exact:
-        return workload.expectation(lambda s, o: exact_area(s, o, chunk, first))
-    return workload.expectation(lambda s, o: area(s, o, chunk))
+        return _mean(workload, lambda s, o: exact_area(s, o, chunk, first), within)
+    return _mean(workload, lambda s, o: area(s, o, chunk), within)
 
 
 def critical_rate(kv_capacity: float, batch_s: float, mean_area: float) -> float:
@@ -110,13 +165,21 @@ def gpus_needed(rate_rps: float, rate_per_gpu: float, utilization: float = 0.9) 
         rate_rps: lambda, requests a second of the whole service.
         rate_per_gpu: mu, critical rate of one replica.
         utilization: rho, target in (0, 1].
+
+    Raises:
+        InvalidArgument: a number out of range, or so many replicas that they cannot be counted.
     """
     if not math.isfinite(rate_rps) or rate_rps < 0:
         raise InvalidArgument(f"rate_rps={rate_rps!r}: expected a finite number >= 0")
     if not 0 < utilization <= 1:
         raise InvalidArgument(f"utilization={utilization!r}: expected 0 < utilization <= 1")
     _positive(rate_per_gpu=rate_per_gpu)
-    return math.ceil(rate_rps / (utilization * rate_per_gpu))
+    served = utilization * rate_per_gpu
+    if not rate_rps <= served * _MOST_GPUS:
+        raise InvalidArgument(
+            f"rate_rps={rate_rps!r}: needs more than {_MOST_GPUS:.0e} GPUs of {served:.3g} requests a second each"
+        )
+    return math.ceil(rate_rps / served)
 
 
 def safe_class_budgets(workload: Workload, kv_capacity: float, chunk: int) -> tuple[int, ...]:
@@ -185,12 +248,14 @@ def saturation(
     first: int = 0,
     phase_weights: Sequence[float] | None = None,
     stored: int = 0,
+    within: float = math.inf,
 ) -> Saturation:
     """Predict the saturated engine: the closed forms, with the batch time that the profile gives for such a batch.
 
     A batch completes `r` requests on average, where `r` is the least that cache, token budget and seats allow. Its
     composition follows: r E[s] prompt tokens, r E[o] output tokens, r E[area] tokens in the cache. With fewer than one
-    prefill chunk a batch on average, batches with and without a chunk are weighted.
+    prefill chunk a batch on average, batches with and without a chunk are weighted. Only requests of at most `within` tokens
+    (prompt and output) are served; the rate is that of these.
 
     Returns:
         The prediction; `binding` names the limit.
@@ -198,8 +263,8 @@ def saturation(
     _positive(kv_capacity=kv_capacity, chunk=chunk, budget=budget, seats=seats)
     chunk = min(chunk, budget)
 
-    def mean(f: Callable[[NDArray[np.int64], NDArray[np.int64]], ArrayLike]) -> float:
-        return workload.expectation(f, phase_weights)
+    def mean(f: Lengths) -> float:
+        return _mean(workload, f, within, phase_weights)
 
     g = mean(lambda s, o: exact_area(s, o, chunk, first, stored))
     prompt = mean(lambda s, o: s)

@@ -328,8 +328,10 @@ def test_the_plan_for_a_profile_says_where_the_line_does_not_reach(
     assert main([*arguments, "--batch", "64", "--instances", "9"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "R^2 1.0000 (attention)" in out and "not compute bound" in out
-    assert main([*arguments, "--requests", "mooncake-conversation", "--batch", "256"]) == 0
+    assert main([*arguments, "--batch", "192"]) == 0
     assert "KV cache:" in capsys.readouterr().out
+    assert main([*arguments, "--requests", "mooncake-conversation", "--batch", "256"]) == 2
+    assert "batch=256, batches=2: 12,961 tokens a slot on average take 870 GB" in capsys.readouterr().err
     for wrong, named in (
         (["--batch", "0"], "batch"),
         (["--trace", "nowhere.csv"], "nowhere.csv"),

@@ -18,6 +18,7 @@ from llmgym.serving.capacity import (
     budget_rate,
     critical_rate,
     exact_area,
+    fitting,
     gap,
     gpus_needed,
     mean_area,
@@ -51,6 +52,40 @@ def test_means_over_a_workload_are_means_over_its_requests() -> None:
     assert reserve_rate(TINY, 2000, 0.01, 16) == pytest.approx(2000 / 0.01 / held, rel=0.01)
     assert budget_rate(TINY, 100, 0.01) == pytest.approx(100 / 0.01 / 55)
     assert slack(TINY, 2000) == 0.05
+
+
+def rows_of(lengths: list[tuple[int, int]]) -> workloads.Workload:
+    """A workload of these requests, each as likely as any other."""
+    rows = workloads.Rows(np.arange(len(lengths), dtype=float), *np.array(lengths, np.int32).T.copy())
+    return workloads.Workload("rows", workloads.replay(rows), (workloads.RequestClass(rows=rows),))
+
+
+def test_only_requests_that_fit_count() -> None:
+    few = [(100, 50), (300, 20), (1000, 24)]
+    workload = rows_of([*few, (1000, 25), (5000, 50)])
+    found = fitting(workload, 1024)
+    assert (found.share, found.smallest_tokens, found.largest_tokens) == (pytest.approx(0.6), 150, 1024)
+    assert found.mean_tokens == pytest.approx((150 + 320 + 1024 + 1025 + 5050) / 5)
+    assert fitting(workload, 149).share == 0 == fitting(workload, 149).largest_tokens
+    everything = fitting(TINY, 100)
+    assert everything.share == 1.0 and everything.largest_tokens == 100 and everything.smallest_tokens == 10
+    s, o = np.array(few).T
+    assert mean_area(workload, 64, within=1024) == pytest.approx(area(s, o, 64).mean())
+    assert mean_area(workload, 64, True, 1, within=1024) == pytest.approx(exact_area(s, o, 64, 1).mean())
+    part, alone = (
+        saturation(w, profiles.load("h100/llama-3.1-8b"), 1024, 512, 512, 8, 1, within=1024)
+        for w in (workload, rows_of(few))
+    )
+    for name in (
+        "rate_rps",
+        "batch_s",
+        "memory_rate_rps",
+        "budget_rate_rps",
+        "seats_rate_rps",
+        "mean_area",
+        "residents",
+    ):
+        assert getattr(part, name) == pytest.approx(getattr(alone, name)), name
 
 
 def test_mixture_is_harmonic_and_shares_need_not_sum_to_one() -> None:
@@ -97,6 +132,13 @@ def test_safe_budgets_are_safe_and_nearly_as_large_as_can_be() -> None:
         (lambda: gpus_needed(1.0, 0.0), "rate_per_gpu=0.0"),
         (lambda: gpus_needed(1.0, 1.0, 0.0), "utilization=0.0"),
         (lambda: gpus_needed(1.0, 1.0, 1.1), "utilization=1.1"),
+        (lambda: gpus_needed(1e308, 1e-10), r"rate_rps=1e\+308: needs more than"),
+        (lambda: gpus_needed(1.0, 1.0, 1e-320), "rate_rps=1.0: needs more than"),
+        (lambda: mean_area(TINY, 0), "chunk=0"),
+        (lambda: mean_area(TINY, -5), "chunk=-5"),
+        (lambda: mean_area(TINY, 16, within=9), "within=9: no request is so small"),
+        (lambda: fitting(TINY, 0), "kv_capacity=0"),
+        (lambda: saturation(TINY, profiles.constant(0.01), 9, 16, within=9), "within=9"),
         (lambda: saturation(TINY, profiles.constant(0.01), 0, 16), "kv_capacity=0"),
         (lambda: saturation(TINY, profiles.constant(0.01), 2000, 0), "chunk=0"),
         (lambda: saturation(TINY, profiles.constant(0.01), 2000, 16, budget=0), "budget=0"),
