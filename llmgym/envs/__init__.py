@@ -1,9 +1,10 @@
 """What is decided: one module per environment. Importing this package registers every id with gymnasium."""
 
 from importlib import import_module
-from importlib.util import find_spec
 
 from gymnasium.envs.registration import register, registry
+
+from llmgym.errors import UnknownName
 
 _ENVIRONMENTS = {
     "llmgym/KVQueue-v0": ("llmgym.envs.kv_queue", "KVQueue"),
@@ -26,12 +27,34 @@ def env_ids() -> list[str]:
     return sorted(_ENVIRONMENTS)
 
 
+_SCENARIOS = {
+    "llmgym/KVQueue-v0": ("llmgym.envs.kv_queue_scenarios", "SCENARIOS"),
+    "llmgym/KVProvision-v0": ("llmgym.envs.kv_provision_scenarios", "SCENARIOS"),
+    "llmgym/AFDRatio-v0": ("llmgym.envs.afd_ratio_scenarios", "SCENARIOS"),
+    "llmgym/AFDRefill-v0": ("llmgym.envs.afd_refill_scenarios", "SCENARIOS"),
+    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd_scenarios", "SCENARIOS"),
+    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd_scenarios", "SCENARIOS"),
+    "llmgym/OServe-v0": ("llmgym.envs.oserve_scenarios", "SCENARIOS"),
+    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd_batch", "SCENARIOS"),
+    "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd_scenarios", "SCENARIOS"),
+    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd_scenarios", "TUNING"),
+    "llmgym/MemPipe-v0": ("llmgym.envs.mem_pipe_scenarios", "SCENARIOS"),
+    "llmgym/MemPlace-v0": ("llmgym.envs.mem_place_scenarios", "SCENARIOS"),
+}
+
+
 def scenario_names(env_id: str) -> tuple[str, ...]:
-    """The named scenarios of an environment, from the module beside it; `ppd_routing` and `ppd_weights` share `ppd_scenarios`."""
-    name = _ENVIRONMENTS[env_id][0]
-    while find_spec(f"{name}_scenarios") is None:
-        name = name.rpartition("_")[0]
-    return tuple(import_module(f"{name}_scenarios").SCENARIOS)
+    """The scenarios that an environment takes; none for one that has none.
+
+    Raises:
+        UnknownName: llmgym registers no such environment.
+    """
+    if env_id not in _ENVIRONMENTS:
+        raise UnknownName("environment", env_id, _ENVIRONMENTS)
+    if env_id not in _SCENARIOS:
+        return ()
+    module, name = _SCENARIOS[env_id]
+    return tuple(getattr(import_module(module), name))
 
 
 def register_all() -> None:
