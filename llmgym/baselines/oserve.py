@@ -245,11 +245,17 @@ class StayPolicy(Rule[OServe]):
 _CONTROL: Mapping[str, Any] = MappingProxyType({"action": "control"})
 
 
-def _planner(name: str, forecast: str = "ewma", scope: str = "search", **env_kwargs: Any) -> Factory:
+def _planner(
+    name: str,
+    forecast: str = "ewma",
+    scope: str = "search",
+    other_world: str | None = None,
+    **env_kwargs: Any,
+) -> Factory:
     def build(env: Any, name: str, **numbers: float) -> Policy:
         return PlannerPolicy(env, name, forecast, scope, **numbers)
 
-    return Factory(name, build, {"gain": float}, {**_CONTROL, **env_kwargs})
+    return Factory(name, build, {"gain": float}, {**_CONTROL, **env_kwargs}, other_world)
 
 
 def _static(name: str, which: str = "uniform", **env_kwargs: Any) -> Factory:
@@ -277,7 +283,7 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "oserve-lstm": _planner("oserve-lstm", "lstm"),
     "oserve-preflow": _planner("oserve-preflow", scope="preflow"),
     "brute-force": _planner("brute-force", scope="all"),
-    "no-switch-cost": _planner("no-switch-cost", switching="free"),
+    "no-switch-cost": _planner("no-switch-cost", other_world="switches take no time", switching="free"),
     "oserve-oracle": _planner("oserve-oracle", "oracle", "all"),
     "menu-greedy": Factory("menu-greedy", MenuPolicy, {"gain": float}),
     "stay": Factory("stay", StayPolicy),

@@ -246,7 +246,12 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "pd": Factory("pd", _constant(REMOTE)),
     "local": Factory("local", _constant(LOCAL)),
     "partial": Factory("partial", PartialPolicy, {"share": float}),
-    "replica": Factory("replica", _constant(LOCAL), env_kwargs={"allocation": "4R", "gpus": 4}),
+    "replica": Factory(
+        "replica",
+        _constant(LOCAL),
+        env_kwargs={"allocation": "4R", "gpus": 4},
+        other_world="four GPUs that all do both",
+    ),
     "table": Factory("table", TablePolicy, _TABLE),
     "table-bypass": Factory("table-bypass", TablePolicy, _TABLE, bypass=BYPASS_TOKENS),
     "threshold": Factory("threshold", ThresholdPolicy, {"tokens": int}),

@@ -29,6 +29,8 @@ class Rule(Generic[S]):
     """
 
     privileged = False
+    other_world: str | None = None
+    """What differs in the world that this rule plays in, where that is not the one of the others; None where it is."""
     env_kwargs: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(self, env: Any, name: str, kind: type[S]) -> None:
@@ -60,6 +62,7 @@ class Factory:
         build: called with the environment, the name and the numbers.
         known: numbers that may follow the name, each with `int` or `float`.
         env_kwargs: what the environment must be made with.
+        other_world: what these arguments change of the world (free switches, more GPUs); None where they only say how to act in it.
         **numbers: those that are given already.
     """
 
@@ -69,14 +72,15 @@ class Factory:
         build: Callable[..., Any],
         known: Mapping[str, type] | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
+        other_world: str | None = None,
         **numbers: float,
     ) -> None:
         self.name, self._build, self._known, self._numbers = name, build, dict(known or {}), numbers
-        self.env_kwargs = dict(env_kwargs or {})
+        self.env_kwargs, self.other_world = dict(env_kwargs or {}), other_world
 
     def __call__(self, env: Any) -> Policy:
         policy: Any = self._build(env, self.name, **self._numbers)
-        policy.env_kwargs = self.env_kwargs
+        policy.env_kwargs, policy.other_world = self.env_kwargs, self.other_world
         made: Policy = policy
         return made
 
@@ -99,4 +103,5 @@ class Factory:
                 )
             whole = self._known[argument] is int and found == int(found)
             numbers[argument] = int(found) if whole else found
-        return Factory(name, self._build, self._known, self.env_kwargs, **{**self._numbers, **numbers})
+        known, kept = self._known, {**self._numbers, **numbers}
+        return Factory(name, self._build, known, self.env_kwargs, self.other_world, **kept)

@@ -27,6 +27,9 @@ STRATA = ("scenario", "task")
 FEW = 10
 """Below this many episodes the tables warn."""
 
+OTHER_WORLD, NO_VERDICT = "other world", "n/a"
+"""Verdicts that are none: the two policies did not play the same world; values are missing."""
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -67,8 +70,11 @@ class Difference:
         probability, probability_interval: share of the worlds where the policy is better, ties half (higher,
             if there is no direction), and its bootstrap interval.
         p_wilcoxon, p_sign: two-sided p values of the signed-rank and the sign test.
-        p_holm: `p_wilcoxon`, corrected for all policies compared with this reference.
+        p_holm: `p_wilcoxon`, corrected for all policies compared with this reference; NaN for one of another world.
         count: worlds in which both have a finite value.
+        lacking: worlds in which only the reference has one.
+        beyond: worlds in which only the policy has one.
+        same_world: False if the two did not play the same world, so that neither can win.
     """
 
     policy: str
@@ -84,17 +90,29 @@ class Difference:
     p_sign: float
     p_holm: float
     count: int
+    lacking: int = 0
+    beyond: int = 0
+    same_world: bool = True
 
     @property
     def verdict(self) -> str:
-        """`win`, `lose`, `tie` (the interval contains zero); `higher`, `lower` where neither is better."""
+        """`win`, `lose`, `tie` (the interval contains zero); `higher`, `lower` where neither is better.
+
+        `other world` where the two did not play the same one. `n/a` where there are no values to compare, and where one would be
+        better only in the worlds in which it has a value: who serves nobody has no bad latency.
+        """
+        if not self.same_world:
+            return OTHER_WORLD
         if math.isnan(self.mean):
-            return "n/a"
+            return NO_VERDICT
         if not self.interval.excludes_zero:
             return "tie"
         if self.direction is None:
             return "higher" if self.mean > 0 else "lower"
-        return "win" if (self.mean > 0) == (self.direction == "max") else "lose"
+        better = (self.mean > 0) == (self.direction == "max")
+        if (self.lacking if better else self.beyond) > 0:
+            return NO_VERDICT
+        return "win" if better else "lose"
 
 
 class Comparison:
@@ -145,14 +163,36 @@ class Comparison:
         self.strata = _strata(first)
         self._summaries: dict[tuple[str, str], Summary] = {}
         self._differences: dict[tuple[str, str], dict[str, Difference]] = {}
-        self.policies = sorted(self.tables, key=lambda name: -float(self.tables[name].returns.mean()))
+        self.policies = list(self.tables)
+        self.policies = self.ranked()
         self.reference = self._find_reference()
 
+    def ranked(self, metric: str = RETURN) -> list[str]:
+        """The policies, the best by the mean of a metric first (the highest, where the environment does not say which is better).
+
+        One that lacks values comes after those that lack fewer: a mean over some of the worlds is no match for one over all.
+
+        Raises:
+            UnknownName: no such metric.
+        """
+        sign = 1.0 if self.direction(self._measured(metric)) == "min" else -1.0
+
+        def key(policy: str) -> tuple[int, float]:
+            values = self.tables[policy].column(metric)
+            known = values[np.isfinite(values)]
+            return len(values) - len(known), sign * float(known.mean()) if len(known) else 0.0
+
+        return sorted(self.policies, key=key)
+
     def _find_reference(self) -> str:
-        """The best unprivileged baseline; failing that, the best unprivileged policy; else the best."""
-        honest = [name for name in self.policies if not self.tables[name].privileged]
+        """The best unprivileged baseline of the same world as the others; failing that, the best such policy; else the best of
+        those in the same world, all of them privileged; else the best.
+        """
+        known = [name for name in self.policies if np.isfinite(self.tables[name].returns).any()]
+        same = [name for name in known if self.tables[name].other_world is None]
+        honest = [name for name in same if not self.tables[name].privileged]
         rules = [name for name in honest if self.tables[name].kind == BASELINE]
-        return (rules or honest or self.policies)[0]
+        return (rules or honest or same or known or self.policies)[0]
 
     @property
     def episodes(self) -> int:
@@ -204,7 +244,7 @@ class Comparison:
             summary, difference = self.summary(policy), found.get(policy)
             row = [self.marked(policy), estimate(summary.mean, summary.mean_interval), number(summary.iqm)]
             row += _difference_cells(difference)
-            rows.append(row + [number(self.summary(policy, name).mean) for name in self.shown])
+            rows.append(row + [self._mean_cell(policy, name) for name in self.shown])
         made = f"{self.env_id}{in_brackets(self.env_kwargs)}"
         title = f"{made}: {self.episodes} paired episodes, seeds {self.seed_range}"
         return ResultTable(title, columns, rows, self._notes())
@@ -221,7 +261,7 @@ class Comparison:
             "P(better)" if self.direction(metric) else "P(higher)",
         ]
         rows, partial = [], []
-        for policy in self.policies:
+        for policy in self.ranked(metric):
             one, difference = self.summary(policy, metric), found.get(policy)
             row = [
                 self.marked(policy),
@@ -236,8 +276,16 @@ class Comparison:
         return ResultTable(f"{metric} ({better[self.direction(metric)]})", columns, rows, partial)
 
     def marked(self, policy: str) -> str:
-        """The label, with a dagger if the policy is privileged."""
-        return f"{policy} †" if self.tables[policy].privileged else policy
+        """The label, with † if the policy is privileged and ‡ if it plays another world."""
+        table = self.tables[policy]
+        marks = ["†"] * table.privileged + ["‡"] * (table.other_world is not None)
+        return " ".join([policy, *marks])
+
+    def _mean_cell(self, policy: str, metric: str) -> str:
+        """A mean, and over how many episodes where some have no value."""
+        one = self.summary(policy, metric)
+        partial = f" ({one.count}/{self.episodes})" if 0 < one.count < self.episodes else ""
+        return number(one.mean) + partial
 
     @property
     def seed_range(self) -> str:
@@ -245,24 +293,50 @@ class Comparison:
         return f"{self.seeds[0]}-{self.seeds[-1]}"
 
     def _notes(self) -> list[str]:
-        others = len(self.policies) - 1
-        corrected = f", Holm-corrected for {others} comparisons" if others > 1 else ""
+        found = self.differences()
+        compared = sum(difference.same_world for difference in found.values())
+        corrected = f", Holm-corrected for {compared} comparisons" if compared > 1 else ""
         notes = []
-        if others:
+        if found:
             notes.append(
                 f"Paired difference: to {self.reference}, on the same worlds; "
                 "win or lose: its interval excludes 0. "
                 f"p: Wilcoxon signed-rank test{corrected}."
             )
-        if any(table.privileged for table in self.tables.values()):
+        notes += self._marks()
+        if any(0 < self.summary(p, name).count < self.episodes for p in self.policies for name in self.shown):
             notes.append(
-                "†: privileged, sees what a real scheduler cannot (true output lengths, future arrivals); "
-                "it bounds what is possible and is the reference only if no other policy is there."
+                f"(n/{self.episodes}): only n of the episodes have a value, and the mean is over those; -: none has."
             )
         if self.strata is not None:
             notes.append(f"Intervals are stratified over {len(np.unique(self.strata))} kinds of worlds.")
         if self.episodes < FEW:
             notes.append(f"Only {self.episodes} episodes: take the intervals as rough, and run more.")
+        return notes
+
+    def _marks(self) -> list[str]:
+        """What † and ‡ mean here."""
+        tables = list(self.tables.values())
+        notes = []
+        if any(table.privileged for table in tables):
+            note = (
+                "†: privileged, sees what a real scheduler cannot (true output lengths, future arrivals); "
+                "it bounds what is possible and is the reference only if no other policy is there."
+            )
+            if any(table.privileged_observation for table in tables):
+                note += (
+                    " Here the observations of the environment show it, to every policy that acts on them."
+                )
+            if all(table.privileged for table in tables):
+                note += " All policies are privileged: the reference is the best of them."
+            notes.append(note)
+        others = {table.policy: table.other_world for table in tables if table.other_world is not None}
+        if others:
+            told = "; ".join(f"{policy}: {what}" for policy, what in others.items())
+            note = f"‡: does not play the same world ({told}); it is not the reference and cannot win."
+            if len(others) == len(tables):
+                note = f"‡: no policy plays the world that was asked for ({told}); the reference is the best of them."
+            notes.append(note)
         return notes
 
     def to_csv(self, path: str | Path) -> tuple[Path, Path]:
@@ -336,12 +410,16 @@ class Comparison:
                 found[policy] = statistics.paired(
                     difference, confidence=self.confidence, strata=self._strata_of(kept)
                 )
-        corrected = dict(zip(found, statistics.holm([one.p_wilcoxon for one in found.values()]), strict=True))
+        world = self.tables[reference].other_world
+        family = [policy for policy in found if self.tables[policy].other_world == world]
+        p_values = statistics.holm([found[policy].p_wilcoxon for policy in family])
+        corrected = dict(zip(family, p_values, strict=True))
         nothing = Interval(nan, nan)
         missing = statistics.Paired(nan, nothing, nan, nan, nothing, nan, nan, 0)
         differences = {}
         for policy in others:
             one = found.get(policy, missing)
+            here = np.isfinite(self.tables[policy].column(metric))
             chance, limits = one.probability, one.probability_interval
             if direction == "min":
                 chance, limits = 1.0 - chance, Interval(1.0 - limits.high, 1.0 - limits.low)
@@ -359,6 +437,9 @@ class Comparison:
                 p_sign=one.p_sign,
                 p_holm=corrected.get(policy, nan),
                 count=one.size,
+                lacking=int(np.count_nonzero(np.isfinite(base) & ~here)),
+                beyond=int(np.count_nonzero(here & ~np.isfinite(base))),
+                same_world=self.tables[policy].other_world == world,
             )
         return differences
 
@@ -372,12 +453,12 @@ def _difference_cells(difference: Difference | None) -> list[str]:
     return [
         estimate(difference.mean, difference.interval, sign=True),
         p_value(difference.p_holm),
-        difference.verdict,
+        "-" if difference.verdict == NO_VERDICT else difference.verdict,
     ]
 
 
 def _share(probability: float) -> str:
-    return "n/a" if math.isnan(probability) else f"{100 * probability:.0f}%"
+    return "-" if math.isnan(probability) else f"{100 * probability:.0f}%"
 
 
 def in_brackets(env_kwargs: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llmgym.evaluation.comparison import Comparison
 
 _SUMMARY = (
-    *("policy", "kind", "privileged", "metric", "better", "episodes"),
+    *("policy", "kind", "privileged", "other_world", "metric", "better", "episodes"),
     *("mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high", "median", "std", "min", "max"),
     *("reference", "difference", "difference_low", "difference_high"),
     *("p_better", "p_better_low", "p_better_high", "p_wilcoxon", "p_sign", "p_holm", "verdict"),
@@ -29,7 +29,10 @@ def output_path(path: str | Path, suffixes: Sequence[str]) -> Path:
 
 
 def write_csv(comparison: "Comparison", path: str | Path) -> tuple[Path, Path]:
-    """Write a row an episode to `path`, a row a policy and metric to `<name>-summary.csv` beside it."""
+    """Write a row an episode to `path`, a row a policy and metric to `<name>-summary.csv` beside it, the best of a metric first.
+
+    A metric without a value is `nan`, which every reader of CSV files knows.
+    """
     target = output_path(path, (".csv",))
     summary = target.with_name(f"{target.stem}-summary{target.suffix}")
     names = list(next(iter(comparison.tables.values())).metrics)
@@ -37,6 +40,7 @@ def write_csv(comparison: "Comparison", path: str | Path) -> tuple[Path, Path]:
         "policy",
         "kind",
         "privileged",
+        "other_world",
         "seed",
         RETURN,
         "steps",
@@ -64,13 +68,13 @@ def _episodes(comparison: "Comparison", names: Sequence[str]) -> Iterable[list[A
         flags = [table.terminated.astype(int), table.truncated.astype(int)]
         lists = [column.tolist() for column in [*columns, *flags, *(table.metrics[name] for name in names)]]
         for cells in zip(*lists, strict=True):
-            yield [policy, table.kind, int(table.privileged), *cells]
+            yield [policy, table.kind, int(table.privileged), table.other_world or "", *cells]
 
 
 def _summaries(comparison: "Comparison") -> Iterable[list[Any]]:
     for metric in (RETURN, *comparison.metric_names):
         differences = comparison.differences(metric)
-        for policy in comparison.policies:
+        for policy in comparison.ranked(metric):
             table, one, other = (
                 comparison.tables[policy],
                 comparison.summary(policy, metric),
@@ -80,6 +84,7 @@ def _summaries(comparison: "Comparison") -> Iterable[list[Any]]:
                 policy,
                 table.kind,
                 int(table.privileged),
+                table.other_world or "",
                 metric,
                 comparison.direction(metric) or "",
                 one.count,

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from llmgym.evaluation.comparison import NO_VERDICT, OTHER_WORLD
 from llmgym.evaluation.export import output_path
 from llmgym.evaluation.rollout import RETURN
 
@@ -27,6 +28,8 @@ LOOKS = {
     "higher": (BLUE, "^", "higher"),
     "lower": (VERMILION, "v", "lower"),
     "tie": (GREY, "o", "tie: contains 0"),
+    NO_VERDICT: (PALE, "X", "no verdict: values are missing"),
+    OTHER_WORLD: (PALE, "s", "another world: no verdict"),
 }
 WIDE = 50.0
 """Where everything together is this much wider than one policy, the axis is logarithmic beyond the middle."""
@@ -47,7 +50,7 @@ def save(comparison: "Comparison", path: str | Path, metric: str) -> Path:
 
 def draw(comparison: "Comparison", metric: str = RETURN) -> Figure:
     """Left: means and intervals over the dots of the episodes, best on top. Right: paired differences."""
-    order = _best_first(comparison, metric)
+    order = comparison.ranked(metric)
     alone = len(order) == 1
     figure = Figure(figsize=(11.5, 2.4 + 0.4 * max(2, len(order))), layout="constrained")
     FigureCanvasAgg(figure)
@@ -73,6 +76,9 @@ def draw(comparison: "Comparison", metric: str = RETURN) -> Figure:
     if any(table.privileged for table in comparison.tables.values()):
         handles.append(Line2D([], [], linestyle="", label="† privileged: sees what a real scheduler cannot"))
         columns = 6
+    if any(table.other_world is not None for table in comparison.tables.values()):
+        handles.append(Line2D([], [], linestyle="", label="‡ does not play the same world"))
+        columns = 6
     figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -82,14 +88,6 @@ def draw(comparison: "Comparison", metric: str = RETURN) -> Figure:
         handlelength=1.6,
     )
     return figure
-
-
-def _best_first(comparison: "Comparison", metric: str) -> list[str]:
-    means = {policy: comparison.summary(policy, metric).mean for policy in comparison.policies}
-    sign = 1.0 if comparison.direction(metric) == "min" else -1.0
-    known = [policy for policy in comparison.policies if math.isfinite(means[policy])]
-    unknown = [policy for policy in comparison.policies if policy not in known]
-    return sorted(known, key=lambda policy: sign * means[policy]) + unknown
 
 
 def _levels(comparison: "Comparison", axis: Any, order: Sequence[str], metric: str) -> list[Line2D]:
@@ -104,6 +102,9 @@ def _levels(comparison: "Comparison", axis: Any, order: Sequence[str], metric: s
         axis.plot(dots, heights, "o", color=PALE, markersize=3, alpha=0.45, markeredgewidth=0, zorder=2)
         summary = comparison.summary(policy, metric)
         _interval(axis, row, summary.mean, summary.mean_interval, INK, "D")
+        if not len(values):
+            where = axis.get_yaxis_transform()
+            axis.text(0.01, row, "- (no value)", transform=where, va="center", fontsize=9, color=GREY)
     told = [values for values in everything if len(values)]
     spreads = [float(np.subtract(*np.quantile(values, [0.9, 0.1]))) for values in told]
     sizes = [float(np.median(np.abs(values))) for values in told]

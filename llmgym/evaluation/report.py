@@ -92,6 +92,11 @@ def headline(comparison: "Comparison") -> str:
         for verdict, policies in groups.items()
         if policies
     ]
+    apart = [comparison.marked(d.policy) for d in found if not d.same_world]
+    if apart:
+        said.append(f"in another world, so not compared: {', '.join(apart)}")
+    if not said:
+        said = [f"nobody can be compared with {comparison.reference}"]
     return f"By return over {comparison.episodes} paired episodes, {'; '.join(said)}."
 
 
@@ -163,6 +168,7 @@ def _facts(comparison: "Comparison") -> str:
         words = [
             table.kind,
             "privileged" if table.privileged else "",
+            f"plays another world: {table.other_world}" if table.other_world is not None else "",
             f"adds {_arguments(added)}" if added else "",
         ]
         cut = int(table.truncated.sum())

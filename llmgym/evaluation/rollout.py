@@ -36,7 +36,7 @@ class EpisodeTable:
         policy: how tables call the policy.
         kind: "baseline", "learned" or "given" (an object of the caller's).
         source: the name or path the policy was asked for by; None for an object.
-        privileged: True if the policy saw what a real scheduler could not.
+        privileged: True if the policy saw what a real scheduler could not, of itself or in the observations.
         env_id: of the environment.
         env_kwargs: the arguments it was made with, those that the policy needs included.
         seeds: int64 [episodes].
@@ -50,6 +50,8 @@ class EpisodeTable:
         wall_s: time the episodes took, policy and simulation together, s.
         act_s: time spent in `policy.act`, s.
         calls: how often `policy.act` was called.
+        privileged_observation: True if the observations of the environment held what a real scheduler could not see.
+        other_world: what differs in the world that the policy played in, if that is not the one of the others; None if it is.
     """
 
     policy: str
@@ -69,6 +71,8 @@ class EpisodeTable:
     wall_s: float
     act_s: float
     calls: int
+    privileged_observation: bool = False
+    other_world: str | None = None
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -182,6 +186,8 @@ def run(
             calls, act_s = calls + chunk.calls, act_s + chunk.act_s
         wall_s = time.perf_counter() - started
         headline = dict(getattr(env.simulation, "headline_metrics", {}))
+        # whoever acted on such observations saw what they show, whether the rule looks at it or not
+        shown = bool(getattr(env.simulation, "privileged_observation", False))
     finally:
         env.close()
     bad = np.flatnonzero(~np.isfinite(rows["returns"]))
@@ -193,7 +199,7 @@ def run(
         policy=contender.label,
         kind=contender.kind,
         source=contender.source,
-        privileged=bool(policy.privileged),
+        privileged=bool(policy.privileged) or shown,
         env_id=env_id,
         env_kwargs=made_with,
         seeds=int(seed) + np.arange(episodes, dtype=np.int64),
@@ -202,6 +208,8 @@ def run(
         wall_s=wall_s,
         act_s=act_s,
         calls=calls,
+        privileged_observation=shown,
+        other_world=getattr(policy, "other_world", None),
         **rows,
     )
 

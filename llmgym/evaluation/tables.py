@@ -109,9 +109,9 @@ def decimals(scale: float) -> int:
 
 
 def number(value: float, places: int | None = None) -> str:
-    """A number for people: four significant digits, or the given decimal places; "n/a" for NaN."""
+    """A number for people: four significant digits, or the given decimal places; "-" for NaN."""
     if math.isnan(value):
-        return "n/a"
+        return "-"
     if math.isinf(value):
         return "inf" if value > 0 else "-inf"
     size = abs(value)
@@ -132,7 +132,7 @@ def number(value: float, places: int | None = None) -> str:
 def estimate(value: float, interval: Any, *, sign: bool = False) -> str:
     """`12.3 [11.9, 12.7]`, as precise as the interval is; with `sign`, a plus before what is positive."""
     if math.isnan(value):
-        return "n/a"
+        return "-"
     width = interval.high - interval.low
     if width == 0.0:
         shown = number(value)
@@ -145,7 +145,7 @@ def estimate(value: float, interval: Any, *, sign: bool = False) -> str:
 
 
 def p_value(p: float) -> str:
-    """A p value, never shown as zero."""
+    """A p value, never shown as zero; "-" for NaN."""
     if math.isnan(p):
-        return "n/a"
+        return "-"
     return "<0.001" if p < 0.001 else f"{p:.3f}"

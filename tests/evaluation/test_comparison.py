@@ -1,15 +1,28 @@
 import warnings
 
+import gymnasium
 import numpy as np
 import pytest
 
+import llmgym
 from llmgym import baselines, policies
 from llmgym.errors import InvalidArgument, MissingExtra, UnknownName
 from llmgym.evaluation import Comparison, EpisodeTable, compare, statistics
+from tests.evaluation import worlds
 from tests.evaluation.conftest import TOY, WORLDS, Fake, always
 
 
-def episodes_of(name, returns, *, kind="baseline", privileged=False, headline=None, **metrics):
+def episodes_of(
+    name,
+    returns,
+    *,
+    kind="baseline",
+    privileged=False,
+    headline=None,
+    privileged_observation=False,
+    other_world=None,
+    **metrics,
+):
     """An `EpisodeTable` with given returns and metrics."""
     returns = np.asarray(returns, np.float64)
     count = len(returns)
@@ -31,6 +44,8 @@ def episodes_of(name, returns, *, kind="baseline", privileged=False, headline=No
         wall_s=1.0,
         act_s=0.5,
         calls=4,
+        privileged_observation=privileged_observation,
+        other_world=other_world,
     )
 
 
@@ -129,6 +144,111 @@ def test_missing_values_are_left_out_pair_by_pair():
     empty = result.difference("c", "late_s")
     assert empty.verdict == "n/a" and np.isnan(empty.mean) and np.isnan(result.summary("c", "late_s").mean)
     assert "b: 22 of 25 episodes have a value." in result.metric_table("late_s").notes
+
+
+def test_who_plays_another_world_is_no_reference_and_wins_nothing():
+    """Free switches, or more GPUs: what that is worth can be read off, but it is no rival."""
+    tables = [
+        episodes_of("free", WORLD + 3.0, other_world="switches take no time"),
+        episodes_of("rule", WORLD),
+        episodes_of("net", WORLD + 1.0, kind="learned"),
+        episodes_of("bad", WORLD - 1.0),
+    ]
+    result = Comparison(tables)
+    assert result.policies[0] == "free" and result.reference == "rule"
+    gap = result.difference("free")
+    assert gap.mean == pytest.approx(3.0) and gap.interval.excludes_zero
+    assert gap.verdict == "other world" and not result.beats("free") and np.isnan(gap.p_holm)
+    assert result.beats("net") and result.difference("bad").verdict == "lose"
+    # the family that is corrected is of the others
+    family = [result.difference(name).p_wilcoxon for name in ("net", "bad")]
+    assert [result.difference(name).p_holm for name in ("net", "bad")] == statistics.holm(family)
+    # nor does anybody lose to it
+    assert {one.verdict for one in result.differences(reference="free").values()} == {"other world"}
+    both = Comparison([*tables, episodes_of("free too", WORLD + 2.0, other_world="switches take no time")])
+    assert both.difference("free", reference="free too").verdict == "win"
+
+
+def test_the_reference_is_the_best_that_can_be_one():
+    free = episodes_of("free", WORLD + 3.0, other_world="no queue")
+    oracle = episodes_of("oracle", WORLD + 2.0, privileged=True)
+    seer = episodes_of("seer", WORLD + 1.0, kind="learned", privileged=True)
+    assert Comparison([free, oracle]).reference == "oracle"
+    assert Comparison([free, seer, oracle]).reference == "oracle"  # all privileged: the best of them
+    assert Comparison([free]).reference == "free"
+    honest = episodes_of("honest", WORLD - 5.0, kind="given")
+    assert Comparison([free, seer, oracle, honest]).reference == "honest"
+
+
+def test_a_policy_without_values_is_neither_best_nor_reference():
+    """NaN ranks last: in a metric, and in the return of tables that were made by hand."""
+    nothing = np.full(25, np.nan)
+    some = np.where(np.arange(25) < 3, np.nan, -50.0)
+    tables = [
+        episodes_of("none", nothing, late_s=nothing, headline={"late_s": "min"}),
+        episodes_of("some", WORLD + 1.0, late_s=some, headline={"late_s": "min"}),
+        episodes_of("slow", WORLD + 2.0, late_s=WORLD + 9.0, headline={"late_s": "min"}),
+        episodes_of("fast", WORLD, late_s=WORLD, headline={"late_s": "min"}),
+    ]
+    result = Comparison(tables)
+    assert result.policies == ["slow", "some", "fast", "none"] and result.reference == "slow"
+    # a mean over the worlds in which it served somebody is no match for one over all
+    assert result.ranked("late_s") == ["fast", "slow", "some", "none"]
+    gap = result.difference("some", "late_s")
+    assert gap.count == 22 and gap.lacking == 3 and gap.beyond == 0 and gap.mean < -50.0
+    assert gap.verdict == "n/a" and not result.beats("some", metric="late_s")
+    back = result.difference("slow", "late_s", reference="some")
+    assert back.beyond == 3 and back.verdict == "n/a"
+    assert result.difference("fast", "late_s").verdict == "win"
+    worse = Comparison([tables[2], episodes_of("w", WORLD, late_s=-some, headline={"late_s": "min"})])
+    assert worse.difference("w", "late_s").verdict == "lose"
+
+
+def test_a_policy_that_plays_another_world_says_so(monkeypatch):
+    def middle(obs, mask):
+        return np.full((len(obs), 2), 0.5)
+
+    free = Fake("free", middle)
+    free.other_world = "no costs"
+    result = compare(WORLDS, [Fake("rule", middle), free], episodes=3)
+    assert result.tables["free"].other_world == "no costs" and result.tables["rule"].other_world is None
+    assert result.difference("free").verdict == "other world"
+
+
+def test_observations_that_show_the_truth_mark_every_row(monkeypatch):
+    """An argument such as `information="exact"` makes a scheduler of every policy that no real one could be."""
+    monkeypatch.setattr(worlds.Worlds, "privileged_observation", True, raising=False)
+
+    def middle(obs, mask):
+        return np.full((len(obs), 2), 0.5)
+
+    def low(obs, mask):
+        return np.full((len(obs), 2), [0.25, 0.5])
+
+    result = compare(WORLDS, [Fake("low", low), Fake("middle", middle)], episodes=4)
+    assert all(table.privileged and table.privileged_observation for table in result.tables.values())
+    assert [row[0] for row in result.table().rows] == [f"{name} †" for name in result.policies]
+    assert result.reference == result.policies[0]
+    notes = " ".join(result.table().notes)
+    assert "observations of the environment show it" in notes and "the reference is the best of them" in notes
+
+
+def test_rules_that_play_another_world_declare_it():
+    """Those whose arguments change what the cluster is or what it can, not how it is steered."""
+    declared = {}
+    for env_id in llmgym.env_ids():
+        for name in baselines.names(env_id):
+            kwargs = baselines.env_kwargs(env_id, name)
+            steers = set(kwargs) <= {"action", "dispatch", "rules", "proactive"}
+            if not steers and kwargs.get("switching") != "reload":  # a reload is as real as it is slow
+                env = gymnasium.make_vec(env_id, num_envs=1, **kwargs)
+                declared[f"{env_id.removeprefix('llmgym/')} {name}"] = baselines.make(name, env).other_world
+    assert declared == {
+        "OServe-v0 no-switch-cost": "switches take no time",
+        "PPDRouting-v0 replica": "four GPUs that all do both",
+    }
+    env = gymnasium.make_vec("llmgym/OServe-v0", num_envs=1, action="control", switching="free")
+    assert baselines.make("no-switch-cost:gain=1.1", env).other_world == "switches take no time"
 
 
 def test_kinds_of_worlds_are_strata():

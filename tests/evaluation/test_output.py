@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import html.parser
 import io
 import os
@@ -32,7 +33,7 @@ from tests.evaluation.test_comparison import NOISE, WORLD, contest, episodes_of
         (123456.7, None, "123,457"),
         (2.5e-7, None, "2.500e-07"),
         (3e12, None, "3.000e+12"),
-        (float("nan"), None, "n/a"),
+        (float("nan"), None, "-"),
         (float("-inf"), None, "-inf"),
         (-0.001, 1, "0.0"),
         (1234.56, 1, "1,234.6"),
@@ -48,8 +49,8 @@ def test_estimates_are_as_precise_as_their_interval():
     assert estimate(0.5, Interval(-0.25, 1.25), sign=True) == "+0.50 [-0.25, +1.25]"
     assert estimate(0.0, Interval(0.0, 0.0), sign=True) == "0"
     assert estimate(2.0, Interval(2.0, 2.0), sign=True) == "+2"
-    assert estimate(float("nan"), Interval(0.0, 0.0)) == "n/a"
-    assert [p_value(p) for p in (0.0, 0.04, 1.0, float("nan"))] == ["<0.001", "0.040", "1.000", "n/a"]
+    assert estimate(float("nan"), Interval(0.0, 0.0)) == "-"
+    assert [p_value(p) for p in (0.0, 0.04, 1.0, float("nan"))] == ["<0.001", "0.040", "1.000", "-"]
 
 
 def test_table_holds_what_a_reader_asks_for():
@@ -68,6 +69,63 @@ def test_table_holds_what_a_reader_asks_for():
         and "4 comp" in notes
     )
     assert "100-124" in table.title and "25 paired episodes" in table.title
+
+
+def apart():
+    """A rule of another world, and metrics that not every episode has."""
+    late = np.where(np.arange(25) < 4, np.nan, WORLD)
+    tables = [
+        episodes_of("free", WORLD + 3.0, other_world="switches take no time", late_s=WORLD, never_s=WORLD),
+        episodes_of("rule", WORLD, late_s=WORLD + 1.0, never_s=WORLD),
+        episodes_of("idle", WORLD - 1.0, late_s=late, never_s=np.full(25, np.nan)),
+    ]
+    tables = [dataclasses.replace(table, headline={"late_s": "min", "never_s": "min"}) for table in tables]
+    return Comparison(tables)
+
+
+def test_table_marks_other_worlds_and_missing_values():
+    table = apart().table()
+    cells = {row[0]: row for row in table.rows}
+    assert list(cells) == ["free ‡", "rule", "idle"]
+    assert cells["rule"][3:6] == ["reference", "", ""]
+    assert cells["free ‡"][3].startswith("+3") and cells["free ‡"][4:6] == ["-", "other world"]
+    assert cells["idle"][6].endswith(" (21/25)") and cells["idle"][7] == "-"
+    notes = " ".join(table.notes)
+    assert "‡: does not play the same world (free: switches take no time)" in notes and "†" not in notes
+    assert "only n of the episodes have a value" in notes and "Holm" not in notes
+    late = apart().metric_table("late_s")
+    assert [row[0] for row in late.rows] == ["free ‡", "rule", "idle"]
+    assert "idle: 21 of 25 episodes have a value." in late.notes
+    never = apart().metric_table("never_s")
+    assert [row[0] for row in never.rows][-1] == "idle"
+    assert set(never.rows[-1][1:]) == {"-"} and "idle: 0 of 25 episodes have a value." in never.notes
+
+
+def test_files_and_pictures_mark_other_worlds_and_missing_values(tmp_path):
+    result = apart()
+    written, summary = result.to_csv(tmp_path / "r.csv")
+    assert {row["policy"]: row["other_world"] for row in csv.DictReader(written.open())} == {
+        "free": "switches take no time",
+        "rule": "",
+        "idle": "",
+    }
+    rows = [row for row in csv.DictReader(summary.open()) if row["metric"] == "never_s"]
+    assert rows[-1]["policy"] == "idle" and rows[-1]["episodes"] == "0" and rows[-1]["mean"] == "nan"
+    assert {row["policy"]: row["verdict"] for row in rows} == {
+        "free": "other world",
+        "rule": "reference",
+        "idle": "n/a",
+    }
+    figure = draw(result, "never_s")
+    figure.canvas.draw()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][-1] == "idle"
+    assert "- (no value)" in [text.get_text() for text in figure.axes[0].texts]
+    told = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "‡ does not play the same world" in told and "another world: no verdict" in told
+    assert "no verdict: values are missing" not in told
+    _, text = read(result.report(tmp_path / "r.html"))
+    assert "in another world, so not compared: free ‡" in text and "plays another world: switches" in text
+    assert "better than rule" not in text
 
 
 def test_table_says_nothing_of_what_is_not_there():
