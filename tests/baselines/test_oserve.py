@@ -30,6 +30,7 @@ from llmgym.serving.deployments import best, candidates, catalogue, cover, evalu
 from llmgym.serving.placement import SLOT, place
 from llmgym.serving.shapes import MODELS, Shape, capacity_tokens, rates, strategies
 from llmgym.workloads import daily
+from tests.envs.test_oserve import graft
 
 ID = "llmgym/OServe-v0"
 QUICK = {"scenario": "small", "epochs": 10}
@@ -472,3 +473,34 @@ def test_wrong_plans_on_the_command_line(
 ) -> None:
     assert main(["plan", "oserve", *arguments]) == 2
     assert named in capsys.readouterr().err
+
+
+# ----------------------------------------------------------------------------------------------------------- the future
+
+
+UNPRIVILEGED = [name for name in baselines.names(ID) if name not in ("oserve-oracle", "oserve-lstm")]
+"""`oserve-lstm` takes a minute to train, and reads what `oserve-ridge` reads."""
+
+
+@pytest.mark.parametrize("name", [*UNPRIVILEGED, "oserve-oracle"])
+def test_no_rule_reads_the_future(name: str) -> None:
+    """I11: with all requests after the fourth epoch drawn anew, a rule decides as before until then; the oracle does not."""
+    kwargs = {**QUICK, "load": (1.2, 1.3), "history": 4, **baselines.env_kwargs(ID, name)}
+    env, other = (gymnasium.make(ID, **kwargs).unwrapped for _ in range(2))
+    rules = [baselines.make(name, one) for one in (env, other)]
+    same = []
+    for seed in (0, 1):
+        graft(env, other, seed, 4)
+        for rule in rules:
+            rule.reset(np.ones(1, np.bool_))
+        for _ in range(5):
+            decided = []
+            for rule, one in zip(rules, (env, other), strict=True):
+                mask = one.lanes.buffers.mask.copy()
+                decided.append(rule.act(one.lanes.buffers.obs.copy(), mask if mask.size else None)[0])
+            same.append(np.array_equal(*decided))
+            ends = [one.step(decided[0])[2] for one in (env, other)]
+            if any(ends):
+                break
+    assert len(same) > 5
+    assert all(same) != rules[0].privileged
