@@ -131,6 +131,26 @@ class PipeSDBatch(Simulation):
             history=np.zeros((lanes, most, 3)),
         )
 
+    # the whole window is told when it begins: its length and the three speeds, of which the best plan follows
+    hidden: ClassVar[dict[str, str]] = {}
+    shown: ClassVar[frozenset[str]] = frozenset(
+        {
+            "lane.tokens",
+            "lane.alpha",
+            "lane.beta",
+            "lane.gamma",
+            "lane.clock_s",
+            "lane.reached_s",
+            "lane.planned",
+            "lane.best_s",
+            "ends",
+            "work",
+        }
+    )
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Nothing: tokens come when they are said to come, and nothing else happens."""
+
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount tokens from the batches that were sent."""
         me = state.lane[lane]

@@ -16,6 +16,7 @@ from llmgym.core.checks import choice, number
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.envs import pipesd_hidden
 from llmgym.envs.pipesd_nav_kernels import KERNELS, REWARD_S
 from llmgym.envs.pipesd_scenarios import COUNTS, Scenario, link_of, resolve_scenario
 from llmgym.envs.pipesd_state import (
@@ -160,6 +161,13 @@ class PipeSDNav(Simulation):
         """New arrays for this number of lanes."""
         return arrays(self.scenario, lanes)
 
+    hidden: ClassVar[dict[str, str]] = pipesd_hidden.HIDDEN
+    shown: ClassVar[frozenset[str]] = pipesd_hidden.SHOWN
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other verdicts, texts and times to come; see `Simulation.redraw`."""
+        pipesd_hidden.redraw(self.params, state, lane, self.world(key), np.random.default_rng(key))
+
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount verdicts, tokens and bytes."""
         return recount(self.scenario, state, lane)
@@ -189,7 +197,14 @@ LAYOUT = Layout(
         Field("block", 1, 0, 4, "32 tokens", "drafted since the last request (while waiting: ahead)"),
         Field("unsent", 1, 0, 4, "32 tokens", "of these, not yet uploaded"),
         Field("plan", 1, 0, 4, "32 tokens", "still to be drafted before the plan of batches uploads; 0: now"),
-        Field("link", 1, 0, 4, "s", "until what is in line on the uplink will be through"),
+        Field(
+            "link",
+            1,
+            0,
+            4,
+            "s",
+            "until what is in line on the uplink will be through, by alpha and beta; 0: it is free",
+        ),
         Field("waiting", 1, 0, 1, "flag", "a verdict is awaited: the tokens of this draft are ahead of it"),
         Field("waiting.elapsed", 1, 0, 4, "s", "since the request"),
         Field("waiting.guess", 1, 0, 1, "log scale", "-ln P of the guess of the target's own token"),

@@ -19,6 +19,8 @@ LENGTH = 32.0
 """Tokens are shown in units of so many."""
 WAIT_S = 1.0
 SPEED_S = 0.25
+LATE_S = 0.001
+"""What an upload is shown to need at least, so that a busy link never looks free."""
 FINEST, COARSEST = 1e-4, 6.0
 _RANGE = 1.0 / math.log1p(COARSEST / FINEST)
 
@@ -60,6 +62,25 @@ def _shown(deficit: float) -> float:
 
 
 @kernel
+def _busy_s(state: State, lane: int, k: int) -> float:
+    """How long the uplink will be busy, s, as an edge reckons that has timed earlier uploads but cannot know their speed to come.
+
+    0 where nothing is in line; an upload that takes longer than reckoned is always about to be through.
+    """
+    link, line, estimate = state.link[lane, k], state.line[lane, k], state.estimate[lane, k]
+    now, seconds = state.lane[lane].clock_s, 0.0
+    for i in range(link.count):
+        batch = line[(link.first + i) % line.shape[0]]
+        if batch.end_s <= now:
+            continue
+        expected = estimate.alpha + estimate.beta * batch.tokens
+        if seconds == 0.0:  # on the link; the others wait behind it
+            expected = max(batch.start_s + expected - now, LATE_S)
+        seconds += expected
+    return seconds
+
+
+@kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.pipesd_nav`."""
     me, number = state.lane[lane], params.number[0]
@@ -76,7 +97,7 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[at + 1] = _up_to((c.block - c.sent) / LENGTH, 4.0)
     planned = next_end(state.ends[lane, k], estimate.batches, c.sent) - c.block
     out[at + 2] = _up_to(planned / LENGTH, 4.0)
-    out[at + 3] = _up_to((state.link[lane, k].free_s - me.clock_s) / WAIT_S, 4.0)
+    out[at + 3] = _up_to(_busy_s(state, lane, k) / WAIT_S, 4.0)
     out[at + 4] = 1.0 if waiting else 0.0
     out[at + 5] = _up_to((me.clock_s - c.asked_s) / WAIT_S, 4.0) if waiting else 0.0
     out[at + 6] = _shown(c.guessed) if waiting else 0.0

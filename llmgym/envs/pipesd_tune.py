@@ -16,6 +16,7 @@ from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
 from llmgym.core.statistics import counted
+from llmgym.envs import pipesd_hidden
 from llmgym.envs.pipesd_nav import arrays, described, parameters, recount
 from llmgym.envs.pipesd_nav_kernels import REWARD_S
 from llmgym.envs.pipesd_scenarios import TUNING, Scenario, resolve_scenario
@@ -70,6 +71,13 @@ class PipeSDTune(Simulation):
     def allocate(self, lanes: int) -> State:
         """New arrays for this number of lanes."""
         return arrays(self.scenario, lanes)
+
+    hidden: ClassVar[dict[str, str]] = pipesd_hidden.HIDDEN
+    shown: ClassVar[frozenset[str]] = pipesd_hidden.SHOWN
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other verdicts, texts and times to come; see `Simulation.redraw`."""
+        pipesd_hidden.redraw(self.params, state, lane, self.world(key), np.random.default_rng(key))
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount verdicts, tokens and bytes."""

@@ -172,7 +172,15 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "llmgym/PipeSDTune-v0": {
         "small": {"scenario": "small", "tokens": 200},
-        "shared": {"scenario": "change", "tokens": 120, "clients": 3, "change_at": 60, "step_tokens": 15},
+        "shared": {
+            "scenario": "change",
+            "tokens": 120,
+            "clients": 3,
+            "bandwidth": "4g-driving",
+            "gamma_jitter": 0.3,
+            "change_at": 60,
+            "step_tokens": 5,
+        },
         "pair": {"scenario": "mobile", "tokens": 100, "text": "pair-prose-sampled", "step_tokens": 7},
     },
     "llmgym/MemPipe-v0": {

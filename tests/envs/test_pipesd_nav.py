@@ -381,6 +381,33 @@ def test_an_upload_is_measured_when_it_is_through() -> None:
     assert estimate["uploads_seen"] == seen[0] + 1 and estimate["beta"] != pytest.approx(0.116, rel=1e-5)
 
 
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.1])
+def test_a_busy_link_is_shown_by_what_was_timed_before(rate: float) -> None:
+    """I11: how long an upload that is under way will take, over a link that has changed, shows when it is through."""
+    env = PipeSDNavEnv(scenario="s1", change_at=0, change_rate=rate, tokens=500, max_draft=200)
+    obs, _ = env.reset(seed=0)
+    state = env.lanes.state
+    link, line, estimate = state.link[0, 0], state.line[0, 0], state.estimate[0, 0]
+    assert obs[env.layout["link"]] == 0.0
+    late = 0
+    for action in (1, 1, *[0] * 100):
+        obs, *_ = env.step(action)
+        clock = env.lanes.state.lane["clock_s"][0]
+        rows = [line[(link["first"] + i) % len(line)] for i in range(link["count"])]
+        one = float(estimate["alpha"] + estimate["beta"])
+        if link["carried"] == 0:  # by the probes
+            assert one == pytest.approx(0.166, abs=1e-6)
+        reckoned = [one] * len(rows)
+        if rows:  # the first since it began
+            late += clock - rows[0]["start_s"] > one
+            reckoned[0] = max(one - (clock - rows[0]["start_s"]), 0.001)
+        assert obs[env.layout["link"]] == pytest.approx(sum(reckoned), abs=1e-6)
+        if rate == 1.0:
+            assert obs[env.layout["link"]] == pytest.approx(max(link["free_s"] - clock, 0.0), abs=1e-6)
+    assert link["count"] == 0 and link["carried"] == 2
+    assert (late == 0) == (rate == 1.0)
+
+
 def test_a_change_of_speed_comes_and_is_noticed() -> None:
     env = PipeSDNavEnv(scenario="compressed", tokens=400, change_at=100, change_gamma=2.0, change_rate=0.1)
     policy = llmgym.baselines.make("pipesd", env)
