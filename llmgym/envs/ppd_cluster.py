@@ -11,7 +11,7 @@ from llmgym import profiles, workloads
 from llmgym.core.checks import choice, number, whole
 from llmgym.core.lanes import Simulation
 from llmgym.core.statistics import counted
-from llmgym.envs import ppd_conversations
+from llmgym.envs import ppd_conversations, ppd_hidden
 from llmgym.envs.ppd_cells import CONTEXTS, TYPES
 from llmgym.envs.ppd_conversations import Conversations, without_turns_beyond
 from llmgym.envs.ppd_latency import KV_BYTES_PER_TOKEN, KV_CAPACITY_TOKENS, LLAMA_8B_H100, Latencies
@@ -127,6 +127,7 @@ class PPDCluster(Simulation):
         self.scenario = replace(chosen, kv_capacity=self.kv_capacity)
         self.reward, self.shaped = reward, shaped
         self.raise_on_masked = invalid_action == "raise"
+        self.privileged_observation = chosen.information == "exact"
         self.params = self._params(invalid_cost)
 
     def _params(self, invalid_cost: float) -> Params:
@@ -244,6 +245,13 @@ class PPDCluster(Simulation):
             heap=np.zeros((lanes, n), np.int32),
             scratch=np.zeros((lanes, 3, n * turns), np.float32),
         )
+
+    hidden: ClassVar[dict[str, str]] = ppd_hidden.HIDDEN
+    shown: ClassVar[frozenset[str]] = ppd_hidden.SHOWN
+
+    def redraw(self, state: State, lane: int, key: int) -> None:
+        """Other conversations, turns, answers and times to come; see `Simulation.redraw`."""
+        ppd_hidden.redraw(self.params, state, lane, self.world(key), np.random.default_rng(key))
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests, tokens and bytes from the raw arrays."""

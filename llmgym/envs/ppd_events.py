@@ -80,7 +80,7 @@ def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None
     for n in range(number.nodes):
         node = state.node[lane, n]
         node.kind = params.kind[n]
-        node.at_s, node.oldest_ask_s = math.inf, math.inf
+        node.since_s, node.at_s, node.oldest_ask_s = 0.0, math.inf, math.inf
         node.head, node.tail, node.oldest, node.newest, node.serving = -1, -1, -1, -1, -1
         node.waiting, node.idle, node.blocked, node.running, node.decoding = 0, 0, 0, 0, 0
         node.active, node.context, node.tick, node.admitted, node.steps, node.kv_peak = 0, 0, 0, 0, 0, 0
@@ -190,11 +190,11 @@ def _ask(state: State, params: Params, lane: int, c: int, since_s: float) -> Non
         me.asked += 1
         me.later_asked += 1
     if talk.turn > 0 or number.shaped == 1:
-        _refer(state, params, lane, c)
+        refer(state, params, lane, c)
 
 
 @kernel
-def _refer(state: State, params: Params, lane: int, c: int) -> None:
+def refer(state: State, params: Params, lane: int, c: int) -> None:
     """What the reward compares this turn with: the table where it has an answer, else the way over P in an empty cluster."""
     number = params.number[0]
     talk = state.conversation[lane, c]

@@ -194,8 +194,8 @@ def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
         state.cache[lane, 2 * c].tokens = tokens
         me.p_tokens += tokens - held
         service_s = number.handoff_s + prefill_s(number, params, tokens - held, held)
-        talk.stage = P_RUN
-        node.serving = c
+        talk.stage, talk.work_s = P_RUN, service_s
+        node.serving, node.since_s = c, me.clock_s
         node.busy_s += service_s
         node.at_s = me.clock_s + service_s
         break
@@ -355,10 +355,10 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
     if number.interference == PAPER and prefill > 0 and node.decoding >= CROWD:
         dt *= FULL_FACTOR if full else APPEND_FACTOR
     dt += receive_s
+    node.since_s = me.clock_s
     node.at_s = me.clock_s + dt
     node.busy_s += dt
     node.steps += 1
-    node.mean_step_s += MEAN_STEP_WEIGHT * (dt - node.mean_step_s)
 
 
 @kernel
@@ -369,6 +369,7 @@ def end_step(state: State, params: Params, lane: int, n: int) -> None:
     node = state.node[lane, n]
     batch = state.running[lane, n]
     node.tick += 1
+    node.mean_step_s += MEAN_STEP_WEIGHT * (me.clock_s - node.since_s - node.mean_step_s)
     node.active += node.decoding
     node.context += node.decoding
     for i in range(node.decoding, node.running):

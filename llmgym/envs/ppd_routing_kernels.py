@@ -93,8 +93,8 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
         p = state.node[lane, talk.p]
         out[5] = _log(tokens - state.cache[lane, 2 * c].tokens, number)
         backlog_s = p.backlog_s
-        if p.at_s < math.inf:
-            backlog_s += p.at_s - me.clock_s
+        if p.serving >= 0 and p.blocked == 0:  # what is left of it as reckoned, not as it will be
+            backlog_s += max(p.since_s + state.conversation[lane, p.serving].work_s - me.clock_s, 0.0)
         out[6] = min(backlog_s / 10.0, 1.0)
         out[7] = min((p.waiting + (1 if p.serving >= 0 else 0)) / 50.0, 1.0)
         out[8] = p.blocked

@@ -146,6 +146,7 @@ LANE = np.dtype(
 NODE = np.dtype(
     [
         ("kind", "i4"),
+        ("since_s", "f8"),  # when the last step (or prefill) began
         ("at_s", "f8"),  # when the step (or the prefill) ends; infinite while there is none
         ("head", "i4"),  # of the waiting requests; -1
         ("tail", "i4"),
@@ -164,7 +165,7 @@ NODE = np.dtype(
         ("next_finish", "i4"),  # nobody completes before this tick
         ("oldest_ask_s", "f8"),  # nobody in the batch was asked before
         ("admitted", "i4"),
-        ("mean_step_s", "f8"),
+        ("mean_step_s", "f8"),  # moving average over steps that have ended
         ("busy_s", "f8"),
         ("steps", "i4"),
         ("kv_peak", "i4"),
@@ -178,7 +179,7 @@ CONVERSATION = np.dtype(
         ("at_s", "f8"),  # end of THINK or MOVE
         ("asked_s", "f8"),
         ("first_s", "f8"),  # first token of this turn; -1
-        ("work_s", "f8"),  # at P, as reckoned when it began to wait
+        ("work_s", "f8"),  # at P, as reckoned when it began to wait, and anew when P began
         ("later", "i4"),  # request number of its second turn
         ("turns", "i4"),
         ("turn", "i4"),

@@ -47,6 +47,7 @@ _FLOOD = {
     "kv_capacity": 9_000,
     "buffer_gb": 0.5,
     "rates": (4.0,),
+    "reference": "table",
 }
 _SHAPES = {
     "scenario": "small",

@@ -381,6 +381,21 @@ def test_nothing_hidden_is_observed(information: str) -> None:
     assert not np.array_equal(obs, again)
 
 
+def test_the_mean_step_is_of_steps_that_have_ended() -> None:
+    """I11: how long the running step will take is in no moving average that a router is shown."""
+    env = PPDRoutingEnv(scenario="stress", conversations=60, information="none")
+    _, info = env.reset(seed=3)
+    nodes, rng, begun = env.lanes.state.node[0], np.random.default_rng(3), 0
+    done = False
+    while not done:
+        before = nodes.copy()
+        _, _, done, _, info = env.step(int(rng.integers(2)) if info["action_mask"][REMOTE] else LOCAL)
+        none_ended = nodes["tick"] == before["tick"]
+        begun += np.sum(none_ended & (nodes["steps"] > before["steps"]))
+        assert np.array_equal(nodes["mean_step_s"][none_ended], before["mean_step_s"][none_ended])
+    assert begun > 0
+
+
 def test_weights_observe_only_what_happened() -> None:
     env = PPDWeightsEnv(scenario="small", rates=(4.0, 12.0))
     env.reset(seed=1)
