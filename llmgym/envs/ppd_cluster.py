@@ -127,6 +127,7 @@ class PPDCluster(Simulation):
         self.scenario = replace(chosen, kv_capacity=self.kv_capacity)
         self.reward, self.shaped = reward, shaped
         self.raise_on_masked = invalid_action == "raise"
+        # PPDWeights shows no lengths, but its table routes by them on the policy's behalf
         self.privileged_observation = chosen.information == "exact"
         self.params = self._params(invalid_cost)
 
