@@ -274,6 +274,7 @@ class KVProvision(Simulation):
         "lane.checksum": "at the end of the episode",
         "request.arrival_s": "on arrival",
         "request.prompt": "on arrival",
+        "request.predicted": "on arrival",
         "request.kind": "when the request completes",
         "request.output": "when the request completes",
         "engine.lane.key": "never: chances of clearing",

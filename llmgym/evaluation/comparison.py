@@ -185,14 +185,16 @@ class Comparison:
         return sorted(self.policies, key=key)
 
     def _find_reference(self) -> str:
-        """The best unprivileged baseline of the same world as the others; failing that, the best such policy; else the best of
-        those in the same world, all of them privileged; else the best.
+        """The best unprivileged baseline of the same world as the others; failing that, the best such policy.
+
+        Where the observations show everybody what is hidden, the best baseline that saw no more than they show; else the best.
         """
         known = [name for name in self.policies if np.isfinite(self.tables[name].returns).any()]
         same = [name for name in known if self.tables[name].other_world is None]
         honest = [name for name in same if not self.tables[name].privileged]
-        rules = [name for name in honest if self.tables[name].kind == BASELINE]
-        return (rules or honest or same or known or self.policies)[0]
+        told = [name for name in same if not self.tables[name].clairvoyant]
+        rules = [name for name in honest or told if self.tables[name].kind == BASELINE]
+        return (rules or honest or told or same or known or self.policies)[0]
 
     @property
     def episodes(self) -> int:
@@ -328,7 +330,7 @@ class Comparison:
                     " Here the observations of the environment show it, to every policy that acts on them."
                 )
             if all(table.privileged for table in tables):
-                note += " All policies are privileged: the reference is the best of them."
+                note += " All policies are: the reference is the best rule that sees no more than the observations."
             notes.append(note)
         others = {table.policy: table.other_world for table in tables if table.other_world is not None}
         if others:

@@ -50,6 +50,7 @@ class EpisodeTable:
         wall_s: time the episodes took, policy and simulation together, s.
         act_s: time spent in `policy.act`, s.
         calls: how often `policy.act` was called.
+        clairvoyant: True if the policy saw it of itself: in the state, or in a clone of the world.
         privileged_observation: True if the observations of the environment held what a real scheduler could not see.
         other_world: what differs in the world that the policy played in, if that is not the one of the others; None if it is.
     """
@@ -71,6 +72,7 @@ class EpisodeTable:
     wall_s: float
     act_s: float
     calls: int
+    clairvoyant: bool = False
     privileged_observation: bool = False
     other_world: str | None = None
 
@@ -208,6 +210,7 @@ def run(
         wall_s=wall_s,
         act_s=act_s,
         calls=calls,
+        clairvoyant=bool(policy.privileged),
         privileged_observation=shown,
         other_world=getattr(policy, "other_world", None),
         **rows,

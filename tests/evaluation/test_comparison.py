@@ -19,6 +19,7 @@ def episodes_of(
     kind="baseline",
     privileged=False,
     headline=None,
+    clairvoyant=None,
     privileged_observation=False,
     other_world=None,
     **metrics,
@@ -44,6 +45,7 @@ def episodes_of(
         wall_s=1.0,
         act_s=0.5,
         calls=4,
+        clairvoyant=privileged if clairvoyant is None else clairvoyant,
         privileged_observation=privileged_observation,
         other_world=other_world,
     )
@@ -230,7 +232,23 @@ def test_observations_that_show_the_truth_mark_every_row(monkeypatch):
     assert [row[0] for row in result.table().rows] == [f"{name} †" for name in result.policies]
     assert result.reference == result.policies[0]
     notes = " ".join(result.table().notes)
-    assert "observations of the environment show it" in notes and "the reference is the best of them" in notes
+    assert "observations of the environment show it" in notes
+    assert "the best rule that sees no more than the observations" in notes
+
+
+def test_where_observations_show_the_truth_the_reference_sees_no_more_than_they_do():
+    """An oracle that clones the world is no reference there either."""
+    told = {"privileged": True, "privileged_observation": True}
+    result = Comparison(
+        [
+            episodes_of("oracle", WORLD + 1.0, **told),
+            episodes_of("learned", WORLD + 0.5, kind="learned", clairvoyant=False, **told),
+            episodes_of("rule", WORLD, clairvoyant=False, **told),
+        ]
+    )
+    assert result.policies == ["oracle", "learned", "rule"] and result.reference == "rule"
+    assert result.difference("learned").verdict == "win"
+    assert [result.marked(policy) for policy in result.policies] == ["oracle †", "learned †", "rule †"]
 
 
 def test_rules_that_play_another_world_declare_it():
