@@ -1,132 +1,102 @@
 """Compiling kernels, with a disk cache that cannot go stale.
 
 numba's own disk cache looks at the file a function is written in. A kernel that calls a helper of another module keeps
-running the helper's old machine code after the helper was edited. Here a compiled function is stored under a name
-that contains a fingerprint of its module and of every module of the package that it imports, directly or not,
-together with the numba version, the Python version and the CPU. Any edit gives another name, so nothing is ever stale.
+running the helper's old machine code after the helper was edited. Here a compiled function is stored under a hash of itself
+and of all that it refers to, as these are in memory when it is compiled (`llmgym.core.fingerprint`), together with the versions of
+Python, numba, llvmlite, numpy and the CPU. Any change gives another name, so nothing is ever stale; a function that refers to
+something without a description is compiled anew in each process.
 
-The cache is a user folder (`LLMGYM_CACHE_DIR`, else the platform's cache folder, else a temporary one), so it works where
-the installation is read-only. Files are written atomically: processes that compile at the same time do not disturb
-each other.
+The cache is a private folder of the user (`llmgym.core.cache_folder`), so it works where the installation is read-only. Files are
+written atomically: processes that compile at the same time do not disturb each other.
 """
 
-import ast
+import contextlib
 import functools
 import hashlib
-import importlib.util
 import os
 import pickle
-import shutil
+import re
 import sys
-import tempfile
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar, overload
 
+import llvmlite
 import numba
-import platformdirs
+import numpy as np
 from numba.core import compiler
 from numba.core import types as numba_types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import _Cache
 from numba.core.codegen import JITCodeLibrary
 from numba.core.serialize import dumps
+
+from llmgym.core import cache_folder
+from llmgym.core.cache_folder import cache_dir
+from llmgym.core.fingerprint import Unknown, come_back, describe, describe_types, fingerprint, settle
+
+__all__ = ["cache_dir", "fingerprint", "kernel"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 STALE_AFTER_DAYS = 30
 
+_CHECKSUM_BYTES = 32
 
-@functools.cache
-def cache_dir() -> Path:
-    """The folder compiled kernels are stored in; the first of the candidates that can be written to."""
-    candidates = [os.environ.get("LLMGYM_CACHE_DIR"), platformdirs.user_cache_dir("llmgym", appauthor=False)]
-    candidates.append(
-        os.path.join(tempfile.gettempdir(), f"llmgym-cache-{getattr(os, 'getuid', lambda: 0)()}")
-    )
-    for candidate in candidates:
-        if not candidate:
-            continue
-        path = Path(candidate) / "kernels"
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path):
-                return path
-        except OSError:
-            continue
-    return Path(tempfile.mkdtemp(prefix="llmgym-cache-"))
-
-
-@functools.cache
-def _source(module: str) -> bytes | None:
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, AttributeError, ValueError):
-        return None
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return None
-    return Path(spec.origin).read_bytes()
+_TOOLS = (
+    Path(__file__).read_bytes(),
+    numba.__version__,
+    llvmlite.__version__,
+    np.__version__,
+    sys.version,
+    [
+        getattr(numba.config, name, None)
+        for name in (
+            "OPT",
+            "BOUNDSCHECK",
+            "LOOP_VECTORIZE",
+            "SLP_VECTORIZE",
+            "DEBUGINFO_DEFAULT",
+            "LLVM_REFPRUNE_PASS",
+        )
+    ],
+)
+"""What turns a function into machine code, this file included."""
 
 
-@functools.cache
-def _imports(module: str) -> frozenset[str]:
-    """Modules of the same top-level package (or of llmgym) that `module` imports anywhere in its source."""
-    source = _source(module)
-    if source is None:
-        return frozenset()
-    spec = importlib.util.find_spec(module)
-    is_package = spec is not None and spec.submodule_search_locations is not None
-    ours = {"llmgym", module.partition(".")[0]}
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = module.split(".") if is_package else module.split(".")[:-1]
-                parents = parents[: len(parents) - node.level + 1]
-                base = ".".join([*parents, base] if base else parents)
-            found.add(base)
-            found.update(f"{base}.{alias.name}" for alias in node.names)
-    return frozenset(name for name in found if name.partition(".")[0] in ours and _source(name) is not None)
+class _Everywhere(Iterator[int]):
+    """Numbers that no other process draws.
+
+    numba numbers the functions it compiles, 1, 2, 3, and makes names of machine code from these. In machine code that different
+    processes have stored, two functions of one name can then bear one number; linked together, one takes the other's place.
+    """
+
+    def __next__(self) -> int:
+        return uuid.uuid4().int >> 64
 
 
-@functools.cache
-def fingerprint(module: str) -> str:
-    """Hash of the source of `module` and of everything of its package that it imports, transitively."""
-    seen: set[str] = set()
-    todo = [module]
-    while todo:
-        name = todo.pop()
-        if name not in seen:
-            seen.add(name)
-            todo.extend(_imports(name))
-    digest = hashlib.sha256()
-    for name in sorted(seen):
-        digest.update(name.encode() + b"\0" + (_source(name) or b"") + b"\0")
-    return digest.hexdigest()
+FunctionIdentity._unique_ids = _Everywhere()
 
 
-def _describe(value: object) -> str:
-    """A text that tells closure values apart, with the fingerprint of any kernel or intrinsic among them."""
-    function = getattr(value, "py_func", getattr(value, "_defn", value))
-    if isinstance(function, FunctionType):
-        cells = [_describe(cell.cell_contents) for cell in function.__closure__ or ()]
-        return f"{function.__module__}:{function.__qualname__}:{fingerprint(function.__module__)}:{cells}"
-    return repr(value)
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.-]", "", text)[-80:]
 
 
 class _KernelCache(_Cache):  # type: ignore[misc]
     """Stores each compiled signature of one function in a file of its own."""
 
-    def __init__(self, py_func: FunctionType, announce: str | None) -> None:
-        self._py_func = py_func
+    def __init__(self, dispatcher: Any, announce: str | None) -> None:
+        self._dispatcher = dispatcher
         self._announce = announce
-        self._enabled = _source(py_func.__module__) is not None
+        self._enabled = True
+        self._asked: dict[Any, Path] = {}
+        function = dispatcher.py_func
+        self._module = _file_name(function.__module__ or "unnamed")
+        self._name = _file_name(function.__qualname__)
 
     @property
     def cache_path(self) -> str:
@@ -139,67 +109,78 @@ class _KernelCache(_Cache):  # type: ignore[misc]
         self._enabled = False
 
     def flush(self) -> None:
-        for path in cache_dir().glob(f"{self._folder.name}/{self._py_func.__qualname__}-*"):
+        for path in (cache_dir() / self._module).glob(f"{self._name}-*.nbc"):
             path.unlink(missing_ok=True)
 
-    @functools.cached_property
-    def _folder(self) -> Path:
-        module = self._py_func.__module__
-        return cache_dir() / f"{module}-{fingerprint(module)[:16]}"
+    def _path(self, sig: Any, context: Any) -> Path:
+        """Where machine code for these types of arguments is kept. Raises `Unknown`."""
+        digest = hashlib.sha256(describe(self._dispatcher))
+        digest.update(repr((describe_types(sig), context.codegen().magic_tuple(), _TOOLS)).encode())
+        return cache_dir() / self._module / f"{self._name}-{digest.hexdigest()[:32]}.nbc"
 
-    def _path(self, sig: object, context: Any) -> Path:
-        key = "|".join(
-            [
-                _describe(self._py_func),
-                str(sig),
-                repr(context.codegen().magic_tuple()),
-                numba.__version__,
-                sys.version,
-            ]
-        )
-        name = self._py_func.__qualname__.replace("<", "").replace(">", "")
-        return self._folder / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.nbc"
-
-    def load_overload(self, sig: object, target_context: Any) -> Any:
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
         target_context.refresh()
+        kept = "not kept on disk, as caching is off"
         if self._enabled:
-            path = self._path(sig, target_context)
             try:
-                payload = pickle.loads(path.read_bytes())
-                return compiler.CompileResult._rebuild(target_context, *payload)
-            except FileNotFoundError:
-                pass
-            except Exception as error:
-                warnings.warn(f"ignoring a damaged kernel cache file {path}: {error!r}", stacklevel=2)
+                settle(self._dispatcher)
+                path = self._asked[sig] = self._path(sig, target_context)
+                kept = f"once; the result is kept in {cache_dir()}"
+            except Unknown as error:
+                kept = f"in every process, as it depends on {error}"
+            else:
+                if (found := self._read(path, target_context)) is not None:
+                    return found
         if self._announce and not os.environ.get("LLMGYM_QUIET"):
             print(
-                f"llmgym: compiling {self._announce} for this machine (once; the result is kept in {cache_dir()}) ...",
+                f"llmgym: compiling {self._announce} for this machine ({kept}) ...",
                 file=sys.stderr,
                 flush=True,
             )
         return None
 
-    def save_overload(self, sig: object, data: Any) -> None:
-        if not self._enabled or data.library.has_dynamic_globals or any(not x.can_cache for x in data.lifted):
-            return
-        path = self._path(sig, data.target_context)
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    def _read(self, path: Path, context: Any) -> Any:
         try:
-            if not path.parent.exists():
-                self._remove_stale()
-                path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(dumps(data._reduce()))
-            os.replace(temporary, path)
-        except OSError as error:
-            warnings.warn(f"could not store a compiled kernel in {path.parent}: {error}", stacklevel=2)
-            temporary.unlink(missing_ok=True)
+            data = cache_folder.read(path)
+            checksum, payload = data[:_CHECKSUM_BYTES], data[_CHECKSUM_BYTES:]
+            if hashlib.sha256(payload).digest() != checksum:
+                raise OSError("its checksum is wrong")
+            result = compiler.CompileResult._rebuild(context, *pickle.loads(payload))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            warnings.warn(f"ignoring a damaged kernel cache file {path}: {error!r}", stacklevel=2)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it is in use: not to be removed as old
+        return result
 
-    def _remove_stale(self) -> None:
-        """Drop the folders of earlier versions of this module that no run has written to for a month."""
-        oldest = time.time() - STALE_AFTER_DAYS * 86400
-        for folder in cache_dir().glob(f"{self._py_func.__module__}-*"):
-            if folder.is_dir() and folder.stat().st_mtime < oldest:
-                shutil.rmtree(folder, ignore_errors=True)
+    def save_overload(self, sig: Any, data: Any) -> None:
+        asked = self._asked.pop(sig, None)
+        if asked is None or data.library.has_dynamic_globals or any(not x.can_cache for x in data.lifted):
+            return
+        if not come_back((*data.signature.args, data.signature.return_type)):
+            return
+        try:
+            if self._path(sig, data.target_context) != asked:  # something changed while it was compiled
+                return
+            payload = dumps(data._reduce())
+            _remove_stale(cache_dir())
+            cache_folder.write(asked, hashlib.sha256(payload).digest() + payload)
+        except Unknown:
+            return
+        except OSError as error:
+            warnings.warn(f"could not store a compiled kernel in {asked.parent}: {error}", stacklevel=2)
+
+
+@functools.cache
+def _remove_stale(folder: Path) -> None:
+    """Drop compiled kernels that no run has used for a month, once a process."""
+    oldest = time.time() - STALE_AFTER_DAYS * 86400
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # another process may have been faster
+            if path.is_file() and path.lstat().st_mtime < oldest:
+                path.unlink()
 
 
 class _Part(JITCodeLibrary):  # type: ignore[misc]
@@ -280,7 +261,7 @@ def kernel(
 
 def _cached(dispatcher: Any, announce: str | None) -> Any:
     if not numba.config.DISABLE_JIT:
-        dispatcher._cache = _KernelCache(dispatcher.py_func, announce)
+        dispatcher._cache = _KernelCache(dispatcher, announce)
     return dispatcher
 
 
