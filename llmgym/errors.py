@@ -6,6 +6,7 @@ so `except ValueError` catches them.
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class LlmgymError(Exception):
@@ -19,12 +20,34 @@ class InvalidArgument(LlmgymError, ValueError):
 class UnknownName(InvalidArgument):
     """A profile, workload, scenario, policy or metric that does not exist; the message lists those that do."""
 
-    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: object, known: Iterable[str], says: str | None = None) -> None:
         known = sorted(known)
         close = difflib.get_close_matches(str(name), known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint} Known: {', '.join(known) or '(none)'}")
+        super().__init__(f"{says or f'unknown {kind} {name!r}'}.{hint} Known: {', '.join(known) or '(none)'}")
         self.kind, self.name, self.known = kind, name, known
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.kind, self.name, self.known)
+
+
+class UnknownArgument(UnknownName, TypeError):
+    """A keyword that a function does not take.
+
+    Also a `TypeError` in Python's own words, which libraries look for that try a keyword and go on without it.
+    """
+
+    def __init__(self, function: str, name: str = "", known: Iterable[str] = ()) -> None:
+        self.function = function
+        if name:
+            says = f"{function}() got an unexpected keyword argument {name!r}"
+            super().__init__(f"argument of {function}", name, known, says)
+        else:  # gymnasium.make raises a TypeError anew, with a message alone
+            InvalidArgument.__init__(self, function)
+            self.kind, self.name, self.known = "argument", "", []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.function, self.name, self.known)
 
 
 class InvalidAction(InvalidArgument):
@@ -56,3 +79,7 @@ class MissingExtra(LlmgymError, ImportError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs the optional '{extra}' extra: pip install 'llmgym[{extra}]'")
+        self.what, self.extra = what, extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.what, self.extra)

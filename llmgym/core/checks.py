@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument, UnknownArgument, UnknownName
 
 
 def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
@@ -45,7 +45,8 @@ def settled(
         fixed: fields that are not settings.
 
     Raises:
-        UnknownName: no such scenario, or no such setting.
+        UnknownName: no such scenario.
+        UnknownArgument: no such setting.
         InvalidArgument: `scenario` is something else.
     """
     kind = type(next(iter(known.values())))
@@ -58,5 +59,5 @@ def settled(
     names = {field.name for field in fields(scenario)} - set(fixed)
     for name in settings:
         if name not in names:
-            raise UnknownName(f"argument of {of}", name, names)
+            raise UnknownArgument(of, name, names)
     return replace(scenario, **settings)

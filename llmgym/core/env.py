@@ -9,6 +9,8 @@ A new environment subclasses both and names its simulation:
         simulation_class = MySimulation
 """
 
+import math
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -37,12 +39,76 @@ def _check_render_mode(simulation: Simulation, render_mode: str | None) -> None:
         raise InvalidArgument(f"render_mode={render_mode!r} is not available; allowed: None, {allowed}")
 
 
+MOST_THREADS = 1024
+
+_COUNTED_FROM = 16
+"""Lanes from which their memory is counted before it is asked for: Linux grants memory that it does not have."""
+
+
+def _make_lanes(simulation: Simulation, count: int, threads: int = 1, limit: int | None = None) -> Lanes:
+    """The lanes of an environment. Raises `InvalidArgument` where they do not fit into memory."""
+    if count >= _COUNTED_FROM:
+        needed, there = count * _bytes_of_a_lane(simulation), _memory_bytes()
+        if needed > there:
+            raise InvalidArgument(
+                f"num_envs={count}: the arrays of the lanes take {_gib(needed)}, this machine has {_gib(there)} of memory"
+            )
+    try:
+        return Lanes(simulation, count, threads=threads, limit=limit)
+    except MemoryError as error:
+        what = f"num_envs={count}: the arrays of the lanes" if count > 1 else "the arrays of this scenario"
+        size = str(error).partition(" for an array")[0]
+        raise InvalidArgument(
+            f"{what} do not fit into memory ({size}); fewer lanes or a smaller scenario may"
+        ) from error
+
+
+def _bytes_of_a_lane(simulation: Simulation) -> int:
+    """Memory of one lane's state, and of what is read and written at a step (observations twice, and their bounds)."""
+
+    def size(part: Any) -> int:
+        return (
+            part.nbytes
+            if isinstance(part, np.ndarray)
+            else sum(map(size, part))
+            if isinstance(part, tuple)
+            else 0
+        )
+
+    state = size(simulation.allocate(2)) - size(simulation.allocate(1))
+    rows = 16 * simulation.layout.size + 2 * simulation.mask_size + 8 * simulation.action_size
+    return max(state, 0) + rows + 8 * len(simulation.metric_names)
+
+
+def _memory_bytes() -> float:
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (
+        AttributeError,
+        ValueError,
+        OSError,
+    ):  # not told on Windows, where memory that is not there is not granted
+        return math.inf
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.3g} GiB" if size < 2**30 * 1000 else f"{size / 2**30:,.0f} GiB"
+
+
+def _show_base(cls: type, base: type) -> None:
+    """Name gymnasium's class among the direct bases, where skrl looks for it to tell what an environment is."""
+    if base not in cls.__bases__:
+        cls.__bases__ = (*cls.__bases__, base)
+
+
 class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
     """One lane as a `gymnasium.Env`; see the environment's own page for what it simulates."""
 
     simulation_class: ClassVar[type[Simulation]]
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _show_base(cls, gymnasium.Env)
         simulation = cls.simulation_class
         cls.metadata = {"render_modes": list(simulation.render_modes), "render_fps": simulation.render_fps}
 
@@ -50,7 +116,7 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         self.simulation = self.simulation_class(**kwargs)
         _check_render_mode(self.simulation, render_mode)
         self.render_mode = render_mode
-        self.lanes = Lanes(self.simulation, 1)
+        self.lanes = _make_lanes(self.simulation, 1)
         self.observation_space = self.simulation.layout.box()  # type: ignore[assignment]
         self.action_space = self.simulation.action_space
         self._seeded = False
@@ -76,8 +142,8 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
             raise InvalidArgument(f"unknown reset options {sorted(options)}; a single environment takes none")
         super().reset(seed=seed)
         key = draw_key(self.np_random) if seed is not None or not self._seeded else None
-        self._seeded = True
         self.lanes.reset(None, [key])
+        self._seeded = True
         buffers = self.lanes.buffers
         return buffers.obs[0].copy(), {"action_mask": buffers.mask[0].copy(), "dt": 0.0}
 
@@ -113,18 +179,25 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         )
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions are allowed now, bool [actions], as sb3-contrib's MaskablePPO asks for it."""
+        """Which actions are allowed now, bool [actions], as sb3-contrib's MaskablePPO asks for it. Raises `ResetNeeded`."""
+        self._check_began("action_masks")
         return self.lanes.buffers.mask[0].astype(np.bool_)
 
     def metrics(self) -> dict[str, float]:
-        """Metrics of the episode so far; at its end they are also in `info["metrics"]`."""
+        """Metrics of the episode so far; at its end they are also in `info["metrics"]`. Raises `ResetNeeded`."""
+        self._check_began("metrics")
         return self.lanes.metrics_now(0)
 
     def render(self) -> Any:
-        """A picture (uint8 [height, width, 3]) or a text of the current state, as `render_mode` says."""
+        """A picture (uint8 [height, width, 3]) or a text of the current state, as `render_mode` says. Raises `ResetNeeded`."""
+        self._check_began("render")
         if self.render_mode is None:
             return None
         return self.simulation.render(self.lanes.state, 0, self.render_mode)
+
+    def _check_began(self, what: str) -> None:
+        if not self._seeded:
+            raise ResetNeeded(f"call reset() before {what}()")
 
     def close(self) -> None:
         """Release the threads."""
@@ -139,13 +212,17 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         autoreset_mode: `NEXT_STEP` (default), `SAME_STEP` or `DISABLED`; an `AutoresetMode`, its name or its value.
         copy: return fresh arrays (default). With False, observations, rewards, flags and masks are the buffers themselves and
             are overwritten by the next step.
-        threads: number of threads the lanes are divided among; results do not depend on it.
+        threads: number of threads the lanes are divided among, at most 1,024; results do not depend on it.
         max_episode_steps: truncate after this many steps; None leaves it to the environment.
         render_mode: as for the single environment; `render` returns a tuple with one frame a lane.
         **kwargs: the environment's own arguments.
     """
 
     simulation_class: ClassVar[type[Simulation]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _show_base(cls, VectorEnv)
 
     def __init__(
         self,
@@ -158,8 +235,8 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         render_mode: str | None = None,
         **kwargs: Any,
     ) -> None:
-        for name, value in (("num_envs", num_envs), ("threads", threads)):
-            whole(name, value)
+        whole("num_envs", num_envs)
+        threads = min(whole("threads", threads, 1, MOST_THREADS), num_envs)
         if max_episode_steps is not None:
             whole("max_episode_steps", max_episode_steps)
         self.simulation = self.simulation_class(**kwargs)
@@ -173,7 +250,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         }
         self.render_mode = render_mode
         self.copy = copy
-        self.lanes = Lanes(self.simulation, self.num_envs, threads=threads, limit=max_episode_steps)
+        self.lanes = _make_lanes(self.simulation, self.num_envs, threads, max_episode_steps)
         self.single_observation_space = self.simulation.layout.box()
         self.single_action_space = self.simulation.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -271,8 +348,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
             InvalidAction: an action outside the space, of the wrong kind, or masked while masks are enforced.
             ResetNeeded: before the first reset, or in `DISABLED` mode on a lane whose episode has ended.
         """
-        if not self._seeded:
-            raise ResetNeeded("call reset() before step()")
+        self._check_began("step")
         lanes = self.lanes
         if self._mode == core.DISABLED and lanes.buffers.ended.any():
             # before anything moves: an error must leave every lane where it was
@@ -327,21 +403,28 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         }
 
     def action_masks(self) -> NDArray[np.bool_]:
-        """Which actions are allowed now, bool [num_envs, actions]."""
+        """Which actions are allowed now, bool [num_envs, actions]. Raises `ResetNeeded`."""
+        self._check_began("action_masks")
         return self.lanes.buffers.mask.astype(np.bool_)
 
     def metrics(self) -> dict[str, NDArray[np.float64]]:
-        """Metrics of the running episodes so far, float64 [num_envs] each."""
+        """Metrics of the running episodes so far, float64 [num_envs] each. Raises `ResetNeeded`."""
+        self._check_began("metrics")
         rows = [self.lanes.metrics_now(lane) for lane in range(self.num_envs)]
         return {name: np.array([row[name] for row in rows]) for name in self.simulation.metric_names}
 
     def render(self) -> tuple[Any, ...] | None:
-        """One picture or text a lane, as `render_mode` says."""
+        """One picture or text a lane, as `render_mode` says. Raises `ResetNeeded`."""
+        self._check_began("render")
         if self.render_mode is None:
             return None
         return tuple(
             self.simulation.render(self.lanes.state, lane, self.render_mode) for lane in range(self.num_envs)
         )
+
+    def _check_began(self, what: str) -> None:
+        if not self._seeded:
+            raise ResetNeeded(f"call reset() before {what}()")
 
     def close_extras(self, **kwargs: Any) -> None:
         """Release the threads."""

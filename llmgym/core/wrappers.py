@@ -47,6 +47,10 @@ class MaskInObservation(gymnasium.Wrapper[dict[str, Any], Any, Any, Any], Record
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any], keys: tuple[str, str] = PETTINGZOO) -> None:
+        if not isinstance(env, gymnasium.Env):
+            raise InvalidArgument(
+                f"env={env!r}: expected a single environment; many lanes take VectorMaskInObservation"
+            )
         RecordConstructorArgs.__init__(self, keys=keys)
         gymnasium.Wrapper.__init__(self, env)
         self.keys = keys
@@ -88,6 +92,10 @@ class VectorMaskInObservation(VectorWrapper):  # type: ignore[type-arg]  # gymna
     """
 
     def __init__(self, envs: VectorEnv[Any, Any, Any], keys: tuple[str, str] = PETTINGZOO) -> None:
+        if not isinstance(envs, VectorEnv):
+            raise InvalidArgument(
+                f"envs={envs!r}: expected a vector environment; a single one takes MaskInObservation"
+            )
         super().__init__(envs)
         self.keys = keys
         self.single_observation_space = _space(envs, envs.single_observation_space, keys)

@@ -11,7 +11,7 @@ import numpy as np
 
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.policy import Policy
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
 
 BASELINE, LEARNED, GIVEN = "baseline", "learned", "given"
 """Kinds: a rule of `llmgym.baselines`, a network of `llmgym.policies`, an object of the user's."""
@@ -160,7 +160,7 @@ def make_env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVect
     try:
         env = gymnasium.make_vec(env_id, num_envs=lanes, **env_kwargs)
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if isinstance(error, LlmgymError) or "unexpected keyword argument" not in str(error):
             raise
         raise InvalidArgument(f"{env_id} does not take one of {sorted(env_kwargs)}: {error}") from error
     if not isinstance(env.unwrapped, LaneVectorEnv):

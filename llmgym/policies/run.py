@@ -90,7 +90,7 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVe
             env_id, num_envs=lanes, autoreset_mode=AutoresetMode.SAME_STEP, copy=False, **dict(env_kwargs)
         )
     except TypeError as error:
-        if "unexpected keyword argument" not in str(error):
+        if isinstance(error, LlmgymError) or "unexpected keyword argument" not in str(error):
             raise
         known = sorted(set(inspect.signature(entry.simulation_class).parameters))
         raise InvalidArgument(

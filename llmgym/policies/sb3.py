@@ -50,9 +50,21 @@ class SB3VecEnv(VecEnv):
 
     Args:
         env: lanes in `SAME_STEP` mode.
+
+    Raises:
+        InvalidArgument: it is something else, or in another mode.
     """
 
     def __init__(self, env: LaneVectorEnv) -> None:
+        if not isinstance(env, LaneVectorEnv):
+            what = (
+                "a single environment, which PPO takes as it is"
+                if isinstance(env, gymnasium.Env)
+                else "no native lanes"
+            )
+            raise InvalidArgument(
+                f"env={env}: {what}; SB3VecEnv takes gymnasium.make_vec(id, num_envs, autoreset_mode=AutoresetMode.SAME_STEP)"
+            )
         if env.autoreset_mode != AutoresetMode.SAME_STEP:
             raise InvalidArgument(
                 f"autoreset_mode={env.autoreset_mode.name}: stable-baselines3 needs SAME_STEP"
@@ -149,6 +161,7 @@ class SB3VecEnv(VecEnv):
             masks = self.venv.action_masks()
             return list(masks) if indices is None else [masks[lane] for lane in lanes]
         if method_name == "metrics":
+            self.venv._check_began("metrics")
             return [self.venv.lanes.metrics_now(lane) for lane in lanes]
         if method_name == "render":
             frames = self.venv.render()

@@ -165,3 +165,38 @@ def test_normalize_reward_and_dict_info_to_list(mode):
             wrapped.reset(options={"reset_mask": ended})
             plain.reset(options={"reset_mask": ended})
     assert ends > 6
+
+
+def test_a_wrapper_of_the_other_kind():
+    with pytest.raises(InvalidArgument, match="many lanes take VectorMaskInObservation"):
+        MaskInObservation(ToyVectorEnv(2))
+    with pytest.raises(InvalidArgument, match="a single one takes MaskInObservation"):
+        VectorMaskInObservation(ToyEnv())
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in gymnasium.registry if env_id.startswith("llmgym/")])
+def test_the_bases_of_a_class_say_what_it_is(env_id):
+    """skrl looks at the direct bases of an environment's class, and at no others, for a name of gymnasium's."""
+    spec = gymnasium.spec(env_id)
+    for entry, base in (
+        (spec.entry_point, gymnasium.Env),
+        (spec.vector_entry_point, gymnasium.vector.VectorEnv),
+    ):
+        assert base in gymnasium.envs.registration.load_env_creator(entry).__bases__
+
+
+def test_skrl_takes_native_lanes_for_lanes():
+    wrap_env = pytest.importorskip("skrl.envs.wrappers.torch").wrap_env
+    envs = wrap_env(gymnasium.make_vec("llmgym/KVQueue-v0", num_envs=3, scenario="tiny"), verbose=False)
+    obs, _ = envs.reset()
+    assert envs.num_envs == 3 and obs.shape[0] == 3
+    import torch
+
+    obs, reward, *_ = envs.step(torch.zeros((3, 1), dtype=torch.int64))
+    assert obs.shape[0] == 3 and reward.shape == (3, 1)
+    assert wrap_env(ToyEnv(), verbose=False).num_envs == 1
+
+
+def test_torchrl_makes_an_environment_by_its_id():
+    env = pytest.importorskip("torchrl.envs.libs.gym").GymEnv("llmgym:llmgym/KVQueue-v0", scenario="tiny")
+    assert env.rollout(3)["next", "reward"].shape == (3, 1)

@@ -1,5 +1,6 @@
 """Wrong input raises an error that names it, and leaves the environment exactly as it was."""
 
+import pickle
 import re
 
 import gymnasium
@@ -7,7 +8,12 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded
+from llmgym import errors
+from llmgym.core import env as core_env
+from llmgym.core.checks import settled
+from llmgym.envs.kv_queue import KVQueueEnv
+from llmgym.envs.kv_queue_scenarios import SCENARIOS
+from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded, UnknownArgument, UnknownName
 from tests.core.drive import legal_action, legal_actions, same
 from tests.toy import ToyEnv, ToyVectorEnv
 
@@ -281,3 +287,110 @@ def test_a_refused_constructor_leaves_nothing_to_complain_about():
     with pytest.raises(InvalidArgument):
         ToyVectorEnv(2, render_mode="human")
     ToyVectorEnv.__new__(ToyVectorEnv).close_extras()
+
+
+@pytest.mark.parametrize(
+    "make", [ToyEnv, lambda **kwargs: ToyVectorEnv(2, **kwargs)], ids=["single", "vector"]
+)
+@pytest.mark.parametrize("mode", [None, "ansi", "rgb_array"])
+@pytest.mark.parametrize("method", ["render", "action_masks", "metrics"])
+def test_nothing_is_shown_before_the_first_reset(make, mode, method):
+    """It was the zeros that memory begins with: a picture of no episode, a mask that forbids everything."""
+    env = make(render_mode=mode)
+    for _ in range(2):
+        with pytest.raises(ResetNeeded, match=rf"^call reset\(\) before {method}\(\)$"):
+            getattr(env, method)()
+    with pytest.raises(gymnasium.error.Error):
+        env.reset(seed=-1)
+    with pytest.raises(ResetNeeded):
+        getattr(env, method)()
+    env.reset(seed=0)
+    getattr(env, method)()
+
+
+def test_lanes_that_no_memory_holds():
+    with pytest.raises(
+        InvalidArgument,
+        match=r"^num_envs=1000000000: the arrays of the lanes take [\d,.]+ GiB, this machine has [\d,.]+ GiB",
+    ):
+        ToyVectorEnv(10**9)
+    with pytest.raises(InvalidArgument, match="num_envs=1000000000"):
+        gymnasium.make_vec("llmgym/KVQueue-v0", num_envs=10**9)
+    assert ToyVectorEnv(100_000).reset(seed=0)[0].shape[0] == 100_000
+
+
+def test_the_memory_of_a_lane_is_that_of_its_arrays():
+    envs = ToyVectorEnv(64)
+    arrays = [
+        *envs.lanes.state,
+        envs.lanes.buffers.obs,
+        envs.lanes.buffers.final_obs,
+        envs.observation_space.low,
+    ]
+    arrays += [envs.observation_space.high, envs.lanes.buffers.mask, envs.lanes.buffers.final_mask]
+    arrays += [envs.lanes.buffers.action, envs.lanes.buffers.metrics]
+    assert core_env._bytes_of_a_lane(envs.simulation) * 64 == sum(array.nbytes for array in arrays)
+
+
+@pytest.mark.parametrize("make", [ToyEnv, lambda: ToyVectorEnv(8)], ids=["single", "vector"])
+def test_memory_that_the_system_does_not_grant(make, monkeypatch):
+    def no_memory(*arguments, **keywords):
+        raise MemoryError("Unable to allocate 48.0 GiB for an array with shape (1, 1073741824)")
+
+    monkeypatch.setattr(core_env.Lanes, "__init__", no_memory)
+    with pytest.raises(
+        InvalidArgument,
+        match=r"do not fit into memory \(Unable to allocate 48.0 GiB\); .*smaller scenario may$",
+    ):
+        make()
+
+
+@pytest.mark.parametrize("threads", [0, 1025, 10**9])
+def test_threads_that_no_machine_has(threads):
+    with pytest.raises(InvalidArgument, match=f"threads={threads}: expected a whole number from 1 to 1024"):
+        ToyVectorEnv(2, threads=threads)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **kwargs: gymnasium.make("llmgym/KVQueue-v0", **kwargs),
+        lambda **kwargs: gymnasium.make_vec("llmgym/KVQueue-v0", num_envs=2, **kwargs),
+        KVQueueEnv,
+        lambda **kwargs: settled("tiny", SCENARIOS, kwargs, "KVQueue"),
+    ],
+    ids=["make", "make_vec", "class", "settled"],
+)
+def test_an_unknown_keyword_is_what_python_calls_one(make):
+    """Libraries try a keyword and look for Python's own words in its own error, as TorchRL does with `frameskip`."""
+    for kind in (TypeError, ValueError, UnknownName, UnknownArgument):
+        with pytest.raises(
+            kind, match=r"got an unexpected keyword argument 'frameskip'.*Known: .*kv_capacity"
+        ):
+            make(frameskip=1)
+    with pytest.raises(UnknownArgument, match="Did you mean 'kv_capacity'"):
+        make(kv_capcity=1)
+    with pytest.raises(UnknownName, match="unknown scenario 'nope'") as caught:
+        gymnasium.make("llmgym/KVQueue-v0", scenario="nope")
+    assert not isinstance(caught.value, TypeError), "a wrong value is no unknown keyword"
+
+
+@pytest.mark.parametrize("env_id", [env_id for env_id in gymnasium.registry if env_id.startswith("llmgym/")])
+def test_every_environment_knows_its_keywords(env_id):
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'frameskip'"):
+        gymnasium.make(env_id, frameskip=1)
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'frameskip'"):
+        gymnasium.make_vec(env_id, num_envs=1, frameskip=1)
+
+
+def test_errors_travel_between_processes():
+    known = [
+        UnknownName("rule", "vlm", ["vllm"]),
+        UnknownArgument("KVQueue", "x", ["y"]),
+        errors.MissingExtra("PPO", "train"),
+        InvalidAction("no"),
+        ResetNeeded("no"),
+    ]
+    for error in known:
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
