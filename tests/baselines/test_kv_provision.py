@@ -1,5 +1,6 @@
 """The rules of KVProvision: what they ask for, and what that costs."""
 
+import itertools
 from typing import Any
 
 import gymnasium
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 
 from llmgym import baselines
-from llmgym.baselines.kv_provision import BASELINES, LawPolicy
+from llmgym.baselines.kv_provision import BASELINES, LawPolicy, unprivileged
 from llmgym.core.policy import Policy
 from llmgym.envs.kv_provision import KVProvisionEnv
 from llmgym.errors import InvalidArgument
+from llmgym.evaluation import run_episodes, tuned
+from llmgym.evaluation.tuning import TUNING_SEEDS
 from llmgym.serving.capacity import UNLIMITED
 
 ID = "llmgym/KVProvision-v0"
@@ -53,6 +56,108 @@ def test_knowing_the_future_helps() -> None:
         name: False for name in cost if name != "oracle"
     }
     assert baselines.make("oracle", KVProvisionEnv()).privileged
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"scenario": "fluid-small"},
+        {"scenario": "small", "epochs": 40},
+        {"scenario": "surge", "mode": "fluid", "startup_epochs": 0, "epochs": 30},
+    ],
+    ids=["fluid", "event", "no start-up"],
+)
+def test_no_rule_beats_the_oracle_on_any_world(kwargs: dict[str, Any]) -> None:
+    """Rules, and all variants that they are tuned over; and the best tuned one is beaten clearly."""
+    oracle = run_episodes(ID, "oracle", 4, 500, kwargs)
+    assert oracle.privileged
+    means = {}
+    for name in unprivileged():
+        one = run_episodes(ID, name, 4, 500, kwargs)
+        assert not one.privileged
+        np.testing.assert_array_less(one.returns - 1e-6, oracle.returns, name)
+        means[name] = float(one.returns.mean())
+    assert set(baselines.names(ID)) - {"oracle"} <= set(means) and len(means) > 20
+    assert oracle.returns.mean() > max(means.values()) + 0.005 * abs(max(means.values()))
+
+
+def test_what_the_oracle_plans_is_what_comes() -> None:
+    """In a vector environment whose lanes begin anew at different times, and after somebody else has decided for a while."""
+    env = gymnasium.make_vec(ID, num_envs=2, scenario="fluid-small", epochs=12)
+    oracle = baselines.make("oracle:sweeps=0", env)
+    obs, infos = env.reset(seed=[1, 2])
+    for step in range(30):
+        targets = oracle.act(obs, infos["action_mask"])
+        if step in (3, 4):
+            targets = np.full(2, 8)  # not its own choice: it must look anew
+        obs, _, terminated, truncated, infos = env.step(targets)
+        for lane in np.flatnonzero(terminated | truncated):
+            cost = float(infos["metrics"]["cost"][lane])
+            assert cost > 0.0 and infos["metrics"]["unstable"][lane] == 0.0
+    world, start, plan = oracle._plans[0]
+    assert start == 0 and len(plan) == 12 and world == float(env.unwrapped.lanes.state.lane["checksum"][0])
+
+
+def test_the_oracle_finds_the_optimum_of_a_toy() -> None:
+    """Over all plans of five epochs with one to three replicas, one start ahead."""
+    kwargs = {
+        "scenario": "fluid-small",
+        "epochs": 5,
+        "max_replicas": 3,
+        "startup_epochs": 1,
+        "load": 0.5,
+        "shape": (0.3, 0.6, 2.0, 1.5, 0.5),
+        "day_s": None,
+    }
+    found = run_episodes(ID, "oracle:sweeps=3", 3, 7, kwargs).returns
+    for lane, got in enumerate(found):
+        env = KVProvisionEnv(**kwargs)
+        best = -np.inf
+        for plan in itertools.product((1, 2, 3), repeat=5):
+            env.reset(seed=7 + lane)
+            best = max(best, sum(env.step(target)[1] for target in plan))
+        assert got == pytest.approx(best, rel=1e-9)
+
+
+def test_the_law_with_the_queue_asks_for_what_the_formula_says() -> None:
+    env = KVProvisionEnv(scenario="surge", max_replicas=12, startup_epochs=2)
+    policy = baselines.make("kv-law-queue:utilization=0.8,window=2", env)
+    layout, number = env.layout, env.simulation.params.number[0]
+    obs = np.zeros((1, layout.size), np.float32)
+
+    def ask(need: float, rate: float, queue: float = 0.0) -> int:
+        obs[:, layout["need"]], obs[:, layout["mu"]] = need / 12, 1.0
+        obs[:, layout["rate"]] = rate
+        obs[:, layout["waiting"]] = queue / number["waiting_cap"]
+        return int(policy.act(obs, None)[0])
+
+    assert ask(4.0, 0.40) == 5  # 4 / 0.8
+    assert ask(4.1, 0.41) == 6
+    # 10 % more in two epochs: 15 % until a start serves, after three
+    assert ask(4.4, 0.44) == int(np.ceil(4.4 * 1.15 / 0.8)) == 7
+    assert ask(4.4, 0.41) == int(np.ceil(4.4 / 0.8)) == 6  # as two epochs ago
+    service = float(number["mu_ref"]) * 60.0
+    assert ask(4.4, 0.44, 3.5 * service) == int(np.ceil(4.4 / 0.8 + 3.5)) == 9
+    assert ask(4.0, 0.01) == int(np.ceil(4.0 * 0.5 / 0.8)) == 3  # no trend is worse than one half
+    policy.reset(np.ones(1, np.bool_))
+    assert ask(4.0, 0.80) == 5
+    plain = baselines.make("kv-law-queue:window=0,clear=2", env)
+    obs[:, layout["rate"]], obs[:, layout["waiting"]] = 3.0, 4.0 * service / number["waiting_cap"]
+    assert int(plain.act(obs, None)[0]) == int(np.ceil(4.0 / 0.9 + 2.0))
+    for wrong, named in (("window=-1", "window"), ("clear=0", "clear"), ("utilization=0", "utilization")):
+        with pytest.raises(InvalidArgument, match=named):
+            baselines.make(f"kv-law-queue:{wrong}", env)
+
+
+def test_rules_are_tuned_over_their_grids() -> None:
+    kwargs = {"scenario": "fluid-small", "epochs": 30}
+    chosen = tuned(ID, ["kv-law", "kv-law-queue", "reactive", "hold"], episodes=3, progress=False, **kwargs)
+    assert chosen[3] == "hold"
+    for name, variant in zip(("kv-law", "kv-law-queue", "reactive"), chosen, strict=False):
+        grid = baselines.grid(ID, name)
+        assert variant in grid
+        means = {one: run_episodes(ID, one, 3, TUNING_SEEDS + 10_000, kwargs).returns.mean() for one in grid}
+        assert len(set(means.values())) > 1 and means[variant] == max(means.values())
 
 
 def test_the_law_asks_for_what_the_formula_says() -> None:
