@@ -14,11 +14,13 @@ from typing import Any
 from llmgym.core.checks import choice, number, settled, whole
 from llmgym.envs.pipesd_state import ACCEPTED, OUTPUT
 from llmgym.errors import InvalidArgument
-from llmgym.serving import bandwidth
+from llmgym.serving import bandwidth, draft_tokens
 from llmgym.serving.bandwidth import Bandwidth
 from llmgym.serving.draft_tokens import Chain, Table
 
 COUNTS = {"output": OUTPUT, "accepted": ACCEPTED}
+LEAST_ACCEPTANCE = 1e-6
+"""Of tokens, where only accepted ones count: with none of them a client would draft for ever."""
 GAMMA_1_S = 0.04
 """Laptop: 37 to 43 ms."""
 
@@ -172,6 +174,11 @@ def resolve_scenario(
         number(name, getattr(chosen, name))
     if not isinstance(chosen.proactive, bool):
         raise InvalidArgument(f"proactive={chosen.proactive!r}: expected True or False")
+    text = draft_tokens.load(chosen.text)
+    if chosen.count == "accepted" and draft_tokens.least_acceptance(text) < LEAST_ACCEPTANCE:
+        raise InvalidArgument(
+            f"count='accepted': an episode with text={text.name!r} has no end, as next to none of its tokens is accepted"
+        )
     bandwidth.load(chosen.bandwidth)
     link_of(chosen)
     return chosen

@@ -133,6 +133,14 @@ class Table:
         return b"".join(a.tobytes() for a in (self.confidence, self.accepted, self.length, self.beside))
 
 
+def least_acceptance(source: Chain | Table) -> float:
+    """A probability with which a token is accepted at least: of a chain the least sure one, of a table over all its positions."""
+    if isinstance(source, Chain):
+        return source.most_accepted * math.exp(-source.power * LARGEST_DEFICIT)
+    used = np.arange(source.accepted.shape[1]) < source.length[:, None]
+    return float(source.accepted[used].mean())
+
+
 HUMANEVAL = Chain("humaneval", 0.20, 0.34, 0.0015, math.log(0.095), 1.4, 0.99, 0.5)
 """DeepSeek-Coder 1.3B drafting for 6.7B."""
 GSM8K = Chain("gsm8k", 0.46, 0.42, 0.018, -0.74, 0.64, 0.97, 0.6)

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from llmgym.errors import InvalidArgument
 from llmgym.workloads import traffic as t
-from llmgym.workloads.arrivals import Modulation, Rows
+from llmgym.workloads.arrivals import Arrivals, Modulation, Rows
 from llmgym.workloads.lengths import Lengths
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ _PROCESS = {
 _INFORMATION = {"none": t.NO_PREDICTION, "exact": t.EXACT, "noisy": t.NOISY, "mean": t.CLASS_MEAN}
 _PHASE_BY = {"time_s": t.BY_TIME, "request": t.BY_REQUEST, "fraction": t.BY_FRACTION}
 _LEVEL_KNOTS = 1025
+_MOST_CHANGES = 1e6  # of the rate, from one request to the next: a draw goes from change to change
 _GAMMA_LEAST = 1e-6  # below this variance the two laws agree to 1e-3 of a standard deviation
 
 
@@ -108,6 +110,25 @@ class _Table:
         return self.known[id(rows)]
 
 
+def _refuse_endless(arrivals: Arrivals) -> None:
+    """Raise `InvalidArgument` where the rate changes so often between two requests that a draw would not come to an end."""
+    changes, rate = 0.0, arrivals.rate_rps
+    if arrivals.process == "on-off" and arrivals.mean_off_s > 0.0:
+        changes += 2.0 / (arrivals.mean_on_s + arrivals.mean_off_s)
+    if arrivals.modulation is not None:
+        changes += 1.0 / arrivals.modulation.period_s
+    if arrivals.profile is not None and arrivals.profile.period_s is not None:
+        changes += len(arrivals.profile.starts_s) / arrivals.profile.period_s
+    elif arrivals.profile is not None:
+        # what one shot ends with; where that is nothing, no request is waited for
+        rate *= arrivals.profile.multipliers[-1] or 1.0
+    if changes > _MOST_CHANGES * rate:
+        raise InvalidArgument(
+            f"rate_rps={arrivals.rate_rps!r}: the rate changes {changes / rate:.1e} times between two requests; expected at most "
+            f"{_MOST_CHANGES:.0e}"
+        )
+
+
 def pack(workload: "Workload", information: str, noise_scale: float) -> t.Traffic:
     """Write a validated workload into arrays."""
     head = np.zeros(1, dtype=t.HEAD)
@@ -132,6 +153,7 @@ def pack(workload: "Workload", information: str, noise_scale: float) -> t.Traffi
     h["varying"] = (
         arrivals.process == "on-off" or arrivals.modulation is not None or arrivals.profile is not None
     )
+    _refuse_endless(arrivals)
     if arrivals.rows is not None:
         rows = arrivals.rows
         h["replay_at"], h["replay_rows"] = table.put(rows.arrival_s), len(rows)

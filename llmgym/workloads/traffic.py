@@ -184,7 +184,8 @@ def _varying_arrivals(
             if rate > 0.0 and gap <= (change - t) * rate:
                 t = min(t + gap / rate, change)
                 break
-            if change == math.inf or change > horizon_s:
+            # the last piece of one shot is for good: with nothing in it, levels and switches would change for ever
+            if change == math.inf or change > horizon_s or (part == 0.0 and part_at == math.inf):
                 return i
             gap = max(gap - (change - t) * rate, 0.0)
             t = change

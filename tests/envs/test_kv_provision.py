@@ -1,6 +1,7 @@
 """KVProvision: the fluid against hand computations, the engines against the theory, and the contract of an environment."""
 
 import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -612,3 +613,48 @@ def test_it_is_registered() -> None:
     assert ID in llmgym.env_ids()
     env = gymnasium.make(ID)
     assert env.unwrapped.simulation.scenario.about == SCENARIOS["small"].about
+
+
+def test_a_cluster_that_serves_nobody_has_no_times() -> None:
+    """No replica is ever on: no latency is the best, and nothing that was paid is used in no share."""
+    env = KVProvisionEnv(scenario="small", min_replicas=0, initial_replicas=0, epochs=6, load=0.1)
+    rewards, metrics, _ = play(env, 0)
+    assert metrics["completed"] == metrics["gpu_hours"] == 0 and metrics["requests"] > 0
+    for name in (
+        "e2e_mean_s",
+        "e2e_p99_s",
+        "ttft_p50_s",
+        "ttft_p99_s",
+        "tpot_mean_s",
+        "utilization",
+        "kv_mean",
+    ):
+        assert math.isnan(metrics[name]), name
+    assert metrics["slo_attainment"] == metrics["throughput_rps"] == 0.0 and metrics["wait_mean_s"] > 0
+    assert sum(rewards) == pytest.approx(env.simulation.expected_return(metrics))
+
+
+def test_requests_of_one_token_have_no_time_per_token() -> None:
+    short = Workload(
+        "short", workloads.poisson(1.0), (RequestClass(workloads.fixed(16), workloads.fixed(1)),)
+    )
+    env = KVProvisionEnv(scenario="small", workload=short, shape=None, epochs=6, load=0.3)
+    _, metrics, _ = play(env, 4)
+    assert metrics["completed"] > 0 and metrics["e2e_mean_s"] > 0 and math.isnan(metrics["tpot_mean_s"])
+
+
+def test_rules_that_reckon_with_lengths_are_told_the_mean_of_the_class() -> None:
+    """A long class before a short one in line: `mc-sf` takes the short one first, which it can only do if it is told."""
+    arrivals = workloads.poisson(1.0)
+    kinds = tuple(RequestClass(workloads.fixed(8), workloads.fixed(n)) for n in (40, 4))
+    env = KVProvisionEnv(
+        scenario="small",
+        workload=Workload("two", arrivals, kinds),
+        shape=None,
+        mix=None,
+        rule="mc-sf",
+        epochs=6,
+    )
+    env.reset(seed=0)
+    requests = env.lanes.state.request[0, : int(env.lanes.state.lane["requests"][0])]
+    assert (requests["predicted"] == requests["output"]).all() and set(requests["output"].tolist()) == {40, 4}

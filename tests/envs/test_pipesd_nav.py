@@ -537,3 +537,21 @@ def test_the_page_shows_the_observation_and_every_scenario() -> None:
     page = (Path(__file__).parents[2] / "docs" / "envs" / "pipesd_nav.md").read_text()
     assert LAYOUT.markdown() in page
     assert [name for name, s in SCENARIOS.items() if f"| `{name}` | {s.about} |" not in page] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [Chain("never", 0.5, 0.5, 0.1, 0.0, 1.0, 0.0, 1.0), of_rows("none", [0.9, 0.5], [0, 0])],
+    ids=["chain", "table"],
+)
+def test_a_text_of_which_nothing_is_accepted_has_no_end_where_only_that_counts(text: Any) -> None:
+    """A step of PipeSDTune would never return. Where the target's own token counts too, every verdict brings one."""
+    for env_id in (ID, "llmgym/PipeSDTune-v0"):
+        with pytest.raises(InvalidArgument, match=r"count='accepted'.*has no end"):
+            gymnasium.make(env_id, scenario="small", text=text, count="accepted")
+    env = gymnasium.make(
+        "llmgym/PipeSDTune-v0", scenario="small", text=text, tokens=64, step_tokens=32
+    ).unwrapped
+    env.reset(seed=0)
+    *_, info = env.step(np.array([0.5, 0.5]))
+    assert env.lanes.metrics_now(0)["acceptance"] == 0.0 and info["dt"] > 0

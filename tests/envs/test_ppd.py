@@ -491,6 +491,28 @@ def test_nobody_ever_answers_again() -> None:
     assert terminated and info["metrics"]["completed"] == 2 and info["metrics"]["later_turns"] == 0
 
 
+@pytest.mark.parametrize("reward", ["relative", "slo"])
+def test_where_no_later_turn_is_answered_times_have_no_value(reward: str) -> None:
+    """Nobody served is not the fastest of all."""
+    env = gymnasium.make(
+        "llmgym/PPDRouting-v0", scenario="small", conversations=6, timeout_s=1e-6, reward=reward
+    )
+    total, metrics = play(env.unwrapped, lambda *_: LOCAL)
+    assert metrics["completed"] == 0 and metrics["success"] == 0.0 and metrics["timeouts"] == 6
+    for name in (
+        "ttft_mean_s",
+        "ttft_p99_s",
+        "tpot_mean_s",
+        "e2e_p50_s",
+        "ttft_gain",
+        "tpot_loss",
+        "local_fraction",
+    ):
+        assert math.isnan(metrics[name]), name
+    assert metrics["slo_attainment"] == 0.0
+    assert total == pytest.approx(env.unwrapped.simulation.expected_return(metrics))
+
+
 def test_references_come_from_the_table_of_a_cluster_with_p() -> None:
     """T0 and P0 of a cell; replicas alone are compared with one P and as many D as are left."""
     kwargs: dict[str, Any] = {"scenario": "small", "rates": (4.0,), "reference": "table", "conversations": 20}

@@ -111,7 +111,7 @@ def test_sample_takes_one_number_and_repeats():
     b.integers(0, 2**64, dtype=np.uint64)
     assert a.integers(1 << 60) == b.integers(1 << 60)
     assert first.session.tolist() == list(range(50)) and not first.turn.any()
-    assert [x.dtype for x in first] == [np.float64] + [np.int32] * 6
+    assert [x.dtype for x in first] == [np.float64] + [np.int32] * 7
 
 
 def test_sample_by_horizon_grows_until_it_holds_every_request():
@@ -216,3 +216,87 @@ def test_importing_workloads_stays_light():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "set()\n"
     )
+
+
+KNOWN = Rows(
+    np.array([0.0, 1.0, 4.0, 4.5]),
+    np.array([10, 20, 30, 40]),
+    np.array([3, 2, 1, 7]),
+    predicted_tokens=np.array([4, 4, 2, 9]),
+    priority=np.array([0, -5, 2, 0]),
+)
+
+
+@pytest.mark.parametrize("from_start", [True, False])
+@pytest.mark.parametrize("random", [True, False])
+def test_a_sample_carries_what_the_trace_says_of_each_request(from_start, random):
+    """Predictions and priorities go with their row, in the trace's order and where rows are drawn at random."""
+    arrivals = poisson(1.0) if random else replay(KNOWN, from_start=from_start)
+    drawn = Workload("t", arrivals, (RequestClass(rows=KNOWN),)).sample(
+        np.random.default_rng(3), n=200, information="rows"
+    )
+    row = drawn.prompt_tokens // 10 - 1
+    assert len(set(row.tolist())) == 4
+    assert (drawn.output_tokens == KNOWN.output_tokens[row]).all()
+    assert (drawn.predicted_tokens == KNOWN.predicted_tokens[row]).all()
+    assert (drawn.priority == KNOWN.priority[row]).all() and drawn.priority.dtype == np.int32
+    exact = Workload("t", arrivals, (RequestClass(rows=KNOWN),)).sample(np.random.default_rng(3), n=200)
+    assert (exact.predicted_tokens == exact.output_tokens).all()
+    assert (exact.priority == drawn.priority).all() and (exact.prompt_tokens == drawn.prompt_tokens).all()
+
+
+def test_priorities_of_a_mixture_are_those_of_its_rows():
+    law = RequestClass(fixed(7), fixed(2))
+    mixed = Workload("m", poisson(1.0), (law, RequestClass(rows=KNOWN)))
+    drawn = mixed.sample(np.random.default_rng(0), n=100)
+    of = drawn.kind == 1
+    assert (drawn.priority[~of] == 0).all() and of.any() and (~of).any()
+    assert (drawn.priority[of] == KNOWN.priority[drawn.prompt_tokens[of] // 10 - 1]).all()
+    assert not mixed.has_predictions
+    for workload in (mixed, Workload("t", replay(ROWS), (RequestClass(rows=ROWS),))):
+        with pytest.raises(InvalidArgument, match=r"information='rows'.*predicted_tokens"):
+            workload.sample(np.random.default_rng(0), n=3, information="rows")
+    assert (
+        Workload("t", replay(ROWS), (RequestClass(rows=ROWS),)).sample(np.random.default_rng(0), n=3).priority
+        == 0
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"predicted_tokens": [1, 2]}, "predicted_tokens: shape"),
+        ({"predicted_tokens": [1, 2, 0]}, "predicted_tokens: must be whole numbers from 1"),
+        ({"predicted_tokens": [1, 2, 1.5]}, "predicted_tokens"),
+        ({"priority": [1, 2]}, "priority: shape"),
+        ({"priority": [1, 2, 0.5]}, "priority: must be whole numbers from -2147483648"),
+        ({"priority": [1, 2, 2**31]}, "priority"),
+    ],
+)
+def test_what_rows_refuse_of_predictions_and_priorities(columns, message):
+    with pytest.raises(InvalidArgument, match=message):
+        Rows([0.0, 1.0, 2.0], [1, 1, 1], [1, 1, 1], **columns)
+
+
+def test_a_rate_that_is_over_for_good_ends_a_draw_without_a_horizon():
+    """One shot that ends with nothing, under levels and switches that would go on changing it for ever."""
+    for arrivals in (poisson(5.0).modulated(1.0, 0.5), on_off(9.0, 1.0, 1.0), gamma(5.0, 2.0)):
+        shot = Workload("s", arrivals.shaped((0.0, 10.0), (1.0, 0.0)), (RequestClass(fixed(1), fixed(1)),))
+        drawn = shot.sample(np.random.default_rng(0), n=1000)
+        assert 5 < len(drawn.arrival_s) < 200 and drawn.arrival_s[-1] <= 10.0
+
+
+@pytest.mark.parametrize(
+    "arrivals",
+    [
+        poisson(1e-9).modulated(1.0, 0.5),
+        on_off(1.0, 1e-12, 1e-9),
+        poisson(1.0).shaped((0.0, 1e-8), (1.0, 2.0), 2e-8),
+        poisson(1.0).modulated(1.0, 0.5).shaped((0.0, 10.0), (1.0, 1e-9)),
+    ],
+    ids=["modulated", "on-off", "periodic", "one-shot"],
+)
+def test_a_rate_that_changes_too_often_between_two_requests_is_refused(arrivals):
+    """A draw goes from change to change; a billion of them for one request would never end."""
+    with pytest.raises(InvalidArgument, match="times between two requests"):
+        Workload("w", arrivals, (RequestClass(fixed(1), fixed(1)),)).traffic()
