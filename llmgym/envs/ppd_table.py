@@ -157,11 +157,15 @@ def run_cell(
 
 
 def _together(rows: dict[str, NDArray[np.float64]]) -> dict[str, float]:
-    """Metrics of several runs as of one: means weighted by completed second turns, everything else summed."""
-    weights = rows["later_completed"]
+    """Metrics of several runs as of one: means weighted by completed second turns, everything else summed.
+
+    A run without any has no mean, and no weight.
+    """
     found = {name: float(values.sum()) for name, values in rows.items()}
     for name in ("ttft_mean_s", "tpot_mean_s", "e2e_mean_s"):
-        found[name] = float(rows[name] @ weights / weights.sum()) if weights.sum() else math.nan
+        there = np.isfinite(rows[name])
+        values, weights = rows[name][there], rows["later_completed"][there]
+        found[name] = float(values @ weights / weights.sum()) if weights.sum() else math.nan
     found["success"] = found["completed"] / max(found["completed"] + found["timeouts"], 1.0)
     return found
 

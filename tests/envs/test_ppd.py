@@ -617,6 +617,20 @@ def test_cells_are_those_of_the_released_code() -> None:
     assert out.tolist() == [1, 0]
 
 
+def test_a_run_in_which_nobody_was_served_does_not_count_in_the_mean_of_a_cell() -> None:
+    nan, names = math.nan, ("ttft_mean_s", "tpot_mean_s", "e2e_mean_s")
+    rows = {
+        "later_completed": np.array([3.0, 0.0, 1.0]),
+        "completed": np.array([6.0, 0, 2]),
+        "timeouts": np.array([0.0, 8, 0]),
+    }
+    rows |= {name: np.array([2.0, nan, 6.0]) for name in names}
+    found = ppd_table._together(rows)
+    assert [found[name] for name in names] == [3.0, 3.0, 3.0] and found["success"] == 0.5
+    none = ppd_table._together({name: values[1:2] for name, values in rows.items()})
+    assert all(math.isnan(none[name]) for name in names)
+
+
 def test_a_table_is_measured_once_and_its_key_knows_the_cluster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
