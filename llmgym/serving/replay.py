@@ -11,6 +11,7 @@ Not every request ends: a rule may never run it (`vllm-prefill-only` waits for a
 still in the engine is *unfinished*. A rule that runs batch after batch and never finishes anybody is told as an error.
 """
 
+import time
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -52,8 +53,8 @@ LOOP = np.dtype(
 """Where the loop over the steps stands, so that it can be left and entered again."""
 
 GOES_ON, OVER, STUCK, FRUITLESS = 0, 1, 2, 3
-PIECE = 10_000
-"""Steps of a rank in one compiled call: Python sees to signals (Ctrl-C) in between."""
+PIECE_S = 0.1
+"""A compiled call takes about so long: Python sees to signals (Ctrl-C) in between."""
 PATIENCE = 1_000
 """A rule may throw work away as often as it takes to serve the longest request so many times, without finishing anybody."""
 
@@ -253,6 +254,18 @@ def _run(state: State, params: Params, loop_of: NDArray[Any], steps: int) -> int
     return GOES_ON
 
 
+def _play(state: State, params: Params, loop: NDArray[Any]) -> int:
+    """Run to the end, in pieces, however long a step takes; returns how it ended."""
+    _begin(state, params, loop)
+    status, steps = GOES_ON, 10
+    while status == GOES_ON:
+        begun_s = time.perf_counter()
+        status = _run(state, params, loop, steps)
+        taken_s = max(time.perf_counter() - begun_s, 1e-6)
+        steps = max(1, min(2 * steps, int(steps * PIECE_S / taken_s)))
+    return status
+
+
 def _workload(rows: Rows) -> Workload:
     return Workload("rows", arrivals_of(rows, from_start=True), (RequestClass(rows=rows),))
 
@@ -388,11 +401,7 @@ def replay(
     loop = np.zeros(1, LOOP)
     serial = -(-rows.prompt_tokens.astype(np.int64) // budget) + rows.output_tokens
     loop["patience"] = PATIENCE * int(serial.max()) + int(serial.sum())
-    _begin(state, params, loop)
-    status = GOES_ON
-    while status == GOES_ON:
-        status = _run(state, params, loop, max(1, PIECE // ranks))
-    if status == FRUITLESS:
+    if _play(state, params, loop) == FRUITLESS:
         raise NoProgress(
             f"rule={chosen_rule.name!r}: {int(loop['fruitless'][0]):,} steps in turn have finished no request, with "
             f"{int(loop['left'][0])} of {n} unfinished and work thrown away {int(state.lane['preemptions'].sum()):,} times; give "
