@@ -3,6 +3,7 @@
 python benchmarks/make_docs.py
 """
 
+import csv
 import re
 from pathlib import Path
 
@@ -26,6 +27,15 @@ from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
 from llmgym.serving.attention_ffn import optimal_ratio
 
 DOCS = Path(__file__).parent.parent / "docs"
+PAPERS = {
+    "oserve": ("OServe", "envs/oserve.md"),
+    "ppd": ("PPD", "envs/ppd_routing.md"),
+    "pipesd": ("PipeSD", "envs/pipesd_nav.md"),
+    "afd": ("Attention/FFN ratios", "envs/afd_ratio.md"),
+    "memory": ("Memory pipeline", "envs/mem_pipe.md"),
+    "kv": ("KV-cache queue", "envs/kv_queue.md"),
+}
+"""By the first part of a deviation's key: name for people, and the page that cites the paper."""
 
 
 def fill(page: Path, mark: str, text: str) -> None:
@@ -37,6 +47,25 @@ def fill(page: Path, mark: str, text: str) -> None:
     if mark not in old:
         raise SystemExit(f"{page}: no mark {mark!r}")
     page.write_text(new)
+
+
+def deviations(of: str) -> str:
+    """The rows of `docs/deviations.csv` on numbers of a "paper", or of another "simulation" of one."""
+    lines = ["| paper | where | what | there | here | why |", "|---|---|---|---|---|---|"]
+    before = ""
+    with (DOCS / "deviations.csv").open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file, strict=True):
+            if row["of"] != of:
+                continue
+            name, page = PAPERS[row["key"].partition("/")[0]]
+            unit = "" if row["unit"] in ("-", "ratio", "r") else f" {row['unit']}"
+            why = "as above" if row["why"] == before else row["why"]
+            lines.append(
+                f"| [{name}]({page}) | {row['where']} | {row['quantity']} | {row['reference']}{unit} "
+                f"| {row['ours']}{unit} | {why} |"
+            )
+            before = row["why"]
+    return "\n".join(lines)
 
 
 def queue_scenarios() -> str:
@@ -242,6 +271,8 @@ def main() -> None:
         ("ppd_routing", routing_scenarios),
     ):
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())
+    for of in ("paper", "simulation"):
+        fill(DOCS / "deviations.md", of, deviations(of))
     queue_picture()
     speculation_picture()
     window_picture()

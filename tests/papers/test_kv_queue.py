@@ -6,10 +6,13 @@
   Dong and Cao, arXiv 2604.11001: class budgets.
 
 `TABLE` holds what the first paper prints. Numbers marked "simulated" are not in the papers: they come from an independent
-simulation of the same rules, and hold this engine to a second implementation.
+simulation of the same rules, and hold this engine to a second implementation. What is not reached is a row of
+`docs/deviations.csv`, with the reason. Several replicas behind one router are tested with KVProvision.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -33,6 +36,7 @@ from llmgym.serving.capacity import (
     slack,
 )
 from llmgym.serving.rules import Rule
+from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
 from tests.papers.drive import engine, saturate, until
 
 M, CHUNK = 131_000, 512
@@ -75,38 +79,28 @@ def test_areas_with_whole_chunks_differ_by_less_than_a_thousandth(ratio: str) ->
     assert mean_area(law(ratio), CHUNK, exact=True) == pytest.approx(mean_area(law(ratio), CHUNK), rel=1e-3)
 
 
-def test_mixture_of_two_phases() -> None:
-    """The harmonic mean is 3.348; the paper prints 3.385, with weights it does not state."""
-    mixed = mixture_rate([0.5, 0.5], [mu("2:1"), mu("1:2")])
-    assert round(mixed, 3) == 3.348
-    assert mixed == pytest.approx(3.385, rel=0.02)
-    assert round(100 * gap(3.385, 3.137), 1) == 7.9
+def mixture() -> float:
+    return mixture_rate([0.5, 0.5], [mu("2:1"), mu("1:2")])
 
 
-def test_eight_gpus() -> None:
-    """25.808 req/s is 8 x 3.226: the batch time behind it is 0.0376 s, not the 0.0372 s of one GPU."""
-    implied_s = M / (25.808 / 8 * mean_area(law("1:1"), CHUNK))
-    assert round(implied_s, 4) == 0.0376
-    assert 8 * critical_rate(M, implied_s, mean_area(law("1:1"), CHUNK)) == pytest.approx(25.808)
-    assert round(100 * gap(25.808, 26.710), 2) == pytest.approx(3.38, abs=0.011)
+@pytest.mark.parametrize(
+    ("predicted", "measured", "gap_pct", "digit"),
+    [
+        (3.385, 3.137, 7.90, 0.01),  # 2:1, then 1:2
+        (25.808, 26.710, 3.38, 0.01),  # eight GPUs
+        (4.977, 5.470, 9.0, 0.1),  # 8:1, by a 5 % trimmed mean of the batch time
+        (5.862, 5.470, 7.2, 0.1),  # by a 10 % trimmed one
+        (0.561, 0.610, 8.03, 0.01),  # LongBench v2
+    ],
+)
+def test_gap_is_the_papers(predicted: float, measured: float, gap_pct: float, digit: float) -> None:
+    """GAP to its last printed digit, from rates as printed; lengths and batch times of these workloads are not."""
+    assert 100 * gap(predicted, measured) == pytest.approx(gap_pct, abs=1.1 * digit)
 
 
-def test_prompt_heavy_workload_follows_from_its_trimmed_batch_times() -> None:
-    """8:1: 4.977 and 5.862 req/s with 5 % and 10 % trimmed means of the batch time against 5.470 measured.
-
-    Neither lengths nor batch times are printed, so the rates cannot be derived. What follows: the errors, and that both
-    rates share one E[g], so that the 10 % trimmed mean must be 15.1 % below the 5 % one.
-    """
-    assert round(100 * gap(4.977, 5.470), 1) == 9.0
-    assert round(100 * gap(5.862, 5.470), 1) == 7.2
-    batch_s = [M / (rate * mean_area(law("8:1"), CHUNK)) for rate in (4.977, 5.862)]
-    assert round(100 * (1 - batch_s[1] / batch_s[0]), 1) == 15.1
-
-
-def test_long_bench_error() -> None:
-    """LongBench v2: 0.561 against 0.610 req/s; lengths and batch time are not printed, the product b E[g] follows."""
-    assert round(100 * gap(0.561, 0.610), 2) == pytest.approx(8.03, abs=0.011)
-    assert pytest.approx(2.335e5, rel=1e-3) == M / 0.561
+def test_the_batch_time_behind_eight_gpus() -> None:
+    """25.808 req/s is 8 x 3.226: b is 0.0376 s."""
+    assert 8 * critical_rate(M, 0.0376, mean_area(law("1:1"), CHUNK)) == pytest.approx(25.808, rel=1e-3)
 
 
 def test_gpus_to_buy() -> None:
@@ -280,20 +274,6 @@ def test_unloaded_latency() -> None:
     assert latency == pytest.approx(predicted + 0.0372 / 2, rel=0.02)
 
 
-@pytest.mark.parametrize("rate_rps", [8.0, 24.0, 40.0, 160.0, 400.0])
-def test_eight_replicas_are_eight_queues(rate_rps: float) -> None:
-    """Poisson arrivals dealt in turn are less bursty than Poisson; eight Poisson streams of lambda / 8 are the harder case."""
-    run = engine(8, "wc-fcfs", scenario="paper-1:1", rate_rps=rate_rps / 8, requests=60_000)
-    samples = until(run, 1000.0)
-    total = samples[:, 1].sum(axis=1)
-    slope = np.polyfit(samples[:, 0].mean(axis=1), total, 1)[0]
-    assert abs(slope - max(0.0, rate_rps - 8 * mu("1:1"))) < 8 * 0.15 + 0.02 * rate_rps
-    if rate_rps == 8.0:
-        assert total.max() == 0
-    if rate_rps == 24.0:
-        assert samples[:, 1].max() < 100
-
-
 # -- an engine like vLLM's -------------------------------------------------------------------------------------------------
 
 # watermark -> simulated throughput (req/s) for 1:1, 2:1, 1:2 and the guess for 8:1; preemptions a completion, 1:1
@@ -308,6 +288,7 @@ ENGINE = {
 MEASURED = {"1:1": 3.387, "2:1": 3.650, "1:2": 2.969, "8:1": 5.470}
 
 
+@functools.cache
 def vllm_like(watermark: float | None, ratio: str, batches: int = 30_000) -> Any:
     rule = "wc-fcfs" if watermark is None else f"vllm:watermark={watermark}"
     return saturate(
@@ -331,13 +312,16 @@ def test_vllm_like_engine(watermark: float | None, ratio: str) -> None:
     assert found.rate_rps == pytest.approx(ENGINE[watermark][column], rel=0.03)
     if watermark == 0.02:
         assert found.rate_rps == pytest.approx(MEASURED[ratio], rel=0.10)
-    if ratio == "1:1" and watermark is not None:
-        assert found.preemptions == pytest.approx(ENGINE[watermark][4], abs=0.08)
 
 
-def test_no_prompt_check_thrashes() -> None:
-    """Two preemptions a completion where prompts are admitted chunk by chunk. Simulated: 2.12; here 1.9."""
-    assert vllm_like(None, "1:1").preemptions == pytest.approx(2.12, rel=0.15)
+def _key(watermark: float | None) -> str:
+    return f"kv/preemptions {'none' if watermark is None else format(watermark, 'g')}"
+
+
+@pytest.mark.parametrize("watermark", [w for w in ENGINE if _key(w) not in KNOWN])
+def test_preemptions_of_a_vllm_like_engine(watermark: float | None) -> None:
+    """To the printed digits."""
+    assert vllm_like(watermark, "1:1").preemptions == pytest.approx(ENGINE[watermark][4], abs=0.005)
 
 
 @pytest.mark.parametrize(("ratio", "budget"), [("8:1", 512), ("1:1", 128)])
@@ -373,24 +357,28 @@ INSTANCES = (
 )
 
 
-def total_latency(rule: str, capacity: int, prompt: Any, output: Any) -> float:
-    """The paper's unit-time model: a request started at p holds s + (t - p) tokens in rounds p + 1 .. p + o."""
+def at_once(prompt: Any, output: Any) -> workloads.Workload:
+    """These requests, all at time 0."""
     rows = workloads.Rows(np.zeros(len(prompt)), np.array(prompt), np.array(output))
-    workload = workloads.Workload(
+    return workloads.Workload(
         "at once", workloads.replay(rows, from_start=True), (workloads.RequestClass(rows=rows),)
     )
-    run = engine(
-        1,
-        rule,
-        workload=workload,
-        profile=profiles.constant(1.0),
-        kv_capacity=capacity,
-        chunk=64,
-        requests=len(prompt),
-        horizon_s=1e5,
-        first_token="stored",
-        overflow="recompute",
-    )
+
+
+UNIT_TIME: dict[str, Any] = {
+    "profile": profiles.constant(1.0),
+    "chunk": 64,
+    "horizon_s": 1e5,
+    "first_token": "stored",
+    "overflow": "recompute",
+}
+"""The paper's unit-time model: a request started at p holds s + (t - p) tokens in rounds p + 1 .. p + o."""
+
+
+def total_latency(rule: str, capacity: int, prompt: Any, output: Any) -> float:
+    """Of one rule."""
+    settings = {**UNIT_TIME, "kv_capacity": capacity, "requests": len(prompt)}
+    run = engine(1, rule, workload=at_once(prompt, output), **settings)
     while not run.buffers.ended[0]:
         run.step(HOLD)
     metrics = run.metrics(0)
@@ -398,8 +386,8 @@ def total_latency(rule: str, capacity: int, prompt: Any, output: Any) -> float:
     return metrics["latency_mean_s"] * len(prompt)
 
 
-def optimum(capacity: int, prompt: Any, output: Any, rounds: int) -> float:
-    """Least total latency over all schedules that never overflow: time-indexed mixed-integer programme (section 3 there)."""
+def best_starts(capacity: int, prompt: Any, output: Any, rounds: int) -> list[int]:
+    """Starts of the schedule of least total latency among all that never overflow: time-indexed mixed-integer programme."""
     starts = [(i, p) for i, o in enumerate(output) for p in range(rounds - o + 1)]
     row, column, value = [], [], []
     n = len(prompt)
@@ -417,7 +405,7 @@ def optimum(capacity: int, prompt: Any, output: Any, rounds: int) -> float:
         bounds=Bounds(0, 1),
     )
     assert found.status == 0
-    return float(found.fun)
+    return [p for _, p in sorted(starts[k] for k in np.flatnonzero(found.x > 0.5))]
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=["M=23", "M=19", "M=21"])
@@ -426,6 +414,34 @@ def test_mc_sf_instances_are_exact(instance: Any) -> None:
     assert total_latency("mc-sf", capacity, prompt, output) == mc_sf
     assert total_latency("fcfs-lookahead", capacity, prompt, output) == fcfs
     assert best < mc_sf < fcfs
+
+
+def play_starts(starts: list[int], capacity: int, prompt: Any, output: Any) -> float:
+    """Total latency of a schedule, played in KVQueue one request at a time."""
+    n = len(prompt)
+    env = gymnasium.make(
+        "llmgym/KVQueue-v0",
+        workload=at_once(prompt, output),
+        action="pick",
+        slots=n,
+        invalid_action="raise",
+        kv_capacity=capacity,
+        requests=n,
+        **UNIT_TIME,
+    )
+    env.reset(seed=0)
+    lanes = env.unwrapped.lanes
+    ended, clock = False, 0
+    while not ended:
+        for request in (i for i, start in enumerate(starts) if start == clock):
+            line = lanes.state.queue[0, 0]
+            position = line[2 + line[0] : 2 + line[1]].tolist().index(request)
+            env.step(position + 1)
+        _, _, ended, _, info = env.step(0)
+        clock += 1
+    metrics = info["metrics"]
+    assert metrics["completed"] == n and metrics["preemptions"] == 0 and metrics["kv_peak"] <= 1.0
+    return metrics["latency_mean_s"] * n
 
 
 @pytest.mark.parametrize(
@@ -437,10 +453,14 @@ def test_mc_sf_instances_are_exact(instance: Any) -> None:
     ],
     ids=["M=19", "M=23", "M=21"],
 )
-def test_optimum_of_the_instances(instance: Any) -> None:
-    capacity, prompt, output, _, _, best = instance
+def test_the_optimal_schedule_of_an_instance_has_its_latency_here(instance: Any) -> None:
+    """The programme's schedule is feasible in the engine, takes what the programme says, and no rule is faster."""
+    capacity, prompt, output, *_, best = instance
     rounds = {23: 64, 19: 84, 21: 82}[capacity]  # by then MC-SF has served everybody
-    assert optimum(capacity, prompt, output, rounds) == pytest.approx(best)
+    starts = best_starts(capacity, prompt, output, rounds)
+    assert play_starts(starts, capacity, prompt, output) == best
+    for rule in ("mc-sf", "fcfs-lookahead", "smallest-area", "reserve-peak"):
+        assert total_latency(rule, capacity, prompt, output) >= best
 
 
 # -- token budgets (arXiv 2504.07347) --------------------------------------------------------------------------------------
@@ -493,15 +513,18 @@ def test_token_rate_to_the_printed_digits() -> None:
 def test_below_and_above_the_token_rate() -> None:
     """Sarathi, 120 s: at 0.9 lambda* fewer than 20 thousand tokens are unprocessed, at 1.1 lambda* they grow past 30 thousand.
 
-    The one sample path of the reproduction ended near 42 thousand; the excess is 0.1 x 16.71 x 200 x 120 = 40 thousand.
+    The excess is 0.1 x 16.71 x 200 x 120 = 40 thousand on average; the one sample path of the reproduction ended near 42 thousand.
     """
     workload = of_fixed_length(workloads.poisson(1.0), 100, 100)
     below = token_batches("sarathi", 512, workload, 0.9 * TOKENS_RATE)
     assert below[:, 0].max() < 20_000
-    above = token_batches("sarathi", 512, workload, 1.1 * TOKENS_RATE)[:, 0]
-    assert above[-1] == pytest.approx(42_000, rel=0.25)
-    quarters = above[np.linspace(len(above) // 4, len(above) - 1, 4).astype(int)]
+    above = token_batches("sarathi", 512, workload, 1.1 * TOKENS_RATE)
+    left = above[:, 0]
+    assert left[-1] > 30_000
+    quarters = left[np.linspace(len(left) // 4, len(left) - 1, 4).astype(int)]
     assert (np.diff(quarters) > 0).all()
+    # what grows is what comes beyond lambda*: every batch of the second half is full
+    assert (above[len(above) // 2 :, 1:3].sum(axis=1) == 512).all()
 
 
 REGULAR_S = 0.4675
@@ -643,3 +666,21 @@ def test_environment_carries_the_papers_setting() -> None:
         assert (scenario.kv_capacity, scenario.chunk, scenario.overflow) == (M, CHUNK, "pause")
     env = gymnasium.make("llmgym/KVQueue-v0", scenario="paper-1:1", load=1.0)
     assert env.unwrapped.simulation.scenario.rate_rps == pytest.approx(mu("1:1", exact=True), rel=1e-6)
+
+
+# -- deviations --------------------------------------------------------------------------------------------------------------
+
+OURS: dict[str, Callable[[], float]] = {
+    "kv/mixture": mixture,
+    "kv/eight-gpus": lambda: 8 * mu("1:1"),
+}
+OURS |= {
+    _key(w): functools.partial(lambda w: vllm_like(w, "1:1").preemptions, w)
+    for w in ENGINE
+    if _key(w) in KNOWN
+}
+
+
+@every_deviation("kv")
+def test_deviations(row: Deviation) -> None:
+    check(row, OURS)

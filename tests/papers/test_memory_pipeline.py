@@ -1,8 +1,12 @@
 """Published numbers on memory processing with an FPGA beside the GPU.
 
 He, Ma, Sun and Cong, "Understand and Accelerate Memory Processing Pipeline for Large Language Model Inference", ICML 2026 (arXiv
-2603.29002), and the cost model of its authors. The totals of the placement instance were worked out from the latter.
+2603.29002), and the cost model of its authors. The totals of the placement instance were worked out from the latter. What is not
+reached is a row of `docs/deviations.csv`, with the reason.
 """
+
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -30,6 +34,7 @@ from llmgym.serving.memory_pipeline import (
 )
 from llmgym.serving.memory_placement import FUSED, costs, letters, parse
 from llmgym.serving.memory_published import NAMES, PAGED_BYTES, PAGED_FLOP, published_cell
+from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
 
 LINKS = pcie()
 ONE_PAGED = 8192 * 16
@@ -56,12 +61,18 @@ TOTALS = {
 }
 
 
+def placement_us(name: str) -> np.ndarray:
+    """Total and transfer of a placement of the published instance, us."""
+    return 1e6 * costs(published_cell("paged", ONE_PAGED, 1), LINKS)[parse(name), :2]
+
+
 def test_all_sixteen_totals_of_the_placement_instance() -> None:
-    """To 0.001 us; the kernel times are given to that, so a sum of four can be off by one in the last place."""
+    """To 0.001 us."""
     rows = 1e6 * costs(published_cell("paged", ONE_PAGED, 1), LINKS)
     for name, (total, transfer) in TOTALS.items():
-        assert rows[parse(name), 0] == pytest.approx(total, abs=1.001e-3), name
-        assert rows[parse(name), 1] == pytest.approx(transfer, abs=1.001e-3), name
+        assert placement_us(name)[1] == pytest.approx(transfer, abs=1e-3), name
+        if f"memory/total {name}" not in KNOWN:
+            assert placement_us(name)[0] == pytest.approx(total, abs=1e-3), name
     assert letters(int(np.argmin(rows[:16, 0]))) == "GFFG"
     assert letters(int(np.argmin(rows[:, 0]))) == "GFFG fused"
     alone = rows[parse("GGGG"), 0]
@@ -129,7 +140,7 @@ def test_roofline_of_the_fpga() -> None:
 def test_best_reported_speedups(name: str, expected: float) -> None:
     w = WORKLOADS[name]
     share = w.share if w.best_share is None else w.best_share
-    assert amdahl(share, w.speedup) == pytest.approx(expected, abs=0.0105)
+    assert amdahl(share, w.speedup) == pytest.approx(expected, abs=0.01)
     if w.best_share is not None:  # the batch of 32 takes the share there
         assert share_of(moving_odds(w, 20e6, 32)) == pytest.approx(w.best_share, abs=0.002)
 
@@ -205,38 +216,47 @@ JOULES = {
     "flare": (241.99, 275.53),
     "fs-rag": (259.88, 315.25),
     "memory-as-context": (16.55, 27.31),
+    "memagent": (3202.0, 13662.0),
 }
 
 
-def test_energy_ratios() -> None:
-    """Within 1 %. MemAgent: 4.37 with the table's s = 1.90 (2.4 % above the paper's 4.27), 4.30 with the s of its batch law."""
-    for name, (both, alone) in JOULES.items():
-        w = WORKLOADS[name]
-        assert w.joules == alone
-        assert energy_ratio(w.energy_share, w.speedup) == pytest.approx(alone / both, rel=0.01), name
+def energy_by_law(name: str) -> float:
+    """Energy on the GPU alone over that with the FPGA, by share and speed-up of the moved stages."""
+    return energy_ratio(WORKLOADS[name].energy_share, WORKLOADS[name].speedup)
+
+
+@pytest.mark.parametrize("name", [name for name in JOULES if f"memory/energy {name}" not in KNOWN])
+def test_energy_ratios(name: str) -> None:
+    """Within 1 %."""
+    both, alone = JOULES[name]
+    assert energy_by_law(name) == pytest.approx(alone / both, rel=0.01)
+
+
+def test_joules_and_further_energy_ratios() -> None:
+    """MemAgent with the speed-up of its batch law; two-stage RAG, of which only a ratio is printed."""
+    assert {name: WORKLOADS[name].joules for name in JOULES} == {name: row[1] for name, row in JOULES.items()}
     agent = WORKLOADS["memagent"]
-    assert energy_ratio(agent.energy_share, agent.speedup) == pytest.approx(4.373, abs=0.001)
     assert energy_ratio(agent.energy_share, moving_speedup(agent, 1)) == pytest.approx(13662 / 3202, rel=0.01)
     two_stage = WORKLOADS["two-stage-rag"]
     assert energy_ratio(two_stage.energy_share, two_stage.speedup) == pytest.approx(1.07, rel=0.01)
 
 
-def test_energy_of_the_cells() -> None:
-    """At a batch of one and the reference size, within 1 % but for two.
+def energy_of_cell(name: str) -> float:
+    """The same in the cell of a batch of one at the reference size, with the paper's mapping."""
+    rows = costs(cells()[NAMES.index(name), REFERENCE_SIZE, 0], LINKS)
+    return float(rows[0, 2] / rows[parse("FGGG") if name == "memagent" else FUSED, 2])
 
-    Memory as context: 1.604 where the paper has 1.65, as its batch law has s = 2.85, not 4.0. MemAgent: 4.374 where the paper has
-    4.27, as the copy of its cache takes time, for which the FPGA computes the less, and no energy.
-    """
-    table = cells()
-    for name, (both, alone) in {**JOULES, "memagent": (3202.0, 13662.0)}.items():
-        cell = table[NAMES.index(name), REFERENCE_SIZE, 0]
-        assert cell["gpu_j"] == pytest.approx(alone, rel=1e-9)
-        rows = costs(cell, LINKS)
-        found = rows[0, 2] / rows[parse("FGGG") if name == "memagent" else FUSED, 2]
-        known = {"memory-as-context": 1.604, "memagent": 4.374}
-        assert found == pytest.approx(known.get(name, alone / both), rel=0.001 if name in known else 0.01), (
-            name
-        )
+
+@pytest.mark.parametrize("name", JOULES)
+def test_energy_of_the_gpu_in_the_cells(name: str) -> None:
+    assert cells()[NAMES.index(name), REFERENCE_SIZE, 0]["gpu_j"] == pytest.approx(JOULES[name][1], rel=1e-9)
+
+
+@pytest.mark.parametrize("name", [name for name in JOULES if f"memory/energy-cells {name}" not in KNOWN])
+def test_energy_of_the_cells(name: str) -> None:
+    """Within 1 %."""
+    both, alone = JOULES[name]
+    assert energy_of_cell(name) == pytest.approx(alone / both, rel=0.01)
 
 
 def test_copies_are_a_small_part_of_the_optimum() -> None:
@@ -258,3 +278,16 @@ def test_band_rule() -> None:
                 assert found == (GPU, GPU, GPU, GPU)
             else:
                 assert found == (GPU, FPGA if batch <= 3 else GPU, FPGA, GPU)
+
+
+OURS: dict[str, Callable[[], float]] = {
+    "memory/total FFFF": lambda: placement_us("FFFF")[0],
+    "memory/energy memagent": functools.partial(energy_by_law, "memagent"),
+    "memory/energy-cells memagent": functools.partial(energy_of_cell, "memagent"),
+    "memory/energy-cells memory-as-context": functools.partial(energy_of_cell, "memory-as-context"),
+}
+
+
+@every_deviation("memory")
+def test_deviations(row: Deviation) -> None:
+    check(row, OURS)

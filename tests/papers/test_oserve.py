@@ -2,8 +2,8 @@
 2026 (arXiv 2602.12151).
 
 The paper prints no request rates, mixes, centroids or absolute latencies. Rates here are those of `llmgym.serving.shapes`; what
-the paper reports as ratios is compared where physics alone can give it, and the figure that comes out is held where it differs,
-with the reason.
+the paper reports as ratios is compared where physics alone can give it. Where another figure comes out it is a row of
+`docs/deviations.csv`, with the reason.
 """
 
 import functools
@@ -28,6 +28,7 @@ from llmgym.envs.oserve_scenarios import CORNERS, spatial_mix
 from llmgym.evaluation.rollout import run_episodes
 from llmgym.serving.deployments import best, evaluate, flows, mixes
 from llmgym.workloads import daily
+from tests.papers.deviations import Deviation, check, every_deviation
 
 ID = "llmgym/OServe-v0"
 
@@ -194,13 +195,12 @@ def ratio(model: str, static: tuple[tuple[int, int], ...], dominant: int, cv: fl
     return float((theirs / ours).mean())
 
 
-def test_4_a_balanced_mix_needs_nothing_new() -> None:
-    """OPT-66B, 16 GPUs: the plan is the static one, so P99 differs by dispatch alone: by 1.24, where the paper has 1.03.
+BALANCED = (0.25,) * 4
 
-    Weighted round robin for each type spreads the long requests more evenly than one round robin for all does; the paper's
-    baseline (a front end for vLLM replicas) is not described. With the same dispatch both are the same run.
-    """
-    mix = (0.25,) * 4
+
+def test_4_a_balanced_mix_needs_nothing_new() -> None:
+    """OPT-66B, 16 GPUs: the plan is the static one, and with the same dispatch both are the same run."""
+    mix = BALANCED
     found = search(table("opt-66b", 16), np.array(mix), 16)
     assert [(str(s), n) for s, n in zip(table("opt-66b", 16).shapes, found.replicas, strict=True) if n] == [
         ("TP8", 2)
@@ -208,20 +208,15 @@ def test_4_a_balanced_mix_needs_nothing_new() -> None:
     ours, name, _ = p99("opt-66b", mix)
     assert name == "2 TP8"
     np.testing.assert_array_equal(ours, p99("opt-66b", mix, TP8)[0])
-    measured = float((p99("opt-66b", mix, TP8, "round-robin")[0] / ours).mean())
-    assert measured == pytest.approx(1.24, abs=0.06)
 
 
 def test_5_spatial_sensitivity() -> None:
-    """Llama2-70B, 16 GPUs, against (4,1) x 4: every cell gains, on average 1.57; the paper's range up to 2.66 is that of
-    misfit statics.
-    """
+    """Llama2-70B, 16 GPUs, against (4,1) x 4: every cell gains, and with (2455, 18) ahead the more the more uneven the mix is."""
     found = {cell: ratio("llama-2-70b", TP4, *cell) for cell in CELLS}
     assert 1.2 <= np.mean(list(found.values())) <= 1.6
     assert min(found.values()) > 1.0
     rising = [found[2, cv] for cv in (0.112, 0.4, 0.688)]
     assert rising == sorted(rising) and rising[-1] >= 1.6
-    assert rising[-1] == pytest.approx(2.2, abs=0.25)
 
 
 def test_5_capacity_gains_over_a_tuned_static_are_small() -> None:
@@ -232,12 +227,11 @@ def test_5_capacity_gains_over_a_tuned_static_are_small() -> None:
 
 
 def test_6_misfit_statics() -> None:
-    """Llama2-70B on (8,1) x 2: 2.7 to 7.7; OPT-66B on (4,1) x 4: 2.8 to 6.4."""
+    """Llama2-70B on (8,1) x 2 and OPT-66B on (4,1) x 4, by far: 2.7 to 7.7 here."""
     large = {cell: ratio("llama-2-70b", TP8, *cell) for cell in CELLS}
     small = {cell: ratio("opt-66b", TP4, *cell) for cell in CELLS}
     assert min(large.values()) >= 1.6 and min(small.values()) >= 1.6
     assert min(large[cell] for cell in CELLS if cell[0] in (0, 2)) >= 3.0
-    assert max(large.values()) < 9.0 and max(small.values()) < 8.0
 
 
 # ------------------------------------------------------------------------------------------------- 7: drift over time
@@ -251,21 +245,19 @@ def mean_p99(policy: str, episodes: int = 4, **settings: Any) -> float:
 WAVE = {"drift": "wave", "load": (0.85, 0.85), "switching": "free"}
 
 
-def test_7_order_of_methods() -> None:
-    """Free switching, a mix that turns in half an hour: with the true counts the order is the expected one. With a forecast it is
-    not.
+TURNING = {**WAVE, "amplitude": 1.0, "period_epochs": 30.0}
+"""Free switching, and a mix that turns in half an hour."""
 
-    An average of weight 0.3 lags three minutes. The program sends a type to the replicas that are best at it and nowhere else, so
-    routing for the mix of three minutes ago overloads some of them; round robin knows no mix and cannot be wrong about it. Measured
-    (P99, s): oracle 10.8, ridge on 50 minutes 18, last value 21, average 91; static and reload with round robin 14.7.
-    """
-    settings = {**WAVE, "amplitude": 1.0, "period_epochs": 30.0}
-    oracle = mean_p99("oserve-oracle", **settings)
-    static, reload = (mean_p99(name, **settings) for name in ("static-uniform", "reload-adhoc"))
-    assert oracle < 0.85 * min(static, reload)
-    last, average = mean_p99("oserve-last", **settings), mean_p99("oserve", **settings)
-    assert oracle < last < average
-    assert average > static, "the expected order holds after all: say so in the docs"
+
+@functools.cache
+def turning_p99(policy: str) -> float:
+    return mean_p99(policy, **TURNING)
+
+
+def test_7_order_of_methods() -> None:
+    """With the true counts OServe is ahead of every other method; what a lagging forecast does to it is a deviation."""
+    names = ("oserve-last", "oserve", "static-uniform", "reload-adhoc")
+    assert turning_p99("oserve-oracle") < 0.85 * min(turning_p99(name) for name in names)
 
 
 def test_7_nothing_drifts() -> None:
@@ -337,11 +329,14 @@ def wave(period: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("period", [30, 60, 120])
 def test_9_periodic_arrivals(period: int) -> None:
-    """The average of 50 minutes is off by 38-42 % (paper: moving average 43.4 % on its trace), a regression by nothing."""
+    """The average of 50 minutes is off by more than three times what a regression is, which follows the wave."""
     past, x, y = wave(period)
     average, ridge = rrmse(y, moving_average(x)), rrmse(y, fit_ridge([past])(x))
     assert ridge < 0.1 and average > 3.0 * ridge
-    assert average == pytest.approx(0.40, abs=0.03)
+    # a mean over w minutes of a sine is the sine times sin(pi w / period) / (w sin(pi / period)), (w + 1) / 2 minutes late
+    w, turn = 50, 2.0 * np.pi / period
+    damped = np.sin(np.pi * w / period) / (w * np.sin(np.pi / period)) * np.exp(-0.5j * turn * (w + 1))
+    assert average == pytest.approx(0.5 * abs(1.0 - damped) / np.sqrt(2.0), rel=0.05)
 
 
 def test_9_lstm_on_periodic_arrivals() -> None:
@@ -358,12 +353,9 @@ def two_weeks() -> np.ndarray:
     return daily.counts(np.random.default_rng(0)).astype(np.float64)
 
 
-def test_9_two_weeks() -> None:
-    """Two weeks a minute, nine tenths to learn from (section 6 of the paper: LSTM 5.0 %, moving average 43.4 %).
-
-    1,500 requests a minute and type, so 2.6 % are Poisson noise. On courses of a day the average of 50 minutes lags little (8 %),
-    and every forecast that looks at the newest counts does well; the paper's trace must have swung within the hour.
-    """
+@functools.cache
+def two_weeks_errors() -> dict[str, float]:
+    """RRMSE of forecasts on the last tenth of two weeks of minutes, mean over the types."""
     series = two_weeks()
     cut = int(0.9 * series.shape[1])
     rules = {"last": last_value, "average": moving_average, "ewma": ewma(0.3)}
@@ -373,15 +365,21 @@ def test_9_two_weeks() -> None:
         for name, rule in rules.items():
             found[name].append(rrmse(y, rule(x)))
         found["ridge"].append(rrmse(y, fit_ridge([one[:cut]])(x)))
-    mean = {name: float(np.mean(values)) for name, values in found.items()}
-    assert mean["ridge"] < mean["ewma"] < mean["last"] < mean["average"]
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def test_9_two_weeks() -> None:
+    """Nine tenths to learn from, 1,500 requests a minute and type, so 2.6 % are Poisson noise; what looks at the newest counts
+    does well.
+    """
+    mean = two_weeks_errors()
+    assert 0.026 < mean["ridge"] < mean["ewma"] < mean["last"] < mean["average"]
     assert mean["ridge"] == pytest.approx(0.0344, abs=0.002)
-    assert mean["average"] == pytest.approx(0.083, abs=0.005)
 
 
 @pytest.mark.slow
 def test_9_lstm_on_two_weeks() -> None:
-    """3.4 %, as good as a linear forecast; the paper has 5.0 % on Azure's trace."""
+    """At most the 5.0 % that the paper has on Azure's trace; 3.4 % here, as good as a linear forecast."""
     pytest.importorskip("torch")
     from llmgym.baselines import oserve_lstm
 
@@ -396,3 +394,22 @@ def test_9_lstm_on_two_weeks() -> None:
 def test_mixes_are_a_grid() -> None:
     grid = mixes(4, 10)
     assert len(grid) == 286 and np.allclose(grid.sum(axis=1), 1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- deviations
+
+OURS = {
+    "oserve/balanced-mix": lambda: (
+        p99("opt-66b", BALANCED, TP8, "round-robin")[0] / p99("opt-66b", BALANCED)[0]
+    ).mean(),
+    "oserve/spatial-least": lambda: ratio("llama-2-70b", TP4, 2, 0.112),
+    "oserve/spatial-most": lambda: ratio("llama-2-70b", TP4, 2, 0.688),
+    "oserve/forecast-static": lambda: turning_p99("static-uniform") / turning_p99("oserve"),
+    "oserve/forecast-reload": lambda: turning_p99("reload-adhoc") / turning_p99("oserve"),
+    "oserve/moving-average": lambda: 100.0 * two_weeks_errors()["average"],
+}
+
+
+@every_deviation("oserve")
+def test_deviations(row: Deviation) -> None:
+    check(row, OURS)

@@ -1,10 +1,11 @@
 """What must be reproduced of Li et al., "Not All Prefills Are Equal: PPD Disaggregation for Multi-turn LLM Serving", ICML 2026
 (arXiv 2603.13358), with the numbers of its tables and of the raw results that its authors published.
 
-Where the simulation does not reach a published number the test holds the number it does reach, and says why.
+Where the simulation does not reach a published number, that is a row of `docs/deviations.csv`, with the reason.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from llmgym.envs.ppd_latency import LLAMA_8B_H100
 from llmgym.envs.ppd_routing import PPDRouting
 from llmgym.envs.ppd_state import LOCAL, REMOTE
 from llmgym.envs.ppd_table import SloTable, run_cell, table_of
+from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
 
 ALLOCATIONS = ("1P_3D", "2P_2D", "3P_1D")
 
@@ -113,24 +115,19 @@ TABLE_1 = {
     ("3P_1D", "high"): -24.9,
 }
 BANDS = {"low": (0.0, 2.0), "mid": (4.0, 8.0), "high": (12.0, 20.0)}
-BEYOND = {("3P_1D", "high"): -40}
-"""The cell of Table 1 that the simulation misses by more than 15 points (by 15.3), with what it gives.
 
-How the paper averages is not published, and its own single cells are above this entry: at 12 and 16 a second they give 43 to 55 %
-on 3P_1D (small_mid_bal 165 to 89 and 202 to 98 ms, small_huge_paste 235 to 133 and 378 to 169 ms).
-"""
+
+@pytest.mark.parametrize(
+    ("allocation", "band"), [key for key in TABLE_1 if f"ppd/table-1 {' '.join(key)}" not in KNOWN]
+)
+def test_2_table_1(allocation: str, band: str) -> None:
+    """Within 15 points."""
+    assert change(allocation, *BANDS[band]) == pytest.approx(TABLE_1[allocation, band], abs=15.0)
 
 
 @pytest.mark.parametrize(("allocation", "band"), TABLE_1)
-def test_2_table_1(allocation: str, band: str) -> None:
-    """Every entry negative, and within 15 points but for one."""
-    found = change(allocation, *BANDS[band])
-    assert found < 0.0
-    if (allocation, band) in BEYOND:
-        assert found == pytest.approx(BEYOND[allocation, band], abs=3.0)
-        assert found < TABLE_1[allocation, band] - 15.0
-    else:
-        assert found == pytest.approx(TABLE_1[allocation, band], abs=15.0)
+def test_2_every_entry_is_negative(allocation: str, band: str) -> None:
+    assert change(allocation, *BANDS[band]) < 0.0
 
 
 def test_2_order_of_table_1() -> None:
@@ -142,33 +139,63 @@ def test_2_order_of_table_1() -> None:
 
 # -------------------------------------------------------------------------------------------- 3, 4: real-like conversations
 
-TRACE_MS = {
-    ("1P_3D", 1.0): (126, 42),
-    ("1P_3D", 2.0): (141, 39.5),
-    ("1P_3D", 4.0): (195, 45.5),
-    ("2P_2D", 1.0): (122, 42),
-    ("2P_2D", 2.0): (128, 41),
-    ("2P_2D", 4.0): (136, 48),
-    ("3P_1D", 1.0): (122, 43),
-    ("3P_1D", 2.0): (129, 48),
-    ("3P_1D", 4.0): (134, 56),
+LATER_MS = {
+    ("1P_3D", 2): (133, 39.5),
+    ("1P_3D", 4): (186, 45.5),
+    ("2P_2D", 2): (124.5, 41),
+    ("2P_2D", 4): (153.5, 48),
+    ("3P_1D", 2): (146, 48),
+    ("3P_1D", 4): (164, 56),
 }
-"""TTFT of later turns at x = 0 and x = 1, ms. At x = 0, and at 1 a second, of an independent simulation with the same latency law;
-at x = 1 from 2 a second on as measured, mean of ShareGPT and WildChat (3P_1D: ShareGPT)."""
+"""Published TTFT of later turns at x = 0 and x = 1, ms; mean of ShareGPT and WildChat (3P_1D: ShareGPT)."""
+SIMULATED_MS = {
+    ("1P_3D", 1): (126, 42),
+    ("1P_3D", 2): (141, 42),
+    ("1P_3D", 4): (195, 43),
+    ("2P_2D", 1): (122, 42),
+    ("2P_2D", 2): (128, 43),
+    ("2P_2D", 4): (136, 45),
+    ("3P_1D", 1): (122, 43),
+    ("3P_1D", 2): (129, 48),
+    ("3P_1D", 4): (134, 53),
+}
+"""The same of an independent simulation, whose law has no wait for the rate of conversations on D: at x = 1 it is one only at 1 a
+second, before that wait matters."""
+ROUTES = {REMOTE: "x=0", LOCAL: "x=1"}
 
 
-@pytest.mark.parametrize(("allocation", "qps"), TRACE_MS)
-def test_3_ttft_of_later_turns(allocation: str, qps: float) -> None:
-    remote, local = (1e3 * trace(allocation, qps, route)["ttft_mean_s"] for route in (REMOTE, LOCAL))
-    assert remote == pytest.approx(TRACE_MS[allocation, qps][0], rel=0.1)
-    assert local == pytest.approx(TRACE_MS[allocation, qps][1], rel=0.1 if qps == 1.0 else 0.15)
+def later_ms(allocation: str, qps: int, route: int) -> float:
+    """TTFT of later turns, ms."""
+    return 1e3 * trace(allocation, float(qps), route)["ttft_mean_s"]
+
+
+@pytest.mark.parametrize(
+    ("allocation", "qps", "route"),
+    [
+        (*key, route)
+        for key in LATER_MS
+        for route in ROUTES
+        if f"ppd/later-turns {key[0]} {key[1]} {ROUTES[route]}" not in KNOWN
+    ],
+)
+def test_3_published_ttft_of_later_turns(allocation: str, qps: int, route: int) -> None:
+    published = LATER_MS[allocation, qps][0 if route == REMOTE else 1]
+    assert later_ms(allocation, qps, route) == pytest.approx(published, rel=0.1)
+
+
+@pytest.mark.parametrize(("allocation", "qps"), SIMULATED_MS)
+def test_3_simulated_ttft_of_later_turns(allocation: str, qps: int) -> None:
+    remote, local = SIMULATED_MS[allocation, qps]
+    assert later_ms(allocation, qps, REMOTE) == pytest.approx(remote, rel=0.08)
+    if qps == 1:
+        assert later_ms(allocation, qps, LOCAL) == pytest.approx(local, rel=0.03)
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 @pytest.mark.parametrize("qps", [1.0, 2.0])
 @pytest.mark.parametrize("route", [LOCAL, -1], ids=["local", "threshold"])
 def test_3_later_turns_come_two_thirds_sooner(allocation: str, qps: float, route: int) -> None:
-    """The paper's 68 %; 60 to 72 % here."""
+    """The paper's 68 %, between 60 and 72 %."""
     gain = 1.0 - trace(allocation, qps, route)["ttft_mean_s"] / trace(allocation, qps, REMOTE)["ttft_mean_s"]
     assert 0.60 <= gain <= 0.72
 
@@ -216,44 +243,46 @@ def test_6_a_slow_link_costs_the_way_over_p() -> None:
     assert slow[0]["tpot_mean_s"] > fast[0]["tpot_mean_s"]
 
 
-def test_7_bytes_moved() -> None:
-    """Only first turns move anything when later ones stay; every turn moves all of its context otherwise.
+@functools.cache
+def moved(route: int) -> tuple[float, int, float, float]:
+    """Bytes moved in an episode, transfers, and what first turns and all contexts come to, bytes."""
+    lanes = Lanes(cluster("1P_3D", qps=2.0, conversations=200), 1)
+    lanes.reset(None, [seeded_key(3)])
+    lanes.buffers.action[:] = route
+    while not lanes.buffers.ended.all():
+        lanes.step(HOLD)
+    transfers = int(np.count_nonzero(lanes.state.request["moved_bytes"][0]))
+    request, talks = lanes.state.request[0], lanes.state.conversation[0]
+    first, all_turns = 0, 0
+    for c, talk in enumerate(talks):
+        turns = [request[c], *request[talk["later"] : talk["later"] + talk["turns"] - 1]]
+        context = 0
+        for number, turn in enumerate(turns):
+            all_turns += context + int(turn["prompt"])
+            first += int(turn["prompt"]) if number == 0 else 0
+            context += int(turn["prompt"] + turn["output"])
+    return lanes.metrics(0)["kv_moved_bytes"], transfers, 131072.0 * first, 131072.0 * all_turns
 
-    The paper says -75 %. That is the saving in the number of transfers (4.3 turns: -77 %); with whole contexts moving, as its text
-    has it, later transfers are larger than first ones, and the saving in bytes is 98 % for conversations like those of ShareGPT.
-    """
-    simulation = cluster("1P_3D", qps=2.0, conversations=200)
-    moved, expected, transfers = {}, {}, {}
-    for route in (REMOTE, LOCAL):
-        lanes = Lanes(simulation, 1)
-        lanes.reset(None, [seeded_key(3)])
-        lanes.buffers.action[:] = route
-        while not lanes.buffers.ended.all():
-            lanes.step(HOLD)
-        moved[route] = lanes.metrics(0)["kv_moved_bytes"]
-        transfers[route] = np.count_nonzero(lanes.state.request["moved_bytes"][0])
-        request, talks = lanes.state.request[0], lanes.state.conversation[0]
-        first, all_turns = 0, 0
-        for c, talk in enumerate(talks):
-            turns = [request[c], *request[talk["later"] : talk["later"] + talk["turns"] - 1]]
-            context = 0
-            for number, turn in enumerate(turns):
-                all_turns += context + int(turn["prompt"])
-                first += int(turn["prompt"]) if number == 0 else 0
-                context += int(turn["prompt"] + turn["output"])
-        expected[route] = 131072.0 * (all_turns if route == REMOTE else first)
-    assert moved == expected
-    assert moved[LOCAL] / moved[REMOTE] < 0.30
-    assert moved[LOCAL] / moved[REMOTE] == pytest.approx(0.017, abs=0.01)
-    assert transfers[LOCAL] / transfers[REMOTE] == pytest.approx(0.25, abs=0.03)
+
+def test_7_bytes_moved() -> None:
+    """Only first turns move anything when later ones stay; every turn moves all of its context otherwise."""
+    (local, few, first, _), (remote, many, _, everything) = moved(LOCAL), moved(REMOTE)
+    assert (local, remote) == (first, everything)
+    assert local / remote < 0.30
+    assert few / many == pytest.approx(0.25, abs=0.03)
 
 
 # ------------------------------------------------------------------------------------------------------- 8: the table
 
+WEIGHTS = (1, 3, 6, 10)
 SHARES = {"2P_2D": (99, 96, 90, 81), "1P_3D": (99, 99, 97, 94), "3P_1D": (99, 95, 91, 84)}
-"""Cells that say local at w_tpot 1, 3, 6, 10, per cent, from the published results."""
-OURS = {"2P_2D": (100, 95, 82, 71), "1P_3D": (100, 99, 93, 82), "3P_1D": (96, 81, 69, 60)}
-"""As an independent simulation of the same law gives (100, 96, 84, 73; 100, 99, 93, 81; 95, 78, 67, 60)."""
+"""Cells that say local at these w_tpot, per cent, from the published results."""
+SIMULATED_SHARES = {"2P_2D": (100, 96, 84, 73), "1P_3D": (100, 99, 93, 81), "3P_1D": (95, 78, 67, 60)}
+"""Of an independent simulation of the same law."""
+
+
+def share(allocation: str, w_tpot: float) -> float:
+    return 100.0 * float(table(allocation).routes(1.0, w_tpot).mean())
 
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
@@ -261,14 +290,18 @@ def test_8_the_table(allocation: str) -> None:
     found = table(allocation)
     gain = found.ttft_s[REMOTE] > found.ttft_s[LOCAL]
     assert np.array_equal(found.routes(1.0, 0.0) == LOCAL, gain)
-    shares = [100.0 * float(found.routes(1.0, w).mean()) for w in (0, 1, 3, 6, 10, 30)]
+    shares = [share(allocation, w) for w in (0, *WEIGHTS, 30)]
     assert shares == sorted(shares, reverse=True)
     assert shares[1] >= 90.0
-    assert shares[1:5] == pytest.approx(OURS[allocation], abs=3.0)
-    # The published table is less eager to leave D at large weights. In the law every prefill token beyond the 157 that hide in
-    # a step costs the decodes 35 us; measured TPOT rises less (3P_1D, small_huge_paste at 16 a second: 11.4 to 17.1 ms, here 13.0
-    # to 21.2). With fewer microseconds a token the measured TTFT of pasted prompts would be missed.
-    assert all(ours <= published + 2.0 for ours, published in zip(shares[1:5], SHARES[allocation]))
+    assert shares[1:5] == pytest.approx(SIMULATED_SHARES[allocation], abs=3.0)
+
+
+@pytest.mark.parametrize(
+    ("allocation", "at"),
+    [(a, i) for a in SHARES for i, w in enumerate(WEIGHTS) if f"ppd/table-shares {a} {w}" not in KNOWN],
+)
+def test_8_published_shares(allocation: str, at: int) -> None:
+    assert share(allocation, WEIGHTS[at]) == pytest.approx(SHARES[allocation][at], abs=2.0)
 
 
 # -------------------------------------------------------------------------------------- 9: no configuration wins everything
@@ -283,39 +316,44 @@ CONFIGURATIONS = {
 }
 
 
-def _winners(rates: tuple[float, ...], episodes: int) -> dict[str, np.ndarray]:
-    """The configuration with the best TTFT, and the one with the best TPOT, of each cell."""
-    shape = (len(CONFIGURATIONS), len(CONTEXTS), len(TYPES), len(rates))
+@functools.cache
+def winners() -> dict[str, np.ndarray]:
+    """The configuration with the best TTFT, and the one with the best TPOT, of each of the paper's 180 cells."""
+    shape = (len(CONFIGURATIONS), len(CONTEXTS), len(TYPES), len(RATES_RPS))
     ttft, tpot = np.zeros(shape), np.zeros(shape)
     for n, allocation in enumerate(CONFIGURATIONS):
         mine = cluster(allocation)
         for i, j, k in np.ndindex(shape[1:]):
             # the other route is masked on pD and R: they stay local whatever is asked
-            found = run_cell(mine, CONTEXTS[i], TYPES[j], rates[k], (REMOTE,), episodes)[0]
+            found = run_cell(mine, CONTEXTS[i], TYPES[j], RATES_RPS[k], (REMOTE,), 2)[0]
             ttft[n, i, j, k], tpot[n, i, j, k] = found["ttft_mean_s"], found["tpot_mean_s"]
     return {"ttft": np.nanargmin(ttft, axis=0), "tpot": np.nanargmin(tpot, axis=0)}
 
 
-def _check_winners(rates: tuple[float, ...], episodes: int, replicas: float) -> None:
-    kinds = np.array(list(CONFIGURATIONS.values()))
-    won = _winners(rates, episodes)
-    assert not np.any(kinds[won["ttft"]] == "x=0")
-    assert np.mean(won["ttft"] != won["tpot"]) > 0.9
-    assert np.mean(kinds[won["ttft"]] != kinds[won["tpot"]]) > 0.9
-    # The paper gives 63 % of the TTFT wins to 4R and 27 % to x = 1. What remains: pasted prompts on replicas, which measured 67 to
-    # 98 ms on 4R and 64 to 197 on 1P_3D, come out at 69 to 99 and 64 to 107 here.
-    assert np.mean(kinds[won["ttft"]] == "R") == pytest.approx(replicas, abs=0.04)
-    assert np.mean(kinds[won["ttft"]] == "x=1") > 0.25
+KINDS = np.array(list(CONFIGURATIONS.values()))
+TABLE_2 = {("ttft", "R"): 63.3, ("ttft", "x=0"): 0.0, ("ttft", "partial"): 3.3, ("ttft", "x=1"): 27.2}
+TABLE_2 |= {("tpot", "R"): 0.6, ("tpot", "x=0"): 38.3, ("tpot", "partial"): 33.3, ("tpot", "x=1"): 15.6}
+"""Points won, per cent; hybrids of replicas and nodes, which the simulation leaves out, win the rest."""
+
+
+def won(metric: str, kind: str) -> float:
+    """Points won by a kind of configuration, per cent."""
+    return 100.0 * float(np.mean(KINDS[winners()[metric]] == kind))
 
 
 def test_9_ttft_and_tpot_want_different_clusters() -> None:
-    """92 % of the 180 points in the paper; 94 % here."""
-    _check_winners((4.0, 16.0), 1, 0.47)
+    """At 92.2 % of the 180 points in the paper, and at most of them by kind; x = 0 never wins TTFT."""
+    found = winners()
+    assert 100.0 * np.mean(found["ttft"] != found["tpot"]) == pytest.approx(92.2, abs=2.5)
+    assert np.mean(KINDS[found["ttft"]] != KINDS[found["tpot"]]) > 0.5
+    assert won("ttft", "x=0") == 0.0
 
 
-@pytest.mark.slow
-def test_9_ttft_and_tpot_want_different_clusters_on_all_points() -> None:
-    _check_winners(RATES_RPS, 2, 0.37)
+@pytest.mark.parametrize(
+    ("metric", "kind"), [key for key in TABLE_2 if f"ppd/winners {' '.join(key)}" not in KNOWN]
+)
+def test_9_table_2(metric: str, kind: str) -> None:
+    assert won(metric, kind) == pytest.approx(TABLE_2[metric, kind], abs=4.0)
 
 
 # ---------------------------------------------------------------------------------------------- 10: the closed loop
@@ -330,27 +368,41 @@ def test_10_the_limit_on_conversations_bounds_tpot() -> None:
     assert cell("3P_1D", "large_mid_bal", 20.0, LOCAL, max_inflight=None)["tpot_mean_s"] > 0.025
 
 
-UNSTABLE = {
-    ("3P_1D", REMOTE): ((11, 44, 61, 89), (11, 39, 50, 56)),
-    ("3P_1D", LOCAL): ((6, 22, 44, 67), (11, 50, 50, 56)),
-    ("2P_2D", REMOTE): ((0, 6, 11, 22), (6, 6, 50, 56)),
-    ("2P_2D", LOCAL): ((0, 0, 6, 11), (6, 6, 50, 56)),
+FAILURES = {
+    ("3P_1D", REMOTE): (11, 44, 61, 89),
+    ("3P_1D", LOCAL): (6, 22, 44, 67),
+    ("2P_2D", REMOTE): (0, 6, 11, 22),
+    ("2P_2D", LOCAL): (0, 0, 6, 11),
 }
-"""Workloads with less than 95 % success at 8, 12, 16 and 20 a second, per cent: published, and here.
-
-The two do not agree beyond 12 a second, and cannot with what is known. Here a request fails 30 s after its conversation has come,
-the wait for one of the 50 places included, so routes hardly matter and long answers on two D fail too. If only the time after that
-wait counted, nothing would fail on D, where the paper has up to 67 %. Why its runs at x = 0 stop answering is not published.
-"""
+"""Published: workloads with less than 95 % success at 8, 12, 16 and 20 a second, per cent."""
+FAILURE_RPS = (8, 12, 16, 20)
 
 
-@pytest.mark.parametrize(("allocation", "route"), UNSTABLE)
-def test_unstable_points(allocation: str, route: int) -> None:
+def failures(allocation: str, route: int, qps: float) -> float:
+    """Workloads with less than 95 % success, per cent."""
     found = table(allocation)
-    at = [list(found.rates).index(rate) for rate in (8.0, 12.0, 16.0, 20.0)]
-    shares = [100.0 * float(np.mean(found.success[route][..., k] < 0.95)) for k in at]
-    assert shares == sorted(shares)
-    assert shares == pytest.approx(UNSTABLE[allocation, route][1], abs=6.0)
+    return 100.0 * float(np.mean(found.success[route][..., list(found.rates).index(float(qps))] < 0.95))
+
+
+@pytest.mark.parametrize(
+    ("allocation", "route", "at"),
+    [
+        (*key, i)
+        for key in FAILURES
+        for i, qps in enumerate(FAILURE_RPS)
+        if f"ppd/failures {key[0]} {ROUTES[key[1]]} {qps}" not in KNOWN
+    ],
+)
+def test_unstable_points(allocation: str, route: int, at: int) -> None:
+    """Within 6 points: one workload of the 18 is 5.6."""
+    published = FAILURES[allocation, route][at]
+    assert failures(allocation, route, FAILURE_RPS[at]) == pytest.approx(published, abs=6.0)
+
+
+@pytest.mark.parametrize(("allocation", "route"), FAILURES)
+def test_more_points_are_unstable_at_higher_rates(allocation: str, route: int) -> None:
+    shares = [failures(allocation, route, qps) for qps in FAILURE_RPS]
+    assert shares == sorted(shares) and shares[0] < shares[-1]
 
 
 # ------------------------------------------------------------------------------------- measured cells, beyond the list
@@ -396,3 +448,36 @@ def test_measured_cells_on_d_at_all_rates() -> None:
         for law in (without, LLAMA_8B_H100)
     ]
     assert errors == pytest.approx([31.8, 17.3], abs=1.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- deviations
+
+
+def _ours() -> dict[str, Callable[[], float]]:
+    bytes_moved = lambda: 100.0 * (moved(LOCAL)[0] / moved(REMOTE)[0] - 1.0)  # noqa: E731
+    found: dict[str, Callable[[], float]] = {"ppd/bytes": bytes_moved}
+    for allocation, band in TABLE_1:
+        found[f"ppd/table-1 {allocation} {band}"] = functools.partial(change, allocation, *BANDS[band])
+    for allocation, qps in LATER_MS:
+        for route, x in ROUTES.items():
+            found[f"ppd/later-turns {allocation} {qps} {x}"] = functools.partial(
+                later_ms, allocation, qps, route
+            )
+    for allocation in SHARES:
+        for w in WEIGHTS:
+            found[f"ppd/table-shares {allocation} {w}"] = functools.partial(share, allocation, w)
+    for metric, kind in TABLE_2:
+        found[f"ppd/winners {metric} {kind}"] = functools.partial(won, metric, kind)
+    for allocation, route in FAILURES:
+        for qps in FAILURE_RPS:
+            key = f"ppd/failures {allocation} {ROUTES[route]} {qps}"
+            found[key] = functools.partial(failures, allocation, route, qps)
+    return {key: one for key, one in found.items() if key in KNOWN}
+
+
+OURS = _ours()
+
+
+@every_deviation("ppd")
+def test_deviations(row: Deviation) -> None:
+    check(row, OURS)
