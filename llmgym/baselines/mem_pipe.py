@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.baselines.mem_place import FIXED, best_placements, placements, positions
-from llmgym.baselines.rule import Rule
+from llmgym.baselines.rule import Factory, Rule
+from llmgym.core.checks import number
 from llmgym.core.policy import Policy
 from llmgym.envs.mem_pipe import MemPipe
 from llmgym.envs.mem_pipe_state import TO_FPGA, TO_GPU
@@ -49,8 +50,8 @@ class MappedPolicy(Rule[MemPipe]):
         return device
 
 
-def _fixed(name: str) -> Callable[[Any], Policy]:
-    return lambda env: MappedPolicy(env, name, lambda s: placements(FIXED[name], s.params.cells))
+def _fixed(env: Any, name: str) -> Policy:
+    return MappedPolicy(env, name, lambda s: placements(FIXED[name], s.params.cells))
 
 
 def search(simulation: MemPipe) -> NDArray[np.int64]:
@@ -69,20 +70,30 @@ def search(simulation: MemPipe) -> NDArray[np.int64]:
     return np.where(positions(cells) >= 0, out[positions(cells)], 0)
 
 
-def _brute_force(env: Any) -> Policy:
-    return MappedPolicy(env, "brute-force", search)
+def _brute_force(env: Any, name: str) -> Policy:
+    return MappedPolicy(env, name, search)
 
 
 class EarliestFinishPolicy(Rule[MemPipe]):
-    """`earliest-finish`: the device that will have done the stage first, with queues, copies and kernel."""
+    """`earliest-finish`: the device that will have done the stage first, with queues, copies and kernel.
 
-    def __init__(self, env: Any, name: str = "earliest-finish") -> None:
+    Args:
+        env: the environment.
+        name: of the policy.
+        favour: the FPGA may take so many times as long as the GPU, above 1 as it needs less power and leaves the GPU to
+            others, below 1 as what it does must be copied.
+    """
+
+    def __init__(self, env: Any, name: str = "earliest-finish", favour: float = 1.0) -> None:
         super().__init__(env, name, MemPipe)
+        self.favour = number("favour", favour)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Devices [lanes]."""
-        finish = self._rows(obs, "finish")
-        sooner = finish[:, TO_FPGA] < finish[:, TO_GPU]
+        seen = self._rows(obs, "finish")
+        # x / (1 + x) in the observation
+        finish = seen / np.maximum(1.0 - seen, 1e-9)
+        sooner = finish[:, TO_FPGA] < self.favour * finish[:, TO_GPU]
         free = np.ones(len(obs), np.bool_) if mask is None else mask[:, TO_FPGA] == 1
         return np.where(sooner & free, TO_FPGA, TO_GPU)
 
@@ -107,8 +118,13 @@ class RandomPolicy(Rule[MemPipe]):
 
 
 BASELINES: dict[str, Callable[[Any], Policy]] = {
-    **{name: _fixed(name) for name in FIXED},
-    "brute-force": _brute_force,
-    "earliest-finish": EarliestFinishPolicy,
-    "random": RandomPolicy,
+    **{name: Factory(name, _fixed) for name in FIXED},
+    "brute-force": Factory("brute-force", _brute_force),
+    "earliest-finish": Factory("earliest-finish", EarliestFinishPolicy, {"favour": float}),
+    "random": Factory("random", RandomPolicy),
 }
+
+GRIDS: dict[str, tuple[str, ...]] = {
+    "earliest-finish": tuple(f"earliest-finish:favour={x}" for x in (0.5, 0.7, 0.85, 1, 1.2, 1.5, 2)),
+}
+"""The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`); the mappings have nothing to tune."""

@@ -151,10 +151,16 @@ class QueueAwarePolicy(_Rule):
     TTFT of both routes is predicted by the latency law from the live queues; what a route adds to the running step (a prefill
     beyond what hides in a memory-bound step, or a receive) is spread over the tokens of all sequences in the batch. With a
     profile the law still has the constants of `latencies`: the rule knows no better.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        caution: what it takes from others counts so many times; 0: only the turn itself counts.
     """
 
-    def __init__(self, env: Any, name: str = "queue-aware") -> None:
+    def __init__(self, env: Any, name: str = "queue-aware", caution: float = 1.0) -> None:
         super().__init__(env, name)
+        self.caution = number("caution", caution, zero=True)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Routes [lanes]."""
@@ -180,7 +186,7 @@ class QueueAwarePolicy(_Rule):
         answer = np.maximum(self._tokens(obs, "answer"), 1.0)
         gain = chosen.w_ttft * (remote_s - local_s) / remote_s
         loss = chosen.w_tpot * batch * held_up_s / (law.step_s * answer)
-        return self._allowed(gain > loss, mask)
+        return self._allowed(gain > self.caution * loss, mask)
 
 
 class OraclePolicy(_Rule):
@@ -255,12 +261,14 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "table": Factory("table", TablePolicy, _TABLE),
     "table-bypass": Factory("table-bypass", TablePolicy, _TABLE, bypass=BYPASS_TOKENS),
     "threshold": Factory("threshold", ThresholdPolicy, {"tokens": int}),
-    "queue-aware": Factory("queue-aware", QueueAwarePolicy),
+    "queue-aware": Factory("queue-aware", QueueAwarePolicy, {"caution": float}),
     "oracle": Factory("oracle", OraclePolicy, {"decisions": int}),
 }
 
 GRIDS: dict[str, tuple[str, ...]] = {
     "threshold": tuple(f"threshold:tokens={m}" for m in (64, 128, 256, 512, 1024)),
     "partial": tuple(f"partial:share={x}" for x in (0.25, 0.5, 0.75)),
+    "table": ("table", *(f"table:w_tpot={w}" for w in (0, 1, 3, 10))),
+    "queue-aware": tuple(f"queue-aware:caution={x}" for x in (0, 0.25, 0.5, 1, 2)),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""

@@ -10,18 +10,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.baselines.rule import Factory, Rule
-from llmgym.core.checks import whole
+from llmgym.core.checks import number, whole
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
 from llmgym.envs.ppd_weights import WEIGHTS, PPDWeights
+from llmgym.errors import InvalidArgument
 
 
 class WeightPolicy(Rule[PPDWeights]):
-    """`weight-1`, ...: one weight of TPOT for the whole episode, as an operator would set it."""
+    """`weight`, `weight-1`, ...: one weight of TPOT for the whole episode, as an operator would set it.
 
-    def __init__(self, env: Any, name: str, action: int) -> None:
+    Args:
+        env: the environment.
+        name: of the policy.
+        w: w_tpot, one of `WEIGHTS`.
+
+    Raises:
+        InvalidArgument: another number.
+    """
+
+    def __init__(self, env: Any, name: str = "weight", w: float = 1.0) -> None:
         super().__init__(env, name, PPDWeights)
-        self.action = action
+        if w not in WEIGHTS:
+            raise InvalidArgument(f"w={w!r}: expected one of {', '.join(f'{one:g}' for one in WEIGHTS)}")
+        self.action = WEIGHTS.index(w)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Numbers of weights [lanes]."""
@@ -29,15 +41,24 @@ class WeightPolicy(Rule[PPDWeights]):
 
 
 class ReactivePolicy(Rule[PPDWeights]):
-    """`reactive`: the next larger weight after an epoch that missed TPOT more often than TTFT, the next smaller after the other."""
+    """`reactive`: the next larger weight after an epoch that missed TPOT more often than TTFT, the next smaller after the other.
 
-    def __init__(self, env: Any, name: str = "reactive") -> None:
+    Args:
+        env: the environment.
+        name: of the policy.
+        ttft: a turn that missed TTFT counts so many times.
+        margin: share of turns by which one kind must outnumber the other.
+    """
+
+    def __init__(self, env: Any, name: str = "reactive", ttft: float = 1.0, margin: float = 0.0) -> None:
         super().__init__(env, name, PPDWeights)
+        self.ttft, self.margin = number("ttft", ttft, zero=True), number("margin", margin, zero=True)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Numbers of weights [lanes]."""
         now = np.argmax(obs[:, self._simulation.layout["weight"]], axis=1)
-        step = np.sign(self._read(obs, "missed.tpot") - self._read(obs, "missed.ttft")).astype(np.int64)
+        more = self._read(obs, "missed.tpot") - self.ttft * self._read(obs, "missed.ttft")
+        step = np.where(np.abs(more) > self.margin, np.sign(more), 0.0).astype(np.int64)
         return np.clip(now + step, 0, len(WEIGHTS) - 1)
 
 
@@ -77,12 +98,17 @@ class WeightOraclePolicy(Rule[PPDWeights]):
         return best
 
 
-def _weight(action: int) -> Callable[..., Policy]:
-    return lambda env, name: WeightPolicy(env, name, action)
-
-
 BASELINES: dict[str, Callable[[Any], Policy]] = {
-    **{f"weight-{w:g}": Factory(f"weight-{w:g}", _weight(action)) for action, w in enumerate(WEIGHTS)},
-    "reactive": Factory("reactive", ReactivePolicy),
+    **{f"weight-{w:g}": Factory(f"weight-{w:g}", WeightPolicy, w=w) for w in WEIGHTS},
+    "weight": Factory("weight", WeightPolicy, {"w": float}),
+    "reactive": Factory("reactive", ReactivePolicy, {"ttft": float, "margin": float}),
     "oracle": Factory("oracle", WeightOraclePolicy, {"epochs": int}),
 }
+
+GRIDS: dict[str, tuple[str, ...]] = {
+    "weight": tuple(f"weight:w={w:g}" for w in WEIGHTS),
+    "reactive": tuple(
+        f"reactive:ttft={ttft},margin={margin}" for ttft in (0.25, 0.5, 1, 2) for margin in (0, 0.1)
+    ),
+}
+"""The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""
