@@ -21,14 +21,13 @@ from llmgym.evaluation import compare, tuned
 
 RESULTS = Path(__file__).parent / "results" / "comparisons"
 LEFT_OUT = {
-    ("llmgym/PPDRouting-v0", "small"): ("replica",),  # four GPUs where the others have two
     ("llmgym/PPDRouting-v0", "stress"): ("replica", "oracle"),  # a minute an episode
     ("llmgym/PPDRouting-v0", "paper"): ("oracle",),
     ("llmgym/PPDRouting-v0", "real"): ("replica", "oracle"),
     ("llmgym/PPDWeights-v0", "paper"): ("oracle",),
     ("llmgym/PPDWeights-v0", "real"): ("oracle",),
 }
-"""Baselines that are not run: another cluster, or too slow for a comparison of many worlds."""
+"""Baselines that are not run: too slow for a comparison of many worlds."""
 
 
 def arguments(env_id: str, scenario: str) -> dict[str, Any]:

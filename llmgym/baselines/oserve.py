@@ -290,9 +290,21 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
 }
 
 GRIDS: dict[str, tuple[str, ...]] = {
-    "oserve": tuple(f"oserve:gain={gain}" for gain in (1.02, 1.05, 1.1, 1.2)),
-    "menu-greedy": tuple(f"menu-greedy:gain={gain}" for gain in (1.02, 1.05, 1.1, 1.2)),
+    name: tuple(f"{name}:gain={gain}" for gain in (1.02, 1.05, 1.1, 1.2, 1.4))
+    for name in (
+        *(
+            "reload-uniform",
+            "reload-adhoc",
+            "hetero-only",
+            "round-robin",
+            "oserve",
+            "oserve-last",
+            "oserve-ridge",
+        ),
+        *("oserve-lstm", "oserve-preflow", "brute-force", "no-switch-cost", "oserve-oracle", "menu-greedy"),
+    )
 }
+"""Every rule that switches is tuned by how much a switch must gain: the reload-bound ones need far more than the others."""
 
 
 def make(name: str, env: Any) -> Policy:
