@@ -41,25 +41,24 @@ class WeightPolicy(Rule[PPDWeights]):
 
 
 class ReactivePolicy(Rule[PPDWeights]):
-    """`reactive`: the next larger weight after an epoch that missed TPOT more often than TTFT, the next smaller after the other.
+    """`reactive`: a larger weight after an epoch that missed TPOT more often than TTFT, a smaller one after the other.
 
     Args:
         env: the environment.
         name: of the policy.
         ttft: a turn that missed TTFT counts so many times.
-        margin: share of turns by which one kind must outnumber the other.
+        stride: weights of the list that it goes up or down at once.
     """
 
-    def __init__(self, env: Any, name: str = "reactive", ttft: float = 1.0, margin: float = 0.0) -> None:
+    def __init__(self, env: Any, name: str = "reactive", ttft: float = 1.0, stride: int = 1) -> None:
         super().__init__(env, name, PPDWeights)
-        self.ttft, self.margin = number("ttft", ttft, zero=True), number("margin", margin, zero=True)
+        self.ttft, self.stride = number("ttft", ttft, zero=True), whole("stride", stride, 1, len(WEIGHTS))
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Numbers of weights [lanes]."""
         now = np.argmax(obs[:, self._simulation.layout["weight"]], axis=1)
         more = self._read(obs, "missed.tpot") - self.ttft * self._read(obs, "missed.ttft")
-        step = np.where(np.abs(more) > self.margin, np.sign(more), 0.0).astype(np.int64)
-        return np.clip(now + step, 0, len(WEIGHTS) - 1)
+        return np.clip(now + self.stride * np.sign(more).astype(np.int64), 0, len(WEIGHTS) - 1)
 
 
 class WeightOraclePolicy(Rule[PPDWeights]):
@@ -101,14 +100,14 @@ class WeightOraclePolicy(Rule[PPDWeights]):
 BASELINES: dict[str, Callable[[Any], Policy]] = {
     **{f"weight-{w:g}": Factory(f"weight-{w:g}", WeightPolicy, w=w) for w in WEIGHTS},
     "weight": Factory("weight", WeightPolicy, {"w": float}),
-    "reactive": Factory("reactive", ReactivePolicy, {"ttft": float, "margin": float}),
+    "reactive": Factory("reactive", ReactivePolicy, {"ttft": float, "stride": int}),
     "oracle": Factory("oracle", WeightOraclePolicy, {"epochs": int}),
 }
 
 GRIDS: dict[str, tuple[str, ...]] = {
     "weight": tuple(f"weight:w={w:g}" for w in WEIGHTS),
     "reactive": tuple(
-        f"reactive:ttft={ttft},margin={margin}" for ttft in (0.25, 0.5, 1, 2) for margin in (0, 0.1)
+        f"reactive:ttft={ttft},stride={stride}" for ttft in (0.25, 1, 2) for stride in (1, 2, 4)
     ),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""

@@ -11,6 +11,8 @@ from llmgym.core.policy import Policy
 from llmgym.envs.mem_pipe import MemPipe, MemPipeEnv, MemPipeVectorEnv
 from llmgym.envs.mem_place import MemPlaceEnv
 from llmgym.errors import InvalidArgument
+from llmgym.evaluation import run_episodes, tuned
+from llmgym.evaluation.tuning import TUNING_SEEDS
 from llmgym.serving.memory_placement import FUSED
 from llmgym.serving.memory_published import NAMES
 
@@ -20,7 +22,7 @@ ID = "llmgym/MemPipe-v0"
 def metrics(name: str, lanes: int = 12, **kwargs: Any) -> dict[str, np.ndarray]:
     """Metrics of the first episode of each lane."""
     envs = MemPipeVectorEnv(lanes, autoreset_mode="DISABLED", invalid_action="raise", **kwargs)
-    policy = BASELINES[name](envs)
+    policy = baselines.make(name, envs)
     assert isinstance(policy, Policy) and policy.name == name and not policy.privileged
     obs, infos = envs.reset(seed=100)
     done: dict[int, dict[str, float]] = {}
@@ -55,6 +57,37 @@ def test_the_order_of_the_rules_on_the_small_scenario() -> None:
     assert mean["gpu-only"] < mean["random"] < mean["fpga-all"]
     assert np.array_equal(found["static"], found["brute-force"])
     assert (found["earliest-finish"] < found["static"]).mean() > 0.8
+
+
+def test_who_is_favoured_gets_more() -> None:
+    """By hand: 0.6 mean requests on the GPU, 0.7 on the FPGA."""
+    env = MemPipeEnv(scenario="small")
+    obs, _ = env.reset(seed=0)
+    row = obs[None].copy()
+    row[0, env.layout["finish"]] = np.array([0.6 / 1.6, 0.7 / 1.7])
+    asked = {
+        x: int(baselines.make(f"earliest-finish:favour={x}", env).act(row, None)[0])
+        for x in (1, 1.15, 1.2, 2)
+    }
+    assert asked == {1: 0, 1.15: 0, 1.2: 1, 2: 1}  # 0.7 / 0.6 = 1.167
+    assert baselines.make("earliest-finish", env).act(row, None).tolist() == [0]
+    masked = np.array([[1, 0]], np.int8)
+    assert baselines.make("earliest-finish:favour=2", env).act(row, masked).tolist() == [0]
+    busy = [
+        metrics(f"earliest-finish:favour={x}", scenario="small")["gpu_utilization"].mean()
+        for x in (0.2, 1, 5)
+    ]
+    assert busy[0] > busy[1] + 0.1 > busy[2] + 0.2
+    with pytest.raises(InvalidArgument, match="favour"):
+        baselines.make("earliest-finish:favour=0", env)
+
+
+def test_the_greedy_rule_is_tuned_over_its_grid() -> None:
+    kwargs = {"scenario": "small"}
+    chosen = tuned(ID, ["static", "earliest-finish"], episodes=3, progress=False, **kwargs)
+    grid = baselines.grid(ID, "earliest-finish")
+    means = {one: run_episodes(ID, one, 3, TUNING_SEEDS + 10_000, kwargs).returns.mean() for one in grid}
+    assert chosen == ["static", max(means, key=lambda one: means[one])] and len(set(means.values())) > 3
 
 
 def test_static_suffers_from_large_batches_of_memagent() -> None:

@@ -14,6 +14,7 @@ from llmgym.baselines import oserve_forecast, oserve_search
 from llmgym.baselines.oserve import (
     GAIN,
     PlannerPolicy,
+    StaticPolicy,
     brute_force,
     rate_table,
     route_lp,
@@ -25,7 +26,9 @@ from llmgym.cli import main
 from llmgym.envs.oserve import OServe
 from llmgym.envs.oserve_scenarios import CORNERS
 from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.evaluation import tuned
 from llmgym.evaluation.rollout import run_episodes
+from llmgym.evaluation.tuning import TUNING_SEEDS
 from llmgym.serving.deployments import best, candidates, catalogue, cover, evaluate, flows, mixes, serving_all
 from llmgym.serving.placement import SLOT, place
 from llmgym.serving.shapes import MODELS, Shape, capacity_tokens, rates, strategies
@@ -473,6 +476,22 @@ def test_wrong_plans_on_the_command_line(
 ) -> None:
     assert main(["plan", "oserve", *arguments]) == 2
     assert named in capsys.readouterr().err
+
+
+def test_every_rule_that_switches_is_tuned() -> None:
+    """How much a switch must gain depends on what it costs and on how far the forecast is off."""
+    for name in baselines.names(ID):
+        env = gymnasium.make(ID, **{**QUICK, **baselines.env_kwargs(ID, name)})
+        rule = baselines.make(name, env) if name != "oserve-lstm" else None
+        switches = rule is None or (hasattr(rule, "gain") and not isinstance(rule, StaticPolicy))
+        assert bool(baselines.grid(ID, name)) == switches, name
+    kwargs = {"scenario": "small", "epochs": 20}
+    (chosen,) = tuned(ID, ["reload-adhoc"], episodes=3, progress=False, **kwargs)
+    means = {
+        one: run_episodes(ID, one, 3, TUNING_SEEDS + 10_000, kwargs).returns.mean()
+        for one in baselines.grid(ID, "reload-adhoc")
+    }
+    assert means[chosen] == max(means.values()) and len(set(means.values())) > 1
 
 
 # ----------------------------------------------------------------------------------------------------------- the future

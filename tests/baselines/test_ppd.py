@@ -14,7 +14,9 @@ from llmgym.core.policy import Policy
 from llmgym.envs.ppd_state import LOCAL, REMOTE
 from llmgym.envs.ppd_weights import WEIGHTS
 from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.evaluation import tuned
 from llmgym.evaluation.rollout import run_episodes
+from llmgym.evaluation.tuning import TUNING_SEEDS
 from tests.envs.test_ppd import play, requests, routing
 
 ROUTING, WEIGHING = "llmgym/PPDRouting-v0", "llmgym/PPDWeights-v0"
@@ -127,6 +129,8 @@ def test_queue_aware_goes_around_queues_and_around_decodes() -> None:
     assert policy.act(row, info["action_mask"][None]).tolist() == [LOCAL]
     row[0, layout["d.batch"]] = 40 / 256
     assert policy.act(row, None).tolist() == [REMOTE]
+    assert QueueAwarePolicy(env, caution=0.0).act(row, None).tolist() == [LOCAL]  # others do not count
+    assert baselines.make("queue-aware:caution=0.05", env).act(row, None).tolist() == [LOCAL]
     row[0, layout["p.backlog"]] = 0.9
     assert policy.act(row, None).tolist() == [
         REMOTE
@@ -166,8 +170,9 @@ def test_rules_differ_where_they_should() -> None:
 
 def test_every_weight_rule_plays() -> None:
     found = {name: score(name, WEIGHING, 8)["slo_attainment"] for name in WEIGHT_BASELINES}
-    assert len(WEIGHT_BASELINES) == len(WEIGHTS) + 2
+    assert len(WEIGHT_BASELINES) == len(WEIGHTS) + 3
     fixed = [found[f"weight-{w:g}"] for w in WEIGHTS]
+    assert found["weight"] == found["weight-1"]
     assert np.ptp(fixed) > 0.02
     assert found["oracle"] > max(fixed)
 
@@ -183,6 +188,36 @@ def test_the_reactive_rule_moves_by_what_was_missed() -> None:
     rows[:, [layout["missed.tpot"].start]] = [[0.5], [0.0], [0.2], [0.0]]
     rows[:, [layout["missed.ttft"].start]] = [[0.1], [0.3], [0.2], [0.0]]
     assert policy.act(rows, None).tolist() == [4, 2, 3, 3]
+    # 0.5 against 2 x 0.1, 0 against 2 x 0.3, 0.2 against 2 x 0.2
+    assert baselines.make("reactive:ttft=2", env).act(rows, None).tolist() == [4, 2, 2, 3]
+    assert baselines.make("reactive:stride=4", env).act(rows, None).tolist() == [7, 0, 3, 3]
+
+
+def test_one_weight_is_one_of_the_weights() -> None:
+    env = gymnasium.make_vec(WEIGHING, num_envs=2, scenario="small", rates=FEW_RATES)
+    obs, _ = env.reset(seed=0)
+    for number, w in enumerate(WEIGHTS):
+        assert baselines.make(f"weight:w={w:g}", env).act(obs, None).tolist() == [number, number]
+        assert baselines.make(f"weight-{w:g}", env).act(obs, None).tolist() == [number, number]
+    with pytest.raises(InvalidArgument, match=r"w=5\.0: expected one of 0, 0\.5, 1"):
+        baselines.make("weight:w=5", env)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "names"),
+    [(ROUTING, ("queue-aware", "table", "threshold")), (WEIGHING, ("weight", "reactive"))],
+)
+def test_rules_are_tuned_over_their_grids(env_id: str, names: tuple[str, ...]) -> None:
+    kwargs = {"scenario": "small", "rates": FEW_RATES}
+    chosen = tuned(env_id, [*names, "oracle"], episodes=2, progress=False, **kwargs)
+    assert chosen[-1] == "oracle"
+    for name, variant in zip(names, chosen, strict=False):
+        grid = baselines.grid(env_id, name)
+        means = {
+            one: run_episodes(env_id, one, 2, TUNING_SEEDS + 10_000, kwargs).returns.mean() for one in grid
+        }
+        assert variant in grid and means[variant] == max(means.values())
+        assert len(set(means.values())) > 1, "all values of the grid are alike"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +229,7 @@ def test_the_reactive_rule_moves_by_what_was_missed() -> None:
         ("pd:x=1", "no arguments"),
         ("partial:share=2", "share=2"),
         ("table:w_tpot=-1", "w_tpot=-1"),
+        ("queue-aware:caution=-1", "caution=-1"),
     ],
 )
 def test_wrong_numbers_are_named(name: str, says: str) -> None:
