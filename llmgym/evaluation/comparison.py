@@ -323,7 +323,7 @@ class Comparison:
         if any(table.privileged for table in tables):
             note = (
                 "†: privileged, sees what a real scheduler cannot (true output lengths, future arrivals); "
-                "it bounds what is possible and is the reference only if no other policy is there."
+                "it shows what knowing that is worth and is the reference only if no other policy is there."
             )
             if any(table.privileged_observation for table in tables):
                 note += (
