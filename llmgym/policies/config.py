@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument
 
 ALGORITHMS = ("ppo", "sb3-ppo", "sb3-maskable-ppo")
@@ -31,7 +32,7 @@ class PPOConfig:
     epochs: int = 4
     """Passes over those transitions in one update."""
     minibatch: int = 4096
-    """Transitions in one gradient step."""
+    """Transitions in one gradient step. With stable-baselines3 the nearest number that leaves no last step with a single one."""
     learning_rate: float = 1e-3
     """Step size of Adam at the start."""
     anneal: bool = True
@@ -73,14 +74,23 @@ class PPOConfig:
     another program wants a core."""
 
     def __post_init__(self) -> None:
-        positive = ("rollout_steps", "epochs", "minibatch", "learning_rate", "max_grad_norm")
-        for name in positive:
+        for name, least in (
+            ("rollout_steps", 1),
+            ("epochs", 1),
+            ("minibatch", 1),
+            ("scatter", 0),
+            ("threads", 0),
+        ):
+            whole(name, getattr(self, name), least)
+        for width in self.hidden:
+            whole("hidden", width)
+        for name in ("learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0 or not math.isfinite(getattr(self, name)):
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: expected a number above 0")
         for name in ("gamma", "gae_lambda"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: expected a number from 0 to 1")
-        for name in ("clip", "entropy", "value_weight", "scatter", "threads"):
+        for name in ("clip", "entropy", "value_weight"):
             if not getattr(self, name) >= 0:
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: expected a number of at least 0")
         if self.target_kl is not None and not self.target_kl > 0:
@@ -88,10 +98,8 @@ class PPOConfig:
         for name, allowed in (("discount", ("step", "second")), ("activation", ("tanh", "relu"))):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: allowed {', '.join(allowed)}")
-        if not self.hidden or any(width < 1 for width in self.hidden):
-            raise InvalidArgument(
-                f"hidden={self.hidden!r}: expected the widths of one layer or more, each at least 1"
-            )
+        if not self.hidden:
+            raise InvalidArgument("hidden=(): expected the widths of one layer or more")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, texts and lists, as a checkpoint stores them."""
@@ -138,10 +146,9 @@ class Plan:
     config: PPOConfig = field(default_factory=PPOConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("timesteps", 1), ("lanes", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise InvalidArgument(f"{name}={value!r}: expected a whole number of at least {least}")
+        whole("timesteps", self.timesteps, 1, 2**62)
+        whole("lanes", self.lanes)
+        whole("seed", self.seed, 0, 2**32 - 1)  # what numpy's generator takes, which stable-baselines3 seeds
         if not self.save_every_s >= 0:
             raise InvalidArgument(
                 f"save_every_s={self.save_every_s!r}: expected a number of seconds, at least 0"

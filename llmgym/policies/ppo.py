@@ -235,7 +235,7 @@ def _train(plan: Plan, run: Run) -> None:
 
         # ---- report
         means = dict(zip(LOSS_COLUMNS[:5], (sums / count).tolist()))
-        spread = float(targets.var())
+        spread = float(targets.numpy().var())
         means["explained_variance"] = 1.0 - float((targets.numpy() - values[:-1].reshape(-1)).var()) / max(
             spread, 1e-12
         )

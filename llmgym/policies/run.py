@@ -259,8 +259,8 @@ class Run:
         for name in ("policy_loss", "value_loss"):
             if not math.isfinite(row.get(name, 0.0)):
                 raise LlmgymError(
-                    f"training diverged: {name} is {row[name]} after {self.steps:,} steps. "
-                    "The last checkpoint is kept; try a smaller learning_rate or clip"
+                    f"training diverged: {name} is {row[name]} after {self.steps:,} steps; try a smaller learning_rate or clip"
+                    + (f". The last checkpoint is kept: {self.path}" if self.path.exists() else "")
                 )
         self.rows.append([float(row.get(name, math.nan)) for name in self.columns])
         self._csv.writerow(_cells(self.rows[-1]))

@@ -243,15 +243,40 @@ def train_sb3(plan: Plan) -> TrainingResult:
     """
     if plan.config.discount == "second":
         raise InvalidArgument('discount="second": stable-baselines3 discounts by steps; use algo="ppo"')
+    minibatch = minibatch_size(plan.config.rollout_steps * plan.lanes, plan.config.minibatch)
     with Run(plan, (*EPISODE_COLUMNS, *LOSS_COLUMNS[:-1])) as run:
         if plan.algo == "sb3-maskable-ppo" and isinstance(run.env.single_action_space, Box):
             raise InvalidArgument(f"algo={plan.algo!r}: a Box action cannot be masked; use sb3-ppo or ppo")
         with learning_threads(plan.config.threads):
-            _train(plan, run)
+            _train(plan, run, minibatch)
         return run.result()
 
 
-def _train(plan: Plan, run: Run) -> None:
+def minibatch_size(batch: int, asked: int) -> int:
+    """Transitions of a gradient step: as many as asked for, or the nearest number that leaves no last step with a single one.
+
+    stable-baselines3 divides advantages by their deviation within each minibatch, which a single one does not have:
+    MaskablePPO's networks become NaN.
+
+    Args:
+        batch: transitions of an update.
+        asked: `PPOConfig.minibatch`.
+
+    Raises:
+        InvalidArgument: a single transition is all there is, or all that was asked for.
+    """
+    for name, value in (("rollout_steps * lanes", batch), ("minibatch", asked)):
+        if value < 2:
+            raise InvalidArgument(
+                f"{name}={value}: expected at least 2, as stable-baselines3 normalises advantages within a minibatch "
+                '(algo="ppo" does so over all of them)'
+            )
+    asked = min(asked, batch)
+    near = (size for far in range(batch) for size in (asked - far, asked + far) if 2 <= size <= batch)
+    return next(size for size in near if batch % size != 1)
+
+
+def _train(plan: Plan, run: Run, minibatch: int) -> None:
     config = plan.config
     vec = SB3VecEnv(run.env)
     _time_steps(vec, run)
@@ -262,7 +287,6 @@ def _train(plan: Plan, run: Run) -> None:
         clip_reward=np.inf,
         gamma=config.gamma,
     )
-    batch = config.rollout_steps * plan.lanes
     model = (MaskablePPO if plan.algo == "sb3-maskable-ppo" else PPO)(
         "MlpPolicy",
         normaliser,
@@ -270,7 +294,7 @@ def _train(plan: Plan, run: Run) -> None:
         if config.anneal
         else config.learning_rate,
         n_steps=config.rollout_steps,
-        batch_size=min(config.minibatch, batch),
+        batch_size=minibatch,
         n_epochs=config.epochs,
         gamma=config.gamma,
         gae_lambda=config.gae_lambda,

@@ -2,12 +2,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
 from llmgym import policies
-from llmgym.errors import CheckpointError, InvalidAction, InvalidArgument
+from llmgym.errors import CheckpointError, InvalidAction, InvalidArgument, ResetNeeded
 from llmgym.policies import FIRST_TRAINING_SEED, Plan, PPOConfig
 from tests.policies.toys import GUESS, TOY, GuessEnv, GuessVectorEnv, mean_return
 from tests.toy import ToyEnv, ToyVectorEnv
@@ -23,7 +24,7 @@ from stable_baselines3.common.monitor import Monitor  # noqa: E402
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor  # noqa: E402
 
 from llmgym.policies import checkpoint  # noqa: E402
-from llmgym.policies.sb3 import SB3VecEnv  # noqa: E402
+from llmgym.policies.sb3 import SB3VecEnv, minibatch_size  # noqa: E402
 
 CONFIG = PPOConfig(rollout_steps=16, minibatch=256, threads=1)
 UPDATE = 16 * 32
@@ -42,6 +43,79 @@ def plan(out: Path, algo: str, **changes: Any) -> Plan:
         "config": CONFIG,
     }
     return Plan(changes.pop("env_id", TOY), out, algo=algo, **{**defaults, **changes})
+
+
+@pytest.mark.parametrize("algo", policies.ALGORITHMS)
+@pytest.mark.parametrize(
+    ("lanes", "steps", "minibatch"), [(5, 13, 64), (3, 43, 64), (3, 43, 128), (3, 1, 2), (1, 2, 2)]
+)
+def test_a_last_minibatch_of_one_transition(
+    tmp_path: Path, algo: str, lanes: int, steps: int, minibatch: int
+) -> None:
+    """Its deviation is not a number, and with it all weights were not; the learning rate was blamed."""
+    config = PPOConfig(rollout_steps=steps, minibatch=minibatch, epochs=2, target_kl=None, threads=1)
+    result = policies.train(plan(tmp_path, algo, lanes=lanes, timesteps=3 * lanes * steps, config=config))
+    model = checkpoint.load(result.checkpoint)["model"]
+    assert all(torch.isfinite(weights).all() for weights in model.values())
+    assert all(np.isfinite(result.curve[name]).all() for name in ("policy_loss", "value_loss"))
+
+
+def test_minibatches_are_as_asked_for_where_they_can_be() -> None:
+    for batch in range(2, 150):
+        for asked in range(2, 160):
+            size = minibatch_size(batch, asked)
+            assert 2 <= size <= batch and batch % size != 1
+            closest = abs(size - min(asked, batch))
+            nearer = range(min(asked, batch) - closest + 1, min(asked, batch) + closest)
+            assert all(batch % other == 1 for other in nearer if 2 <= other <= batch)
+    assert (
+        minibatch_size(65, 64) == 63 and minibatch_size(4096, 512) == 512 and minibatch_size(100, 512) == 100
+    )
+
+
+@pytest.mark.parametrize("algo", ["sb3-ppo", "sb3-maskable-ppo"])
+@pytest.mark.parametrize(
+    ("lanes", "steps", "minibatch", "named"),
+    [(1, 1, 8, "rollout_steps \\* lanes=1"), (4, 4, 1, "minibatch=1")],
+)
+def test_single_transitions_are_refused_before_the_run_begins(
+    tmp_path: Path, algo: str, lanes: int, steps: int, minibatch: int, named: str
+) -> None:
+    config = PPOConfig(rollout_steps=steps, minibatch=minibatch, threads=1)
+    with pytest.raises(InvalidArgument, match=f"{named}: expected at least 2"):
+        policies.train(plan(tmp_path / "run", algo, lanes=lanes, config=config))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.filterwarnings("error:.*degrees of freedom")
+def test_the_own_trainer_learns_from_single_transitions(tmp_path: Path) -> None:
+    config = PPOConfig(rollout_steps=1, minibatch=8, threads=1)
+    result = policies.train(plan(tmp_path, "ppo", lanes=1, timesteps=5, config=config))
+    assert np.isfinite(result.curve["explained_variance"]).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (ToyEnv, "a single environment, which PPO takes as it is"),
+        (lambda: gymnasium.make("llmgym/KVQueue-v0", scenario="tiny"), "a single environment"),
+        (lambda: gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync"), "no native lanes"),
+        (lambda: "llmgym/KVQueue-v0", "no native lanes"),
+    ],
+    ids=["single", "made", "other lanes", "name"],
+)
+def test_the_adapter_takes_native_lanes_alone(make: Any, what: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"{what}.*; SB3VecEnv takes gymnasium.make_vec"):
+        SB3VecEnv(make())
+
+
+def test_the_adapter_shows_nothing_before_the_first_reset() -> None:
+    envs = adapter()
+    for method in ("action_masks", "metrics", "render"):
+        with pytest.raises(ResetNeeded):
+            envs.env_method(method)
+    with pytest.raises(ResetNeeded):
+        get_action_masks(envs)
 
 
 @pytest.mark.parametrize("copy", [False, True])
