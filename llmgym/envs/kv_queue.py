@@ -107,7 +107,7 @@ class KVQueue(Simulation):
             scheduling=chosen.scheduling,
         )
         whole("slots", slots)
-        whole("every", every)
+        whole("every", every, 1, 2**16)  # a step is one compiled call, in which Python sees no signal
         if every > 1 and action not in ("rule", "watermark"):
             raise InvalidArgument(
                 f"every={every!r}: more than 1 needs action='rule' or 'watermark', not {action!r}"
