@@ -1,11 +1,12 @@
 """Rules for OServe: functions of the planner, forecasts, policies; and the parts of serving and workloads that they stand on."""
 
+import itertools
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import llmgym
@@ -73,8 +74,7 @@ def test_headroom_properties(seed: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     replicas = rng.integers(0, 3, len(TABLE.shapes))
     load = rng.exponential(1.0, 4) * (rng.random(4) < 0.8)
-    if not load.any() or not serving_all(TABLE, replicas[None])[0]:
-        return
+    assume(load.any() and serving_all(TABLE, replicas[None])[0])
     alpha, flow = flows(TABLE, replicas, load)
     assert flows(TABLE, replicas, scale * load)[0] == pytest.approx(alpha / scale, rel=1e-7)
     more = replicas.copy()
@@ -175,7 +175,8 @@ def test_transfers_add_up(seed: int) -> None:
     assert 0.0 <= plan.between_nodes_bytes <= plan.total_bytes
     lower = max(plan.received_bytes.max() / 400e9, plan.between_nodes_bytes / 400e9)
     assert lower - 1e-12 <= plan.seconds <= plan.total_bytes / 200e9 + 1e-12
-    assert plan.changed_gpus + sum(s.gpus for s in before if s in after) >= 16 or plan.kept <= len(after)
+    both = [s.gpus for s in TABLE.shapes for _ in range(min(before.count(s), after.count(s)))]
+    assert 16 - plan.changed_gpus in {sum(kept) for kept in itertools.combinations(both, plan.kept)}
     assert switch_plan(before, before, 128e9, 16).total_bytes == 0.0
 
 
@@ -256,10 +257,13 @@ def test_moves_keep_all_gpus() -> None:
     rng = np.random.default_rng(0)
     sizes = np.array([s.gpus for s in TABLE.shapes])
     rows = catalogue(TABLE.shapes, 16)
+    seen = dict.fromkeys(("move", "merge", "split", "swap", "restrategy"), 0)
     for row in rows[::7]:
-        for move in ("move", "merge", "split", "swap", "restrategy"):
+        for move in seen:
             near = oserve_search._neighbours(TABLE, row, np.ones(4), move, rng)
+            seen[move] += len(near)
             assert (near @ sizes == 16).all() and (near >= 0).all()
+    assert min(seen.values()) > 20, seen
 
 
 # ------------------------------------------------------------------------------------------------------------ forecasts

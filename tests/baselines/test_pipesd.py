@@ -142,6 +142,8 @@ def test_wrong_numbers_are_named(name: str, named: str) -> None:
 
 
 def test_variants_of_the_grids_can_be_made() -> None:
+    variants = {name: llmgym.baselines.grid(ID, name) for name in llmgym.baselines.names(ID)}
+    assert {name for name, grid in variants.items() if grid} >= {"vanilla", "hsl", "edgellm", "pipesd"}
     for name in llmgym.baselines.names(ID):
         for variant in llmgym.baselines.grid(ID, name):
             made(variant)

@@ -284,17 +284,24 @@ def test_the_paper_interference_multiplies_crowded_steps() -> None:
 
 
 def test_the_request_rate_is_a_moving_average_or_the_mean_of_all() -> None:
-    for rate, low, high in (("recent", 7.0, 10.5), ("average", 7.0, 10.5)):
+    shown = {}
+    for rate in ("recent", "average"):
         env = PPDRoutingEnv(
             scenario="paper", reference="idle", workload="small_tiny", qps=4.0, conversations=120, rate=rate
         )
         obs, _ = env.reset(seed=0)
-        rates = []
+        rates, means = [], []
         done = False
         while not done:
+            me = env.lanes.state.lane[0]
             rates.append(20.0 * float(obs[env.layout["rate"]][0]))
+            means.append(float(me["sent"] / me["clock_s"]))
             obs, _, done, _, _ = env.step(LOCAL)
-        assert low < np.mean(rates[len(rates) // 2 :]) < high  # 4 conversations a second of two turns each
+        late = slice(len(rates) // 2, None)
+        assert 7.0 < np.mean(rates[late]) < 10.5  # 4 conversations a second of two turns each
+        shown[rate] = rates[late], means[late]
+    assert shown["average"][0] == pytest.approx(shown["average"][1], rel=1e-5)
+    assert np.std(shown["recent"][0]) > 2.0 * np.std(shown["average"][0])
 
 
 def test_profiles_set_the_cost_of_steps() -> None:
