@@ -63,7 +63,9 @@ def test_knowing_the_future_helps() -> None:
     [
         {"scenario": "fluid-small"},
         {"scenario": "small", "epochs": 40},
-        {"scenario": "surge", "mode": "fluid", "startup_epochs": 0, "epochs": 30},
+        pytest.param(
+            {"scenario": "surge", "mode": "fluid", "startup_epochs": 0, "epochs": 30}, marks=pytest.mark.slow
+        ),
     ],
     ids=["fluid", "event", "no start-up"],
 )

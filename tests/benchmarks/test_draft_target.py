@@ -135,6 +135,7 @@ def test_replay_counts_accepted_tokens_and_skips_the_targets_own():
     assert dt.replay(np.array([1, 1, 0, 1, 0, 0, 1], bool), block=2) == [2, 1, 0, 1]
 
 
+@pytest.mark.slow
 def test_training_learns(clock):
     tokens = {f"{d}_{part}": torch.arange(4000) % 7 for d in dt.DOMAINS for part in ("train", "held")}
     plan = models.Plan(0, 0, 8, 32, 2, 2, 8, 8, 2, 0)

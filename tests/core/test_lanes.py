@@ -294,7 +294,9 @@ def test_metrics_so_far_and_at_the_end():
 
 
 def test_rendering():
-    assert ToyEnv().render() is None and ToyVectorEnv(2).render() is None
+    for silent in (ToyEnv(), ToyVectorEnv(2)):
+        silent.reset(seed=0)
+        assert silent.render() is None
     for mode, kind in (("ansi", str), ("rgb_array", np.ndarray)):
         env, envs = ToyEnv(render_mode=mode), ToyVectorEnv(2, render_mode=mode)
         env.reset(seed=0)

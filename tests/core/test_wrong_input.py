@@ -308,7 +308,8 @@ def test_nothing_is_shown_before_the_first_reset(make, mode, method):
     getattr(env, method)()
 
 
-def test_lanes_that_no_memory_holds():
+def test_lanes_that_no_memory_holds(monkeypatch):
+    monkeypatch.setattr(core_env, "_memory_bytes", lambda: 16.0 * 2**30)
     with pytest.raises(
         InvalidArgument,
         match=r"^num_envs=1000000000: the arrays of the lanes take [\d,.]+ GiB, this machine has [\d,.]+ GiB",

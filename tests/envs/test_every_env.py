@@ -74,7 +74,7 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "budget": {**_CROWDED, "budget": 24, "first_token": "with-prefill", "order": "shortest-output"},
         "stored": {**_CROWDED, "first_token": "stored", "reward": "slo", "horizon_s": 3.0},
         "clearing": {**_CROWDED, "action": "rule", "rules": _CLEARING},
-        "mixed": {"scenario": "mixed", "requests": 60, "information": "noisy"},
+        "mixed": {"scenario": "mixed", "requests": 24, "information": "noisy", "slots": 4},
         "horizon": {**_SMALL, "information": "noisy", "horizon_s": 1.0, "load": 1.2},
     },
     "llmgym/KVProvision-v0": {

@@ -226,6 +226,7 @@ def test_5_capacity_gains_over_a_tuned_static_are_small() -> None:
         assert 1.0 <= gain < 1.07
 
 
+@pytest.mark.slow
 def test_6_misfit_statics() -> None:
     """Llama2-70B on (8,1) x 2 and OPT-66B on (4,1) x 4, by far: 2.7 to 7.7 here."""
     large = {cell: ratio("llama-2-70b", TP8, *cell) for cell in CELLS}
@@ -339,6 +340,7 @@ def test_9_periodic_arrivals(period: int) -> None:
     assert average == pytest.approx(0.5 * abs(1.0 - damped) / np.sqrt(2.0), rel=0.05)
 
 
+@pytest.mark.slow
 def test_9_lstm_on_periodic_arrivals() -> None:
     pytest.importorskip("torch")
     from llmgym.baselines import oserve_lstm

@@ -279,6 +279,7 @@ def tuned(name: str) -> float:
     return true_time(searched(name, TUNERS[name]))
 
 
+@pytest.mark.slow
 def test_item_9_bo_is_ahead() -> None:
     """Table 3: BO 129, grid 139, random 148 ms."""
     assert tuned("bo") < min(tuned("random-search"), tuned("grid-search")) - 10

@@ -341,6 +341,7 @@ def won(metric: str, kind: str) -> float:
     return 100.0 * float(np.mean(KINDS[winners()[metric]] == kind))
 
 
+@pytest.mark.slow
 def test_9_ttft_and_tpot_want_different_clusters() -> None:
     """At 92.2 % of the 180 points in the paper, and at most of them by kind; x = 0 never wins TTFT."""
     found = winners()

@@ -53,7 +53,7 @@ def environment(rows, profile, rule, **settings):
         chunk=settings["budget"],
         action="rule",
         rules=(rule,),
-        every=2**30,
+        every=2**16,
         waiting_cap=2**20,
         **({"horizon_s": 1e6, "information": "exact"} | settings),
     )
