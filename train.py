@@ -1,9 +1,15 @@
 """Train a policy and say whether it wins.
 
-    python train.py                                                  about three minutes: KVQueue-v0 in overload, own PPO
-    python train.py --env llmgym/KVQueue-v0 --scenario azure-conv --timesteps 20000000 --out runs/azure
-    python train.py --out runs/azure --resume --timesteps 40000000   go on, with the settings the run was
-    started with python train.py --algo sb3-maskable-ppo --lanes 64 --minibatch 512
+Without arguments, KVQueue-v0 in overload with the own PPO: about three minutes.
+
+    python train.py
+    python train.py --scenario azure-conv --timesteps 20000000 --out runs/azure
+    python train.py --out runs/azure --resume --timesteps 40000000
+    python train.py --algo sb3-maskable-ppo --lanes 64 --minibatch 512
+    python train.py --env my_module:me/MyEnv-v0
+
+A resumed run goes on with the settings it was started with. An environment of your own is named with the module that
+registers it, which is looked for in the current folder too.
 
 The run folder then holds checkpoint.pt, learning_curve.csv and .png, comparison.png and .csv, and
 report.html: the policy against every baseline of the environment, on worlds it never met (training uses seeds
@@ -23,6 +29,7 @@ import tyro
 from rich.console import Console
 
 from llmgym import baselines, policies
+from llmgym.core.env import check_id
 from llmgym.errors import CheckpointError, InvalidArgument, LlmgymError, UnknownName
 from llmgym.policies import FIRST_TRAINING_SEED, Plan, PPOConfig
 
@@ -63,7 +70,7 @@ class Args:
     """Train a policy, compare it with every baseline on held-out seeds, and write a report."""
 
     env: str = "llmgym/KVQueue-v0"
-    """Id of the environment."""
+    """Id of the environment; module:id if a module of yours registers it."""
     scenario: str | None = None
     """Scenario of the environment. If neither this nor --action nor --env-args is given, KVQueue is trained in an overload
     where order and admission matter (see SHOWCASE in train.py), other environments with their defaults."""
@@ -101,7 +108,8 @@ class Args:
 
 def folder(args: Args) -> Path:
     """Where the run lives."""
-    return args.out or Path("runs") / f"{args.env.rpartition('/')[2]}-{args.algo}-s{args.seed}"
+    name = args.env.rpartition(":")[2].rpartition("/")[2]
+    return args.out or Path("runs") / f"{name}-{args.algo}-s{args.seed}"
 
 
 def env_kwargs(args: Args) -> dict[str, Any]:
@@ -125,15 +133,13 @@ def resumed(args: Args) -> Args:
     """The settings a run was started with, as defaults for the command line that resumes it."""
     path = folder(args) / "checkpoint.pt"
     if not path.is_file():
-        raise CheckpointError(
-            f"--resume: there is no checkpoint in {path.parent}; name the run's folder with --out"
-        )
+        raise CheckpointError(f"--resume: no such file: {path}; name the run's folder with --out")
     from llmgym.policies.checkpoint import load_latest
 
     meta = load_latest(path)["meta"]
     kwargs = dict(meta["env_kwargs"])
     return Args(
-        env=meta["env_id"],
+        env=":".join(filter(None, (meta.get("env_module"), meta["env_id"]))),
         scenario=kwargs.pop("scenario", None),
         action=kwargs.pop("action", None),
         env_args=tuple(f"{name}={json.dumps(value)}" for name, value in kwargs.items()),
@@ -177,10 +183,11 @@ def evaluate(args: Args, console: Console, checkpoint: Path) -> None:
     own = policies.env_kwargs(checkpoint)
     world = {name: value for name, value in env_kwargs(args).items() if name not in own}
     label = out.resolve().name
-    rivals = baselines.names(env_id)
+    rivals = rivals_of(env_id)
     if label in rivals:
         label = f"learned:{label}"
-    rivals = tuned(env_id, rivals, seed=args.eval_seed, progress=args.progress, **world)
+    if rivals:
+        rivals = tuned(env_id, rivals, seed=args.eval_seed, progress=args.progress, **world)
     contenders = {label: str(checkpoint), **{name: name for name in rivals}}
     result = compare(
         env_id, contenders, episodes=args.eval_episodes, seed=args.eval_seed, progress=args.progress, **world
@@ -204,10 +211,19 @@ def evaluate(args: Args, console: Console, checkpoint: Path) -> None:
     )
 
 
+def rivals_of(env_id: str) -> list[str]:
+    """The baselines of an environment; none for one of the user's own."""
+    try:
+        return baselines.names(env_id)
+    except UnknownName:
+        return []
+
+
 def check_before(args: Args) -> None:
     """What is wrong with the comparison at the end is said before the training, not after."""
     if args.algo not in policies.ALGORITHMS:
         raise UnknownName("algorithm", args.algo, policies.ALGORITHMS)
+    check_id(args.env)
     if args.eval_episodes == 0:
         return
     if args.eval_episodes < 2:
@@ -216,7 +232,6 @@ def check_before(args: Args) -> None:
         )
     if not 0 <= args.eval_seed <= FIRST_TRAINING_SEED - args.eval_episodes:
         raise InvalidArgument(f"--eval-seed {args.eval_seed}: expected 0 up to 2**32 less --eval-episodes")
-    baselines.names(args.env)
 
 
 def run(argv: list[str]) -> None:
@@ -248,7 +263,14 @@ def run(argv: list[str]) -> None:
         config=args.config,
     )
     console = Console(highlight=False)
-    result = policies.train(plan)
+    try:
+        result = policies.train(plan)
+    except KeyboardInterrupt:
+        if (out / "checkpoint.pt").exists():
+            resume = f"go on with --out {out} --resume"
+        else:
+            resume = "there is no checkpoint yet, so the same command begins anew"
+        raise KeyboardInterrupt(f"stopped; {resume}") from None
     rate = result.steps / max(result.wall_s, 1e-9)
     shares = ", ".join(
         f"{name} {100 * s / max(sum(result.seconds.values()), 1e-9):.0f} %"
@@ -265,13 +287,21 @@ def run(argv: list[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
+    if os.getcwd() not in sys.path:  # for environments of the user's own
+        sys.path.append(os.getcwd())
     try:
         run(sys.argv[1:] if argv is None else argv)
     except LlmgymError as error:
         print(f"train.py: {error}", file=sys.stderr)
-        return USAGE if isinstance(error, ValueError | ImportError) else 1
-    except KeyboardInterrupt:
-        print("train.py: stopped; go on with --resume (at most one --save-every-s is lost)", file=sys.stderr)
+        return USAGE if isinstance(error, ValueError | ImportError | OSError) else 1
+    except BrokenPipeError:  # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # as on a full disk
+        print(f"train.py: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt as stop:
+        print(f"train.py: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 

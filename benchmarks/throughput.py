@@ -25,8 +25,9 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 import llmgym
+from llmgym.core.checks import number, output_folder, whole
 from llmgym.envs.kv_queue_kernels import mask_lane, observe_lane
-from llmgym.errors import UnknownName
+from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
 
 ENV_ID = "llmgym/KVQueue-v0"
 QUEUE = f"# Throughput of {ENV_ID}"
@@ -317,6 +318,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     args = parser.parse_args()
+    try:
+        number("seconds", args.seconds)
+        whole("turns", args.turns)
+        gymnasium.make(ENV_ID, scenario=args.scenario).close()
+        if args.out:
+            output_folder("out", args.out.parent)
+            if args.out.is_dir():
+                raise InvalidArgument(f"out={str(args.out)!r}: expected a file, this is a folder")
+    except LlmgymError as error:
+        parser.exit(2, f"throughput.py: {error}\n")
     parts = []
     if args.part in ("all", "queue"):
         parts.append(queue(args.scenario, args.turns, args.seconds))

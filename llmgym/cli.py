@@ -4,6 +4,7 @@ Every command is a function whose arguments are its options. Mistakes of the cal
 """
 
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -14,10 +15,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from llmgym import baselines, env_ids
+from llmgym import __version__, baselines, env_ids
 from llmgym.baselines.plan_afd import Afd
 from llmgym.baselines.plan_kv import Kv, Law
 from llmgym.baselines.plan_oserve import Oserve
+from llmgym.core.checks import number, output_folder, whole
 from llmgym.errors import InvalidArgument, LlmgymError
 from llmgym.serving.replay_command import Replay
 
@@ -63,9 +65,10 @@ class Compare:
     """Run policies on the same worlds and say who wins: a table, CSV files, a picture and an HTML report."""
 
     env: Annotated[str, tyro.conf.Positional]
-    """Environment id, such as llmgym/KVQueue-v0."""
+    """Environment id, such as llmgym/KVQueue-v0; module:id if a module of yours registers it."""
     policies: tuple[str, ...] = ()
-    """Baselines, learned policies, or paths of checkpoints; all baselines and shipped policies if left out."""
+    """Baselines, learned policies, paths of checkpoints, or policies of your own as module:name; all baselines and shipped policies
+    if left out."""
     scenario: str | None = None
     """Scenario of the environment; its default if left out."""
     env_args: tuple[str, ...] = ()
@@ -83,20 +86,26 @@ class Compare:
 
     def run(self, console: Console) -> None:
         from llmgym import evaluation
+        from llmgym.evaluation import contenders
+        from llmgym.evaluation.tuning import TUNING_SEEDS
 
+        episodes = whole("episodes", self.episodes, 2, 10**6)
+        whole("seed", self.seed, 0, TUNING_SEEDS - episodes)
+        env_id = contenders.check_id(self.env)
+        for name in self.policies:
+            contenders.resolve(env_id, name)
+        out = self.out or Path("results") / "-".join(filter(None, (env_id.rpartition("/")[2], self.scenario)))
+        output_folder("out", out)
         kwargs = keyword_arguments(self.env_args)
         if self.scenario is not None:
             kwargs["scenario"] = self.scenario
         names: list[str] | None = list(self.policies) or None
-        if self.tune:
+        if self.tune and env_id in env_ids():
             names = evaluation.tuned(self.env, names, seed=self.seed, progress=self.progress, **kwargs)
         result = evaluation.compare(
             self.env, names, episodes=self.episodes, seed=self.seed, progress=self.progress, **kwargs
         )
         print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
-        out = self.out or Path("results") / "-".join(
-            filter(None, (self.env.rpartition("/")[2], self.scenario))
-        )
         out.mkdir(parents=True, exist_ok=True)
         result.to_csv(out / "comparison.csv")
         result.plot(out / "comparison.png")
@@ -204,12 +213,17 @@ class Measure:
             TextColumn("left"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=Console(stderr=True), disable=not self.progress) as bar:
-            task = bar.add_task("")
+        bar = Progress(*columns, console=Console(stderr=True), disable=not self.progress)
+        task = bar.add_task("")
 
-            def told(done: int, total: int, what: str) -> None:
-                bar.update(task, completed=done, total=total, description=what)
+        def told(done: int, total: int, what: str) -> None:
+            if (
+                not bar.live.is_started
+            ):  # a mistake of the caller, told before the first case, is one line alone
+                bar.start()
+            bar.update(task, completed=done, total=total, description=what)
 
+        try:
             if self.kernels:
                 found = measure_kernels(
                     self.out,
@@ -221,6 +235,9 @@ class Measure:
                 )
             else:
                 profile = measure(settings, self.out, progress=told)
+        finally:
+            if bar.live.is_started:
+                bar.stop()
         if self.kernels:
             table = Table(title=f"{self.out}: {found.meta['device']}", title_justify="left")
             for name in ("op", "variants", "cases"):
@@ -241,7 +258,7 @@ class Throughput:
     """Steps a second of the native vector environment on this machine, one thread."""
 
     env: Annotated[str, tyro.conf.Positional] = "llmgym/KVQueue-v0"
-    """Environment id."""
+    """Environment id; module:id if a module of yours registers it."""
     lanes: int = 1024
     """Copies that step together."""
     env_args: tuple[str, ...] = ()
@@ -250,9 +267,10 @@ class Throughput:
     """How long to measure."""
 
     def run(self, console: Console) -> None:
-        import gymnasium
+        from llmgym.evaluation.contenders import make_env
 
-        envs = gymnasium.make_vec(self.env, self.lanes, **keyword_arguments(self.env_args))
+        number("seconds", self.seconds)
+        envs = make_env(self.env, self.lanes, keyword_arguments(self.env_args))
         envs.reset(seed=0)
         envs.action_space.seed(0)
         actions = [envs.action_space.sample() for _ in range(16)]
@@ -270,7 +288,10 @@ class Throughput:
 
 @dataclass(frozen=True)
 class Arguments:
-    """llmgym: scheduling problems of LLM inference as Gymnasium environments."""
+    """llmgym: scheduling problems of LLM inference as Gymnasium environments.
+
+    llmgym --version says which version this is.
+    """
 
     command: (
         Annotated[List, tyro.conf.subcommand("list")]
@@ -285,14 +306,29 @@ class Arguments:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"llmgym {__version__}")
+        return 0
+    if os.getcwd() not in sys.path:  # for environments of the user's own
+        sys.path.append(os.getcwd())
     parsed = tyro.cli(
         tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Arguments]], args=arguments, prog="llmgym"
     )
     try:
         parsed.command.run(Console())
+    except BrokenPipeError:  # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except LlmgymError as error:
         print(f"llmgym: {error}", file=sys.stderr)
         return USAGE
+    except OSError as error:  # as on a full disk
+        print(f"llmgym: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print("llmgym: stopped", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -62,6 +62,10 @@ class ProfileError(LlmgymError, ValueError):
     """A kernel cost profile that is missing a table, a field or its provenance."""
 
 
+class OutputError(LlmgymError, OSError):
+    """A file that cannot be written, as on a full disk; the message names it and says what was left in its place."""
+
+
 class CheckpointError(LlmgymError, ValueError):
     """A checkpoint that is truncated, of another version, or made for another environment."""
 
@@ -71,7 +75,7 @@ class NoProgress(LlmgymError, RuntimeError):
 
 
 class ResetNeeded(LlmgymError, RuntimeError):
-    """`step` was called before `reset`, or on an episode that has ended."""
+    """Something needs an episode, and `reset` was not called yet; or `step` was called on one that has ended."""
 
 
 class MissingExtra(LlmgymError, ImportError):

@@ -1,8 +1,11 @@
 """What an argument must be: checks whose errors name the argument, its value and what is allowed."""
 
+import contextlib
 import math
+import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +33,33 @@ def choice(name: str, value: Any, known: Collection[str]) -> str:
     if not isinstance(value, str) or value not in known:
         raise UnknownName(name, value, known)
     return value
+
+
+def output_folder(name: str, path: str | Path) -> Path:
+    """`path`, if files can be written there. The folders made to find out are removed again.
+
+    Raises:
+        InvalidArgument: no such folder can be made, or nothing can be written into it.
+    """
+    folder = Path(path)
+    made: list[Path] = []
+    try:
+        for part in reversed([folder, *folder.parents]):
+            if not part.exists():
+                part.mkdir()
+                made.append(part)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(4096))  # a full disk still makes empty files
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename and Path(error.filename) in folder.parents else ""
+        raise InvalidArgument(
+            f"{name}={str(path)!r}: cannot be written to: {error.strerror}{where}"
+        ) from error
+    finally:
+        for part in reversed(made):
+            with contextlib.suppress(OSError):  # somebody has put something into it
+                part.rmdir()
+    return folder
 
 
 def settled(

@@ -9,6 +9,7 @@ A new environment subclasses both and names its simulation:
         simulation_class = MySimulation
 """
 
+import importlib
 import math
 import os
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from llmgym.core import lanes as core
 from llmgym.core.checks import whole
 from llmgym.core.lanes import Lanes, Simulation, draw_key, seeded_key
 from llmgym.core.layout import Layout
-from llmgym.errors import InvalidArgument, ResetNeeded
+from llmgym.errors import InvalidArgument, ResetNeeded, UnknownName
 
 _MODES = {
     AutoresetMode.NEXT_STEP: core.NEXT_STEP,
@@ -93,6 +94,42 @@ def _memory_bytes() -> float:
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:,.3g} GiB" if size < 2**30 * 1000 else f"{size / 2**30:,.0f} GiB"
+
+
+def check_id(env_id: str) -> str:
+    """The id of an environment without the module in front of it (`module:id`), once that module is imported.
+
+    Raises:
+        UnknownName: nothing is registered under the id.
+        InvalidArgument: the module cannot be imported.
+    """
+    module, _, name = str(env_id).rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except (ImportError, TypeError, ValueError) as error:
+            raise InvalidArgument(
+                f"environment id {env_id!r}: module {module!r} cannot be imported: {error}"
+            ) from error
+    try:
+        gymnasium.spec(name)
+    except gymnasium.error.Error as error:
+        theirs = {
+            known
+            for known, spec in gymnasium.registry.items()
+            if module and _home(spec.entry_point) == module
+        }
+        ours = {known for known in gymnasium.registry if known.startswith("llmgym/")}
+        raise UnknownName("environment id", env_id, theirs or ours) from error
+    return name
+
+
+def _home(entry_point: Any) -> str:
+    return (
+        entry_point.partition(":")[0]
+        if isinstance(entry_point, str)
+        else getattr(entry_point, "__module__", "")
+    )
 
 
 def _show_base(cls: type, base: type) -> None:

@@ -9,12 +9,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from llmgym.core import env as core_env
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.policy import Policy
 from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
 
 BASELINE, LEARNED, GIVEN = "baseline", "learned", "given"
 """Kinds: a rule of `llmgym.baselines`, a network of `llmgym.policies`, an object of the user's."""
+
+check_id = core_env.check_id
 
 _OURS = frozenset({"num_envs", "autoreset_mode", "copy"})
 """Arguments of the vector environment that the evaluation sets itself."""
@@ -40,11 +43,12 @@ class Contender:
 
 
 def resolve(env_id: str, policy: str | Policy, label: str | None = None) -> Contender:
-    """Find a policy: a baseline's name, a learned policy's name, a path to a checkpoint, or an object.
+    """Find a policy: a baseline's name, a learned policy's name, a path to a checkpoint, `module:name`, or an object.
 
     Raises:
-        UnknownName: a string that is none of the three.
-        InvalidArgument: an object that is not a policy.
+        UnknownName: a string that is none of these.
+        InvalidArgument: an object that is not a policy, or a module that does not have it.
+        CheckpointError: the path of a checkpoint that cannot be read.
     """
     if isinstance(policy, str):
         return _named(env_id, policy, label or policy)
@@ -84,33 +88,30 @@ def _named(env_id: str, name: str, label: str) -> Contender:
     if name in rules or name.partition(":")[0] in rules:
         kwargs = baselines.env_kwargs(env_id, name)
         return Contender(label, BASELINE, name, dict(kwargs), lambda env: baselines.make(name, env))
-    if name in learned or Path(name).exists():
+    if name in learned or Path(name).exists() or Path(name).suffix in (".pt", ".zip"):
         kwargs = policies.env_kwargs(name)
         return Contender(label, LEARNED, name, dict(kwargs), lambda env: policies.load(name, env))
+    module, _, attribute = name.partition(":")
+    if attribute.isidentifier():
+        given = _of_module(module, attribute)
+        return resolve(env_id, given, label if label != name else None)
     raise UnknownName(f"policy (or checkpoint path) for {env_id}", name, [*rules, *learned])
+
+
+def _of_module(module: str, attribute: str) -> Policy:
+    """A policy object that a module has under a name, or one of the class that it has. Raises `InvalidArgument`."""
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+        policy: Policy = found() if isinstance(found, type) else found
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InvalidArgument(f"policy '{module}:{attribute}' cannot be made: {error}") from error
+    return policy
 
 
 def known(env_id: str) -> list[str]:
     """Names of every baseline and every shipped learned policy of an environment."""
     rules, learned = _names(env_id)
     return [*rules, *learned]
-
-
-def check_id(env_id: str) -> str:
-    """The id without a module in front of it, once that module is imported.
-
-    Raises:
-        UnknownName: gymnasium does not know the id.
-    """
-    module, _, name = str(env_id).rpartition(":")
-    try:
-        if module:
-            importlib.import_module(module)
-        gymnasium.spec(name)
-    except (gymnasium.error.Error, ImportError):
-        ours = [known for known in gymnasium.registry if known.startswith("llmgym/")]
-        raise UnknownName("environment id", env_id, ours) from None
-    return name
 
 
 def merged_kwargs(contender: Contender, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,6 +158,8 @@ def make_env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVect
         InvalidArgument: the id has no lanes, or its environment does not know an argument.
     """
     env_id = check_id(env_id)
+    if "num_envs" in env_kwargs:
+        raise InvalidArgument("num_envs: set by the number of lanes, not an argument of the environment here")
     try:
         env = gymnasium.make_vec(env_id, num_envs=lanes, **env_kwargs)
     except TypeError as error:

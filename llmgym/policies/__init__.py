@@ -45,7 +45,9 @@ def names(env_id: str | None = None) -> list[str]:
     """Names of the shipped policies of an environment (with or without `llmgym/`), or of all."""
     if env_id is None:
         return sorted(f"{path.parent.name}/{path.stem}" for path in TRAINED.glob("*/*.pt"))
-    environment = env_id.rpartition("/")[2]
+    namespace, _, environment = env_id.rpartition(":")[2].rpartition("/")
+    if namespace not in ("", "llmgym"):
+        return []
     return [name for name in names() if name.partition("/")[0] == environment]
 
 

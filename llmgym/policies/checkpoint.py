@@ -13,7 +13,7 @@ import pickle
 import shutil
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 from llmgym.core.layout import Layout
-from llmgym.errors import CheckpointError, InvalidArgument
+from llmgym.errors import CheckpointError, InvalidArgument, OutputError
 
 FORMAT = "llmgym-checkpoint"
 VERSION = 1
@@ -76,28 +76,50 @@ def previous(path: Path) -> Path:
     return path.with_suffix(f".previous{path.suffix}")
 
 
+@contextlib.contextmanager
+def whole_or_not_at_all(path: Path, *temporary: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into an `OutputError`; however the block ends, its temporary files are gone."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch says of a full disk that its writer failed
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        if cause is None and "inline_container" not in str(error):
+            raise
+        why = getattr(cause, "strerror", None) or "the disk may be full"
+        kept = "; the one before it is kept" if path.exists() else ""
+        raise OutputError(f"{path} cannot be written: {why}{kept}") from error
+    finally:
+        for file in temporary:
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+
+
 def save(path: Path, payload: Mapping[str, Any]) -> None:
     """Write a checkpoint so that `path` is whole at every moment.
 
     Args:
         path: where to; its folder must exist.
         payload: the `PARTS`, in plain types and tensors.
+
+    Raises:
+        OutputError: it cannot be written; what was there before is still there, and nothing half written.
     """
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        torch.save({"format": FORMAT, "version": VERSION, **payload}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if path.exists():
-        kept = previous(path).with_suffix(".tmp")
-        kept.unlink(missing_ok=True)
-        try:
-            os.link(path, kept)
-        except OSError:  # file systems without hard links
-            shutil.copy2(path, kept)
-        os.replace(kept, previous(path))
-        kept.unlink(missing_ok=True)  # moving a file onto another name of itself leaves both names
-    os.replace(temporary, path)
+    temporary, kept = path.with_suffix(".tmp"), previous(path).with_suffix(".tmp")
+    with whole_or_not_at_all(path, temporary, kept):
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, "version": VERSION, **payload}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            kept.unlink(missing_ok=True)
+            try:
+                os.link(path, kept)
+            except OSError:  # file systems without hard links
+                shutil.copy2(path, kept)
+            os.replace(kept, previous(path))
+        os.replace(temporary, path)
     with contextlib.suppress(OSError):  # not every system can flush a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
@@ -114,7 +136,7 @@ def load(path: Path) -> dict[str, Any]:
             says which.
     """
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise CheckpointError(f"no such file: {path}")
     hint = f"; the save before it is kept in {previous(path)}" if previous(path).is_file() else ""
     try:
         # torch does not look at the checksums of its own archive

@@ -204,7 +204,7 @@ def _from_archive(
     path: Path, inputs: int, simulation: Any, name: str, sample_seed: int | None
 ) -> LearnedPolicy:
     if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
+        raise CheckpointError(f"no such file: {path}")
     try:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():

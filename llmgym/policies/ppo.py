@@ -241,8 +241,7 @@ def _train(plan: Plan, run: Run) -> None:
         )
         run.record({**means, "learning_rate": rate, "epochs": float(epochs), **episodes.averages()})
         episodes.clear()
-        if run.finished or run.save_due:
-            run.save(state())
+        run.end_update(state, run.finished)
 
 
 def _numpy_state(generator: np.random.Generator) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import importlib.metadata
 import inspect
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,8 +36,16 @@ from rich.progress import (
 )
 
 from llmgym import baselines
-from llmgym.core.env import LaneVectorEnv
-from llmgym.errors import CheckpointError, InvalidArgument, LlmgymError, MissingExtra, UnknownName
+from llmgym.core.checks import output_folder
+from llmgym.core.env import LaneVectorEnv, check_id
+from llmgym.errors import (
+    CheckpointError,
+    InvalidArgument,
+    LlmgymError,
+    MissingExtra,
+    OutputError,
+    UnknownName,
+)
 from llmgym.policies import checkpoint
 from llmgym.policies.config import Plan
 
@@ -72,16 +82,10 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVe
         InvalidArgument: it is not one of lanes, or it does not take one of the arguments.
     """
     checkpoint.check_plain("env_kwargs", env_kwargs)
-    try:
-        spec = gymnasium.spec(env_id)
-    except (gymnasium.error.Error, ImportError) as error:
-        ours = [
-            name
-            for name, known in gymnasium.registry.items()
-            if str(known.vector_entry_point).startswith("llmgym")
-        ]
-        raise UnknownName("environment", env_id, ours) from error
-    entry: Any = spec.vector_entry_point
+    if reserved := sorted(OWN_KWARGS & set(env_kwargs)):
+        raise InvalidArgument(f"env_kwargs: {', '.join(reserved)} is set by the training itself")
+    env_id = check_id(env_id)
+    entry: Any = gymnasium.spec(env_id).vector_entry_point
     entry = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
     if not (inspect.isclass(entry) and issubclass(entry, LaneVectorEnv)):
         raise InvalidArgument(f"env_id={env_id!r}: training needs an environment of lanes (a LaneVectorEnv)")
@@ -99,6 +103,9 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVe
     assert isinstance(env, LaneVectorEnv)
     return env
 
+
+OWN_KWARGS = frozenset({"num_envs", "autoreset_mode", "copy"})
+"""Arguments of a vector environment that the training sets."""
 
 WORLD = ("scenario", "workload", "profile")
 """Arguments that every environment has and that say which world it is; they never belong to a policy."""
@@ -165,11 +172,11 @@ class Run:
 
     def __init__(self, plan: Plan, columns: Sequence[str]) -> None:
         self.plan = plan
-        self.path = plan.out / "checkpoint.pt"
+        self.path = output_folder("out", plan.out) / "checkpoint.pt"
         self.stored: dict[str, Any] | None = None
         if plan.resume:
             if not self.path.exists():
-                raise CheckpointError(f"nothing to resume: there is no checkpoint in {plan.out}")
+                raise CheckpointError(f"no such file: {self.path}, so there is nothing to resume")
             self.stored = checkpoint.load_latest(self.path)
         elif self.path.exists():
             raise InvalidArgument(f"{plan.out} already holds a run: resume it, or choose another folder")
@@ -213,7 +220,7 @@ class Run:
         self._csv.writerow(self.columns)
         for row in self.rows:
             self._csv.writerow(_cells(row))
-        self._file.flush()
+        self._flush()
         self._writer = _tensorboard(plan.out) if plan.log else None
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -231,11 +238,34 @@ class Run:
         self._bar.start()
         self._begun = self._saved = self._said = self._last = time.perf_counter()
         self._last_steps = self._first_steps = self.steps
+        self.stopping = False
+        self._handler: Any = None
+        if (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            self._handler = signal.signal(signal.SIGINT, self._ask_to_stop)
         return self
 
+    def _ask_to_stop(self, *signal_and_frame: object) -> None:
+        """What Ctrl-C does: the first one lets the update come to its end, where the state is whole and is saved."""
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        self._console.print("stopping after this update; Ctrl-C again stops at once", highlight=False)
+
+    def _flush(self) -> None:
+        try:
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"{self._file.name} cannot be written: {error.strerror}") from error
+
     def __exit__(self, *exc: object) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
         self._bar.stop()
-        self._file.close()
+        with contextlib.suppress(OSError):  # each row was written, or told of, when it was made
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
         self.env.close()
@@ -264,7 +294,7 @@ class Run:
                 )
         self.rows.append([float(row.get(name, math.nan)) for name in self.columns])
         self._csv.writerow(_cells(self.rows[-1]))
-        self._file.flush()
+        self._flush()
         if self._writer is not None:
             for name, value in row.items():
                 if name != "steps" and not math.isnan(value):
@@ -284,10 +314,16 @@ class Run:
                 soft_wrap=True,
             )
 
-    @property
-    def save_due(self) -> bool:
-        """True if it is time for a checkpoint."""
-        return time.perf_counter() - self._saved >= self.plan.save_every_s
+    def end_update(self, state: Callable[[], Mapping[str, Any]], last: bool) -> None:
+        """Save if it is time, after the last update, and before a stop that was asked for.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C was pressed during the update.
+        """
+        if last or self.stopping or time.perf_counter() - self._saved >= self.plan.save_every_s:
+            self.save(state())
+        if self.stopping:
+            raise KeyboardInterrupt
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Write a checkpoint: the trainer's `model`, `optimizer`, `normaliser` and `rng`, and all that this
@@ -298,6 +334,7 @@ class Run:
             "name": plan.out.resolve().name,
             "algo": plan.algo,
             "env_id": plan.env_id.rpartition(":")[2],
+            "env_module": plan.env_id.rpartition(":")[0],
             "env_kwargs": dict(plan.env_kwargs),
             "interface": self.interface,
             "layout": self.env.layout.signature(),

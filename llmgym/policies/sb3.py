@@ -23,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from llmgym.core.env import LaneVectorEnv
 from llmgym.errors import CheckpointError, InvalidArgument
+from llmgym.policies.checkpoint import whole_or_not_at_all
 from llmgym.policies.config import Plan, training_seed
 from llmgym.policies.ppo import LOSS_COLUMNS
 from llmgym.policies.run import EPISODE_COLUMNS, Episodes, Run, TrainingResult, learning_threads
@@ -217,7 +218,7 @@ class _Recorder(BaseCallback):
         self._run.seconds["inference"] += now - self._mark - inside
         self._mark, self._updates = now, True
 
-    def finish_update(self) -> None:
+    def finish_update(self, last: bool = False) -> None:
         """Record the update that has just ended, and save if it is time."""
         run = self._run
         run.seconds["learning"] += time.perf_counter() - self._mark
@@ -226,8 +227,7 @@ class _Recorder(BaseCallback):
         row = {name: sign * float(logged[key]) for name, (key, sign) in LOGGED.items() if key in logged}
         run.record({**row, **self._episodes.averages()})
         self._episodes.clear()
-        if run.save_due:
-            run.save(self._state())
+        run.end_update(self._state, last)
 
 
 def train_sb3(plan: Plan) -> TrainingResult:
@@ -335,9 +335,11 @@ def _train(plan: Plan, run: Run, minibatch: int) -> None:
     recorder = _Recorder(run, state)
     if not run.finished:
         model.learn(plan.timesteps - run.steps, callback=recorder, reset_num_timesteps=False)
-        recorder.finish_update()
-        run.save(state())
-    model.save(plan.out / "sb3.zip")
+        recorder.finish_update(last=True)
+    archive, temporary = plan.out / "sb3.zip", plan.out / "sb3.tmp.zip"
+    with whole_or_not_at_all(archive, temporary):
+        model.save(temporary)
+        temporary.replace(archive)
 
 
 def _time_steps(vec: SB3VecEnv, run: Run) -> None:

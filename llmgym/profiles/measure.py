@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llmgym.core.checks import number, whole
+from llmgym.core.checks import number, output_folder, whole
 from llmgym.errors import InvalidArgument
 from llmgym.profiles.bench import Device
 from llmgym.profiles.laws import MAX_SEQUENCES
@@ -253,9 +253,11 @@ def measure(
         progress: called before every case with its number, the number of cases, and what it is.
 
     Raises:
-        InvalidArgument: the device cannot be used, or `out` holds measurements of something else.
+        InvalidArgument: the device cannot be used, `out` cannot be written to, or it holds measurements of something else.
         MissingExtra: torch is not installed.
     """
+    output_folder("out", out)
+    load(settings.host_from)  # a name that is not known is told before anything is measured
     bench = _Bench(settings)
     cases = list(bench.cases())
     about = f"{settings.shape().name}, tp {settings.tensor_parallel}, {bench.device.title}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from llmgym.core.checks import number
+from llmgym.core.checks import number, output_folder
 from llmgym.errors import InvalidArgument, ProfileError, UnknownName
 from llmgym.profiles.bench import Case, Device
 from llmgym.profiles.families import LARGEST_BYTES, QUICK, Families, Grid
@@ -44,11 +44,12 @@ def measure_kernels(
         progress: called before every case with its number, the number of cases, and what it is.
 
     Raises:
-        InvalidArgument: the device cannot be used, or `out` holds measurements of another.
+        InvalidArgument: the device cannot be used, `out` cannot be written to, or it holds measurements of another.
         UnknownName: no such family.
         MissingExtra: torch is not installed.
     """
     number("minutes", minutes)
+    output_folder("out", out)
     bench = Device(device)
     every = Families(bench, QUICK if quick else Grid())
     for name in families:

@@ -1,9 +1,12 @@
+import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import pytest
 
 from llmgym import policies
 from llmgym.core.policy import Policy
-from llmgym.errors import CheckpointError, InvalidArgument, UnknownName
+from llmgym.errors import CheckpointError, InvalidArgument, OutputError, UnknownName
 from llmgym.policies import Plan, PPOConfig
 from tests.policies.toys import GUESS, TOY, GuessVectorEnv, mean_return
 from tests.toy import ToyEnv, ToyVectorEnv
@@ -140,9 +143,75 @@ def test_a_shipped_policy_plays_where_it_was_trained(name: str) -> None:
         policies.load("nobody", ToyEnv())
 
 
+@pytest.fixture
+def small_files() -> Iterator[Callable[[int], None]]:
+    """A disk on which no file grows beyond a size: what is written beyond fails, as on a full one."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint_and_nothing_else(
+    copy: Path, small_files: Callable[[int], None]
+) -> None:
+    """It left a `checkpoint.tmp` of no bytes and ended with 30 lines of a traceback."""
+    payload = checkpoint.load(copy)
+    good = copy.read_bytes()
+    for limit in (0, 100, 5000, len(good) - 1):
+        small_files(limit)
+        with pytest.raises(
+            OutputError, match=r"checkpoint\.pt cannot be written: File too large; the one before it is kept$"
+        ):
+            checkpoint.save(copy, payload)
+        assert [path.name for path in copy.parent.iterdir()] == [
+            "checkpoint.pt"
+        ] and copy.read_bytes() == good
+        new = copy.with_name("new.pt")
+        with pytest.raises(OutputError, match=r"new\.pt cannot be written: File too large$"):
+            checkpoint.save(new, payload)
+        assert not new.exists() and not new.with_suffix(".tmp").exists()
+    small_files(10 * len(good))
+    checkpoint.save(copy, payload)
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["checkpoint.previous.pt", "checkpoint.pt"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace", "link"])
+def test_a_disk_that_fails_at_any_step_of_a_save(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    payload, good = checkpoint.load(copy), copy.read_bytes()
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, step, fail)
+    monkeypatch.setattr("shutil.copy2", fail)
+    with pytest.raises(
+        OutputError, match="cannot be written: No space left on device; the one before it is kept"
+    ):
+        checkpoint.save(copy, payload)
+    assert [path.name for path in copy.parent.iterdir()] == ["checkpoint.pt"] and copy.read_bytes() == good
+
+
+def test_what_no_checkpoint_can_hold_is_no_fault_of_the_disk(tmp_path: Path) -> None:
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+        checkpoint.save(tmp_path / "checkpoint.pt", {"meta": lambda: None})
+    assert not list(tmp_path.iterdir())
+
+
+def test_shipped_policies_are_those_of_this_packages_environments() -> None:
+    assert (
+        policies.names("KVQueue-v0")
+        == policies.names("llmgym:llmgym/KVQueue-v0")
+        == policies.names("llmgym/KVQueue-v0")
+    )
+    assert policies.names("me/KVQueue-v0") == policies.names("mine:me/KVQueue-v0") == []
+
+
 def test_missing_truncated_and_garbage(copy: Path) -> None:
     env = ToyEnv()
-    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+    with pytest.raises(CheckpointError, match=r"^no such file: .*none\.pt$"):
         policies.load(copy.with_name("none.pt"), env)
     whole = copy.read_bytes()
     for part in (0, 1, 100, len(whole) // 2, len(whole) - 1):

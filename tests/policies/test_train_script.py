@@ -1,14 +1,22 @@
+import errno
 import importlib.util
+import os
+import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
 from llmgym import baselines, policies
 from tests.policies.toys import TOY
 
 pytest.importorskip("torch")
+
+from llmgym.policies import run
+
 SCRIPT = Path(__file__).parents[2] / "train.py"
 QUICK = ["--no-progress", "--lanes", "16", "--rollout-steps", "16", "--minibatch", "256", "--threads", "1"]
 
@@ -33,7 +41,16 @@ def script() -> Any:
         (["--lanes", "0"], "lanes=0"),
         (["--minibatch", "0"], "minibatch=0"),
         (["--eval-seed", str(2**32)], "--eval-seed"),
-        (["--resume"], "there is no checkpoint"),
+        (["--resume"], "--resume: no such file: "),
+        (["--seed", "-1"], "seed=-1"),
+        (["--seed", str(2**32)], "seed=4294967296"),
+        (["--lanes", str(10**9)], "num_envs=1000000000: the arrays of the lanes take"),
+        (["--eval-episodes", "1"], "--eval-episodes 1"),
+        (["--eval-seed", "-1"], "--eval-seed -1"),
+        (["--env-args", "num_envs=3"], "num_envs is set by the training itself"),
+        (["--env-args", "nope=3"], "got an unexpected keyword argument 'nope'"),
+        (["--env", "no_module:me/Env-v0"], "module 'no_module' cannot be imported"),
+        (["--env", "tests.toy:me/Nope-v0"], "unknown environment id 'tests.toy:me/Nope-v0'"),
     ],
 )
 def test_mistakes_of_the_caller(
@@ -90,24 +107,125 @@ def test_a_run_from_start_to_report(script: Any, tmp_path: Path, capsys: Any, mo
     assert "hidden" in capsys.readouterr().err
 
 
-def test_environments_without_baselines_are_said_before_training(
+def test_an_environment_of_ones_own_is_trained_and_compared_with_nothing(
     script: Any, tmp_path: Path, capsys: Any
 ) -> None:
-    assert script.main(["--env", TOY, "--out", str(tmp_path / "run"), *QUICK]) == 2
-    assert "unknown environment" in capsys.readouterr().err
+    out = tmp_path / "run"
+    arguments = ["--env", f"tests.policies.toys:{TOY}", "--out", str(out), "--timesteps", "256", *QUICK]
+    assert script.main([*arguments, "--eval-episodes", "2"]) == 0
+    assert "There is no baseline without privileges to compare run with." in capsys.readouterr().out
+    assert policies.meta(out)["env_id"] == TOY and policies.meta(out)["env_module"] == "tests.policies.toys"
+    again = ["--out", str(out), "--resume", "--timesteps", "512", "--eval-episodes", "0", "--no-progress"]
+    before = gymnasium.registry.pop(TOY)
+    del sys.modules["tests.policies.toys"]
+    try:  # a new process has not imported the module: the run knows it
+        assert script.main(again) == 0
+    finally:
+        gymnasium.registry.setdefault(TOY, before)
+    assert policies.meta(out)["steps"] == 512
+
+
+@pytest.mark.parametrize("folder", ["file/run", "file", "file/a/b"])
+def test_a_folder_that_cannot_be_written_is_said_before_training(
+    script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any, folder: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(run.Run, "__enter__", lambda self: pytest.fail("training begins"))
+    assert script.main(["--out", str(tmp_path / folder), *QUICK]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error.startswith(f"train.py: out='{tmp_path / folder}': cannot be written to: ")
+        and error.count("\n") == 1
+    )
+
+
+OWN = ["--env", TOY, "--timesteps", "100000", "--eval-episodes", "0", "--save-every-s", "1e9", *QUICK]
+
+
+@pytest.mark.parametrize("algo", policies.ALGORITHMS)
+def test_ctrl_c_before_the_first_checkpoint_saves_one(
+    script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any, algo: str
+) -> None:
+    """It advised --resume, and there was nothing to resume."""
+    record, updates = run.Run.record, []
+
+    def interrupted(self: run.Run, values: Any) -> None:
+        updates.append(self.steps)
+        if len(updates) == 2:
+            signal.raise_signal(signal.SIGINT)
+        record(self, values)
+
+    monkeypatch.setattr(run.Run, "record", interrupted)
+    out = tmp_path / "run"
+    assert script.main(["--out", str(out), "--algo", algo, *OWN]) == 130
+    told = capsys.readouterr().err
+    assert (
+        f"train.py: stopped; go on with --out {out} --resume\n" in told
+        and "stopping after this update" in told
+    )
+    assert policies.meta(out)["steps"] == updates[-1] == 2 * 16 * 16 and len(updates) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.setattr(run.Run, "record", record)
     assert (
         script.main(
-            [
-                "--env",
-                TOY,
-                "--out",
-                str(tmp_path / "run"),
-                "--eval-episodes",
-                "0",
-                "--timesteps",
-                "256",
-                *QUICK,
-            ]
+            ["--out", str(out), "--resume", "--timesteps", "1024", "--eval-episodes", "0", "--no-progress"]
         )
         == 0
+    )
+    assert policies.meta(out)["steps"] == 1024
+
+
+@pytest.mark.parametrize("where", ["make_lanes", "Run.record"])
+def test_ctrl_c_with_nothing_to_save_does_not_advise_to_resume(
+    script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any, where: str
+) -> None:
+    def stop(*arguments: Any) -> None:
+        for _ in range(2):  # the second one does not wait for the update
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(f"llmgym.policies.run.{where}", stop)
+    assert script.main(["--out", str(tmp_path / "run"), *OWN]) == 130
+    told = capsys.readouterr().err
+    assert "train.py: stopped; there is no checkpoint yet, so the same command begins anew\n" in told
+    assert "--resume" not in told and not (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+def test_a_full_disk_is_one_line(script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(os, "fsync", full)
+    assert (
+        script.main(["--out", str(out), *OWN[:2], "--timesteps", "256", "--eval-episodes", "0", *QUICK]) == 2
+    )
+    error = capsys.readouterr().err
+    assert error == f"train.py: {out / 'checkpoint.pt'} cannot be written: No space left on device\n"
+    assert [path.name for path in out.iterdir()] == ["learning_curve.csv"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_learning_curve_that_cannot_be_written_is_one_line(
+    script: Any, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "learning_curve.csv").symlink_to("/dev/full")
+    assert script.main(["--out", str(tmp_path), *OWN]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error == f"train.py: {tmp_path / 'learning_curve.csv'} cannot be written: No space left on device\n"
+    )
+
+
+def test_help_shows_each_example_in_one_line(script: Any) -> None:
+    shown = subprocess.run(
+        [sys.executable, str(SCRIPT), "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    lines = [line.rstrip() for line in shown.stdout.splitlines()]
+    examples = [line for line in script.__doc__.splitlines() if "python train.py" in line]
+    assert len(examples) == 5 and all(example in lines and len(example) < 80 for example in examples)
+    assert all(
+        example.startswith("    python train.py") and example.count("python") == 1 for example in examples
     )
