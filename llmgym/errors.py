@@ -25,10 +25,10 @@ class UnknownName(InvalidArgument):
         close = difflib.get_close_matches(str(name), known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         super().__init__(f"{says or f'unknown {kind} {name!r}'}.{hint} Known: {', '.join(known) or '(none)'}")
-        self.kind, self.name, self.known = kind, name, known
+        self.kind, self.name, self.known, self._says = kind, name, known, says
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.kind, self.name, self.known)
+        return type(self), (self.kind, self.name, self.known, self._says)
 
 
 class UnknownArgument(UnknownName, TypeError):

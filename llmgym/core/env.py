@@ -100,17 +100,15 @@ def check_id(env_id: str) -> str:
     """The id of an environment without the module in front of it (`module:id`), once that module is imported.
 
     Raises:
-        UnknownName: nothing is registered under the id.
-        InvalidArgument: the module cannot be imported.
+        UnknownName: nothing is registered under the id, or the module cannot be imported.
     """
     module, _, name = str(env_id).rpartition(":")
     if module:
         try:
             importlib.import_module(module)
         except (ImportError, TypeError, ValueError) as error:
-            raise InvalidArgument(
-                f"environment id {env_id!r}: module {module!r} cannot be imported: {error}"
-            ) from error
+            says = f"unknown environment id {env_id!r}: module {module!r} cannot be imported: {error}"
+            raise UnknownName("environment id", env_id, _ids(), says) from error
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
@@ -119,9 +117,12 @@ def check_id(env_id: str) -> str:
             for known, spec in gymnasium.registry.items()
             if module and _home(spec.entry_point) == module
         }
-        ours = {known for known in gymnasium.registry if known.startswith("llmgym/")}
-        raise UnknownName("environment id", env_id, theirs or ours) from error
+        raise UnknownName("environment id", env_id, theirs or _ids()) from error
     return name
+
+
+def _ids() -> set[str]:
+    return {known for known in gymnasium.registry if known.startswith("llmgym/")}
 
 
 def _home(entry_point: Any) -> str:

@@ -87,7 +87,7 @@ def whole_or_not_at_all(path: Path, *temporary: Path) -> Iterator[None]:
             cause = cause.__context__
         if cause is None and "inline_container" not in str(error):
             raise
-        why = getattr(cause, "strerror", None) or "the disk may be full"
+        why = getattr(cause, "strerror", None) or (str(cause) if cause else "the disk may be full")
         kept = "; the one before it is kept" if path.exists() else ""
         raise OutputError(f"{path} cannot be written: {why}{kept}") from error
     finally:

@@ -387,6 +387,7 @@ def test_every_environment_knows_its_keywords(env_id):
 def test_errors_travel_between_processes():
     known = [
         UnknownName("rule", "vlm", ["vllm"]),
+        UnknownName("rule", "vlm", ["vllm"], "no such rule"),
         UnknownArgument("KVQueue", "x", ["y"]),
         errors.MissingExtra("PPO", "train"),
         InvalidAction("no"),
