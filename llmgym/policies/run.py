@@ -416,8 +416,11 @@ class Episodes:
             "return_std": float(returns.std()),
             "episode_steps": float(np.concatenate(self._lengths).mean()),
         }
-        means = np.concatenate(self._metrics).mean(axis=0).tolist()
-        return row | dict(zip(self.names, means))
+        metrics = np.concatenate(self._metrics)
+        known = np.isfinite(metrics)  # a metric has no value where there was nothing to take it of
+        with np.errstate(invalid="ignore"):
+            means = np.where(known, metrics, 0.0).sum(axis=0) / known.sum(axis=0)
+        return row | dict(zip(self.names, means.tolist()))
 
 
 EPISODE_COLUMNS = ("episodes", "return_mean", "return_std", "episode_steps")

@@ -280,3 +280,17 @@ def test_importing_the_package_imports_no_learning_library() -> None:
         "assert not {'torch', 'stable_baselines3', 'sb3_contrib', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_learning_curve_leaves_out_what_has_no_value():
+    """A metric is NaN in an episode that had nothing to take it of; where none has a value, the cell is empty."""
+    from llmgym.policies.run import Episodes
+
+    episodes = Episodes(3, ("some_s", "none_s"))
+    ended = np.ones(3, np.bool_)
+    episodes.step(
+        np.array([1.0, 2.0, 3.0]), ended, np.array([[1.0, np.nan], [np.nan, np.nan], [5.0, np.nan]])
+    )
+    row = episodes.averages()
+    assert row["episodes"] == 3.0 and row["return_mean"] == 2.0
+    assert row["some_s"] == 3.0 and np.isnan(row["none_s"])
