@@ -97,7 +97,7 @@ def test_mistakes(
     [
         (["file/out"], "out='file/out': cannot be written to: "),
         (["file/out", "--kernels"], "out='file/out': cannot be written to: "),
-        (["out", "--host-from", "nope"], "unknown profile 'nope'"),
+        (["out", "--host-from", "nope"], "unknown profile (there is no such folder either) 'nope'"),
         (["out", "--device", "nope"], "device='nope' cannot be used"),
         (["out", "--families", "dense"], "needs --kernels"),
         (["out", "--kernels", "--families", "nope"], "unknown family 'nope'"),

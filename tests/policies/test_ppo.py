@@ -260,7 +260,7 @@ def test_training_seeds_stay_clear_of_the_held_out_ones() -> None:
 def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="algorithm 'dqn'"):
         policies.train(plan(tmp_path, algo="dqn"))
-    with pytest.raises(UnknownName, match="environment 'toy/Toi-v0'"):
+    with pytest.raises(UnknownName, match="environment id 'toy/Toi-v0'"):
         policies.train(plan(tmp_path, "toy/Toi-v0"))
     with pytest.raises(InvalidArgument, match="unexpected keyword argument 'speed'"):
         policies.train(plan(tmp_path, env_kwargs={"speed": 3}))
