@@ -234,7 +234,7 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         return self.simulation.render(self.lanes.state, 0, self.render_mode)
 
     def _check_began(self, what: str) -> None:
-        if not self._seeded:
+        if (self.lanes.buffers.episode < 0).any():
             raise ResetNeeded(f"call reset() before {what}()")
 
     def close(self) -> None:
@@ -386,7 +386,8 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
             InvalidAction: an action outside the space, of the wrong kind, or masked while masks are enforced.
             ResetNeeded: before the first reset, or in `DISABLED` mode on a lane whose episode has ended.
         """
-        self._check_began("step")
+        if not self._seeded:
+            raise ResetNeeded("call reset() before step()")
         lanes = self.lanes
         if self._mode == core.DISABLED and lanes.buffers.ended.any():
             # before anything moves: an error must leave every lane where it was
@@ -461,7 +462,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         )
 
     def _check_began(self, what: str) -> None:
-        if not self._seeded:
+        if (self.lanes.buffers.episode < 0).any():
             raise ResetNeeded(f"call reset() before {what}()")
 
     def close_extras(self, **kwargs: Any) -> None:
