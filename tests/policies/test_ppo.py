@@ -270,8 +270,20 @@ def test_what_cannot_be_trained_is_said(tmp_path: Path) -> None:
         plan(tmp_path, lanes=0)
     with pytest.raises(InvalidArgument, match=r"gamma=1.5"):
         PPOConfig(gamma=1.5)
+    for name in ("rollout_steps", "epochs", "minibatch", "scatter", "threads"):
+        for value in (-1, 2.5, True, "4"):
+            with pytest.raises(InvalidArgument, match=f"{name}={value!r}: expected a whole number"):
+                PPOConfig(**{name: value})
+    for widths in ((0,), (64, 2.5)):
+        with pytest.raises(InvalidArgument, match=f"hidden={widths[-1]}: expected a whole number"):
+            PPOConfig(hidden=widths)
     with pytest.raises(InvalidArgument, match="minibatch=0"):
         PPOConfig(minibatch=0)
+    for seed in (-1, 2**32, 1.0):
+        with pytest.raises(
+            InvalidArgument, match=f"seed={seed}: expected a whole number from 0 to 4294967295"
+        ):
+            plan(tmp_path, seed=seed)
 
 
 def test_importing_the_package_imports_no_learning_library() -> None:
