@@ -374,7 +374,7 @@ def _extended(*lengths: int) -> str:
             continue
         if source(module) is None:
             raise Unknown(f"an extension of numba that was written in {module or 'no module'}")
-        found[module] = fingerprint(module)
+        found[module] = fingerprint(module, outside=True)
     return repr(found)
 
 
@@ -391,8 +391,8 @@ def source(module: str) -> bytes | None:
 
 
 @functools.cache
-def _imports(module: str) -> frozenset[str]:
-    """Modules of the same top-level package (or of llmgym) that `module` imports anywhere in its source."""
+def _imports(module: str, outside: bool) -> frozenset[str]:
+    """Modules that `module` imports anywhere in its source: those of its top-level package and llmgym, or all but libraries."""
     text = source(module)
     if text is None:
         return frozenset()
@@ -411,19 +411,38 @@ def _imports(module: str) -> frozenset[str]:
                 base = ".".join([*parents, base] if base else parents)
             found.add(base)
             found.update(f"{base}.{alias.name}" for alias in node.names)
+    if outside:
+        for name in tuple(found):  # `import a.b` runs a as well
+            steps = name.split(".")
+            found.update(".".join(steps[:i]) for i in range(1, len(steps)))
+        return frozenset(name for name in found if source(name) is not None and not _is_library(_file(name)))
     return frozenset(name for name in found if name.partition(".")[0] in ours and source(name) is not None)
 
 
+def _file(module: str) -> str | None:
+    spec = importlib.util.find_spec(module)
+    return spec.origin if spec else None
+
+
 @functools.cache
-def fingerprint(module: str) -> str:
-    """Hash of the source of `module` and of everything of its package that it imports, transitively."""
+def fingerprint(module: str, outside: bool = False) -> str:
+    """Hash of the source of `module` and of what it imports, transitively.
+
+    Args:
+        module: its name.
+        outside: follow imports into other top-level packages too, and of an installed one take the modules imported
+            directly; without, only those of its own package and of llmgym.
+    """
+    home = module.partition(".")[0]
     seen: set[str] = set()
     todo = [module]
     while todo:
         name = todo.pop()
         if name not in seen:
             seen.add(name)
-            todo.extend(_imports(name))
+            installed = outside and any(part in (_file(name) or "") for part in _OTHERS)
+            if name.partition(".")[0] == home or not installed:
+                todo.extend(_imports(name, outside))
     digest = hashlib.sha256()
     for name in sorted(seen):
         digest.update(name.encode() + b"\0" + (source(name) or b"") + b"\0")

@@ -279,14 +279,31 @@ def test_the_fields_of_a_named_tuple_may_change_places(tmp_path):
     check([script(tmp_path, text.format(*names)) for names in ("ab", "ba", "ab")], "21.0", "12.0")
 
 
-def test_an_extension_of_numba_in_another_module(tmp_path):
+OVERLOAD = "from numba.extending import overload\ndef twice(x): ...\n@overload(twice)\n"
+EXTENSIONS = {
+    "by itself": {"extension.py": OVERLOAD + "def _twice(x):\n    return lambda x: HOLE * x\n"},
+    "a value of a further module": {
+        "extension.py": OVERLOAD + "def _twice(x):\n    return lambda x: further.F * x\nimport further\n",
+        "further.py": "F = HOLE\n",
+    },
+    "a package that is imported late": {
+        "extension.py": OVERLOAD
+        + "def _twice(x):\n    import deep.further\n    F = deep.F\n    return lambda x: F * x\n",
+        "deep/__init__.py": "from even import deeper as F\n",
+        "deep/further.py": "",
+        "even.py": "deeper = HOLE\n",
+    },
+}
+
+
+@pytest.mark.parametrize("kind", EXTENSIONS)
+def test_an_extension_of_numba_in_another_module(tmp_path, kind):
     text = f"{HEAD}import extension\n{ENTRY}def whole(x):\n    return extension.twice(x)\nprint(whole(10.0))"
     told = []
     for factor in ("2.0", "3.0", "2.0"):
-        (tmp_path / "extension.py").write_text(
-            "from numba.extending import overload\ndef twice(x): ...\n"
-            f"@overload(twice)\ndef _twice(x):\n    return lambda x: {factor} * x\n"
-        )
+        for name, content in EXTENSIONS[kind].items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content.replace("HOLE", factor))
         told.append(script(tmp_path, text))
     check(told, "20.0", "30.0")
 
