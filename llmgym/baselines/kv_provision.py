@@ -228,7 +228,8 @@ class OraclePolicy(_Rule):
     Privileged. All unprivileged rules and every variant that they are tuned over are played first; the best of these sequences is
     then improved, target by target: one replica more, or one less, for 1, 2, 4 or 8 epochs, where that costs less in the end. The
     world is known and answers the same targets in the same way, so the plan never costs more than the best of those rules on
-    this world. It is a local optimum.
+    this world. It is a local optimum. A plan costs some 10,000 epochs of the simulation a sweep: seconds in `small`, up to a
+    minute where a replica serves thousands of requests.
 
     Args:
         env: the environment.
