@@ -12,7 +12,7 @@ import gymnasium
 import pytest
 
 import llmgym
-from llmgym import errors
+from llmgym import baselines, errors
 
 ROOT = Path(llmgym.__file__).parents[1]
 
@@ -167,3 +167,12 @@ def test_every_module_imports():
     for path in sorted((ROOT / "llmgym" / "core").glob("*.py")):
         name = f"llmgym.core.{path.stem}".removesuffix(".__init__")
         assert importlib.import_module(name).__name__ == name
+
+
+@pytest.mark.parametrize("env_id", llmgym.env_ids())
+def test_no_baseline_takes_a_number_that_it_does_not_have(env_id):
+    """A number that is ignored would stand in the table as if it had been used."""
+    for name in baselines.names(env_id):
+        for change in ("nosuch=1", "", "="):
+            with pytest.raises(errors.InvalidArgument):
+                baselines.env_kwargs(env_id, f"{name}:{change}")

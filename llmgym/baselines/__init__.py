@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmgym.core.policy import Policy
-from llmgym.errors import UnknownName
+from llmgym.errors import InvalidArgument, UnknownName
 
 _MODULES = {
     "llmgym/KVQueue-v0": "llmgym.baselines.kv_queue",
@@ -42,7 +42,11 @@ def _factory(env_id: str, name: str) -> Callable[[Any], Policy]:
         raise UnknownName(f"baseline of {env_id}", name, table)
     factory = table[base]
     variant = getattr(factory, "variant", None)
-    return variant(name) if base != name and variant is not None else factory
+    if base == name:
+        return factory
+    if variant is None:
+        raise InvalidArgument(f"{name!r}: no numbers can follow {base}")
+    return variant(name)
 
 
 def names(env_id: str) -> list[str]:
@@ -77,7 +81,7 @@ def make(name: str, env: Any) -> Policy:
 
     Raises:
         UnknownName: no baseline of that name.
-        InvalidArgument: the environment was made with other arguments than the baseline needs.
+        InvalidArgument: numbers that the baseline does not take, or an environment made with other arguments than it needs.
     """
     spec = env.unwrapped.spec
     return _factory(spec.id if spec is not None else _id_of(env), name)(env)

@@ -338,6 +338,7 @@ def replay(
         NoProgress: the rule goes on throwing work away and finishes nobody.
     """
     whole("ranks", ranks, 1, len(rows.arrival_s))
+    whole("seed", seed, 0, 2**63)
     if clients is not None:
         whole("clients", clients)
     check_engine(

@@ -62,6 +62,7 @@ class Replay:
         if self.out is not None:
             check_writable(self.out)
         whole("requests", self.requests)
+        whole("seed", self.seed, 0, 2**63)
         if self.information is not None:
             choice("information", self.information, INFORMATION)
         rows = self._rows()

@@ -72,7 +72,7 @@ class Rule:
         skip: go on to the next request when one does not fit, and pause misfits alone (a maximal batch).
         clears: on overflow each resident loses all progress with `clear_probability`, instead of what the environment does.
         most: admissions a batch.
-        watermark: fraction of M kept free at admission.
+        watermark: fraction of M kept free at admission (`whole-prompt` check).
         headroom: fraction of M kept free at admission (`headroom` check).
         clear_probability: see `clears`; at least `LEAST_CLEARED`.
         class_budgets: admissions a batch, for each class of the workload; empty lets the environment derive safe ones
@@ -118,6 +118,17 @@ class Rule:
     def predicts(self) -> bool:
         """Whether the rule reckons with predicted output lengths, so that it has to be told some."""
         return self.order in PREDICTED or self.check in PREDICTED
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the numbers that make a difference to the rule."""
+        used = {
+            "watermark": self.check == "whole-prompt",
+            "headroom": self.check == "headroom",
+            "clear_probability": self.clears,
+            "most": True,
+        }
+        return tuple(name for name, does in used.items() if does)
 
 
 CATALOGUE: dict[str, Rule] = {
@@ -166,16 +177,14 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
         if isinstance(rule, Rule):
             found.append(rule)
             continue
-        name, _, change = str(rule).partition(":")
+        name, changed, change = str(rule).partition(":")
         if name not in CATALOGUE:
             raise UnknownName("rule", name, CATALOGUE)
         made = CATALOGUE[name]
-        for part in filter(None, change.split(",")):
+        for part in change.split(",") if changed else ():
             key, _, text = part.partition("=")
-            if key not in ("watermark", "headroom", "clear_probability", "most"):
-                raise UnknownName(
-                    f"number of rule {name!r}", key, ("watermark", "headroom", "clear_probability", "most")
-                )
+            if key not in made.numbers:
+                raise UnknownName(f"number of rule {name!r}", key, made.numbers)
             try:
                 value = int(text) if key == "most" else float(text)
             except ValueError:

@@ -326,6 +326,8 @@ def test_without_a_budget_of_its_own_a_class_budget_is_derived():
         ({"overflow": "explode"}, UnknownName, "explode"),
         ({"first_token": "never"}, UnknownName, "never"),
         ({"rule": "nobody"}, UnknownName, "nobody"),
+        ({"information": "noisy", "seed": -1}, InvalidArgument, "seed=-1"),
+        ({"seed": 0.5}, InvalidArgument, "seed=0.5"),
     ],
 )
 def test_wrong_arguments_are_told(change, error, message):
@@ -389,6 +391,9 @@ def test_the_command_tells_the_rule_what_is_known(tmp_path, capsys):
     assert main([*arguments, "--information", "exact"]) == 0
     assert np.genfromtxt(out, delimiter=",", names=True)["last_token_s"].argmin() == 2
     assert main([*arguments, "--information", "rumours"]) == 2
+    capsys.readouterr()
+    assert main([*arguments, "--seed", "-1"]) == 2
+    assert capsys.readouterr().err.startswith("llmgym: seed=-1: expected a whole number")
 
 
 @pytest.mark.parametrize("out", ["", "missing/times.csv", "trace.csv/times.csv"])

@@ -29,7 +29,14 @@ def test_rule_objects_and_names_mix() -> None:
     ("rules", "error", "words"),
     [
         (("vlm",), UnknownName, ("rule", "'vlm'", "Did you mean 'vllm'?", "wc-fcfs")),
-        (("vllm:w=0.1",), UnknownName, ("number of rule 'vllm'", "'w'", "watermark", "headroom", "most")),
+        (("vllm:w=0.1",), UnknownName, ("number of rule 'vllm'", "'w'", "watermark", "most")),
+        # numbers that would make no difference
+        (("vllm:headroom=0.1",), UnknownName, ("number of rule 'vllm'", "'headroom'", "watermark")),
+        (("wc-fcfs:watermark=0.3",), UnknownName, ("number of rule 'wc-fcfs'", "'watermark'", "most")),
+        (("mc-sf:clear_probability=0.3",), UnknownName, ("number of rule 'mc-sf'", "'clear_probability'")),
+        (("alpha-clearing:watermark=0.3",), UnknownName, ("'watermark'", "headroom, most")),
+        (("vllm:",), UnknownName, ("number of rule 'vllm'", "''")),
+        (("vllm:most=3,",), UnknownName, ("number of rule 'vllm'", "''")),
         (("vllm:watermark=much",), InvalidArgument, ("'much'", "not a number")),
         (("vllm:watermark",), InvalidArgument, ("vllm:watermark", "not a number")),
         (("vllm:most=1.5",), InvalidArgument, ("'1.5'", "not a number")),
