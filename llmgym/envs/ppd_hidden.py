@@ -44,7 +44,7 @@ _PAST = {
     "rate_sum rate_at_s first_sum first_at_s",
     "node": "head tail waiting oldest newest idle serving backlog_s running decoding active context tick oldest_ask_s admitted "
     "mean_step_s steps kv_peak since_s",
-    "conversation": "stage turn route moving asked_s first_s work_s context previous base age full",
+    "conversation": "stage turn next route moving asked_s first_s work_s context previous base age full",
     # the rows of what is over move as the number of turns to come changes; nothing reads the class once lengths are drawn
     "request": "route ttft_s e2e_s moved_bytes kind",
 }

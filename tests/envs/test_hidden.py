@@ -15,6 +15,7 @@ import pytest
 import llmgym
 from llmgym import baselines
 from llmgym.core.lanes import LOOK, Simulation
+from llmgym.envs import scenario_names
 from tests.core.drive import legal_action, same
 from tests.envs.test_every_env import CASES, check_audit, every_case, every_id, make
 
@@ -93,6 +94,24 @@ def test_what_differs_between_worlds_is_declared_hidden_or_shown(env_id, kwargs)
     assert not [name for name in known if name not in names and name not in arrays], "declared, but not there"
     both = [name for name in simulation.hidden if declared(name, simulation.shown)]
     assert not both, f"{both} are declared as hidden and as shown"
+
+
+@every_id
+def test_declarations_are_those_of_every_scenario(env_id):
+    """What never differs in the small worlds of the other tests may differ in large ones."""
+    silent = {}
+    for scenario in scenario_names(env_id):
+        env = make(env_id, {"scenario": scenario})
+        known = {*env.simulation.hidden, *env.simulation.shown}
+        env.reset(seed=0)
+        first = copy.deepcopy(env.lanes.state)
+        worldly = set()
+        for seed in (1, 2, 3):
+            env.reset(seed=seed)
+            worldly |= changes(first, env.lanes.state)
+        if found := sorted(name for name in worldly if not declared(name, known)):
+            silent[scenario] = found
+    assert not silent, "these depend on the world: declare each as hidden or as shown"
 
 
 @every_case
