@@ -78,7 +78,7 @@ def draw(comparison: "Comparison", metric: str = RETURN) -> Figure:
         columns = 6
     if any(table.other_world is not None for table in comparison.tables.values()):
         handles.append(Line2D([], [], linestyle="", label="‡ does not play the same world"))
-        columns = 6
+        columns = math.ceil(len(handles) / 2)  # on one line they would be cut off at both ends
     figure.legend(
         handles=handles,
         loc="outside lower center",

@@ -130,7 +130,11 @@ def number(value: float, places: int | None = None) -> str:
 
 
 def estimate(value: float, interval: Any, *, sign: bool = False) -> str:
-    """`12.3 [11.9, 12.7]`, as precise as the interval is; with `sign`, a plus before what is positive."""
+    """`12.3 [11.9, 12.7]`, as precise as the interval is; with `sign`, a plus before what is positive.
+
+    With `sign` it matters on which side of zero an end is: where it would be rounded to zero, as many places are added as show it,
+    but no more than four.
+    """
     if math.isnan(value):
         return "-"
     width = interval.high - interval.low
@@ -138,6 +142,9 @@ def estimate(value: float, interval: Any, *, sign: bool = False) -> str:
         shown = number(value)
         return f"+{shown}" if sign and value > 0 else shown
     places = decimals(width / 2.0)
+    for end in interval if sign else ():
+        if end != 0.0 and abs(end) < 0.5 * 10.0**-places:
+            places = min(places + 4, decimals(end) - 1)
     parts = [number(part, places) for part in (value, interval.low, interval.high)]
     if sign:
         parts = [f"+{part}" if not part.startswith("-") and part.strip("0.,") else part for part in parts]

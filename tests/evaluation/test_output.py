@@ -48,6 +48,10 @@ def test_estimates_are_as_precise_as_their_interval():
     assert estimate(12345.6, Interval(11000.0, 13000.0)) == "12,346 [11,000, 13,000]"
     assert estimate(0.5, Interval(-0.25, 1.25), sign=True) == "+0.50 [-0.25, +1.25]"
     assert estimate(0.0, Interval(0.0, 0.0), sign=True) == "0"
+    # an interval that excludes zero is not shown as if it reached it
+    assert estimate(-12.53, Interval(-22.89, -0.176), sign=True) == "-12.5 [-22.9, -0.2]"
+    assert estimate(12.53, Interval(0.004, 22.89), sign=True) == "+12.530 [+0.004, +22.890]"
+    assert estimate(-12.53, Interval(-22.89, 0.0), sign=True) == "-13 [-23, 0]"
     assert estimate(2.0, Interval(2.0, 2.0), sign=True) == "+2"
     assert estimate(float("nan"), Interval(0.0, 0.0)) == "-"
     assert [p_value(p) for p in (0.0, 0.04, 1.0, float("nan"))] == ["<0.001", "0.040", "1.000", "-"]
@@ -198,6 +202,21 @@ def test_picture_shows_every_policy_once_sorted(count):
     boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
     assert all(not a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert min(box.x0 for box in boxes) >= 0  # nothing is cut off at the left
+
+
+def test_a_picture_explains_every_mark_inside_of_it():
+    """The legend that is longest: wins, losses, ties, missing values, another world and what a real scheduler cannot see."""
+    tables = [
+        episodes_of(name, WORLD + gap, privileged=name == "seer")
+        for name, gap in (("rule", 0.0), ("seer", 1.0), ("bad", -1.0), ("same", NOISE[0]))
+    ]
+    result = Comparison([*tables, episodes_of("free", WORLD + 2.0, other_world="switches take no time")])
+    figure = draw(result)
+    figure.canvas.draw()
+    legend = figure.legends[0]
+    assert [text.get_text()[0] for text in legend.get_texts()][-2:] == ["†", "‡"]
+    box, whole = legend.get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
 
 
 def test_picture_of_a_metric_puts_the_best_on_top():
