@@ -63,6 +63,24 @@ def env_kwargs(env_id: str, name: str) -> dict[str, Any]:
     return dict(getattr(_factory(env_id, name), "env_kwargs", {}))
 
 
+def other_world(env_id: str, name: str) -> str | None:
+    """What differs in the world that a baseline plays in, if its arguments change it; None where they only say how to act."""
+    found: str | None = getattr(_factory(env_id, name), "other_world", None)
+    return found
+
+
+def steers(env_id: str, argument: str, value: Any) -> bool:
+    """Whether an argument of the environment is one that rules choose to act by, and not one that makes another world.
+
+    It is if a rule that plays the ordinary world chooses it, and no rule of another world chooses this value.
+    """
+    chosen = [(name, env_kwargs(env_id, name)) for name in names(env_id)]
+    chosen = [(name, kwargs) for name, kwargs in chosen if argument in kwargs]
+    ordinary = [name for name, _ in chosen if other_world(env_id, name) is None]
+    apart = [kwargs[argument] for name, kwargs in chosen if other_world(env_id, name) is not None]
+    return bool(ordinary) and all(value != other for other in apart)
+
+
 def grid(env_id: str, name: str) -> tuple[str, ...]:
     """Variants over which a baseline is tuned before it is compared; empty for one that has nothing to tune, or a variant."""
     _table(env_id)

@@ -19,6 +19,11 @@ BASELINE, LEARNED, GIVEN = "baseline", "learned", "given"
 
 check_id = core_env.check_id
 
+_OF_THE_RETURN = frozenset({"reward", "drop_cost"})
+"""Arguments that change what a return counts, where they are no settings."""
+_TOLD_OTHERWISE = frozenset({"information"})
+"""A policy that is told the truth plays the same world: it is marked as privileged."""
+
 _OURS = frozenset({"num_envs", "autoreset_mode", "copy"})
 """Arguments of the vector environment that the evaluation sets itself."""
 
@@ -134,6 +139,57 @@ def merged_kwargs(contender: Contender, env_kwargs: Mapping[str, Any]) -> dict[s
                 f"leave {name} out, or compare only policies that act with it"
             )
     return {**env_kwargs, **contender.env_kwargs}
+
+
+def other_world(
+    env_id: str, contender: Contender, policy: Policy, env_kwargs: Mapping[str, Any], simulation: Any
+) -> str | None:
+    """What differs in the world that a policy played in from the one that the user asked for; None if nothing does.
+
+    A baseline says so itself. Of every other policy it is found: an argument that it asks for, that the user did not give, that
+    changes a setting of the simulation or the reward, and that is none of those by which rules act.
+
+    Args:
+        env_id: the environment.
+        contender: the policy as it was asked for.
+        policy: bound to the environment.
+        env_kwargs: arguments of the user.
+        simulation: made with these and those of the policy.
+    """
+    told: str | None = getattr(policy, "other_world", None)
+    settings: dict[str, Any] = getattr(simulation, "settings", dict)()
+    asked = {
+        name: value
+        for name, value in contender.env_kwargs.items()
+        if name not in env_kwargs
+        and name not in _TOLD_OTHERWISE
+        and (name in settings or name in _OF_THE_RETURN)
+        and not _steers(env_id, name, value)
+    }
+    if told is not None:
+        # its arguments may be those that the user gave everybody
+        return told if asked or not contender.env_kwargs else None
+    if contender.kind == BASELINE or not asked:
+        return None
+    plain = type(simulation)(**env_kwargs)
+    before: dict[str, Any] = getattr(plain, "settings", dict)()
+    changed = [
+        f"{name}={value!r}"
+        for name, value in asked.items()
+        if not same_value(
+            before.get(name, getattr(plain, name, None)), settings.get(name, getattr(simulation, name, None))
+        )
+    ]
+    return ", ".join(changed) or None
+
+
+def _steers(env_id: str, name: str, value: Any) -> bool:
+    from llmgym import baselines
+
+    try:
+        return baselines.steers(env_id, name, value)
+    except UnknownName:
+        return False
 
 
 def same_value(a: Any, b: Any) -> bool:

@@ -19,7 +19,15 @@ from llmgym.core.env import LaneVectorEnv
 from llmgym.core.lanes import HOLD
 from llmgym.core.policy import Policy
 from llmgym.errors import InvalidAction, InvalidArgument, LlmgymError, UnknownName
-from llmgym.evaluation.contenders import Contender, check_id, make_env, merged_kwargs, resolve, same_value
+from llmgym.evaluation.contenders import (
+    Contender,
+    check_id,
+    make_env,
+    merged_kwargs,
+    other_world,
+    resolve,
+    same_value,
+)
 from llmgym.evaluation.progress import Bar
 
 LANES_AT_ONCE = 256
@@ -190,6 +198,7 @@ def run(
         headline = dict(getattr(env.simulation, "headline_metrics", {}))
         # whoever acted on such observations saw what they show, whether the rule looks at it or not
         shown = bool(getattr(env.simulation, "privileged_observation", False))
+        world = other_world(env_id, contender, policy, env_kwargs, env.simulation)
     finally:
         env.close()
     bad = np.flatnonzero(~np.isfinite(rows["returns"]))
@@ -212,7 +221,7 @@ def run(
         calls=calls,
         clairvoyant=bool(policy.privileged),
         privileged_observation=shown,
-        other_world=getattr(policy, "other_world", None),
+        other_world=world,
         **rows,
     )
 

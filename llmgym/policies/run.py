@@ -116,11 +116,15 @@ def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, A
     meets.
 
     They are found, not declared: an argument other than those of `WORLD` belongs to the policy if observation or actions are
-    others without it, or if a baseline of the environment chooses it too.
+    others without it, or if a baseline of the environment chooses it too and does not make another world of it.
     """
-    chosen_by_rules: set[str] = set()
-    with contextlib.suppress(UnknownName):
-        chosen_by_rules.update(*(baselines.env_kwargs(env_id, name) for name in baselines.names(env_id)))
+
+    def chosen_by_rules(name: str, value: Any) -> bool:
+        try:
+            return baselines.steers(env_id, name, value)
+        except UnknownName:
+            return False
+
     found = {}
     for name, value in env_kwargs.items():
         if name in WORLD:
@@ -133,7 +137,7 @@ def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, A
             same = same and other.layout.signature() == env.layout.signature()
         except (LlmgymError, ValueError, TypeError):  # another argument cannot do without it
             same = False
-        if not same or name in chosen_by_rules:
+        if not same or chosen_by_rules(name, value):
             found[name] = value
     return found
 

@@ -251,6 +251,56 @@ def test_where_observations_show_the_truth_the_reference_sees_no_more_than_they_
     assert [result.marked(policy) for policy in result.policies] == ["oracle †", "learned †", "rule †"]
 
 
+def admitting(name, **more):
+    """A policy for KVQueue that admits what fits, with arguments of its own."""
+
+    def act(obs, mask):
+        return mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+
+    policy = Fake(name, act)
+    policy.env_kwargs = {"action": "admit", **more}
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"horizon_s": 0.5}, "horizon_s=0.5"),
+        ({"reward": "slo"}, "reward='slo'"),
+        ({"drop_cost": 1.0, "ttft_slo_s": 3.0}, "drop_cost=1.0, ttft_slo_s=3.0"),
+        ({"overflow": "recompute"}, "overflow='recompute'"),
+        ({}, None),
+        ({"order": "smallest-area", "slots": 4}, None),  # how it acts and what it sees
+        ({"information": "none"}, None),
+        ({"seats": 128}, None),  # as it is anyway
+    ],
+)
+def test_a_policy_that_asks_for_another_world_is_found_out(more, told):
+    """It need not say so: what it changes of the settings, or of what a return counts, is no way to act."""
+    result = compare(
+        "llmgym/KVQueue-v0",
+        [admitting("plain"), admitting("other", **more)],
+        episodes=2,
+        scenario="tiny",
+        requests=40,
+    )
+    assert result.tables["plain"].other_world is None
+    assert result.tables["other"].other_world == told
+    if told:
+        assert result.reference == "plain" and result.difference("other").verdict == "other world"
+
+
+def test_nobody_plays_another_world_where_all_were_given_it():
+    kwargs = {"scenario": "tiny", "requests": 40, "horizon_s": 0.5}
+    result = compare(
+        "llmgym/KVQueue-v0", [admitting("plain"), admitting("other", horizon_s=0.5)], episodes=2, **kwargs
+    )
+    assert [table.other_world for table in result.tables.values()] == [None, None]
+    small = {"scenario": "small", "epochs": 4, "switching": "free"}
+    result = compare("llmgym/OServe-v0", ["no-switch-cost", "oserve-last"], episodes=2, **small)
+    assert [table.other_world for table in result.tables.values()] == [None, None]
+
+
 def test_rules_that_play_another_world_declare_it():
     """Those whose arguments change what the cluster is or what it can, not how it is steered."""
     declared = {}

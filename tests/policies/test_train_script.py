@@ -142,6 +142,15 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(
 OWN = ["--env", TOY, "--timesteps", "100000", "--eval-episodes", "0", "--save-every-s", "1e9", *QUICK]
 
 
+@pytest.fixture
+def interrupts() -> Any:
+    """Ctrl-C as in a terminal; a process that was started in the background is told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("algo", policies.ALGORITHMS)
 def test_ctrl_c_before_the_first_checkpoint_saves_one(
     script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any, algo: str
@@ -175,6 +184,7 @@ def test_ctrl_c_before_the_first_checkpoint_saves_one(
     assert policies.meta(out)["steps"] == 1024
 
 
+@pytest.mark.usefixtures("interrupts")
 @pytest.mark.parametrize("where", ["make_lanes", "Run.record"])
 def test_ctrl_c_with_nothing_to_save_does_not_advise_to_resume(
     script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any, where: str
