@@ -12,19 +12,19 @@ import numpy as np
 from matplotlib import image
 
 import llmgym
-from llmgym.envs.afd_ratio_scenarios import SCENARIOS as RATIO
-from llmgym.envs.afd_refill_scenarios import SCENARIOS as REFILL
-from llmgym.envs.kv_queue_scenarios import SCENARIOS
-from llmgym.envs.mem_pipe_scenarios import SCENARIOS as PIPE
-from llmgym.envs.mem_place_scenarios import SCENARIOS as PLACE
-from llmgym.envs.mem_place_view import short_time
-from llmgym.envs.oserve_scenarios import SCENARIOS as OSERVE
-from llmgym.envs.pipesd_batch import SCENARIOS as BATCH
-from llmgym.envs.pipesd_scenarios import SCENARIOS as PIPESD
-from llmgym.envs.pipesd_scenarios import TUNING
-from llmgym.envs.pipesd_scenarios import Scenario as Speculation
-from llmgym.envs.ppd_scenarios import SCENARIOS as PPD
-from llmgym.serving.attention_ffn import optimal_ratio
+from llmgym.envs.afd.law import optimal_ratio
+from llmgym.envs.afd.ratio.scenarios import SCENARIOS as RATIO
+from llmgym.envs.afd.refill.scenarios import SCENARIOS as REFILL
+from llmgym.envs.kv.queue.scenarios import SCENARIOS
+from llmgym.envs.memory.pipe.scenarios import SCENARIOS as PIPE
+from llmgym.envs.memory.place.scenarios import SCENARIOS as PLACE
+from llmgym.envs.memory.place.view import short_time
+from llmgym.envs.oserve.scenarios import SCENARIOS as OSERVE
+from llmgym.envs.pipesd.batch.env import SCENARIOS as BATCH
+from llmgym.envs.pipesd.scenarios import SCENARIOS as PIPESD
+from llmgym.envs.pipesd.scenarios import TUNING
+from llmgym.envs.pipesd.scenarios import Scenario as Speculation
+from llmgym.envs.ppd.scenarios import SCENARIOS as PPD
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAPERS = {

@@ -26,7 +26,7 @@ from gymnasium.spaces import Box, Discrete
 
 import llmgym
 from llmgym.core.checks import number, output_folder, whole
-from llmgym.envs.kv_queue_kernels import mask_lane, observe_lane
+from llmgym.envs.kv.queue.kernels import mask_lane, observe_lane
 from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
 
 ENV_ID = "llmgym/KVQueue-v0"

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llmgym import __version__, baselines, env_ids
-from llmgym.baselines.plan_afd import Afd
-from llmgym.baselines.plan_kv import Kv, Law
-from llmgym.baselines.plan_oserve import Oserve
+from llmgym.baselines.afd.plan import Afd
+from llmgym.baselines.kv.plan import Kv, Law
+from llmgym.baselines.oserve.plan import Oserve
 from llmgym.core.checks import number, output_folder, whole
 from llmgym.errors import InvalidArgument, LlmgymError
 from llmgym.serving.replay_command import Replay

@@ -12,18 +12,18 @@ from llmgym.core.policy import Policy
 from llmgym.errors import InvalidArgument, UnknownName
 
 _MODULES = {
-    "llmgym/KVQueue-v0": "llmgym.baselines.kv_queue",
-    "llmgym/KVProvision-v0": "llmgym.baselines.kv_provision",
-    "llmgym/AFDRatio-v0": "llmgym.baselines.afd_ratio",
-    "llmgym/AFDRefill-v0": "llmgym.baselines.afd_refill",
-    "llmgym/PPDRouting-v0": "llmgym.baselines.ppd",
-    "llmgym/PPDWeights-v0": "llmgym.baselines.ppd_weights",
-    "llmgym/OServe-v0": "llmgym.baselines.oserve",
-    "llmgym/PipeSDBatch-v0": "llmgym.baselines.pipesd_batch",
-    "llmgym/PipeSDNav-v0": "llmgym.baselines.pipesd",
-    "llmgym/PipeSDTune-v0": "llmgym.baselines.pipesd_tune",
-    "llmgym/MemPipe-v0": "llmgym.baselines.mem_pipe",
-    "llmgym/MemPlace-v0": "llmgym.baselines.mem_place",
+    "llmgym/KVQueue-v0": "llmgym.baselines.kv.queue",
+    "llmgym/KVProvision-v0": "llmgym.baselines.kv.provision",
+    "llmgym/AFDRatio-v0": "llmgym.baselines.afd.ratio",
+    "llmgym/AFDRefill-v0": "llmgym.baselines.afd.refill",
+    "llmgym/PPDRouting-v0": "llmgym.baselines.ppd.routing",
+    "llmgym/PPDWeights-v0": "llmgym.baselines.ppd.weights",
+    "llmgym/OServe-v0": "llmgym.baselines.oserve.policies",
+    "llmgym/PipeSDBatch-v0": "llmgym.baselines.pipesd.batch",
+    "llmgym/PipeSDNav-v0": "llmgym.baselines.pipesd.nav",
+    "llmgym/PipeSDTune-v0": "llmgym.baselines.pipesd.tune",
+    "llmgym/MemPipe-v0": "llmgym.baselines.memory.pipe",
+    "llmgym/MemPlace-v0": "llmgym.baselines.memory.place",
 }
 
 

@@ -7,18 +7,18 @@ from gymnasium.envs.registration import register, registry
 from llmgym.errors import UnknownName
 
 _ENVIRONMENTS = {
-    "llmgym/KVQueue-v0": ("llmgym.envs.kv_queue", "KVQueue"),
-    "llmgym/KVProvision-v0": ("llmgym.envs.kv_provision", "KVProvision"),
-    "llmgym/AFDRatio-v0": ("llmgym.envs.afd_ratio", "AFDRatio"),
-    "llmgym/AFDRefill-v0": ("llmgym.envs.afd_refill", "AFDRefill"),
-    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd_routing", "PPDRouting"),
-    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd_weights", "PPDWeights"),
-    "llmgym/OServe-v0": ("llmgym.envs.oserve", "OServe"),
-    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd_batch", "PipeSDBatch"),
-    "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd_nav", "PipeSDNav"),
-    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd_tune", "PipeSDTune"),
-    "llmgym/MemPipe-v0": ("llmgym.envs.mem_pipe", "MemPipe"),
-    "llmgym/MemPlace-v0": ("llmgym.envs.mem_place", "MemPlace"),
+    "llmgym/KVQueue-v0": ("llmgym.envs.kv.queue.env", "KVQueue"),
+    "llmgym/KVProvision-v0": ("llmgym.envs.kv.provision.env", "KVProvision"),
+    "llmgym/AFDRatio-v0": ("llmgym.envs.afd.ratio.env", "AFDRatio"),
+    "llmgym/AFDRefill-v0": ("llmgym.envs.afd.refill.env", "AFDRefill"),
+    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd.routing.env", "PPDRouting"),
+    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd.weights.env", "PPDWeights"),
+    "llmgym/OServe-v0": ("llmgym.envs.oserve.env", "OServe"),
+    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd.batch.env", "PipeSDBatch"),
+    "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd.nav.env", "PipeSDNav"),
+    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd.tune.env", "PipeSDTune"),
+    "llmgym/MemPipe-v0": ("llmgym.envs.memory.pipe.env", "MemPipe"),
+    "llmgym/MemPlace-v0": ("llmgym.envs.memory.place.env", "MemPlace"),
 }
 
 
@@ -28,18 +28,18 @@ def env_ids() -> list[str]:
 
 
 _SCENARIOS = {
-    "llmgym/KVQueue-v0": ("llmgym.envs.kv_queue_scenarios", "SCENARIOS"),
-    "llmgym/KVProvision-v0": ("llmgym.envs.kv_provision_scenarios", "SCENARIOS"),
-    "llmgym/AFDRatio-v0": ("llmgym.envs.afd_ratio_scenarios", "SCENARIOS"),
-    "llmgym/AFDRefill-v0": ("llmgym.envs.afd_refill_scenarios", "SCENARIOS"),
-    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd_scenarios", "SCENARIOS"),
-    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd_scenarios", "SCENARIOS"),
-    "llmgym/OServe-v0": ("llmgym.envs.oserve_scenarios", "SCENARIOS"),
-    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd_batch", "SCENARIOS"),
-    "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd_scenarios", "SCENARIOS"),
-    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd_scenarios", "TUNING"),
-    "llmgym/MemPipe-v0": ("llmgym.envs.mem_pipe_scenarios", "SCENARIOS"),
-    "llmgym/MemPlace-v0": ("llmgym.envs.mem_place_scenarios", "SCENARIOS"),
+    "llmgym/KVQueue-v0": ("llmgym.envs.kv.queue.scenarios", "SCENARIOS"),
+    "llmgym/KVProvision-v0": ("llmgym.envs.kv.provision.scenarios", "SCENARIOS"),
+    "llmgym/AFDRatio-v0": ("llmgym.envs.afd.ratio.scenarios", "SCENARIOS"),
+    "llmgym/AFDRefill-v0": ("llmgym.envs.afd.refill.scenarios", "SCENARIOS"),
+    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd.scenarios", "SCENARIOS"),
+    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd.scenarios", "SCENARIOS"),
+    "llmgym/OServe-v0": ("llmgym.envs.oserve.scenarios", "SCENARIOS"),
+    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd.batch.env", "SCENARIOS"),
+    "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd.scenarios", "SCENARIOS"),
+    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd.scenarios", "TUNING"),
+    "llmgym/MemPipe-v0": ("llmgym.envs.memory.pipe.scenarios", "SCENARIOS"),
+    "llmgym/MemPlace-v0": ("llmgym.envs.memory.place.scenarios", "SCENARIOS"),
 }
 
 

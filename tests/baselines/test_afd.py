@@ -9,14 +9,12 @@ import pytest
 
 import llmgym
 from llmgym import baselines
-from llmgym.baselines.afd_ratio import BASELINES, GRIDS, FixedPolicy, FormulaPolicy, OraclePolicy
-from llmgym.baselines.afd_refill import BASELINES as REFILL
+from llmgym.baselines.afd.ratio import BASELINES, GRIDS, FixedPolicy, FormulaPolicy, OraclePolicy
+from llmgym.baselines.afd.refill import BASELINES as REFILL
 from llmgym.cli import main
 from llmgym.core.policy import Policy
-from llmgym.envs.afd_ratio import AFDRatioEnv, AFDRatioVectorEnv
-from llmgym.envs.afd_refill import AFDRefillEnv
-from llmgym.errors import InvalidArgument, UnknownName
-from llmgym.serving.attention_ffn import (
+from llmgym.envs.afd.costs import PAPER, Coefficients
+from llmgym.envs.afd.law import (
     barrier_ratio,
     barrier_time,
     microbatch_time,
@@ -24,7 +22,9 @@ from llmgym.serving.attention_ffn import (
     step_time,
     throughput,
 )
-from llmgym.serving.attention_ffn_costs import PAPER, Coefficients
+from llmgym.envs.afd.ratio.env import AFDRatioEnv, AFDRatioVectorEnv
+from llmgym.envs.afd.refill.env import AFDRefillEnv
+from llmgym.errors import InvalidArgument, UnknownName
 
 RATIO, RE = "llmgym/AFDRatio-v0", "llmgym/AFDRefill-v0"
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from llmgym import baselines
-from llmgym.baselines.kv_provision import BASELINES, LawPolicy, unprivileged
+from llmgym.baselines.kv.provision import BASELINES, LawPolicy, unprivileged
 from llmgym.core.policy import Policy
-from llmgym.envs.kv_provision import KVProvisionEnv
+from llmgym.envs.kv.provision.env import KVProvisionEnv
 from llmgym.errors import InvalidArgument
 from llmgym.evaluation import run_episodes, tuned
 from llmgym.evaluation.tuning import TUNING_SEEDS

@@ -8,7 +8,7 @@ import pytest
 
 import llmgym
 from llmgym import baselines
-from llmgym.baselines import kv_queue
+from llmgym.baselines.kv import queue as kv_queue
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving import capacity
 from llmgym.serving.rules import CATALOGUE, resolve

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from llmgym import baselines
-from llmgym.baselines.mem_pipe import BASELINES, MappedPolicy, search
+from llmgym.baselines.memory.pipe import BASELINES, MappedPolicy, search
 from llmgym.core.policy import Policy
-from llmgym.envs.mem_pipe import MemPipe, MemPipeEnv, MemPipeVectorEnv
-from llmgym.envs.mem_place import MemPlaceEnv
+from llmgym.envs.memory.pipe.env import MemPipe, MemPipeEnv, MemPipeVectorEnv
+from llmgym.envs.memory.place.env import MemPlaceEnv
+from llmgym.envs.memory.placement import FUSED
+from llmgym.envs.memory.published import NAMES
 from llmgym.errors import InvalidArgument
 from llmgym.evaluation import run_episodes, tuned
 from llmgym.evaluation.tuning import TUNING_SEEDS
-from llmgym.serving.memory_placement import FUSED
-from llmgym.serving.memory_published import NAMES
 
 ID = "llmgym/MemPipe-v0"
 

@@ -7,14 +7,14 @@ import pytest
 
 import llmgym
 from llmgym import baselines
-from llmgym.baselines.mem_place import BASELINES, FIXED, placements, possible
+from llmgym.baselines.memory.place import BASELINES, FIXED, placements, possible
 from llmgym.core.policy import Policy
-from llmgym.envs.kv_queue import KVQueueEnv
-from llmgym.envs.mem_place import MemPlaceEnv, MemPlaceVectorEnv
+from llmgym.envs.kv.queue.env import KVQueueEnv
+from llmgym.envs.memory.costs import BATCHES, cells
+from llmgym.envs.memory.place.env import MemPlaceEnv, MemPlaceVectorEnv
+from llmgym.envs.memory.placement import allowed, letters
+from llmgym.envs.memory.published import NAMES
 from llmgym.errors import InvalidArgument
-from llmgym.serving.memory_costs import BATCHES, cells
-from llmgym.serving.memory_placement import allowed, letters
-from llmgym.serving.memory_published import NAMES
 
 ID = "llmgym/MemPlace-v0"
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import llmgym
 from llmgym import baselines
-from llmgym.baselines import oserve_forecast, oserve_search
-from llmgym.baselines.oserve import (
+from llmgym.baselines.oserve import forecast as oserve_forecast
+from llmgym.baselines.oserve import search as oserve_search
+from llmgym.baselines.oserve.policies import (
     GAIN,
     PlannerPolicy,
     StaticPolicy,
@@ -24,17 +25,26 @@ from llmgym.baselines.oserve import (
     switch_plan,
 )
 from llmgym.cli import main
-from llmgym.envs.oserve import OServe
-from llmgym.envs.oserve_scenarios import CORNERS
+from llmgym.envs.oserve import daily
+from llmgym.envs.oserve.deployments import (
+    best,
+    candidates,
+    catalogue,
+    cover,
+    evaluate,
+    flows,
+    mixes,
+    serving_all,
+)
+from llmgym.envs.oserve.env import OServe
+from llmgym.envs.oserve.placement import SLOT, place
+from llmgym.envs.oserve.scenarios import CORNERS
+from llmgym.envs.oserve.shapes import MODELS, Shape, capacity_tokens, rates, strategies
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.evaluation import tuned
 from llmgym.evaluation.rollout import run_episodes
 from llmgym.evaluation.tuning import TUNING_SEEDS
-from llmgym.serving.deployments import best, candidates, catalogue, cover, evaluate, flows, mixes, serving_all
-from llmgym.serving.placement import SLOT, place
-from llmgym.serving.shapes import MODELS, Shape, capacity_tokens, rates, strategies
-from llmgym.workloads import daily
-from tests.envs.test_oserve import graft
+from tests.envs.oserve.test_oserve import graft
 
 ID = "llmgym/OServe-v0"
 QUICK = {"scenario": "small", "epochs": 10}
@@ -292,7 +302,7 @@ def test_a_ridge_learns_a_line_and_not_a_scale() -> None:
 
 def test_an_lstm_is_kept_whole(tmp_path: Any) -> None:
     torch = pytest.importorskip("torch")
-    from llmgym.baselines import oserve_lstm
+    from llmgym.baselines.oserve import lstm as oserve_lstm
 
     series = 100.0 * (2.0 + np.sin(np.arange(200.0)))
     state = torch.random.get_rng_state()
@@ -310,7 +320,7 @@ def test_an_lstm_is_kept_whole(tmp_path: Any) -> None:
 
 def test_the_numpy_network_is_torchs() -> None:
     torch = pytest.importorskip("torch")
-    from llmgym.baselines import oserve_lstm
+    from llmgym.baselines.oserve import lstm as oserve_lstm
 
     made = oserve_lstm.fit([100.0 * (2.0 + np.sin(np.arange(120.0)))], updates=2, hidden=6)
     network = torch.nn.LSTM(1, 6, batch_first=True)
@@ -370,7 +380,7 @@ def test_the_preflow_rule_acts() -> None:
 
 def test_the_lstm_rule_learns_once_and_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     pytest.importorskip("torch")
-    from llmgym.baselines import oserve_lstm
+    from llmgym.baselines.oserve import lstm as oserve_lstm
 
     calls = []
     real = oserve_lstm.fit

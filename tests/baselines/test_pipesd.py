@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym.envs.pipesd_nav import LAYOUT
-from llmgym.envs.pipesd_state import CONTINUE, UPLOAD, VERIFY
+from llmgym.envs.pipesd.nav.env import LAYOUT
+from llmgym.envs.pipesd.state import CONTINUE, UPLOAD, VERIFY
 from llmgym.errors import InvalidArgument, UnknownName
 
 ID = "llmgym/PipeSDNav-v0"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym.envs.pipesd_tune import PipeSDTuneEnv, PipeSDTuneVectorEnv
+from llmgym.envs.pipesd.tune.env import PipeSDTuneEnv, PipeSDTuneVectorEnv
 from llmgym.errors import InvalidArgument
 
 SEARCHES = ("bo", "random-search", "grid-search")

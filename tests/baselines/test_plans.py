@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from llmgym import profiles, workloads
-from llmgym.baselines.plan_kv import Kv, simulated_rate
+from llmgym.baselines.kv.plan import Kv, simulated_rate
 from llmgym.cli import main
+from llmgym.envs.oserve.shapes import rate_table
 from llmgym.serving.capacity import area, saturation
-from llmgym.serving.shapes import rate_table
 
 FEW = [(100, 50), (300, 20), (1000, 24)]
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from llmgym import baselines
-from llmgym.baselines.ppd import BASELINES, QueueAwarePolicy, TablePolicy
-from llmgym.baselines.ppd_weights import BASELINES as WEIGHT_BASELINES
+from llmgym.baselines.ppd.routing import BASELINES, QueueAwarePolicy, TablePolicy
+from llmgym.baselines.ppd.weights import BASELINES as WEIGHT_BASELINES
 from llmgym.core.policy import Policy
-from llmgym.envs.ppd_state import LOCAL, REMOTE
-from llmgym.envs.ppd_weights import WEIGHTS
+from llmgym.envs.ppd.state import LOCAL, REMOTE
+from llmgym.envs.ppd.weights.env import WEIGHTS
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.evaluation import tuned
 from llmgym.evaluation.rollout import run_episodes
 from llmgym.evaluation.tuning import TUNING_SEEDS
-from tests.envs.test_ppd import play, requests, routing
+from tests.envs.ppd.test_ppd import play, requests, routing
 
 ROUTING, WEIGHING = "llmgym/PPDRouting-v0", "llmgym/PPDWeights-v0"
 FEW_RATES = (1.0, 8.0, 16.0)
@@ -97,7 +97,7 @@ def test_the_table_rule_is_equation_1() -> None:
 
 
 def test_a_failed_cell_is_local_and_zero_is_not() -> None:
-    from llmgym.envs.ppd_table import SloTable
+    from llmgym.envs.ppd.table import SloTable
 
     shape = (2, 2, 9, 1)
     ttft, tpot = np.full(shape, 0.1), np.full(shape, 0.01)
@@ -140,7 +140,7 @@ def test_queue_aware_goes_around_queues_and_around_decodes() -> None:
 
 
 def test_the_oracle_finds_the_optimum_of_the_toy() -> None:
-    """The toy instances whose optimum is worked out in tests/envs/test_ppd.py, on both sides of the break-even weight."""
+    """The toy instances whose optimum is worked out in tests/envs/ppd/test_ppd.py, on both sides of the break-even weight."""
     for w_tpot, optimum in ((3.0, [LOCAL, LOCAL]), (6.2, [LOCAL, REMOTE])):
         env = routing([0.0, 0.1], (30, 2), (1500, 40), w_tpot=w_tpot)
         policy = baselines.make("oracle", env)

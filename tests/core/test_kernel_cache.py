@@ -13,7 +13,7 @@ import pytest
 
 import llmgym
 from llmgym.core import cache_folder, fingerprint, jit
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.queue.env import KVQueue
 
 PACKAGE = Path(llmgym.__file__).parent
 TOY = Path(__file__).parents[1] / "toy.py"
@@ -173,7 +173,7 @@ def test_quiet(farm):
 
 
 KV_QUEUE_USES = [
-    "llmgym.envs.kv_queue_kernels",
+    "llmgym.envs.kv.queue.kernels",
     "llmgym.serving.engine",
     "llmgym.serving.overflow",
     "llmgym.serving.residents",
@@ -196,7 +196,7 @@ def test_what_kvqueue_calls_is_part_of_its_key():
 def test_the_fingerprint_of_a_module_covers_what_it_imports(edited, monkeypatch):
     source = fingerprint.source
     try:
-        before = jit.fingerprint("llmgym.envs.kv_queue_kernels")
+        before = jit.fingerprint("llmgym.envs.kv.queue.kernels")
         unrelated = jit.fingerprint("llmgym.errors")
         jit.fingerprint.cache_clear()
         monkeypatch.setattr(
@@ -204,7 +204,7 @@ def test_the_fingerprint_of_a_module_covers_what_it_imports(edited, monkeypatch)
             "source",
             lambda module: source(module) + b"\n# edited" if module == edited else source(module),
         )
-        assert jit.fingerprint("llmgym.envs.kv_queue_kernels") != before
+        assert jit.fingerprint("llmgym.envs.kv.queue.kernels") != before
         assert jit.fingerprint("llmgym.errors") == unrelated
     finally:
         jit.fingerprint.cache_clear()

@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode
 from llmgym import errors
 from llmgym.core import env as core_env
 from llmgym.core.checks import settled
-from llmgym.envs.kv_queue import KVQueueEnv
-from llmgym.envs.kv_queue_scenarios import SCENARIOS
+from llmgym.envs.kv.queue.env import KVQueueEnv
+from llmgym.envs.kv.queue.scenarios import SCENARIOS
 from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded, UnknownArgument, UnknownName
 from tests.core.drive import legal_action, legal_actions, same
 from tests.toy import ToyEnv, ToyVectorEnv

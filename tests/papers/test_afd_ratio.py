@@ -20,9 +20,8 @@ from scipy.special import log_ndtr
 
 from llmgym import baselines
 from llmgym.core.lanes import HOLD, Lanes
-from llmgym.envs.afd_ratio import AFDRatio
-from llmgym.envs.afd_refill import AFDRefillVectorEnv
-from llmgym.serving.attention_ffn import (
+from llmgym.envs.afd.costs import PAPER, Coefficients
+from llmgym.envs.afd.law import (
     barrier_ratio,
     barrier_time,
     communication_time,
@@ -40,8 +39,9 @@ from llmgym.serving.attention_ffn import (
     theta_geometric,
     throughput,
 )
-from llmgym.serving.attention_ffn_costs import PAPER, Coefficients
-from llmgym.serving.attention_ffn_requests import load
+from llmgym.envs.afd.ratio.env import AFDRatio
+from llmgym.envs.afd.refill.env import AFDRefillVectorEnv
+from llmgym.envs.afd.requests import load
 from tests.papers.deviations import KNOWN, Deviation, every_deviation
 from tests.papers.deviations import check as check_deviation
 

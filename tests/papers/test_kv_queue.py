@@ -23,7 +23,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from llmgym import profiles, workloads
 from llmgym.core.lanes import HOLD
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.serving.capacity import (
     budget_rate,
     critical_rate,

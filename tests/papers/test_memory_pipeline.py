@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llmgym.serving.memory_costs import BATCHES, REFERENCE_SIZE, cells, size_of
-from llmgym.serving.memory_devices import DOWN, U55C, UP, copy_s, pcie
-from llmgym.serving.memory_pipeline import (
+from llmgym.envs.memory.costs import BATCHES, REFERENCE_SIZE, cells, size_of
+from llmgym.envs.memory.devices import DOWN, U55C, UP, copy_s, pcie
+from llmgym.envs.memory.law import (
     FPGA,
     GPU,
     LONG,
@@ -32,8 +32,8 @@ from llmgym.serving.memory_pipeline import (
     odds_of,
     share_of,
 )
-from llmgym.serving.memory_placement import FUSED, costs, letters, parse
-from llmgym.serving.memory_published import NAMES, PAGED_BYTES, PAGED_FLOP, published_cell
+from llmgym.envs.memory.placement import FUSED, costs, letters, parse
+from llmgym.envs.memory.published import NAMES, PAGED_BYTES, PAGED_FLOP, published_cell
 from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
 
 LINKS = pcie()

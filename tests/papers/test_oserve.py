@@ -1,7 +1,7 @@
 """What must be reproduced of Jiang et al., "OServe: Accelerating LLM Serving via Spatial-Temporal Workload Orchestration", ICML
 2026 (arXiv 2602.12151).
 
-The paper prints no request rates, mixes, centroids or absolute latencies. Rates here are those of `llmgym.serving.shapes`; what
+The paper prints no request rates, mixes, centroids or absolute latencies. Rates here are those of `llmgym.envs.oserve.shapes`; what
 the paper reports as ratios is compared where physics alone can give it. Where another figure comes out it is a row of
 `docs/deviations.csv`, with the reason.
 """
@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmgym.baselines.oserve import (
+from llmgym.baselines.oserve.forecast import ewma, fit_ridge, last_value, moving_average, rrmse, windows
+from llmgym.baselines.oserve.policies import (
     brute_force,
     rate_table,
     rates,
@@ -21,13 +22,12 @@ from llmgym.baselines.oserve import (
     search,
     switch_plan,
 )
-from llmgym.baselines.oserve_forecast import ewma, fit_ridge, last_value, moving_average, rrmse, windows
 from llmgym.core.lanes import HOLD, Lanes, seeded_key
-from llmgym.envs.oserve import OServe
-from llmgym.envs.oserve_scenarios import CORNERS, spatial_mix
+from llmgym.envs.oserve import daily
+from llmgym.envs.oserve.deployments import best, evaluate, flows, mixes
+from llmgym.envs.oserve.env import OServe
+from llmgym.envs.oserve.scenarios import CORNERS, spatial_mix
 from llmgym.evaluation.rollout import run_episodes
-from llmgym.serving.deployments import best, evaluate, flows, mixes
-from llmgym.workloads import daily
 from tests.papers.deviations import Deviation, check, every_deviation
 
 ID = "llmgym/OServe-v0"
@@ -125,7 +125,7 @@ _COUNTS = {"llama-2-70b": 52, "opt-66b": 198, "opt-30b": 463}
 
 
 def _all(model: str) -> np.ndarray:
-    from llmgym.serving.deployments import catalogue
+    from llmgym.envs.oserve.deployments import catalogue
 
     return catalogue(table(model, 16).shapes, 16)
 
@@ -343,7 +343,7 @@ def test_9_periodic_arrivals(period: int) -> None:
 @pytest.mark.slow
 def test_9_lstm_on_periodic_arrivals() -> None:
     pytest.importorskip("torch")
-    from llmgym.baselines import oserve_lstm
+    from llmgym.baselines.oserve import lstm as oserve_lstm
 
     past, x, y = wave(60)
     found = rrmse(y, oserve_lstm.fit([past], updates=40)(x))
@@ -383,7 +383,7 @@ def test_9_two_weeks() -> None:
 def test_9_lstm_on_two_weeks() -> None:
     """At most the 5.0 % that the paper has on Azure's trace; 3.4 % here, as good as a linear forecast."""
     pytest.importorskip("torch")
-    from llmgym.baselines import oserve_lstm
+    from llmgym.baselines.oserve import lstm as oserve_lstm
 
     found = []
     for j, one in enumerate(two_weeks()):

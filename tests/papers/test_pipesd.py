@@ -14,7 +14,7 @@ import pytest
 
 import llmgym
 from llmgym.core.lanes import HOLD
-from llmgym.serving.speculation import batch_plan, finish_time, without_overlap
+from llmgym.envs.pipesd.speculation import batch_plan, finish_time, without_overlap
 from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
 
 ID = "llmgym/PipeSDNav-v0"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from llmgym.core.lanes import HOLD, Lanes, seeded_key
-from llmgym.envs.ppd_cells import CONTEXTS, RATES_RPS, TYPES
-from llmgym.envs.ppd_latency import LLAMA_8B_H100
-from llmgym.envs.ppd_routing import PPDRouting
-from llmgym.envs.ppd_state import LOCAL, REMOTE
-from llmgym.envs.ppd_table import SloTable, run_cell, table_of
+from llmgym.envs.ppd.cells import CONTEXTS, RATES_RPS, TYPES
+from llmgym.envs.ppd.latency import LLAMA_8B_H100
+from llmgym.envs.ppd.routing.env import PPDRouting
+from llmgym.envs.ppd.state import LOCAL, REMOTE
+from llmgym.envs.ppd.table import SloTable, run_cell, table_of
 from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
 
 ALLOCATIONS = ("1P_3D", "2P_2D", "3P_1D")

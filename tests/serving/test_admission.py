@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llmgym.core.lanes import HOLD, Lanes
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.serving import admission, engine, queue
 from llmgym.serving.capacity import UNLIMITED
 from llmgym.serving.requests import FIRST_TOKENS

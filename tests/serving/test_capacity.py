@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llmgym import profiles, workloads
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.errors import InvalidArgument
 from llmgym.serving.capacity import (
     UNLIMITED,

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgym.core.lanes import HOLD, Lanes
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.serving import overflow
 from llmgym.serving.capacity import exact_area
 from llmgym.serving.requests import FIRST_TOKENS, chunks_of, remaining_area

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.serving import queue, residents
 
 SIZE = 12

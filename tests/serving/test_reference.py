@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmgym import profiles, workloads
 from llmgym.core.lanes import HOLD, Lanes
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.profiles import cost
 from llmgym.serving.capacity import UNLIMITED
 from tests.serving.reference import Batch, Request, World

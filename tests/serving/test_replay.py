@@ -15,8 +15,8 @@ from hypothesis import given, settings
 import llmgym  # noqa: F401
 from llmgym import profiles, workloads
 from llmgym.cli import main
-from llmgym.envs.kv_provision import KVProvision
-from llmgym.envs.kv_queue import KVQueue
+from llmgym.envs.kv.provision.env import KVProvision
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.errors import InvalidArgument, NoProgress, UnknownName
 from llmgym.serving.replay import latency_figures, replay
 from llmgym.serving.rules import CATALOGUE, Rule

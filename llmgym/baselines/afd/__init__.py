@@ -1,0 +1,1 @@
+"""Rules and closed forms of attention-FFN disaggregation."""

@@ -1,0 +1,1 @@
+"""Rules and closed forms of a serving queue under a KV-cache limit, and the sizing of its replicas."""

@@ -1,0 +1,1 @@
+"""Static mappings, bands and searches for memory pipelines on a GPU and an FPGA."""

@@ -1,0 +1,250 @@
+"""Rules for MemPlace: the paper's static mappings, the band of arithmetic intensity, greedy and exhaustive search on predictions.
+
+He, Ma, Sun and Cong, "Understand and Accelerate Memory Processing Pipeline for Large Language Model Inference", ICML 2026 (arXiv
+2603.29002): relevancy and retrieval fused on the FPGA for sparse attention, RAG and memory as context, decoding on the FPGA for
+MemAgent, nothing for training at test time; and that MemAgent should stay on the GPU in batches above two. Where the FPGA cannot
+hold the index, all fall back to the GPU. All read nothing but the observation, except `oracle`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.baselines.rule import Rule
+from llmgym.core.jit import kernel
+from llmgym.core.policy import Policy
+from llmgym.envs.memory.costs import BATCHES, SIZES
+from llmgym.envs.memory.law import AGENT, WORKLOADS, band_devices, paper_devices
+from llmgym.envs.memory.place.env import MemPlace
+from llmgym.envs.memory.place.state import LINK_OCTAVES
+from llmgym.envs.memory.placement import FUSED, GENERAL, PLACEMENTS, allowed, copies_s, place
+from llmgym.envs.memory.published import NAMES
+
+AGENT_BATCH = 2
+"""Largest batch in which MemAgent decodes on the FPGA."""
+ALONE, EVERYWHERE = 0b0000, 0b1111
+
+Rows = NDArray[Any]
+
+
+def _of_family(name: str, devices: Callable[[Any], tuple[int, ...]]) -> int:
+    """A placement from the devices of the four stages; the paged instances are sparse attention."""
+    bits = sum(device << stage for stage, device in enumerate(devices(WORKLOADS.get(name, WORKLOADS["dsa"]))))
+    return FUSED if bits == GENERAL else bits
+
+
+def gpu_only(name: str, batch: int) -> int:
+    """`gpu-only`: nothing on the FPGA."""
+    return ALONE
+
+
+def fpga_all(name: str, batch: int) -> int:
+    """`fpga-all`: every stage on the FPGA."""
+    return EVERYWHERE
+
+
+def static(name: str, batch: int) -> int:
+    """`static`: the paper's mapping of the workload, whatever the batch."""
+    return _of_family(name, paper_devices)
+
+
+def batch_aware(name: str, batch: int) -> int:
+    """`batch-aware`: the same, but MemAgent stays on the GPU in batches above two."""
+    agent = name in WORKLOADS and WORKLOADS[name].family == AGENT
+    return ALONE if agent and batch > AGENT_BATCH else static(name, batch)
+
+
+def band(name: str, batch: int) -> int:
+    """`band`: stages of at most 10 FLOP per byte on the FPGA."""
+    return _of_family(name, lambda w: band_devices(w, batch))
+
+
+FIXED: Mapping[str, Callable[[str, int], int]] = {
+    "gpu-only": gpu_only,
+    "fpga-all": fpga_all,
+    "static": static,
+    "batch-aware": batch_aware,
+    "band": band,
+}
+"""Rules that look at the workload and the batch alone."""
+
+
+def possible(cell: Any, placement: int) -> int:
+    """The placement without what is empty or does not fit: that falls back to the GPU."""
+    if allowed(cell, placement):
+        return placement
+    bits = (GENERAL if placement == FUSED else placement) & ~int(cell["empty"])
+    return bits if cell["fits"] else bits & ~GENERAL
+
+
+def placements(rule: Callable[[str, int], int], cells: Rows) -> NDArray[np.int64]:
+    """The placement of every workload, size and batch by a rule of `FIXED`: int64 [14, 10, 6]; the GPU for those not in `cells`."""
+    table = np.zeros((len(NAMES), SIZES, len(BATCHES)), np.int64)
+    for cell in cells:
+        at = int(cell["workload"]), int(cell["size_index"]), int(cell["batch_index"])
+        table[at] = possible(cell, rule(NAMES[at[0]], int(cell["batch"])))
+    return table
+
+
+def positions(cells: Rows) -> NDArray[np.int64]:
+    """Where each workload, size and batch is in `cells`: int64 [14, 10, 6], -1 if nowhere."""
+    table = np.full((len(NAMES), SIZES, len(BATCHES)), -1, np.int64)
+    table[cells["workload"], cells["size_index"], cells["batch_index"]] = np.arange(len(cells))
+    return table
+
+
+@kernel
+def best_placements(
+    cells: Rows, which: Rows, links: Rows, scale: Rows, weight: float, errors: Rows, out: NDArray[np.int64]
+) -> None:
+    """Write for each lane the placement with the largest reward, by its cell, link and kernel times (`errors` [lanes, 2, 4])."""
+    for lane in range(out.shape[0]):
+        cell = cells[which[lane]]
+        alone_s, _, alone_j, _ = place(cell, links, scale[lane], 0, errors[lane])
+        best = 0.0
+        out[lane] = 0
+        for placement in range(PLACEMENTS):
+            if allowed(cell, placement):
+                time, _, joules, _ = place(cell, links, scale[lane], placement, errors[lane])
+                worth = math.log(alone_s / time) + weight * math.log(alone_j / joules)
+                if worth > best:
+                    out[lane], best = placement, worth
+
+
+@kernel
+def greedy_placement(cell: Any, links: Any, scale: float) -> int:
+    """Stage by stage the device that is done first, copies included; with relevancy and retrieval alone on the FPGA, fused."""
+    placed = 0
+    for stage in range(4):
+        if (cell.empty >> stage) & 1:
+            if stage > 0 and (placed >> (stage - 1)) & 1:
+                placed |= 1 << stage
+            continue
+        down, up, _, _ = copies_s(cell, links, scale, placed, stage, 0)
+        on_gpu = cell.time_s[0, stage] + down + up
+        down, up, _, _ = copies_s(cell, links, scale, placed, stage, 1)
+        on_fpga = cell.time_s[1, stage] + down + up
+        free = cell.fits != 0 or stage == 0 or stage == 3
+        if free and on_fpga < on_gpu:
+            placed |= 1 << stage
+    placed &= ~cell.empty
+    return FUSED if placed == GENERAL and cell.empty == 0 else placed
+
+
+class _Rule(Rule[MemPlace]):
+    """Finds the request again in the table of all requests, from what the observation says of it."""
+
+    def __init__(self, env: Any, name: str) -> None:
+        super().__init__(env, name, MemPlace)
+        self._cells = self._simulation.params.cells
+        self._links = self._simulation.params.links
+        self._at = positions(self._cells)
+
+    def _request(self, obs: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        """Indices of workload, size and batch, int64 [lanes] each."""
+        return (
+            self._rows(obs, "workload").argmax(axis=1),
+            np.rint(self._read(obs, "size") * (SIZES - 1)).astype(np.int64),
+            np.rint(self._read(obs, "batch") * (len(BATCHES) - 1)).astype(np.int64),
+        )
+
+    def _scale(self, obs: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Bandwidth over the published one, float64 [lanes]."""
+        return np.exp2(LINK_OCTAVES * self._read(obs, "link"))
+
+
+class FixedPolicy(_Rule):
+    """`gpu-only`, `fpga-all`, `static`, `batch-aware`, `band`: by workload and batch.
+
+    Args:
+        env: the environment.
+        name: one of `FIXED`.
+    """
+
+    def __init__(self, env: Any, name: str) -> None:
+        super().__init__(env, name)
+        self.table = placements(FIXED[name], self._cells)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Placements [lanes]."""
+        return self.table[self._request(obs)]
+
+
+class RandomPolicy(_Rule):
+    """`random`: any placement that is allowed.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        seed: of the choices.
+    """
+
+    def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
+        super().__init__(env, name)
+        self._generator = np.random.default_rng(seed)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Placements [lanes]."""
+        free = np.ones((len(obs), PLACEMENTS)) if mask is None else mask
+        return (self._generator.random((len(obs), PLACEMENTS)) * free).argmax(axis=1)
+
+
+class EarliestFinishPolicy(_Rule):
+    """`earliest-finish`: stage by stage the device that is predicted to be done first, copies included."""
+
+    def __init__(self, env: Any, name: str = "earliest-finish") -> None:
+        super().__init__(env, name)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Placements [lanes]."""
+        which, scale = self._at[self._request(obs)], self._scale(obs)
+        return np.array(
+            [greedy_placement(self._cells[i], self._links, x) for i, x in zip(which, scale, strict=True)],
+            np.int64,
+        )
+
+
+class BruteForcePolicy(_Rule):
+    """`brute-force`: the best of all placements by the predicted times."""
+
+    def __init__(self, env: Any, name: str = "brute-force") -> None:
+        super().__init__(env, name)
+        self._weight = self._simulation.scenario.energy_weight
+
+    def _errors(self, lanes: int) -> NDArray[np.float64]:
+        """True over predicted times of kernels, as far as the policy knows, float64 [lanes, 2, 4]."""
+        return np.ones((lanes, 2, 4))
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Placements [lanes]."""
+        out = np.zeros(len(obs), np.int64)
+        which = self._at[self._request(obs)]
+        best_placements(
+            self._cells, which, self._links, self._scale(obs), self._weight, self._errors(len(obs)), out
+        )
+        return out
+
+
+class OraclePolicy(BruteForcePolicy):
+    """`oracle`: the best of all placements by the true times. Privileged; nothing does better."""
+
+    privileged = True
+
+    def __init__(self, env: Any, name: str = "oracle") -> None:
+        super().__init__(env, name)
+
+    def _errors(self, lanes: int) -> NDArray[np.float64]:
+        errors: NDArray[np.float64] = self._env.lanes.state.error[:lanes]
+        return errors
+
+
+BASELINES: dict[str, Callable[[Any], Policy]] = {
+    **{name: (lambda env, name=name: FixedPolicy(env, name)) for name in FIXED},  # type: ignore[misc]
+    "earliest-finish": EarliestFinishPolicy,
+    "brute-force": BruteForcePolicy,
+    "oracle": OraclePolicy,
+    "random": RandomPolicy,
+}

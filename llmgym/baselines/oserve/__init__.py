@@ -1,0 +1,1 @@
+"""The planner of OServe, its search and its forecasts, and what it is compared with."""

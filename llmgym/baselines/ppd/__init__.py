@@ -1,0 +1,1 @@
+"""Rules of conversations on prefill and decode nodes."""

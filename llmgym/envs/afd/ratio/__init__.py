@@ -1,0 +1,1 @@
+"""AFDRatio: how many attention instances feed one FFN instance."""

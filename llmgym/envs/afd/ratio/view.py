@@ -1,0 +1,98 @@
+"""Pictures of AFDRatio: what each instance does in a step and who waits, and the episode so far."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.canvas import blank, pixels
+from llmgym.envs.afd.ratio.state import MEANFIELD
+
+if TYPE_CHECKING:
+    from llmgym.envs.afd.ratio.env import AFDRatio
+
+WIDTH, HEIGHT = 760, 480
+
+
+def step_times(
+    simulation: "AFDRatio", state: Any, lane: int
+) -> tuple[NDArray[np.float64], float, float, float]:
+    """Attention time of each instance with the loads of now (mean over its microbatches), link, FFN, and the longest, cycles."""
+    me, number = state.lane[lane], simulation.params.number[0]
+    alpha_a, beta_a, alpha_f, beta_f, alpha_c, beta_c = state.coefficients[lane]
+    loads = state.table["load"][lane].reshape(simulation.batches, -1)
+    taken = state.table["occupied"][lane].reshape(simulation.batches, -1)
+    if number["mode"] == MEANFIELD:
+        theta = simulation.laws[int(state.law[lane, max(int(me["epoch"]) - 1, 0)])].theta
+        loads = np.full((1, int(me["workers"])), simulation.scenario.batch * theta)
+        taken = np.full(loads.shape, simulation.scenario.batch)
+    present = taken.sum(axis=0) > 0
+    times = alpha_a * loads.mean(axis=0)[present] + beta_a
+    each = float(taken.mean(axis=0).sum()) / max(int(me["ffn"]), 1)
+    sent = each if number["aggregate"] else simulation.scenario.batch
+    comm, ffn = float(alpha_c * sent + beta_c), float(alpha_f * each + beta_f)
+    return times, comm, ffn, max(float(times.max(initial=0.0)), comm, ffn)
+
+
+def text(simulation: "AFDRatio", state: Any, lane: int) -> str:
+    """One line of state, and a bar for the slowest attention instance, the link and the FFN."""
+    me = state.lane[lane]
+    times, comm, ffn, longest = step_times(simulation, state, lane)
+    rows = (("attention", float(times.max(initial=0.0))), ("link", comm), ("FFN", ffn))
+    bars = [
+        f"{name:9} [{('#' * round(40 * time / longest)).ljust(40, '.')}] {time:10.1f} cycles"
+        for name, time in rows
+    ]
+    return "\n".join(
+        [
+            f"epoch {me['epoch']:4d}/{simulation.scenario.epochs}   {me['workers']}A-{me['ffn']}F   tau {me['tau']:.1f} cycles   "
+            f"{me['relative'] / max(me['epoch'], 1):.3f} of the best throughput",
+            *bars,
+        ]
+    )
+
+
+def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
+    """uint8 [480, 760, 3]: a step of each instance with what it waits, and ratio, throughput and idle shares so far."""
+    me, scenario = state.lane[lane], simulation.scenario
+    times, comm, ffn, longest = step_times(simulation, state, lane)
+    figure = blank(WIDTH, HEIGHT)
+    figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.09)
+    step, ratio, share = figure.subplots(3, 1, gridspec_kw={"hspace": 0.55, "height_ratios": [1.4, 1, 1]})
+    names = [f"A{i + 1}" for i in range(len(times))] + ["link", "FFN"]
+    heights = np.concatenate([times, [comm, ffn]])
+    working = min(int(me["workers"]), len(times))
+    colours = ["#0072B2"] * working + ["#56B4E9"] * (len(times) - working) + ["#E69F00", "#009E73"]
+    step.bar(range(len(heights)), heights, color=colours)
+    step.bar(
+        range(len(heights)),
+        longest - heights,
+        bottom=heights,
+        color="#DDDDDD",
+        hatch="///",
+        edgecolor="#BBBBBB",
+    )
+    if len(times) > 16:
+        names[: len(times)] = [name if i % 5 == 0 else "" for i, name in enumerate(names[: len(times)])]
+        names[-2:] = ["", "link, FFN"]
+    step.set_xticks(range(len(heights)), names)
+    step.set(ylabel="cycles", ylim=(0, max(1.08 * longest, 1e-9)))
+    done = int(me["epoch"])
+    rows, epochs = state.history[lane, :done], np.arange(done)
+    ratio.step(epochs, rows[:, 0], where="mid", color="#0072B2")
+    ratio.set(ylabel="attention\nper FFN", ylim=(0, 1.05 * max(x / y for x, y in simulation.ratios)))
+    share.plot(epochs, rows[:, 1], color="#000000", label="throughput, relative")
+    share.plot(epochs, rows[:, 2], color="#0072B2", label="attention idle")
+    share.plot(epochs, rows[:, 3], color="#009E73", label="FFN idle")
+    share.set(ylabel="share", xlabel=f"epochs of {scenario.cycles:,} cycles", ylim=(0, 1.6))
+    share.legend(fontsize=7, loc="upper right", ncols=3)
+    law = simulation.laws[int(state.law[lane, max(done - 1, 0)])]
+    step.set_title(
+        f"epoch {done}/{scenario.epochs}    {me['workers']}A-{me['ffn']}F    tau {me['tau']:.1f} cycles    "
+        f"{me['completed']:,} requests done\n{law.name.partition(',prompt_law')[0]}    "
+        "a step: attention (light blue: drains), link, FFN; hatched: waits",
+        fontsize=9,
+    )
+    for axis in (ratio, share):
+        axis.set_xlim(-0.5, min(scenario.epochs, 200) - 0.5 if scenario.epochs > 1 else 0.5)
+    return pixels(figure, (step, ratio, share))

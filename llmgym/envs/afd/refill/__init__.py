@@ -1,0 +1,1 @@
+"""AFDRefill: which waiting request refills which slot."""

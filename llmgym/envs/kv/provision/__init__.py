@@ -1,0 +1,1 @@
+"""KVProvision: how many replicas run in the next epoch."""

@@ -1,0 +1,1 @@
+"""KVQueue: which waiting requests enter the batch of an engine whose KV cache is full."""

@@ -1,0 +1,83 @@
+"""Pictures of KVQueue: the cache with its residents, and the line of waiting requests."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.canvas import blank, pixels
+
+if TYPE_CHECKING:
+    from llmgym.envs.kv.queue.env import KVQueue
+
+WIDTH, HEIGHT = 760, 420
+
+
+def text(simulation: "KVQueue", state: Any, lane: int) -> str:
+    """One line of state and one bar each for cache and queue."""
+    me = state.lane[lane]
+    capacity = simulation.scenario.kv_capacity or 1
+    full = round(40 * me["used"] / capacity)
+    return (
+        f"t {me['clock_s']:9.3f} s   batch {me['batches']:6d} of {1e3 * me['batch_s']:6.1f} ms   "
+        f"done {me['done']}/{me['requests']}\n"
+        f"cache [{'#' * full}{'.' * (40 - full)}] {me['used']:,}/{capacity:,} tokens, {me['residents']} residents"
+        f"{', ' + str(me['paused']) + ' paused' if me['paused'] else ''}\n"
+        f"queue [{('=' * min(40, int(me['waiting']))).ljust(40, '.')}] {me['waiting']} waiting, {me['preemptions']} preemptions"
+    )
+
+
+def picture(simulation: "KVQueue", state: Any, lane: int) -> NDArray[np.uint8]:
+    """uint8 [420, 760, 3]: residents as bars in the cache, waiting requests below, the numbers above."""
+    me = state.lane[lane]
+    capacity = simulation.scenario.kv_capacity or 1
+    figure = blank(WIDTH, HEIGHT)
+    cache, line = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2, 1.2], "hspace": 0.75})
+    residents = state.resident[lane, : me["residents"]]
+    left = 0.0
+    for r in residents:
+        produced = int(me["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
+        held = int(r["prompt"] - r["kept"] + produced) if r["decoding"] else int(r["prefilled"])
+        if r["paused"]:
+            continue
+        colour = "#0072B2" if r["decoding"] else "#E69F00"
+        cache.bar(
+            left,
+            min(1.0, produced / max(int(r["predicted"]), 1)),
+            held,
+            0,
+            align="edge",
+            color=colour,
+            alpha=0.85,
+        )
+        cache.bar(left, 1.0, held, 0, align="edge", fill=False, edgecolor="#444444", linewidth=0.6)
+        left += held
+    cache.axvline(capacity, color="#D55E00", linewidth=2)
+    cache.set(
+        xlim=(0, capacity * 1.02),
+        ylim=(0, 1.05),
+        xlabel="tokens in the KV cache (red: capacity)",
+        ylabel="output so far\nof predicted",
+    )
+    cache.set_title(
+        f"t = {me['clock_s']:.2f} s    batch {me['batches']} ({1e3 * me['batch_s']:.1f} ms)    "
+        f"{me['residents']} running ({me['paused']} paused)    {me['waiting']} waiting    "
+        f"{me['done']}/{me['requests']} done    {me['preemptions']} preemptions",
+        fontsize=9,
+    )
+    queue = state.queue[lane, 0]
+    waiting = queue[2 + queue[0] : 2 + queue[1]][:40]
+    requests = state.request[lane, waiting]
+    prompt = requests["prompt"] + requests["kept"]
+    line.bar(range(len(waiting)), prompt, color="#E69F00", label="prompt")
+    line.bar(
+        range(len(waiting)),
+        requests["predicted"],
+        bottom=prompt,
+        color="#56B4E9",
+        label="predicted output",
+    )
+    line.set(xlim=(-0.6, 39.6), xlabel="waiting requests, next first (at most 40 shown)", ylabel="tokens")
+    if len(waiting):
+        line.legend(fontsize=7, loc="upper right", ncols=2)
+    return pixels(figure, (cache, line))

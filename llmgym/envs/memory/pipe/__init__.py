@@ -1,0 +1,1 @@
+"""MemPipe: which device a stage goes to when requests queue."""

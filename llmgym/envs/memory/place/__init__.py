@@ -1,0 +1,1 @@
+"""MemPlace: which stages of a memory pipeline run on the FPGA."""

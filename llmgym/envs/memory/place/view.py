@@ -1,0 +1,113 @@
+"""Pictures of MemPlace: the stages of the request on both devices, what every placement would take, and what has been gained."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.canvas import blank, pixels
+from llmgym.envs.memory.law import STAGES
+from llmgym.envs.memory.placement import PLACEMENTS, costs, letters
+from llmgym.envs.memory.published import NAMES
+
+if TYPE_CHECKING:
+    from llmgym.envs.memory.place.env import MemPlace
+
+WIDTH, HEIGHT = 760, 520
+
+
+def about(cell: Any) -> str:
+    """A request in words."""
+    size = float(cell["size"])
+    return f"{NAMES[cell['workload']]}, {size:,.0f} entries, batch {cell['batch']}"
+
+
+def short_time(seconds: float) -> str:
+    """Seconds with three digits and a unit that suits."""
+    if seconds >= 1.0:
+        return f"{seconds:.3g} s"
+    return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
+
+
+def text(simulation: "MemPlace", state: Any, lane: int) -> str:
+    """A line of state, the stages on both devices, and the best placements as predicted."""
+    me = state.lane[lane]
+    cell = simulation.params.cells[me["cell"]]
+    rows = costs(cell, simulation.params.links, float(me["scale"]))[:, 0]
+    order = np.argsort(rows)[:4]
+    stages = "   ".join(
+        f"{name} {short_time(float(cell['time_s'][0, i]))} / {short_time(float(cell['time_s'][1, i]))}"
+        if not (cell["empty"] >> i) & 1
+        else f"{name} -"
+        for i, name in enumerate(STAGES)
+    )
+    best = ", ".join(f"{letters(int(i))} {short_time(float(rows[i]))}" for i in order if np.isfinite(rows[i]))
+    return "\n".join(
+        [
+            f"request {me['request']:4d}/{simulation.scenario.requests}   "
+            f"speed-up {np.exp(me['log_speedup'] / max(me['request'], 1)):.3f}   "
+            f"regret {me['regret'] / max(me['request'], 1):.4f}",
+            f"{about(cell)}, link x {me['scale']:.2g}",
+            f"GPU / FPGA: {stages}",
+            f"predicted: {best}",
+        ]
+    )
+
+
+def picture(simulation: "MemPlace", state: Any, lane: int) -> NDArray[np.uint8]:
+    """uint8 [520, 760, 3]: stages on both devices, every placement as predicted, and speed-ups over the episode."""
+    me, scenario = state.lane[lane], simulation.scenario
+    cell = simulation.params.cells[me["cell"]]
+    rows = costs(cell, simulation.params.links, float(me["scale"]))
+    unit, scale = (
+        ("s", 1.0) if cell["gpu_s"] >= 1.0 else ("ms", 1e3) if cell["gpu_s"] >= 1e-3 else ("us", 1e6)
+    )
+    figure = blank(WIDTH, HEIGHT)
+    figure.subplots_adjust(left=0.1, right=0.98, top=0.87, bottom=0.09)
+    stages, all_of_them, past = figure.subplots(
+        3, 1, gridspec_kw={"hspace": 0.75, "height_ratios": [1, 1.3, 1]}
+    )
+    at = np.arange(4)
+    stages.bar(at - 0.18, scale * cell["time_s"][0], 0.34, color="#0072B2", label="GPU")
+    stages.bar(at + 0.18, scale * cell["time_s"][1], 0.34, color="#D55E00", label="FPGA")
+    stages.set_yscale("log")
+    stages.set_xticks(
+        at, [name + (" (empty)" if (cell["empty"] >> i) & 1 else "") for i, name in enumerate(STAGES)]
+    )
+    stages.set(ylabel=unit)
+    stages.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    best = int(np.nanargmin(rows[:, 0]))
+    height = scale * np.nan_to_num(rows[:, 0])
+    copying = scale * np.nan_to_num(rows[:, 1])
+    colours = ["#009E73" if i == best else "#56B4E9" for i in range(PLACEMENTS)]
+    all_of_them.bar(range(PLACEMENTS), height - copying, color=colours)
+    all_of_them.bar(range(PLACEMENTS), copying, bottom=height - copying, color="#E69F00", label="copies")
+    all_of_them.axhline(
+        scale * cell["gpu_s"], color="#888888", linestyle="--", linewidth=1, label="GPU alone"
+    )
+    limit = 3.0 * scale * float(cell["gpu_s"])
+    for i in range(PLACEMENTS):
+        if not np.isfinite(rows[i, 0]):
+            all_of_them.text(i, 0.05 * limit, "not\nallowed", ha="center", fontsize=6, color="#888888")
+        elif height[i] > limit:
+            all_of_them.text(i, 0.86 * limit, f"{rows[i, 0] / cell['gpu_s']:.3g}x", ha="center", fontsize=6)
+    all_of_them.set(ylabel=unit, ylim=(0, limit))
+    names = [letters(i).replace(" fused", "\nfused") for i in range(PLACEMENTS)]
+    all_of_them.set_xticks(range(PLACEMENTS), names)
+    all_of_them.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    done = int(me["request"])
+    gained = np.exp(state.history[lane, :done, 0])
+    possible = np.exp(state.history[lane, :done, :2].sum(axis=1)) if scenario.energy_weight == 0.0 else None
+    past.bar(range(done), gained, color="#0072B2", label="speed-up")
+    if possible is not None:
+        past.plot(range(done), possible, "_", color="#D55E00", markersize=6, label="best there was")
+    past.axhline(1.0, color="#888888", linestyle="--", linewidth=1)
+    past.set(ylabel="x", xlabel="request", xlim=(-0.6, min(scenario.requests, 200) - 0.4))
+    past.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.suptitle(
+        f"request {done}/{scenario.requests}: {about(cell)}, link x {me['scale']:.2g}\n"
+        f"speed-up so far {np.exp(me['log_speedup'] / max(done, 1)):.3f} (geometric mean), "
+        f"best placement chosen for {me['optimal']} of {done}",
+        fontsize=9,
+    )
+    return pixels(figure, (stages, all_of_them, past))

@@ -1,0 +1,1 @@
+"""OServe: replica shapes of a cluster, minute by minute, and the routing of request types."""

@@ -1,0 +1,201 @@
+"""How replicas of OServe serve: a line in order of arrival, admission under the cache, processor sharing of the running requests.
+
+A running request of class c in a replica of shape s would take `latency_s[s, c]` alone. The requests of a replica share one unit of
+stage time: each needs 1 / rate of it in all, so at full speed they take `load` = sum of (1 / rate) / latency of it, and if that
+is more than one all slow down by the same factor. With the progress of the replica, seconds at full speed, as time every request
+completes at a fixed progress, and a heap of these is all it takes. Between two visits a replica is left alone; `advance` brings
+it up to a time.
+
+What a scheduler may read of requests that have not completed (`work_s`, `waiting_kv`, `State.waits`) goes by the type that they
+were taken for at arrival, not by their true class, which holds the length of the answer.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.jit import kernel
+from llmgym.envs.oserve.state import Params, State
+from llmgym.serving.requests import time_per_token
+
+
+@kernel
+def _push(at: NDArray[np.float64], ids: NDArray[np.int32], size: int, value: float, request: int) -> None:
+    """Add to a heap of `size` entries, the smallest first."""
+    i = size
+    while i > 0:
+        above = (i - 1) // 2
+        if at[above] <= value:
+            break
+        at[i], ids[i] = at[above], ids[above]
+        i = above
+    at[i], ids[i] = value, request
+
+
+@kernel
+def _pop(at: NDArray[np.float64], ids: NDArray[np.int32], size: int) -> None:
+    """Take the first of `size` entries away."""
+    value, request = at[size - 1], ids[size - 1]
+    i = 0
+    while True:
+        below = 2 * i + 1
+        if below >= size - 1:
+            break
+        if below + 1 < size - 1 and at[below + 1] < at[below]:
+            below += 1
+        if at[below] >= value:
+            break
+        at[i], ids[i] = at[below], ids[below]
+        i = below
+    at[i], ids[i] = value, request
+
+
+@kernel
+def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None:
+    """A request completes."""
+    me = state.lane[lane]
+    asked = state.request[lane, r]
+    c = asked.kind
+    e2e_s = at_s - asked.arrival_s
+    asked.e2e_s = e2e_s
+    state.served[lane, 0, me.done] = e2e_s
+    state.served[lane, 1, me.done] = asked.ttft_s
+    state.served[lane, 2, me.done] = time_per_token(asked.ttft_s, e2e_s, params.lengths[c, 1])
+    me.done += 1
+    me.running -= 1
+    me.open -= 1.0
+    me.open_arrival_s -= asked.arrival_s
+    me.done_s += e2e_s
+    me.output_tokens += params.lengths[c, 1]
+    if e2e_s <= params.slo_s[c]:
+        me.met += 1
+
+
+@kernel
+def _admit(state: State, params: Params, lane: int, k: int) -> None:
+    """Let waiting requests in while the first one fits."""
+    me = state.lane[lane]
+    slot = state.slot[lane, k]
+    s = slot.shape
+    while slot.waiting > 0 and slot.running < state.heap_at.shape[2]:
+        r = slot.head
+        asked = state.request[lane, r]
+        c = asked.kind
+        tokens = params.lengths[c, 0] + params.lengths[c, 1]
+        if slot.kv + tokens > params.capacity[s]:
+            break
+        slot.head = asked.next
+        slot.waiting -= 1
+        slot.waiting_kv -= params.known_tokens[c]
+        slot.kv += tokens
+        slot.load += params.work_s[s, c] / params.latency_s[s, c]
+        if asked.began_s < 0.0:
+            asked.began_s = slot.clock_s
+            # the first token comes at the speed of the moment
+            asked.ttft_s = slot.clock_s - asked.arrival_s + params.prefill_s[s, c] * max(slot.load, 1.0)
+        asked.node = -1
+        _push(
+            state.heap_at[lane, k],
+            state.heap_id[lane, k],
+            slot.running,
+            slot.progress + asked.left * params.latency_s[s, c],
+            r,
+        )
+        slot.running += 1
+        me.waiting -= 1
+        state.waits[lane, params.guess[c]] -= 1
+        me.running += 1
+
+
+@kernel
+def _pass(params: Params, slot: Any, seconds: float) -> None:
+    """Time passes with the same requests running."""
+    used = min(slot.load, 1.0)
+    slot.clock_s += seconds
+    slot.busy_s += used * seconds
+    slot.kv_s += seconds * slot.kv / params.capacity[slot.shape]
+    slot.work_s -= used * seconds
+
+
+@kernel
+def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> None:
+    """Bring a replica up to a time."""
+    slot = state.slot[lane, k]
+    if slot.clock_s < slot.ready_s:
+        slot.clock_s = min(slot.ready_s, to_s)
+        if slot.clock_s < slot.ready_s:
+            return
+    _admit(state, params, lane, k)
+    while slot.running > 0:
+        speed = 1.0 if slot.load <= 1.0 else 1.0 / slot.load
+        at = state.heap_at[lane, k, 0]
+        seconds = max(at - slot.progress, 0.0) / speed
+        if slot.clock_s + seconds > to_s:
+            seconds = to_s - slot.clock_s
+            _pass(params, slot, seconds)
+            slot.progress += speed * seconds
+            break
+        _pass(params, slot, seconds)
+        slot.progress = max(at, slot.progress)
+        r = state.heap_id[lane, k, 0]
+        _pop(state.heap_at[lane, k], state.heap_id[lane, k], slot.running)
+        slot.running -= 1
+        s, c = slot.shape, state.request[lane, r].kind
+        slot.kv -= params.lengths[c, 0] + params.lengths[c, 1]
+        slot.load -= params.work_s[s, c] / params.latency_s[s, c]
+        # it is known now what the request took
+        slot.work_s += state.request[lane, r].left * (params.work_s[s, c] - params.known_work_s[s, c])
+        if slot.running == 0:
+            # rounding errors must not add up; the heap may begin anew
+            slot.load, slot.progress = 0.0, 0.0
+        finish(state, params, lane, r, slot.clock_s)
+        _admit(state, params, lane, k)
+        if slot.running == 0 and slot.waiting == 0:
+            slot.work_s = 0.0
+    slot.clock_s = to_s
+
+
+@kernel
+def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
+    """Put a request at the end of a replica's line; the replica has been brought up to this time."""
+    me = state.lane[lane]
+    slot = state.slot[lane, k]
+    asked = state.request[lane, r]
+    c = asked.kind
+    asked.next = -1
+    if slot.waiting == 0:
+        slot.head = r
+    else:
+        state.request[lane, slot.tail].next = r
+    slot.tail = r
+    slot.waiting += 1
+    slot.waiting_kv += params.known_tokens[c]
+    slot.work_s += asked.left * params.known_work_s[slot.shape, c]
+    me.waiting += 1
+    state.waits[lane, params.guess[c]] += 1
+    if slot.clock_s >= slot.ready_s:
+        _admit(state, params, lane, k)
+
+
+@kernel
+def dequeue(state: State, params: Params, lane: int, k: int) -> int:
+    """Take the first request out of a replica's line; returns its number."""
+    slot = state.slot[lane, k]
+    r = slot.head
+    asked = state.request[lane, r]
+    c = asked.kind
+    slot.head = asked.next
+    slot.waiting -= 1
+    slot.waiting_kv -= params.known_tokens[c]
+    slot.work_s -= asked.left * params.known_work_s[slot.shape, c]
+    state.lane[lane].waiting -= 1
+    state.waits[lane, params.guess[c]] -= 1
+    return int(r)
+
+
+@kernel
+def able(params: Params, slot: Any, c: int) -> bool:
+    """Whether a replica can hold a request of a class."""
+    return slot.shape >= 0 and params.work_s[slot.shape, c] < math.inf

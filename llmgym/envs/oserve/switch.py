@@ -1,0 +1,244 @@
+"""How OServe changes its deployment: which replicas stay, what moves, what becomes of the requests in those that stop.
+
+Section 5 of the paper: only replicas whose GPUs or shape change stop; weights move between GPUs by the greedy plan of
+`llmgym.envs.oserve.placement`; requests with little left drain on the old replica, the KV caches of the others move. Times are ours
+(the paper prints under 10 s instead of over 50 s for 70B): `fix_s` for process groups, graphs and memory, and what the links take.
+
+- "adhoc": running requests that need less than `drain_s` finish while the change goes on; the others move, with their caches, to
+  the replicas that start.
+- "reload": weights come from disk, caches are lost, all running requests of the replicas that stop begin anew.
+- "free": as "adhoc" in no time, for comparison.
+
+In all of them waiting requests of replicas that stop are handed out again.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.jit import kernel
+from llmgym.envs.oserve.placement import place, ship, shipping_s
+from llmgym.envs.oserve.replicas import able, enqueue, finish
+from llmgym.envs.oserve.shapes import NODE_GPUS
+from llmgym.envs.oserve.state import ADHOC, RELOAD, Params, State
+
+
+@kernel
+def changes(state: State, params: Params, lane: int) -> int:
+    """GPUs whose replica would change, if the deployment in the last row of `replicas` were the next."""
+    return place(
+        state.slot[lane], params.sizes, state.replicas[lane, 2], params.number[0].gpus, state.target[lane]
+    )
+
+
+@kernel
+def set_up(state: State, params: Params, lane: int) -> None:
+    """The first deployment, which is in the last row of `replicas`, on an empty cluster."""
+    slots = state.slot[lane]
+    for k in range(slots.shape[0]):
+        slots[k].shape = -1
+        _clear(state, lane, k)
+    changes(state, params, lane)
+    for s in range(params.sizes.shape[0]):
+        state.replicas[lane, 0, s] = state.replicas[lane, 2, s]
+    _build(state, params, lane, 0.0, 0.0)
+
+
+@kernel
+def _clear(state: State, lane: int, k: int) -> None:
+    """A replica that nobody has used."""
+    slot = state.slot[lane, k]
+    slot.gpu, slot.gpus, slot.running, slot.waiting, slot.head, slot.tail = 0, 0, 0, 0, -1, -1
+    slot.kv, slot.waiting_kv, slot.ready_s, slot.clock_s, slot.progress = 0, 0, 0.0, 0.0, 0.0
+    slot.load, slot.work_s, slot.busy_s, slot.kv_s = 0.0, 0.0, 0.0, 0.0
+    for j in range(state.credit.shape[1]):
+        state.credit[lane, j, k] = 0.0
+
+
+@kernel
+def _build(state: State, params: Params, lane: int, now_s: float, ready_s: float) -> None:
+    """Put the replicas of the plan that do not stand yet into free places."""
+    slots, target = state.slot[lane], state.target[lane]
+    k = 0
+    for g in range(params.number[0].gpus):
+        s = target[g, 0]
+        if s >= 0 and target[g, 1] == 0:
+            while slots[k].shape >= 0:
+                k += 1
+            _clear(state, lane, k)
+            slots[k].shape, slots[k].gpu, slots[k].gpus = s, g, params.sizes[s]
+            slots[k].clock_s, slots[k].ready_s = now_s, ready_s
+
+
+@kernel
+def _note_ranks(state: State, params: Params, lane: int, row: int) -> None:
+    """What every GPU holds: tp, pp and its rank."""
+    slots, ranks = state.slot[lane], state.ranks[lane, row]
+    for g in range(ranks.shape[0]):
+        ranks[g, 0], ranks[g, 1], ranks[g, 2] = 0, 0, 0
+    for k in range(slots.shape[0]):
+        s = slots[k].shape
+        if s >= 0:
+            for i in range(slots[k].gpus):
+                g = slots[k].gpu + i
+                ranks[g, 0], ranks[g, 1], ranks[g, 2] = params.parallel[s, 0], params.parallel[s, 1], i
+
+
+@kernel
+def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: NDArray[np.int32]) -> None:
+    """Empty a replica that stops: what drains completes, the others go to the end of two lines, running ones first.
+
+    Args:
+        state: of all lanes.
+        params: shared.
+        lane: of the state.
+        k: the replica.
+        now_s: the time.
+        ends: int32 [4]: first and last request that has run, first and last that waits; -1 for none.
+    """
+    me = state.lane[lane]
+    number = params.number[0]
+    slot = state.slot[lane, k]
+    s = slot.shape
+    requests = state.request[lane]
+    # a heap of running requests, the next to complete first
+    speed = 1.0 if slot.load <= 1.0 else 1.0 / slot.load
+    for i in range(slot.running):
+        r = state.heap_id[lane, k, i]
+        asked = requests[r]
+        c = asked.kind
+        remaining = max(state.heap_at[lane, k, i] - slot.progress, 0.0)
+        if number.switching == ADHOC and remaining / speed < number.drain_s:
+            me.drained += 1
+            finish(state, params, lane, r, now_s + remaining / speed)
+            continue
+        me.running -= 1
+        if number.switching == RELOAD:
+            me.restarted += 1
+            asked.left, asked.began_s, asked.ttft_s = 1.0, -1.0, -1.0
+        else:
+            me.migrated += 1
+            asked.left = min(remaining / params.latency_s[s, c], 1.0)
+            asked.node = slot.gpu // NODE_GPUS
+        _append(requests, ends, 0, r)
+    while slot.waiting > 0:
+        r = slot.head
+        slot.head = requests[r].next
+        slot.waiting -= 1
+        me.waiting -= 1
+        state.waits[lane, params.guess[requests[r].kind]] -= 1
+        me.rerouted += 1
+        _append(requests, ends, 2, r)
+    me.busy_gpu_s += slot.gpus * slot.busy_s
+    me.kv_share_s += slot.gpus * slot.kv_s
+    slot.shape = -1
+
+
+@kernel
+def _append(requests: NDArray[np.void], ends: NDArray[np.int32], at: int, r: int) -> None:
+    requests[r].next = -1
+    if ends[at] < 0:
+        ends[at] = r
+    else:
+        requests[ends[at + 1]].next = r
+    ends[at + 1] = r
+
+
+@kernel
+def _home(state: State, params: Params, lane: int, r: int, ready_s: float) -> int:
+    """Where a request that has run goes on: the replica that starts and has the smallest share of its cache spoken for."""
+    slots = state.slot[lane]
+    c = state.request[lane, r].kind
+    for starting in range(2):
+        at, least = -1, np.inf
+        for k in range(slots.shape[0]):
+            slot = slots[k]
+            if able(params, slot, c) and (slot.ready_s == ready_s or starting == 1):
+                full = (slot.kv + slot.waiting_kv) / params.capacity[slot.shape]
+                if full < least:
+                    at, least = k, full
+        if at >= 0:
+            return at
+    return -1
+
+
+@kernel
+def switch(state: State, params: Params, lane: int, now_s: float) -> None:
+    """Change to the deployment in the last row of `replicas`; all replicas have been brought up to this time.
+
+    Requests that waited at replicas that stop are left in a line from `state.ends[lane, 2]` on, to be handed out when the routes
+    have been set.
+    """
+    me = state.lane[lane]
+    number = params.number[0]
+    slots, requests = state.slot[lane], state.request[lane]
+    moved = changes(state, params, lane)
+    _note_ranks(state, params, lane, 0)
+    ends = state.ends[lane]
+    for i in range(4):
+        ends[i] = -1
+    for k in range(slots.shape[0]):
+        s = slots[k].shape
+        if s >= 0 and not (
+            state.target[lane, slots[k].gpu, 0] == s and state.target[lane, slots[k].gpu, 1] == 1
+        ):
+            _leave(state, params, lane, k, now_s, ends)
+    for s in range(params.sizes.shape[0]):
+        state.replicas[lane, 0, s] = state.replicas[lane, 2, s]
+    far = 1e300
+    _build(state, params, lane, now_s, far)
+    _note_ranks(state, params, lane, 1)
+    shipped = ship(
+        state.ranks[lane, 0], state.ranks[lane, 1], number.part_bytes, NODE_GPUS, state.traffic[lane]
+    )
+    seconds = 0.0
+    if number.switching == ADHOC:
+        seconds = number.fix_s + shipping_s(
+            state.traffic[lane], NODE_GPUS, number.gpu_bytes_per_s, number.node_bytes_per_s
+        )
+    elif number.switching == RELOAD:
+        seconds = number.reload_s
+        shipped = 0.0
+    for g in range(number.gpus):
+        for i in range(4):
+            state.traffic[lane, g, i] = 0.0
+    flying = shipped
+    r = ends[0]
+    while r >= 0:
+        asked = requests[r]
+        after = asked.next
+        k = _home(state, params, lane, r, far)
+        if number.switching != RELOAD:
+            flying += _move_cache(state, params, lane, k, r)
+        enqueue(state, params, lane, k, r)
+        r = after
+    if number.switching == ADHOC:
+        seconds += shipping_s(state.traffic[lane], NODE_GPUS, number.gpu_bytes_per_s, number.node_bytes_per_s)
+    me.ready_s = now_s + seconds
+    for k in range(slots.shape[0]):
+        if slots[k].shape >= 0 and slots[k].ready_s == far:
+            slots[k].ready_s = me.ready_s
+            me.stopped_gpu_s += slots[k].gpus * seconds
+    me.stopping = 1 if seconds > 0.0 else 0
+    me.switches += 1
+    me.since = 0
+    me.changed_gpus += moved
+    me.penalty += number.switch_cost
+    me.weights_bytes += shipped
+    me.flying_bytes = flying if seconds > 0.0 else 0.0
+
+
+@kernel
+def _move_cache(state: State, params: Params, lane: int, k: int, r: int) -> float:
+    """The cache of a request moves to the GPUs of a replica, an equal part to each; returns its bytes."""
+    slot = state.slot[lane, k]
+    asked = state.request[lane, r]
+    traffic = state.traffic[lane]
+    tokens = params.lengths[asked.kind, 0] + (1.0 - asked.left) * params.lengths[asked.kind, 1]
+    moved = tokens * params.number[0].kv_token_bytes
+    state.lane[lane].kv_bytes += moved
+    for g in range(slot.gpu, slot.gpu + slot.gpus):
+        traffic[g, 1] += moved / slot.gpus
+        if g // NODE_GPUS != asked.node:
+            traffic[g, 3] += moved / slot.gpus
+            traffic[asked.node * NODE_GPUS, 2] += moved / slot.gpus
+    return moved

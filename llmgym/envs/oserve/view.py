@@ -1,0 +1,172 @@
+"""Pictures of OServe: the cluster with its replicas, queues and caches, where each type of requests goes, and who waits."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.canvas import blank, pixels
+
+if TYPE_CHECKING:
+    from llmgym.envs.oserve.env import OServe
+
+WIDTH, HEIGHT = 940, 600
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#000000")
+
+
+def text(simulation: "OServe", state: Any, lane: int) -> str:
+    """Two lines of state, then one for each replica: # cache in use, = requests that wait (ten each)."""
+    me = state.lane[lane]
+    forecast = ", ".join(f"{rate:.2f}" for rate in state.forecast[lane])
+    lines = [
+        f"epoch {me['epoch']:4d}/{simulation.scenario.epochs}   {me['done']} done, {me['running']} running, "
+        f"{me['waiting']} waiting   P99 {me['p99_s']:.1f} s   {me['switches']} switches",
+        f"forecast [{forecast}] req/s   headroom {me['headroom']:.2f}   {simulation.name_of(state.replicas[lane, 0])}",
+    ]
+    now_s = me["epoch"] * simulation.scenario.epoch_s
+    for slot in _replicas(state, lane):
+        full = round(20 * slot["kv"] / simulation.table.capacity[slot["shape"]])
+        stops = f"   serves in {slot['ready_s'] - now_s:.0f} s" if slot["ready_s"] > now_s else ""
+        lines.append(
+            f"GPU {slot['gpu']:2d}-{slot['gpu'] + slot['gpus'] - 1:2d} {simulation.table.shapes[slot['shape']]!s:8s} "
+            f"[{('#' * full).ljust(20, '.')}] {slot['running']:3d} run {'=' * min(-(-int(slot['waiting']) // 10), 40)} "
+            f"{slot['waiting']} wait{stops}"
+        )
+    return "\n".join(lines)
+
+
+def _replicas(state: Any, lane: int) -> list[Any]:
+    """The replicas in order of their GPUs."""
+    return sorted(
+        (slot for slot in state.slot[lane] if slot["shape"] >= 0), key=lambda slot: int(slot["gpu"])
+    )
+
+
+def picture(simulation: "OServe", state: Any, lane: int) -> NDArray[np.uint8]:
+    """uint8 [600, 940, 3]: types and their shares on the left, replicas on the right, the episode so far below."""
+    me = state.lane[lane]
+    figure = blank(WIDTH, HEIGHT)
+    figure.subplots_adjust(left=0.07, right=0.95, top=0.91, bottom=0.085)
+    grid = figure.add_gridspec(2, 2, height_ratios=[2.3, 1], hspace=0.16, wspace=0.16)
+    cluster = figure.add_subplot(grid[0, :])
+    rates, delays = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
+    cluster.set(xlim=(0, 10), ylim=(0, 1))
+    cluster.axis("off")
+    _cluster(cluster, simulation, state, lane)
+    _episode(rates, delays, simulation, state, lane)
+    figure.suptitle(
+        f"minute {me['epoch'] * simulation.scenario.epoch_s / 60:.1f}    {simulation.scenario.model}: "
+        f"{simulation.name_of(state.replicas[lane, 0])}    {me['done']:,} done, {me['running']} running, "
+        f"{me['waiting']:,} waiting    "
+        f"{me['switches']} switches",
+        fontsize=10,
+    )
+    return pixels(figure, (rates, delays))
+
+
+def _cluster(axis: Any, simulation: "OServe", state: Any, lane: int) -> None:
+    """Types with their rates and queues on the left, replicas on the right, lines as wide as their share between."""
+    from matplotlib.patches import Rectangle
+
+    me = state.lane[lane]
+    now_s = me["epoch"] * simulation.scenario.epoch_s
+    slots = [(k, slot) for k, slot in enumerate(state.slot[lane]) if slot["shape"] >= 0]
+    slots.sort(key=lambda pair: int(pair[1]["gpu"]))
+    types = simulation.requests.centroids
+    gpus = simulation.scenario.gpus
+    top = 0.97
+    at: dict[int, float] = {}
+    for k, slot in slots:
+        # as high as its GPUs are many
+        height = 0.93 * slot["gpus"] / gpus
+        bottom = top - 0.93 * (slot["gpu"] + slot["gpus"]) / gpus
+        at[k] = bottom + height / 2
+        stops = slot["ready_s"] > now_s
+        box = Rectangle(
+            (4.6, bottom + 0.006),
+            5.35,
+            height - 0.012,
+            facecolor="#F3D6D0" if stops else "#FAFAFA",
+            edgecolor="#444444",
+            hatch="//" if stops else None,
+        )
+        axis.add_patch(box)
+        middle = bottom + height / 2
+        shape = simulation.table.shapes[slot["shape"]]
+        label = f"{shape}\nGPU {slot['gpu']}-{slot['gpu'] + slot['gpus'] - 1}"
+        axis.text(4.68, middle, label, fontsize=8, va="center")
+        bar = min(0.3 * height, 0.06)
+        full = slot["kv"] / simulation.table.capacity[slot["shape"]]
+        axis.add_patch(Rectangle((5.75, middle - bar / 2), 1.6, bar, color="#E4E4E4", linewidth=0))
+        axis.add_patch(
+            Rectangle((5.75, middle - bar / 2), 1.6 * float(full), bar, color="#0072B2", linewidth=0)
+        )
+        busy = "stopped" if stops else f"load {slot['load']:.2f}"
+        axis.text(
+            5.75,
+            middle + bar / 2 + 0.004,
+            f"cache {full:.0%}, {slot['running']} run, {busy}",
+            fontsize=7,
+            va="bottom",
+        )
+        waiting = int(slot["waiting"])
+        for n in range(min(-(-waiting // 10), 24)):
+            axis.add_patch(
+                Rectangle((7.95 + 0.07 * n, middle - bar / 2), 0.045, bar, color="#D55E00", linewidth=0)
+            )
+        if waiting:
+            axis.text(7.95, middle + bar / 2 + 0.004, f"{waiting} wait (a mark: 10)", fontsize=7, va="bottom")
+    row = 1 if me["stopping"] else 0
+    for j, kind in enumerate(types):
+        y = top - 0.93 * (j + 0.5) / len(types)
+        colour = COLOURS[j % len(COLOURS)]
+        axis.text(
+            0.0, y + 0.035, f"{kind.prompt} in, {kind.output} out", fontsize=9, color=colour, va="center"
+        )
+        axis.text(
+            0.0,
+            y - 0.03,
+            f"{state.forecast[lane, j]:.2f} req/s expected, {state.waits[lane, j]} wait",
+            fontsize=7,
+            va="center",
+        )
+        if simulation.scenario.dispatch in ("flow", "blind"):
+            for k, _ in slots:
+                share = float(state.share[lane, row, j, k])
+                if share > 0.005:
+                    offset = 0.012 * (j - (len(types) - 1) / 2)
+                    axis.plot(
+                        (2.2, 4.55), (y, at[k] + offset), color=colour, linewidth=0.5 + 6 * share, alpha=0.75
+                    )
+
+
+def _episode(rates: Any, delays: Any, simulation: "OServe", state: Any, lane: int) -> None:
+    """Arrivals by type, P99 and waiting requests of each epoch; switches as dotted lines."""
+    me = state.lane[lane]
+    done = int(me["epoch"])
+    scenario = simulation.scenario
+    minutes = scenario.epoch_s / 60.0
+    counts = state.counts[lane, :done].astype(np.float64) / scenario.epoch_s
+    at = (np.arange(done) + 0.5) * minutes
+    for j, kind in enumerate(simulation.requests.centroids):
+        rates.plot(
+            at,
+            counts[:, j],
+            color=COLOURS[j % len(COLOURS)],
+            linewidth=1.3,
+            label=f"{kind.prompt}/{kind.output}",
+        )
+    rates.set(ylabel="arrivals, req/s", ylim=(0, None))
+    rows = state.history[lane, 1 : done + 1]
+    delays.plot(at, rows[:, 2], color="#000000", linewidth=1.3)
+    delays.set(ylabel="P99 of the epoch, s (black)", ylim=(0, None))
+    line = delays.twinx()
+    line.fill_between(at, rows[:, 1], color="#D55E00", alpha=0.35, linewidth=0)
+    line.set_ylim(0, max(20.0, 1.1 * float(rows[:, 1].max(initial=0.0))))
+    line.tick_params(labelsize=7)
+    line.set_ylabel("waiting", fontsize=8)
+    for axis in (rates, delays):
+        axis.set_xlim(0, scenario.epochs * minutes)
+        axis.set_xlabel("minutes (dotted: switches)")
+        for epoch in np.flatnonzero(rows[:, 4]):
+            axis.axvline(epoch * minutes, color="#666666", linewidth=0.8, linestyle=":")

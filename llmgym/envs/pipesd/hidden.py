@@ -1,0 +1,171 @@
+"""What an edge of PipeSDNav and PipeSDTune cannot know, and how it is drawn anew (see `Simulation.redraw`).
+
+Whether a drafted token is accepted shows at the verdict. Text, drafting times, bandwidths and the ends of what is under way show
+when they come. The first second's bandwidth is known from the probes, that of another second once an upload that began in it is
+through. A change of speeds (`change_at`) is in no array: what it does shows in the times of what comes after it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.envs.pipesd.draft_tokens import Packed
+from llmgym.envs.pipesd.state import ASK, CHECK, DONE, NO_GUESS, RIGHT, SEND, WAITING, WRONG, Params, State
+
+HIDDEN = {
+    "lane.checksum": "at the end of the episode",
+    "lane.cloud_free_s": "when the verdict comes",
+    "lane.cloud_busy_s": "when the verdict comes: booked to the end of a verification",
+    "client.key": "never: text and drafting times to come",
+    "client.took_s": "when the token is drafted",
+    "client.token_s": "when the token is drafted",
+    "client.arrival_s": "when the upload is through",
+    "client.verdict_s": "when the verdict comes",
+    "client.rejected": "at the verdict",
+    "client.awaited_rejected": "at the verdict",
+    "client.guess": "at the verdict: whether it is right",
+    "cursor": "at verdicts, as far as they tell the place in the text",
+    "link.free_s": "when the last upload in line is through",
+    "line.start_s": "when the upload begins",
+    "line.end_s": "when the upload is through",
+    "rates": "second by second, as far as uploads are timed",
+    "interval": "for pictures: a verification under way, when it ends",
+}
+SHOWN = frozenset(
+    {
+        "lane.clock_s",
+        "lane.turn",
+        "client.block",
+        "client.drafted",
+        "client.product",
+        "client.confidence",
+        "client.recent",
+        "estimate",  # what was timed, probes before the episode included
+        "log",
+        "ends",
+        "work",
+    }
+)
+
+
+def redraw(params: Params, state: State, lane: int, other: State, rng: np.random.Generator) -> None:
+    """Another text from here on, other verdicts on what was drafted, and other times of what is under way."""
+    me, clients, number = state.lane[lane], state.client[lane], params.number[0]
+    now = float(me["clock_s"])
+    stretch = rng.uniform(0.5, 2.0)  # of the cloud's work: one factor, so that the order of verdicts stays
+    rows = state.interval[lane, : min(int(me["intervals"]), state.interval.shape[1])]
+    for k, c in enumerate(clients):
+        timed = {
+            int(row["start_s"]) for row in rows[np.isin(rows["kind"], (SEND, ASK)) & (rows["client"] == k)]
+        }
+        _redraw_uplink(params, state, lane, k, other.rates[0, k], timed, rng)
+        c["key"] = other.client["key"][0, k]
+        if c["phase"] == DONE:
+            continue
+        _redraw_verdicts(c, state.cursor[lane, k], params.text, rng)
+        if number["jitter"] > 0.0 and c["token_s"] < math.inf:
+            _redraw_drafting(c, number, now, rng)
+        if math.inf > c["verdict_s"] > now:
+            c["verdict_s"] = now + stretch * (c["verdict_s"] - now)
+    if me["cloud_free_s"] > now:
+        more = (stretch - 1.0) * (float(me["cloud_free_s"]) - now)
+        me["cloud_free_s"] += more
+        me["cloud_busy_s"] += more
+    checks = rows["kind"] == CHECK
+    for end in ("start_s", "end_s"):
+        late = checks & (rows[end] > now)
+        rows[end][late] = now + stretch * (rows[end][late] - now)
+    me["checksum"] = other.lane["checksum"][0]
+
+
+def _redraw_verdicts(c: Any, cursor: Any, text: Packed, rng: np.random.Generator) -> None:
+    """Which of the tokens without a verdict is the first that will be rejected, and a place in the text that agrees with it."""
+    waiting = c["phase"] == WAITING
+    awaited = int(c["awaited"]) if waiting else 0
+    guessed = int(waiting and c["guess"] != NO_GUESS)
+    drafted = awaited + guessed + int(c["block"])
+    wrong = int(rng.integers(-1, drafted))  # in the order of drafting; -1: none
+    if waiting:
+        c["awaited_rejected"] = wrong if wrong < awaited else -1
+    if guessed:
+        c["guess"] = WRONG if 0 <= wrong <= awaited else RIGHT
+    if wrong < 0 or c["block"] == 0:
+        c["rejected"] = -1
+    else:
+        c["rejected"] = max(wrong - awaited - guessed, 0)
+    cursor["position"] = c["output"] + (drafted if wrong < 0 else wrong + 1)
+    cursor["beside"] = 0 if wrong < 0 else drafted - wrong
+    cursor["hard"], cursor["beside_hard"] = rng.integers(0, 2, 2)
+    cursor["beside_row"] = rng.integers(0, len(text.beside))
+    cursor["row"] = rng.integers(0, len(text.length))
+    cursor["place"] = rng.integers(0, text.length[cursor["row"]])
+
+
+def _redraw_drafting(c: Any, number: Any, now: float, rng: np.random.Generator) -> None:
+    """How long the token that is being drafted takes: longer than it has taken by now."""
+    seconds = float(number["gamma_wait"] if c["phase"] == WAITING else number["gamma"])
+    if c["made"] >= number["change_at"]:
+        seconds *= number["change_gamma"]
+    jitter, start = float(number["jitter"]), float(c["token_s"] - c["took_s"])
+    drawn = seconds * np.exp(jitter * rng.standard_normal(64) - 0.5 * jitter * jitter)
+    longer = drawn[start + drawn > now]
+    if len(longer):
+        c["took_s"] = longer[0]
+        c["token_s"] = start + longer[0]
+
+
+def _redraw_uplink(
+    params: Params,
+    state: State,
+    lane: int,
+    k: int,
+    fresh: NDArray[np.float32],
+    timed: set[int],
+    rng: np.random.Generator,
+) -> None:
+    """Other bandwidths of a client, and what follows for uploads that are not through.
+
+    Args:
+        params: shared.
+        state: of all lanes.
+        lane: which.
+        k: number of the client.
+        fresh: float32 [seconds], bandwidths of the other world.
+        timed: seconds in which uploads began that are through.
+        rng: draws what the other world does not say.
+    """
+    c, link, rates = state.client[lane, k], state.link[lane, k], state.rates[lane, k]
+    seconds = len(rates)
+    if seconds == 1:
+        return  # the same all the time, and so known from the probes
+    line, now, alpha = (
+        state.line[lane, k],
+        float(state.lane["clock_s"][lane]),
+        float(params.number[0]["alpha"]),
+    )
+    places = (int(link["first"]) + np.arange(int(link["count"]))) % len(line)
+    timed = timed | {0} | {int(line["start_s"][place]) for place in places if line["end_s"][place] <= now}
+    old = rates.copy()
+    first = int(now) % seconds + (int(now) in timed)
+    rates[first:] = fresh[first:]
+    before = now
+    for place in places:
+        batch = line[place]
+        start, end = float(batch["start_s"]), float(batch["end_s"])
+        if end <= now:
+            continue
+        second = int(start)
+        megabytes = (end - start - alpha) * old[second % seconds]
+        if start > now:  # behind the others
+            start, second = before, int(before)
+        elif second not in timed:
+            slow = fresh[start + alpha + megabytes / fresh > now]
+            rates[second % seconds] = rng.choice(slow) if len(slow) else old[second % seconds]
+        if start != batch["start_s"] or rates[second % seconds] != old[int(batch["start_s"]) % seconds]:
+            batch["start_s"] = start
+            batch["end_s"] = start + alpha + megabytes / float(rates[second % seconds])
+        if batch["measured"] == 0 and c["arrival_s"] == end:
+            c["arrival_s"] = batch["end_s"]
+        before = link["free_s"] = batch["end_s"]

@@ -1,0 +1,1 @@
+"""PipeSDNav: keep drafting, upload, or have the draft verified."""

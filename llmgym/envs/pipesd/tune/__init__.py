@@ -1,0 +1,1 @@
+"""PipeSDTune: which confidence thresholds ask for a verdict."""

@@ -1,0 +1,126 @@
+"""Pictures of PipeSDNav and PipeSDTune: edge, uplink and cloud against time."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.canvas import blank, pixels
+from llmgym.envs.pipesd.scenarios import Scenario
+from llmgym.envs.pipesd.state import AHEAD, ASK, CHECK, DONE, DRAFT, DROPPED, GUESS, PROMOTED, SEND, WAITING
+
+WIDTH, HEIGHT = 820, 420
+SPAN_S = 3.0
+"""Of a picture."""
+SHOWN = 4
+"""Clients of a picture, at most."""
+STYLES: dict[int, tuple[str, str, str]] = {
+    DRAFT: ("#0072B2", "", "drafting"),
+    GUESS: ("#CC79A7", "", "guess of the target's token"),
+    AHEAD: ("#56B4E9", "///", "drafting ahead of a verdict"),
+    SEND: ("#E69F00", "", "upload"),
+    ASK: ("#D55E00", "", "upload with request"),
+    CHECK: ("#009E73", "", "verification"),
+}
+
+
+def intervals(state: Any, lane: int) -> NDArray[Any]:
+    """What is remembered of a lane, the oldest first, with what is still in line on the uplinks: records `INTERVAL`."""
+    count, ring = int(state.lane["intervals"][lane]), state.interval[lane]
+    rows = ring[:count] if count <= len(ring) else np.roll(ring, -(count % len(ring)), axis=0)
+    pending = []
+    for k, (link, line) in enumerate(zip(state.link[lane], state.line[lane], strict=True)):
+        for place in range(int(link["first"]), int(link["first"] + link["count"])):
+            batch = line[place % len(line)]
+            kind = SEND if batch["measured"] else ASK
+            pending.append((kind, k, batch["tokens"], batch["start_s"], batch["end_s"]))
+    return np.concatenate([rows, np.array(pending, rows.dtype)])
+
+
+def text(scenario: Scenario, state: Any, lane: int) -> str:
+    """A line of state, and one for each client."""
+    me, clients, links = state.lane[lane], state.client[lane], state.link[lane]
+    lines = [f"{me['clock_s']:9.3f} s   cloud {'busy' if me['cloud_free_s'] > me['clock_s'] else 'idle'}"]
+    for k, c in enumerate(clients):
+        phase = "waits" if c["phase"] == WAITING else ("is done" if c["phase"] == DONE else "drafts")
+        at_cloud = f", {c['awaited']} with the cloud" if c["phase"] == WAITING else ""
+        busy = max(links[k]["free_s"] - me["clock_s"], 0.0)
+        lines.append(
+            f"client {k} {phase}: {c['block']} drafted, {c['sent']} of them sent{at_cloud}, C = {c['product']:.3f}, "
+            f"uplink busy for {busy:.3f} s, {c['made']}/{scenario.tokens} tokens"
+        )
+    return "\n".join(lines)
+
+
+def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArray[np.uint8]:
+    """uint8 [420, 820, 3]: the last seconds of each edge, its uplink, and the cloud; verdicts as lines. `about` goes above."""
+    from matplotlib.patches import Patch
+
+    me = state.lane[lane]
+    now = float(me["clock_s"])
+    low = max(now - 0.85 * SPAN_S, 0.0)
+    rows = intervals(state, lane)
+    rows = rows[(rows["end_s"] >= low) & (rows["client"] < SHOWN)]
+    clients = min(scenario.clients, SHOWN)
+    names = [f"{part} {k + 1}" if clients > 1 else part for k in range(clients) for part in ("edge", "link")]
+    names.append("cloud")
+    figure = blank(WIDTH, HEIGHT)
+    axis = figure.add_axes((0.08, 0.23, 0.9, 0.65))
+    for row in rows:
+        kind, client = int(row["kind"]), int(row["client"])
+        if kind in (PROMOTED, DROPPED):
+            colour = "#009E73" if kind == PROMOTED else "#BB0000"
+            axis.plot([row["start_s"]] * 2, [2 * client - 0.45, 2 * client + 1.45], color=colour, linewidth=2)
+            if row["tokens"]:
+                sign = "+" if kind == PROMOTED else "-"
+                axis.text(
+                    row["start_s"],
+                    2 * client - 0.47,
+                    f"{sign}{row['tokens']}",
+                    color=colour,
+                    fontsize=7,
+                    ha="center",
+                )
+            continue
+        place = 2 * clients if kind == CHECK else 2 * client + (kind in (SEND, ASK))
+        colour, hatch, _ = STYLES[kind]
+        width = row["end_s"] - row["start_s"]
+        axis.barh(
+            place,
+            width,
+            left=row["start_s"],
+            height=0.7,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.6,
+        )
+        if kind in (SEND, ASK, CHECK) and width > 0.03 * SPAN_S / 2 and row["start_s"] >= low:
+            axis.text(
+                row["start_s"] + width / 2,
+                place,
+                int(row["tokens"]),
+                color="white",
+                fontsize=7,
+                ha="center",
+                va="center",
+                clip_on=True,
+            )
+    axis.axvline(now, color="black", linewidth=1, linestyle=":")
+    axis.set_yticks(range(len(names)), names)
+    axis.set(ylim=(2 * clients + 0.6, -0.85), xlim=(low, low + SPAN_S), xlabel="s")
+    handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=label) for c, h, label in STYLES.values()]
+    handles += [
+        Patch(color="#009E73", label="waiting tokens promoted"),
+        Patch(color="#BB0000", label="dropped"),
+    ]
+    figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=7, frameon=False)
+    made, output = state.client["made"][lane].sum(), state.client["output"][lane].sum()
+    navs = state.client["verdicts_all"][lane].sum()
+    axis.set_title(
+        f"{now:.2f} s    {made}/{scenario.tokens * scenario.clients} tokens    {navs} verdicts for {output} tokens    "
+        f"{1000 * now * scenario.clients / max(made, 1):.0f} ms per token    {me['energy_j']:.0f} J"
+        + (f"\n{about}" if about else ""),
+        fontsize=9,
+    )
+    return pixels(figure, (axis,))

@@ -1,0 +1,70 @@
+"""The KV cache of a node: what it holds of each conversation, least recently used first out.
+
+Tokens of running requests cannot be thrown out and are not in the list; `node.idle` counts those that are. An evicted conversation
+loses all it has on the node (engines throw out single blocks, the last ones first; with whole conversations the next turn
+finds everything or nothing, which is what Li et al., arXiv 2603.13358, distinguish).
+"""
+
+from typing import Any
+
+from llmgym.core.jit import kernel
+from llmgym.envs.ppd.state import State
+
+
+@kernel
+def put(state: State, lane: int, n: int, e: int) -> None:
+    """Entry e of node n is not needed for now: the most recently used one of the list."""
+    node = state.node[lane, n]
+    entry = state.cache[lane, e]
+    entry.older, entry.newer, entry.listed = node.newest, -1, 1
+    if node.newest >= 0:
+        state.cache[lane, node.newest].newer = e
+    else:
+        node.oldest = e
+    node.newest = e
+    node.idle += entry.tokens
+
+
+@kernel
+def take(state: State, lane: int, n: int, e: int) -> int:
+    """Take entry e out of the list, if it is there; returns the tokens it holds."""
+    entry = state.cache[lane, e]
+    if entry.listed == 0:
+        return 0
+    node = state.node[lane, n]
+    if entry.older >= 0:
+        state.cache[lane, entry.older].newer = entry.newer
+    else:
+        node.oldest = entry.newer
+    if entry.newer >= 0:
+        state.cache[lane, entry.newer].older = entry.older
+    else:
+        node.newest = entry.older
+    entry.listed = 0
+    node.idle -= entry.tokens
+    return entry.tokens
+
+
+@kernel
+def keep(state: State, lane: int, n: int, tokens: int) -> None:
+    """Throw out the least recently used until at most so many idle tokens are left."""
+    node = state.node[lane, n]
+    while node.idle > tokens:
+        e = node.oldest
+        take(state, lane, n, e)
+        state.cache[lane, e].tokens = 0
+        state.lane[lane].evictions += 1
+
+
+@kernel(inline=True)
+def missing(number: Any, conversation: Any, held: int) -> int:
+    """Tokens that D has to prefill of a request, where it holds `held` tokens of the conversation.
+
+    The last answer is tokenised anew from its text, which gives other tokens: its KV does not count unless `answer_kv_hit`.
+    """
+    tokens: int = conversation.context + conversation.prompt
+    if held == 0:
+        return tokens + conversation.kept
+    if number.answer_kv_hit == 1:
+        return conversation.prompt
+    return conversation.prompt + conversation.previous

@@ -1,0 +1,204 @@
+"""What a router of a PPD cluster cannot know, and how it is drawn anew (see `Simulation.redraw`).
+
+Conversations are known once they have come, a turn's prompt once it is asked, its answer when it completes, whether another turn
+follows when it is asked; that a conversation is not over is known while the user thinks, as `max_inflight` counts those.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.envs.ppd.events import refer
+from llmgym.envs.ppd.state import AWAY, FAILED, FAR, GATE, OVER, THINK, Params, State
+
+HIDDEN = {
+    "lane.key": "never: pauses to come",
+    "lane.conversations": "at the end of the episode",
+    "lane.later": "at the end of the episode",
+    "lane.checksum": "at the end of the episode",
+    "node.at_s": "when the step (or the prefill) ends",
+    "node.busy_s": "when the step ends, to whose end it is booked",
+    "node.next_finish": "when the answer ends",
+    "conversation.arrival_s": "on arrival",
+    "conversation.at_s": "when the turn is asked, or the delivery ends",
+    "conversation.later": "at the end of the episode: where turns are kept",
+    "conversation.turns": "when the conversation is over",
+    "conversation.p": "on arrival",
+    "conversation.d": "on arrival",
+    "conversation.prompt": "when the turn is asked",
+    "conversation.output": "when the answer ends",
+    "conversation.predicted": "when the turn is asked",
+    "conversation.finish": "when the answer ends",
+    "conversation.ttft_ref_s": "when the answer ends: it depends on its length",
+    "conversation.tpot_ref_s": "when the answer ends: it depends on its length",
+    "request.arrival_s": "when the turn is asked",
+    "request.prompt": "when the turn is asked",
+    "request.output": "when the answer ends",
+    "request.predicted": "when the turn is asked",
+    "heap": "when turns are asked and deliveries end: in which order they will",
+}
+_PAST = {
+    "lane": "clock_s current asked gate next open size sent done d_tokens p_tokens output_tokens evictions "
+    "rate_sum rate_at_s first_sum first_at_s",
+    "node": "head tail waiting oldest newest idle serving backlog_s running decoding active context tick oldest_ask_s admitted "
+    "mean_step_s steps kv_peak since_s",
+    "conversation": "stage turn next route moving asked_s first_s work_s context previous base age full",
+    # the rows of what is over move as the number of turns to come changes; nothing reads the class once lengths are drawn
+    "request": "route ttft_s e2e_s moved_bytes kind",
+}
+SHOWN = frozenset(
+    {f"{array}.{field}" for array, fields in _PAST.items() for field in fields.split()}
+    | {"link", "cache", "running", "scratch"}
+)
+"""What has happened until the first decision, which nodes and router know."""
+
+
+def redraw(params: Params, state: State, lane: int, other: State, rng: np.random.Generator) -> None:
+    """Other answers, further turns, pauses and conversations to come, and other ends of what is under way.
+
+    Args:
+        params: shared.
+        state: of all lanes.
+        lane: which.
+        other: one lane, another world.
+        rng: draws what the other world does not say.
+    """
+    me, talks, requests = state.lane[lane], state.conversation[lane], state.request[lane]
+    now, arrived = float(me["clock_s"]), int(me["next"])
+    mine, theirs = _scripts(state, lane)[:arrived], _scripts(other, 0)
+    law = _Law(params, other, theirs, rng)
+    produced = talks["kept"].copy()
+    for node, batch in zip(state.node[lane], state.running[lane], strict=True):
+        decoding = batch[: node["decoding"]]
+        produced[decoding] = node["tick"] - talks["base"][decoding]
+    scripts = [
+        script
+        if talks["stage"][c] in (OVER, FAILED)
+        else law.other_script(talks[c], script, int(produced[c]))
+        for c, script in enumerate(mine)
+    ]
+    begins = other.conversation["arrival_s"][0, : len(theirs)]
+    coming = np.flatnonzero(begins >= now)[: len(talks) - arrived]
+    if len(coming) > 1:
+        coming = coming[: rng.integers(1, len(coming) + 1)]
+    scripts += [_fresh(theirs[c]) for c in coming]
+    count = total = len(scripts)
+    for c, script in enumerate(scripts):
+        requests[c] = script[0]
+        requests[total : total + len(script) - 1] = script[1:]
+        talks["later"][c], talks["turns"][c] = total, len(script)
+        total += len(script) - 1
+    _not_yet_here(talks[arrived:count], requests[arrived:count], other.conversation[0, coming])
+    for field, value in (("tokens", 0), ("older", -1), ("newer", -1), ("listed", 0)):
+        state.cache[field][lane, 2 * arrived : 2 * count] = value
+    me["key"], me["conversations"], me["later"] = other.lane["key"][0], count, total - count
+    work = requests["prompt"][:total] + 1e-3 * requests["output"][:total]
+    me["checksum"] = work.sum() + talks["arrival_s"][:count].sum()
+    _redraw_answers(params, state, lane, arrived)
+    _redraw_ends(params, state, lane, rng)
+
+
+def _scripts(state: State, lane: int) -> list[NDArray[Any]]:
+    """Of each conversation of an episode the records of all its turns, the first one included."""
+    talks, requests = state.conversation[lane, : state.lane["conversations"][lane]], state.request[lane]
+    return [
+        requests[[c, *range(later, later + turns - 1)]]
+        for c, (later, turns) in enumerate(zip(talks["later"].tolist(), talks["turns"].tolist(), strict=True))
+    ]
+
+
+def _fresh(script: NDArray[Any]) -> NDArray[Any]:
+    """Turns that nobody has asked yet."""
+    script = script.copy()
+    script["route"], script["ttft_s"], script["e2e_s"], script["moved_bytes"] = -1, -1.0, -1.0, 0.0
+    return script
+
+
+class _Law:
+    """Turns as they come in another world: their lengths, and how many there are."""
+
+    def __init__(
+        self, params: Params, other: State, theirs: list[NDArray[Any]], rng: np.random.Generator
+    ) -> None:
+        none = other.request[0, :0]
+        self._opening = np.concatenate([script[:1] for script in theirs] or [none])
+        self._following = _fresh(np.concatenate([script[1:] for script in theirs] or [none]))
+        self._turns = [len(script) for script in theirs] or [1]
+        self._longest = int(params.number["longest"][0])
+        self._rng = rng
+
+    def _turn(self, context: int) -> NDArray[Any]:
+        """A turn behind so many tokens: a record [1], or [0] where the conversation ends for its length."""
+        if len(self._following) == 0:
+            return self._following
+        turn = self._following[[self._rng.integers(len(self._following))]]
+        turn["predicted"] = np.minimum(turn["predicted"], self._longest - context - turn["prompt"])
+        return turn[context + turn["prompt"] + turn["output"] <= self._longest]
+
+    def other_script(self, talk: Any, script: NDArray[Any], produced: int) -> NDArray[Any]:
+        """The turns of a conversation that is not over: what was asked stays, with an answer longer than what is there of it."""
+        turn, context = int(talk["turn"]), int(talk["context"])
+        parts = [script[:turn], script[turn : turn + 1]]
+        if talk["stage"] == THINK:  # there is another turn, and nothing more is known of it
+            drawn = self._turn(context)
+            parts[1] = drawn if len(drawn) else parts[1]
+        else:
+            answers = (self._opening if turn == 0 else self._following)["output"]
+            room = self._longest - context - int(parts[1]["prompt"][0])
+            if len(answers):
+                parts[1]["output"] = np.clip(self._rng.choice(answers), produced + 1, room)
+        for _ in range(turn + 1, int(self._rng.choice(self._turns))):
+            context += int((parts[-1]["prompt"] + parts[-1]["output"])[0])
+            drawn = self._turn(context)
+            if len(drawn) == 0:
+                break
+            parts.append(drawn)
+        return np.concatenate(parts)
+
+
+def _not_yet_here(talks: NDArray[Any], opening: NDArray[Any], theirs: NDArray[Any]) -> None:
+    """Write conversations that have not arrived, with what the other world says of them."""
+    for name in ("arrival_s", "p", "d"):
+        talks[name] = theirs[name]
+    for name in ("prompt", "output", "predicted"):
+        talks[name] = opening[name]
+    talks["stage"], talks["route"], talks["next"] = AWAY, -1, -1
+    for name in ("turn", "moving", "context", "previous", "kept", "left", "run", "full"):
+        talks[name] = 0
+
+
+def _redraw_answers(params: Params, state: State, lane: int, arrived: int) -> None:
+    """What running turns and their nodes have of the lengths of answers."""
+    talks, requests = state.conversation[lane], state.request[lane]
+    for c, talk in enumerate(talks[:arrived]):
+        if talk["stage"] in (THINK, OVER, FAILED):
+            continue
+        turn = int(talk["turn"])
+        talk["output"] = requests["output"][int(talk["later"]) + turn - 1 if turn > 0 else c]
+        if talk["stage"] != GATE and (turn > 0 or params.number["shaped"][0]):
+            refer(state, params, lane, c)
+    for node, batch in zip(state.node[lane], state.running[lane], strict=True):
+        decoding = batch[: node["decoding"]]
+        talks["finish"][decoding] = talks["base"][decoding] + talks["output"][decoding]
+        node["next_finish"] = talks["finish"][decoding].min(initial=FAR)
+
+
+def _redraw_ends(params: Params, state: State, lane: int, rng: np.random.Generator) -> None:
+    """When steps, prefills, deliveries and pauses under way end."""
+    me, talks, number = state.lane[lane], state.conversation[lane], params.number[0]
+    now = float(me["clock_s"])
+    for node in state.node[lane]:
+        if math.inf > node["at_s"] > now:
+            more = rng.uniform(-0.5, 1.0) * (float(node["at_s"]) - now)
+            node["at_s"] += more
+            node["busy_s"] += more
+    queue = state.heap[lane, : me["size"]]
+    queued = talks[queue]
+    ends = now + rng.uniform(0.5, 2.0, len(queue)) * (queued["at_s"] - now)
+    pause = number["think_s"] * np.exp(number["think_sigma"] * rng.standard_normal(len(queue)))
+    # of a pause some is left, nobody knows how much
+    ends = np.where(queued["stage"] == THINK, now + rng.uniform(0.0, 1.0, len(queue)) * pause, ends)
+    talks["at_s"][queue] = np.where(queued["at_s"] > now, ends, queued["at_s"])
+    queue[:] = queue[np.lexsort((queue, talks["at_s"][queue]))]  # ordered rows are a heap

@@ -1,0 +1,1 @@
+"""PPDRouting: whether a later turn prefills on a prefill node or where it decodes."""

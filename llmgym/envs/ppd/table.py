@@ -1,0 +1,251 @@
+"""The SLO table: TTFT and TPOT of second turns on both routes, measured cell by cell by running the simulation.
+
+Li et al., arXiv 2603.13358, section 4.2 and Algorithm 1: for each context class, workload type and request rate, conversations of
+two turns arrive for 10 s, once with all second turns through P and once with all on D. A table belongs to a cluster, not to a
+workload.
+Tables are kept on disk under a key of everything that they depend on.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.checks import number
+from llmgym.core.jit import cache_dir, fingerprint
+from llmgym.core.lanes import HOLD, Lanes, seeded_key
+from llmgym.envs.ppd.cells import CONTEXTS, FIRST_TURN, SECOND_TURN, TYPES
+from llmgym.envs.ppd.conversations import Conversations, fixed_turns
+from llmgym.envs.ppd.state import LOCAL, REMOTE
+
+if TYPE_CHECKING:
+    from llmgym.envs.ppd.cluster import PPDCluster
+
+WINDOW_S = 10.0
+EPISODES = 4
+"""Runs of each cell; the paper has one. A rate of 0.5 a second is five conversations in a run."""
+_SEED = 4_000_000_000
+_IRRELEVANT = (
+    "about",
+    "workload",
+    "profile",
+    "qps",
+    "conversations",
+    "window_s",
+    "shape",
+    "day_s",
+    "limit_s",
+    "max_turns",
+    "information",
+    "noise_scale",
+    "rate",
+    "bypass",
+    "reference",
+    "w_ttft",
+    "w_tpot",
+    "timeout_cost",
+    "ttft_slo_s",
+    "tpot_slo_s",
+    "epoch_s",
+    "epochs",
+)
+"""Settings of a scenario that the runs of a table set themselves, or that change nothing in them."""
+
+
+@dataclass(frozen=True)
+class SloTable:
+    """What was measured, and what it says.
+
+    Attributes:
+        rates: float64 [rates], conversations a second (in the cells' runs), which online stands for requests a second.
+        ttft_s: float64 [2, contexts, types, rates], mean TTFT of completed second turns through P and on D; NaN
+            where none completed.
+        tpot_s: the same of TPOT.
+        success: the same of the share of requests that completed.
+    """
+
+    rates: NDArray[np.float64]
+    ttft_s: NDArray[np.float64]
+    tpot_s: NDArray[np.float64]
+    success: NDArray[np.float64]
+
+    def score(self, w_ttft: float, w_tpot: float) -> NDArray[np.float64]:
+        """S of Eq. 1 in each cell, float64 [contexts, types, rates]; infinite where the way over P failed."""
+        w_ttft, w_tpot = number("w_ttft", w_ttft, zero=True), number("w_tpot", w_tpot, zero=True)
+        gain = (self.ttft_s[REMOTE] - self.ttft_s[LOCAL]) / self.ttft_s[REMOTE]
+        loss = (self.tpot_s[LOCAL] - self.tpot_s[REMOTE]) / self.tpot_s[REMOTE]
+        score = w_ttft * gain - w_tpot * loss
+        return np.where(np.isnan(self.ttft_s[REMOTE]), math.inf, np.where(np.isnan(score), -math.inf, score))
+
+    def routes(self, w_ttft: float, w_tpot: float) -> NDArray[np.int8]:
+        """Route of each cell, int8 [contexts, types, rates]: local where S is above 0."""
+        return (self.score(w_ttft, w_tpot) > 0.0).astype(np.int8)
+
+    def reference(self, rate: float) -> NDArray[np.float64]:
+        """TTFT and TPOT through P at the nearest rate, s, float64 [2, contexts, types]; 0 where nothing was measured."""
+        distance = np.abs(self.rates - rate)
+        at = len(distance) - 1 - int(np.argmin(distance[::-1]))
+        return np.nan_to_num(np.stack([self.ttft_s[REMOTE, ..., at], self.tpot_s[REMOTE, ..., at]]))
+
+
+def cell_conversations(context: str, kind: str) -> Conversations:
+    """The two turns of a cell."""
+    return fixed_turns((FIRST_TURN[context], SECOND_TURN[kind]), f"{context}_{kind}")
+
+
+def run_cell(
+    cluster: "PPDCluster",
+    context: str,
+    kind: str,
+    rate: float,
+    routes: Sequence[int] = (REMOTE, LOCAL),
+    episodes: int = EPISODES,
+) -> list[dict[str, float]]:
+    """Metrics of a cell on each of the routes: means over requests, sums over `episodes` runs, the same worlds for all routes.
+
+    Args:
+        cluster: whose nodes and costs.
+        context: of `CONTEXTS`.
+        kind: of `TYPES`.
+        rate: conversations a second.
+        routes: `REMOTE`, `LOCAL`.
+        episodes: runs of each.
+    """
+    from llmgym.envs.ppd.routing.env import PPDRouting
+
+    longest = max(cluster.scenario.longest, 4096)
+    scenario = replace(
+        cluster.scenario,
+        profile=None,
+        qps=rate,
+        conversations=math.ceil(rate * WINDOW_S + 8.0 * math.sqrt(rate * WINDOW_S) + 32),
+        window_s=WINDOW_S,
+        shape=None,
+        limit_s=3600.0,
+        max_turns=2,
+        information="exact",
+        reference="idle",
+        bypass=0,
+        longest=longest,
+        kv_capacity=max(cluster.kv_capacity, longest + 1),
+    )
+    simulation = PPDRouting(
+        scenario=scenario,
+        workload=cell_conversations(context, kind),
+        profile=cluster.profile,
+        latencies=cluster.latencies,
+        reward="slo",
+    )
+    lanes = Lanes(simulation, episodes * len(routes))
+    lanes.reset(None, [seeded_key(_SEED + i) for i in range(episodes)] * len(routes))
+    lanes.buffers.action[:, 0] = np.repeat(routes, episodes)
+    while not lanes.buffers.ended.all():
+        lanes.step(HOLD)
+    return [
+        _together(dict(zip(simulation.metric_names, part.T, strict=True)))
+        for part in np.split(lanes.buffers.metrics, len(routes))
+    ]
+
+
+def _together(rows: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    """Metrics of several runs as of one: means weighted by completed second turns, everything else summed.
+
+    A run without any has no mean, and no weight.
+    """
+    found = {name: float(values.sum()) for name, values in rows.items()}
+    for name in ("ttft_mean_s", "tpot_mean_s", "e2e_mean_s"):
+        there = np.isfinite(rows[name])
+        values, weights = rows[name][there], rows["later_completed"][there]
+        found[name] = float(values @ weights / weights.sum()) if weights.sum() else math.nan
+    found["success"] = found["completed"] / max(found["completed"] + found["timeouts"], 1.0)
+    return found
+
+
+def build(cluster: "PPDCluster", episodes: int = EPISODES) -> SloTable:
+    """Measure every cell on both routes."""
+    rates = np.array(cluster.scenario.rates)
+    shape = (2, len(CONTEXTS), len(TYPES), len(rates))
+    ttft, tpot, success = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    for i, j, k in np.ndindex(shape[1:]):
+        both = run_cell(cluster, CONTEXTS[i], TYPES[j], float(rates[k]), (REMOTE, LOCAL), episodes)
+        for route, found in enumerate(both):
+            ttft[route, i, j, k], tpot[route, i, j, k] = found["ttft_mean_s"], found["tpot_mean_s"]
+            success[route, i, j, k] = found["success"]
+    return SloTable(rates, ttft, tpot, success)
+
+
+def table_key(cluster: "PPDCluster", episodes: int = EPISODES) -> str:
+    """Hash of everything a table depends on: cluster, costs, grid, and the source of the simulation."""
+    settings = {name: value for name, value in asdict(cluster.scenario).items() if name not in _IRRELEVANT}
+    described = {
+        "settings": settings,
+        "latencies": cluster.latencies.as_dict(),
+        "cells": [FIRST_TURN, SECOND_TURN],
+        "run": [WINDOW_S, episodes, _SEED],
+        "kv_bytes": cluster.kv_bytes,
+        "source": fingerprint("llmgym.envs.ppd.routing.env"),
+        "builder": fingerprint(__name__),
+    }
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    if cluster.profile is not None:
+        for part in cluster.profile.step_cost():
+            digest.update(part.tobytes())
+    return digest.hexdigest()
+
+
+def table_of(cluster: "PPDCluster", episodes: int = EPISODES) -> SloTable:
+    """The table of a cluster: from memory, from disk, or measured now (some seconds) and kept."""
+    return _cached(table_key(cluster, episodes), _Box(cluster, episodes))
+
+
+@dataclass(frozen=True, eq=False)
+class _Box:
+    """Hides the cluster from the memory of `_cached`, whose key says all there is to say."""
+
+    cluster: "PPDCluster"
+    episodes: int
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Box)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+@functools.lru_cache(maxsize=64)
+def _cached(key: str, box: _Box) -> SloTable:
+    path = cache_dir().parent / "tables" / f"ppd-{key[:32]}.npz"
+    table = _read(path)
+    if table is None:
+        table = build(box.cluster, box.episodes)
+        _write(path, table)
+    return table
+
+
+def _read(path: Path) -> SloTable | None:
+    try:
+        with np.load(path) as stored:
+            return SloTable(*(stored[name] for name in ("rates", "ttft_s", "tpot_s", "success")))
+    except (OSError, ValueError, KeyError, EOFError):
+        return None
+
+
+def _write(path: Path, table: SloTable) -> None:
+    """Store a table; a folder that cannot be written to only costs the time to measure again."""
+    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            np.savez(file, rates=table.rates, ttft_s=table.ttft_s, tpot_s=table.tpot_s, success=table.success)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
