@@ -11,7 +11,8 @@ Importing the package registers its environments. Everything else is loaded when
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from llmgym.envs import env_ids, register_all
+from llmgym.core.spec import EnvSpec, env_ids, register, spec
+from llmgym.envs import register_all
 
 if TYPE_CHECKING:
     from llmgym import baselines, core, envs, errors, evaluation, policies, profiles, serving, workloads
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "EnvSpec",
     "baselines",
     "compare",
     "core",
@@ -28,7 +30,9 @@ __all__ = [
     "evaluation",
     "policies",
     "profiles",
+    "register",
     "serving",
+    "spec",
     "workloads",
 ]
 

@@ -4,34 +4,17 @@ A module has a table `BASELINES` of what can be made: name -> factory. A factory
 vector) and returns a `llmgym.core.policy.Policy`; its attribute `env_kwargs`, if it has one, says how the environment must be made.
 """
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from llmgym.core.policy import Policy
+from llmgym.core.spec import spec, spec_of
 from llmgym.errors import InvalidArgument, UnknownName
 
-_MODULES = {
-    "llmgym/KVQueue-v0": "llmgym.baselines.kv.queue",
-    "llmgym/KVProvision-v0": "llmgym.baselines.kv.provision",
-    "llmgym/AFDRatio-v0": "llmgym.baselines.afd.ratio",
-    "llmgym/AFDRefill-v0": "llmgym.baselines.afd.refill",
-    "llmgym/PPDRouting-v0": "llmgym.baselines.ppd.routing",
-    "llmgym/PPDWeights-v0": "llmgym.baselines.ppd.weights",
-    "llmgym/OServe-v0": "llmgym.baselines.oserve.policies",
-    "llmgym/PipeSDBatch-v0": "llmgym.baselines.pipesd.batch",
-    "llmgym/PipeSDNav-v0": "llmgym.baselines.pipesd.nav",
-    "llmgym/PipeSDTune-v0": "llmgym.baselines.pipesd.tune",
-    "llmgym/MemPipe-v0": "llmgym.baselines.memory.pipe",
-    "llmgym/MemPlace-v0": "llmgym.baselines.memory.place",
-}
 
 
 def _table(env_id: str) -> Mapping[str, Callable[[Any], Policy]]:
-    env_id = env_id.rpartition(":")[2]
-    if env_id not in _MODULES:
-        raise UnknownName("environment", env_id, _MODULES)
-    table: Mapping[str, Callable[[Any], Policy]] = importlib.import_module(_MODULES[env_id]).BASELINES
+    table: Mapping[str, Callable[[Any], Policy]] = getattr(spec(env_id).baseline_module(), "BASELINES", {})
     return table
 
 
@@ -83,10 +66,7 @@ def steers(env_id: str, argument: str, value: Any) -> bool:
 
 def grid(env_id: str, name: str) -> tuple[str, ...]:
     """Variants over which a baseline is tuned before it is compared; empty for one that has nothing to tune, or a variant."""
-    _table(env_id)
-    grids: Mapping[str, tuple[str, ...]] = getattr(
-        importlib.import_module(_MODULES[env_id.rpartition(":")[2]]), "GRIDS", {}
-    )
+    grids: Mapping[str, tuple[str, ...]] = getattr(spec(env_id).baseline_module(), "GRIDS", {})
     return grids.get(name, ())
 
 
@@ -101,10 +81,4 @@ def make(name: str, env: Any) -> Policy:
         UnknownName: no baseline of that name.
         InvalidArgument: numbers that the baseline does not take, or an environment made with other arguments than it needs.
     """
-    spec = env.unwrapped.spec
-    return _factory(spec.id if spec is not None else _id_of(env), name)(env)
-
-
-def _id_of(env: Any) -> str:
-    simulation = type(env.unwrapped.simulation).__name__
-    return f"llmgym/{simulation}-v0"
+    return _factory(spec_of(env).id, name)(env)

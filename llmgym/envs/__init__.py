@@ -1,69 +1,140 @@
-"""What is decided: one module per environment. Importing this package registers every id with gymnasium."""
+"""What is decided: one folder a family, and the table of all environments, which importing this package registers."""
 
-from importlib import import_module
+from llmgym.core.spec import EnvSpec, env_ids, register, register_installed, spec
 
-from gymnasium.envs.registration import register, registry
-
-from llmgym.errors import UnknownName
-
-_ENVIRONMENTS = {
-    "llmgym/KVQueue-v0": ("llmgym.envs.kv.queue.env", "KVQueue"),
-    "llmgym/KVProvision-v0": ("llmgym.envs.kv.provision.env", "KVProvision"),
-    "llmgym/AFDRatio-v0": ("llmgym.envs.afd.ratio.env", "AFDRatio"),
-    "llmgym/AFDRefill-v0": ("llmgym.envs.afd.refill.env", "AFDRefill"),
-    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd.routing.env", "PPDRouting"),
-    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd.weights.env", "PPDWeights"),
-    "llmgym/OServe-v0": ("llmgym.envs.oserve.env", "OServe"),
-    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd.batch.env", "PipeSDBatch"),
-    "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd.nav.env", "PipeSDNav"),
-    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd.tune.env", "PipeSDTune"),
-    "llmgym/MemPipe-v0": ("llmgym.envs.memory.pipe.env", "MemPipe"),
-    "llmgym/MemPlace-v0": ("llmgym.envs.memory.place.env", "MemPlace"),
-}
+__all__ = ["ENVIRONMENTS", "env_ids", "register_all", "scenario_names"]
 
 
-def env_ids() -> list[str]:
-    """The ids this package registers."""
-    return sorted(_ENVIRONMENTS)
+def _ours(
+    name: str, folder: str, scenarios: str, *, decision: str, source: str, docs: str, baselines: str = ""
+) -> EnvSpec:
+    """An environment of this package, whose parts are where all of them have them."""
+    home = f"llmgym.envs.{folder}"
+    return EnvSpec(
+        id=f"llmgym/{name}-v0",
+        env=f"{home}.env:{name}Env",
+        vector_env=f"{home}.env:{name}VectorEnv",
+        scenarios=f"llmgym.envs.{scenarios}",
+        baselines=f"llmgym.baselines.{baselines or folder}",
+        cases=f"{home}.cases:CASES",
+        decision=decision,
+        source=source,
+        docs=f"docs/envs/{docs}.md",
+    )
 
 
-_SCENARIOS = {
-    "llmgym/KVQueue-v0": ("llmgym.envs.kv.queue.scenarios", "SCENARIOS"),
-    "llmgym/KVProvision-v0": ("llmgym.envs.kv.provision.scenarios", "SCENARIOS"),
-    "llmgym/AFDRatio-v0": ("llmgym.envs.afd.ratio.scenarios", "SCENARIOS"),
-    "llmgym/AFDRefill-v0": ("llmgym.envs.afd.refill.scenarios", "SCENARIOS"),
-    "llmgym/PPDRouting-v0": ("llmgym.envs.ppd.scenarios", "SCENARIOS"),
-    "llmgym/PPDWeights-v0": ("llmgym.envs.ppd.scenarios", "SCENARIOS"),
-    "llmgym/OServe-v0": ("llmgym.envs.oserve.scenarios", "SCENARIOS"),
-    "llmgym/PipeSDBatch-v0": ("llmgym.envs.pipesd.batch.env", "SCENARIOS"),
-    "llmgym/PipeSDNav-v0": ("llmgym.envs.pipesd.scenarios", "SCENARIOS"),
-    "llmgym/PipeSDTune-v0": ("llmgym.envs.pipesd.scenarios", "TUNING"),
-    "llmgym/MemPipe-v0": ("llmgym.envs.memory.pipe.scenarios", "SCENARIOS"),
-    "llmgym/MemPlace-v0": ("llmgym.envs.memory.place.scenarios", "SCENARIOS"),
-}
+ENVIRONMENTS = (
+    _ours(
+        "KVQueue",
+        "kv.queue",
+        "kv.queue.scenarios:SCENARIOS",
+        decision="which waiting requests enter the batch of an engine whose KV cache is full",
+        source="Nie, Si, Zhou, ICML 2026, arXiv 2605.04595",
+        docs="kv_queue",
+    ),
+    _ours(
+        "KVProvision",
+        "kv.provision",
+        "kv.provision.scenarios:SCENARIOS",
+        decision="how many replicas to run in the next minute",
+        source="Nie, Si, Zhou, ICML 2026, arXiv 2605.04595",
+        docs="kv_provision",
+    ),
+    _ours(
+        "AFDRatio",
+        "afd.ratio",
+        "afd.ratio.scenarios:SCENARIOS",
+        decision="how many attention instances feed one FFN instance",
+        source="Song et al., ICML 2026, arXiv 2601.21351",
+        docs="afd_ratio",
+    ),
+    _ours(
+        "AFDRefill",
+        "afd.refill",
+        "afd.refill.scenarios:SCENARIOS",
+        decision="which waiting request refills which slot",
+        source="Song et al., ICML 2026, arXiv 2601.21351",
+        docs="afd_refill",
+    ),
+    _ours(
+        "PPDRouting",
+        "ppd.routing",
+        "ppd.scenarios:SCENARIOS",
+        decision="whether a later turn of a conversation prefills on a prefill or on a decode node",
+        source="Li et al., ICML 2026, arXiv 2603.13358",
+        docs="ppd_routing",
+    ),
+    _ours(
+        "PPDWeights",
+        "ppd.weights",
+        "ppd.scenarios:SCENARIOS",
+        decision="the weight of time per token in the routing rule, period by period",
+        source="Li et al., ICML 2026, arXiv 2603.13358",
+        docs="ppd_weights",
+    ),
+    _ours(
+        "OServe",
+        "oserve",
+        "oserve.scenarios:SCENARIOS",
+        decision="which replica shapes a cluster is made of, minute by minute, and how request types are routed",
+        source="Jiang et al., ICML 2026, arXiv 2602.12151",
+        docs="oserve",
+        baselines="oserve.policies",
+    ),
+    _ours(
+        "PipeSDNav",
+        "pipesd.nav",
+        "pipesd.scenarios:SCENARIOS",
+        decision="token by token: keep drafting, upload, or have the draft verified across a slow link",
+        source="PipeSD, ICML 2026, arXiv 2605.13319",
+        docs="pipesd_nav",
+    ),
+    _ours(
+        "PipeSDBatch",
+        "pipesd.batch",
+        "pipesd.batch.env:SCENARIOS",
+        decision="when to upload the tokens of a window that is being drafted",
+        source="PipeSD, ICML 2026, arXiv 2605.13319",
+        docs="pipesd_batch",
+    ),
+    _ours(
+        "PipeSDTune",
+        "pipesd.tune",
+        "pipesd.scenarios:TUNING",
+        decision="which confidence thresholds ask for a verdict, twenty tokens at a time",
+        source="PipeSD, ICML 2026, arXiv 2605.13319",
+        docs="pipesd_tune",
+    ),
+    _ours(
+        "MemPlace",
+        "memory.place",
+        "memory.place.scenarios:SCENARIOS",
+        decision="which of the four stages of a memory pipeline run on the FPGA beside the GPU, request by request",
+        source="He et al., ICML 2026, arXiv 2603.29002",
+        docs="mem_place",
+    ),
+    _ours(
+        "MemPipe",
+        "memory.pipe",
+        "memory.pipe.scenarios:SCENARIOS",
+        decision="which device a stage goes to when requests queue for GPU, FPGA and the link",
+        source="He et al., ICML 2026, arXiv 2603.29002",
+        docs="mem_pipe",
+    ),
+)
+"""Every environment of this package."""
 
 
 def scenario_names(env_id: str) -> tuple[str, ...]:
-    """The scenarios that an environment takes; none for one that has none.
+    """The scenarios that an environment takes, by name; none for one that has none.
 
     Raises:
-        UnknownName: llmgym registers no such environment.
+        UnknownName: no such environment is registered.
     """
-    if env_id not in _ENVIRONMENTS:
-        raise UnknownName("environment", env_id, _ENVIRONMENTS)
-    if env_id not in _SCENARIOS:
-        return ()
-    module, name = _SCENARIOS[env_id]
-    return tuple(getattr(import_module(module), name))
+    return spec(env_id).scenario_names()
 
 
 def register_all() -> None:
-    """Register every environment that is not registered yet (strings only: nothing is imported)."""
-    for env_id, (module, name) in _ENVIRONMENTS.items():
-        if env_id not in registry:
-            register(
-                id=env_id,
-                entry_point=f"{module}:{name}Env",
-                vector_entry_point=f"{module}:{name}VectorEnv",
-                disable_env_checker=True,
-            )
+    """Register every environment of this package, and those that installed packages offer. Nothing of them is imported."""
+    register(*ENVIRONMENTS)
+    register_installed()

@@ -1,0 +1,162 @@
+"""What is known of an environment before anything of it is imported, and the table of all of them.
+
+One `EnvSpec` an environment is all that registration with gymnasium, `llmgym list`, the scenarios and baselines by name, the test
+kit and the pages of the documentation read. Parts are named as texts, `"module:name"`, and imported when somebody asks for them, so
+that `import llmgym` stays light. `register` is open to everybody: to a script, to a notebook, and to an installed package that
+names its specs in an entry point of the group `llmgym.environments`.
+"""
+
+import importlib
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import registry
+
+from llmgym.errors import InvalidArgument, UnknownName
+
+GROUP = "llmgym.environments"
+"""Entry points of other packages; each is an `EnvSpec` or several."""
+_ID = re.compile(r"(?:[\w-]+/)?[\w.-]+-v\d+")
+_PART = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """One environment.
+
+    Attributes:
+        id: its gymnasium id, such as `"llmgym/KVQueue-v0"`.
+        env: its class for one lane, a `llmgym.core.env.LaneEnv`, as `"module:Class"`.
+        vector_env: its class for many lanes, as `"module:Class"`.
+        scenarios: the named settings, a mapping from name to scenario, as `"module:NAME"`; empty: it has none.
+        baselines: module with a mapping `BASELINES` from name to factory, and perhaps `GRIDS`; empty: it has none.
+        cases: cheap arguments to test it with, a mapping from short names to keyword arguments, as `"module:NAME"`; empty: its
+            defaults.
+        decision: what is decided, in a few words.
+        source: the paper that it comes from.
+        docs: its page.
+    """
+
+    id: str
+    env: str
+    vector_env: str
+    scenarios: str = ""
+    baselines: str = ""
+    cases: str = ""
+    decision: str = ""
+    source: str = ""
+    docs: str = ""
+
+    @property
+    def name(self) -> str:
+        """The id without namespace and version, such as `"KVQueue"`."""
+        return self.id.rpartition("/")[2].rpartition("-v")[0]
+
+    def scenario_names(self) -> tuple[str, ...]:
+        """The scenarios that it takes, by name."""
+        return tuple(_load(self.scenarios)) if self.scenarios else ()
+
+    def test_cases(self) -> dict[str, dict[str, Any]]:
+        """Cheap arguments by short name; one case of its defaults where it names none."""
+        return (
+            {name: dict(kwargs) for name, kwargs in _load(self.cases).items()}
+            if self.cases
+            else {"default": {}}
+        )
+
+    def baseline_module(self) -> Any:
+        """The module of its rules; None where it has none."""
+        return importlib.import_module(self.baselines) if self.baselines else None
+
+
+_specs: dict[str, EnvSpec] = {}
+
+
+def register(*specs: EnvSpec) -> None:
+    """Make environments known to gymnasium and to everything of this package that takes an id.
+
+    Args:
+        *specs: one an environment. One that is known already is left as it is.
+
+    Raises:
+        InvalidArgument: an id or the name of a part is not well formed, or the id is taken by another environment.
+    """
+    for spec in specs:
+        if not isinstance(spec, EnvSpec):
+            raise InvalidArgument(f"register({spec!r}): expected a llmgym.EnvSpec")
+        if not _ID.fullmatch(spec.id):
+            raise InvalidArgument(f"id={spec.id!r}: expected a name with a version, such as 'me/Queue-v0'")
+        for field in ("env", "vector_env", "scenarios", "cases"):
+            part = getattr(spec, field)
+            if (part or field in ("env", "vector_env")) and not _PART.fullmatch(part):
+                raise InvalidArgument(f"{field}={part!r} of {spec.id}: expected 'module:name'")
+        known = _specs.get(spec.id)
+        if known is not None and known != spec:
+            raise InvalidArgument(
+                f"id={spec.id!r} is taken by {known.env}; give yours a namespace of its own"
+            )
+        _specs[spec.id] = spec
+        if spec.id not in registry:
+            gymnasium.register(
+                id=spec.id,
+                entry_point=spec.env,
+                vector_entry_point=spec.vector_env,
+                disable_env_checker=True,
+            )
+
+
+def env_ids() -> list[str]:
+    """The ids of all registered environments, sorted."""
+    return sorted(_specs)
+
+
+def spec(env_id: str) -> EnvSpec:
+    """The spec of an environment, with or without a module in front of its id. Raises `UnknownName`."""
+    name = str(env_id).rpartition(":")[2]
+    if name not in _specs:
+        raise UnknownName("environment", name, _specs)
+    return _specs[name]
+
+
+def find(env_id: str) -> EnvSpec | None:
+    """The spec of an environment; None for one that only gymnasium knows."""
+    return _specs.get(str(env_id).rpartition(":")[2])
+
+
+def spec_of(env: Any) -> EnvSpec:
+    """The spec of a made environment, single or vector. Raises `UnknownName`."""
+    inner = env.unwrapped
+    if inner.spec is not None:
+        return spec(inner.spec.id)
+    where = f"{type(inner).__module__}:{type(inner).__qualname__}"
+    for known in _specs.values():
+        if where in (known.env, known.vector_env):
+            return known
+    raise UnknownName("environment class", where, [known.env for known in _specs.values()])
+
+
+def register_installed() -> None:
+    """Register what installed packages offer in the entry point group `llmgym.environments`.
+
+    One that cannot be loaded is left out with a warning: it must not keep the others from working.
+    """
+    for point in entry_points(group=GROUP):
+        try:
+            found = point.load()
+            register(*([found] if isinstance(found, EnvSpec) else found))
+        except Exception as error:
+            warnings.warn(
+                f"the environments of {point.value} ({point.dist.name if point.dist else '?'}) are left out: {error!r}",
+                stacklevel=2,
+            )
+
+
+def _load(part: str) -> Mapping[str, Any]:
+    module, _, name = part.partition(":")
+    found: Mapping[str, Any] = getattr(importlib.import_module(module), name)
+    return found
