@@ -1,12 +1,11 @@
 """What holds for every registered environment: the design's invariants, one test each.
 
-`CASES` names cheap arguments for each id; an id that is not there is tested with its defaults. What is hidden from a
-scheduler (I11) has tests of its own, in `test_hidden.py`.
+Each is tested with the cheap arguments that its `EnvSpec` names. What is hidden from a scheduler (I11) has tests of its own, in
+`test_hidden.py`.
 """
 
 import copy
 import hashlib
-import importlib
 import itertools
 import json
 import os
@@ -33,177 +32,10 @@ from tests.envs.populations import check_metrics
 
 LANE_STEPS = 10_000
 
-_SMALL = {"scenario": "tiny", "requests": 60}
-_CROWDED = {"scenario": "tiny-overload", "requests": 60, "kv_capacity": 300, "waiting_cap": 40}
-_CLUSTER = {"scenario": "small", "epochs": 40}
-_BUNDLE = {"scenario": "small", "epochs": 12, "cycles": 7, "batch": 6, "max_ratio": 5, "window": 32}
-_REFILL = {"scenario": "small", "cycles": 60, "batch": 8, "ratio": 3, "window": 5}
-_CHAT = {"scenario": "small", "conversations": 24}
-_FLOOD = {
-    "scenario": "stress",
-    "conversations": 40,
-    "qps": 6.0,
-    "timeout_s": 6.0,
-    "kv_capacity": 9_000,
-    "buffer_gb": 0.5,
-    "rates": (4.0,),
-    "reference": "table",
-}
-_SHAPES = {
-    "scenario": "small",
-    "model": "llama-2-70b",
-    "gpus": 8,
-    "types": ((496, 510), (2455, 510)),
-    "cv": (0.2, 1.0),
-    "span_epochs": (1, 3),
-    "load": (0.3, 0.6),
-    "epochs": 10,
-    "epoch_s": 10.0,
-    "history": 2,
-}
-_SPECULATE = {"scenario": "small", "tokens": 40}
-_CLEARING = ("wc-skip", "alpha-clearing", "beta-clearing", "orca")
-CASES: dict[str, dict[str, dict[str, Any]]] = {
-    "llmgym/KVQueue-v0": {
-        "admit": {**_SMALL, "action": "admit"},
-        "pick": {**_SMALL, "action": "pick"},
-        "watermark": {**_SMALL, "action": "watermark"},
-        "rule": {**_SMALL, "action": "rule"},
-        "pause": {**_CROWDED, "overflow": "pause", "information": "mean", "reward": "stability"},
-        "recompute": {**_CROWDED, "action": "pick", "information": "none", "drop_cost": 0.5},
-        "budget": {**_CROWDED, "budget": 24, "first_token": "with-prefill", "order": "shortest-output"},
-        "stored": {**_CROWDED, "first_token": "stored", "reward": "slo", "horizon_s": 3.0},
-        "clearing": {**_CROWDED, "action": "rule", "rules": _CLEARING},
-        "mixed": {"scenario": "mixed", "requests": 24, "information": "noisy", "slots": 4},
-        "horizon": {**_SMALL, "information": "noisy", "horizon_s": 1.0, "load": 1.2},
-    },
-    "llmgym/KVProvision-v0": {
-        "small": _CLUSTER,
-        "fluid": {"scenario": "fluid-small", "epochs": 40},
-        "mixed": {
-            "scenario": "fluid-small",
-            "epochs": 40,
-            "workload": "uniform-mixed",
-            "mix": ((3, 1), (1, 3)),
-        },
-        "overload": {**_CLUSTER, "max_replicas": 3, "load": 1.3, "waiting_cap": 60, "overflow": "recompute"},
-    },
-    "llmgym/AFDRatio-v0": {
-        "ratio": {**_BUNDLE, "switch_epochs": 2.0},
-        "delta": {
-            **_BUNDLE,
-            "action": "delta",
-            "fidelity": "pipeline",
-            "batches": 3,
-            "start": "cold",
-            "cycles": 21,  # so that requests finish, of which all start anew
-        },
-        "pipeline": {**_BUNDLE, "fidelity": "pipeline", "spread": 0.3, "instances": 5},
-        "gaussian": {**_BUNDLE, "fidelity": "gaussian", "switch_epochs": 2.0, "comm": "aggregate"},
-        "meanfield": {**_BUNDLE, "fidelity": "meanfield", "action": "delta", "switch_epochs": 2.0},
-        "stop": {**_BUNDLE, "stop": 10, "switch_cycles": 0.0, "requests": "constant:prompt=5,steps=3"},
-    },
-    "llmgym/AFDRefill-v0": {
-        "pick": {**_REFILL, "patience": 2},
-        "score": {**_REFILL, "action": "score", "reward": "throughput", "information": "exact"},
-        "cold": {**_REFILL, "start": "cold", "information": "none", "patience": 1, "window": 12},
-    },
-    "llmgym/PPDRouting-v0": {
-        "small": _CHAT,
-        "flood": {**_FLOOD, "information": "none"},
-        "replicas": {
-            **_CHAT,
-            "allocation": "1P_1D_1pD_1R",
-            "gpus": 4,
-            "reward": "slo",
-            "placement": "least-loaded",
-            "information": "noisy",
-            "rate": "average",
-        },
-        "profile": {
-            **_CHAT,
-            "workload": "chat",
-            "profile": "h100/llama-3.1-8b",
-            "interference": "paper",
-            "answer_kv_hit": True,
-        },
-    },
-    "llmgym/PPDWeights-v0": {
-        "small": {"scenario": "small", "conversations": 10, "epoch_s": 0.3, "rates": (4.0, 12.0)},
-        "flood": {**_FLOOD, "conversations": 20, "reward": "relative", "epoch_s": 0.5, "epochs": 40},
-    },
-    "llmgym/OServe-v0": {
-        "menu": _SHAPES,
-        "edit": {**_SHAPES, "action": "edit", "reward": "p99", "switch_cost": 0.1},
-        "plan": {**_SHAPES, "action": "plan", "switching": "reload", "reward": "slo", "types_known": False},
-        "control": {**_SHAPES, "action": "control", "drift": "day", "noise": 0.2},
-        "route": {**_SHAPES, "action": "route", "drift": "wave"},
-        "overload": {
-            **_SHAPES,
-            "load": (1.5, 2.0),
-            "backlog_s": 8.0,
-            "dispatch": "least-work",
-            "switching": "free",
-        },
-    },
-    "llmgym/PipeSDBatch-v0": {
-        "random": {"scenario": "random"},
-        "relative": {"scenario": "small", "reward": "relative", "alpha_s": (0.0, 0.0)},
-    },
-    "llmgym/PipeSDNav-v0": {
-        "small": _SPECULATE,
-        "shared": {
-            **_SPECULATE,
-            "clients": 3,
-            "link": "paper",
-            "bandwidth": "4g-driving",
-            "gamma_jitter": 0.3,
-            "energy_weight": 0.2,
-            "max_draft": 5,
-        },
-        "pair": {**_SPECULATE, "text": "pair-code", "count": "accepted", "downlink_s": 0.02},
-        "idle": {
-            **_SPECULATE,
-            "proactive": False,
-            "bandwidth": "10-80-mbps",
-            "change_at": 20,
-            "change_gamma": 3.0,
-            "change_rate": 0.2,
-        },
-    },
-    "llmgym/PipeSDTune-v0": {
-        "small": {"scenario": "small", "tokens": 200},
-        "shared": {
-            "scenario": "change",
-            "tokens": 120,
-            "clients": 3,
-            "bandwidth": "4g-driving",
-            "gamma_jitter": 0.3,
-            "change_at": 60,
-            "step_tokens": 5,
-        },
-        "pair": {"scenario": "mobile", "tokens": 100, "text": "pair-prose-sampled", "step_tokens": 7},
-    },
-    "llmgym/MemPipe-v0": {
-        "small": {"scenario": "small", "requests": 24},
-        "slowdown": {"scenario": "energy", "requests": 24, "reward": "slowdown"},
-        "apart": {"scenario": "h100", "requests": 24, "fused": False},
-        "stress": {"scenario": "stress", "requests": 24},
-    },
-    "llmgym/MemPlace-v0": {
-        "small": {"scenario": "small", "requests": 40, "noise": 0.7},
-        "energy": {"scenario": "energy", "requests": 30},
-        "paged": {"scenario": "paged", "requests": 30},
-        "stress": {"scenario": "stress", "requests": 50},
-    },
-}
-"""Arguments to test each id with, by a short name."""
+CASES = {env_id: llmgym.spec(env_id).test_cases() for env_id in llmgym.env_ids()}
+"""Cheap arguments to test each id with, by a short name."""
 
-
-FIRST_CASE_ONLY = {
-    env_id: dict(itertools.islice(CASES.get(env_id, {"default": {}}).items(), 4))
-    for env_id in llmgym.env_ids()
-}
+FIRST_CASE_ONLY = {env_id: dict(itertools.islice(cases.items(), 4)) for env_id, cases in CASES.items()}
 
 
 def _parameters(table: dict[str, dict[str, dict[str, Any]]]) -> list[Any]:
@@ -216,7 +48,7 @@ def _parameters(table: dict[str, dict[str, dict[str, Any]]]) -> list[Any]:
 
 every_case = pytest.mark.parametrize(
     ("env_id", "kwargs"),
-    _parameters({env_id: CASES.get(env_id, {"default": {}}) for env_id in llmgym.env_ids()}),
+    _parameters(CASES),
 )
 every_action_space = pytest.mark.parametrize(("env_id", "kwargs"), _parameters(FIRST_CASE_ONLY))
 every_id = pytest.mark.parametrize("env_id", llmgym.env_ids())
@@ -376,7 +208,7 @@ def digest(env_id: str, kwargs: dict[str, Any]) -> str:
 @every_id
 def test_another_process_gets_the_same_bits(env_id):
     """I6, and the `module:id` form, which needs no import of the package."""
-    cases = CASES.get(env_id, {"default": {}})
+    cases = CASES[env_id]
     here = {name: digest(env_id, kwargs) for name, kwargs in cases.items()}
     code = (
         "import json, sys, gymnasium\n"
@@ -468,7 +300,7 @@ def test_stable_baselines3s_checker(env_id, kwargs):
 
 @every_id
 def test_make_vec_is_native_and_conforms(env_id):
-    kwargs = next(iter(CASES.get(env_id, {"default": {}}).values()))
+    kwargs = next(iter(CASES[env_id].values()))
     envs = gymnasium.make_vec(env_id, num_envs=3, **kwargs)
     assert isinstance(envs, llmgym.core.env.LaneVectorEnv)
     obs, infos = envs.reset(seed=0)
@@ -486,11 +318,8 @@ def test_make_vec_is_native_and_conforms(env_id):
     [("scenario", "no-such"), ("render_mode", "hologram"), ("invalid_action", "no"), ("no_such_argument", 1)],
 )
 def test_a_bad_argument_is_named(env_id, argument, value):
-    simulation = type(make(env_id, next(iter(CASES.get(env_id, {"default": {}}).values()))).simulation)
     with pytest.raises((llmgym.errors.InvalidArgument, TypeError), match=argument):
         if argument == "render_mode":
-            importlib.import_module(simulation.__module__)
-            gymnasium.spec(env_id)
             env_class = gymnasium.envs.registration.load_env_creator(gymnasium.spec(env_id).entry_point)
             env_class(render_mode=value)
         else:

@@ -4,7 +4,6 @@ import gymnasium
 import pytest
 
 import llmgym
-from llmgym import envs
 from llmgym.envs import scenario_names
 from llmgym.errors import UnknownName
 
@@ -15,11 +14,6 @@ def test_listed_scenarios_are_those_that_the_environment_takes(env_id: str) -> N
         gymnasium.make(env_id, scenario="no such")
     assert raised.value.kind == "scenario"
     assert raised.value.known == sorted(scenario_names(env_id))
-
-
-def test_an_environment_without_scenarios_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(envs._ENVIRONMENTS, "llmgym/Bare-v0", ("llmgym.envs.bare", "Bare"))
-    assert scenario_names("llmgym/Bare-v0") == ()
 
 
 def test_an_unknown_environment_is_told() -> None:
