@@ -12,6 +12,8 @@ import numpy as np
 from matplotlib import image
 
 import llmgym
+from llmgym import baselines
+from llmgym.envs import ENVIRONMENTS
 from llmgym.envs.afd.law import optimal_ratio
 from llmgym.envs.afd.ratio.scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd.refill.scenarios import SCENARIOS as REFILL
@@ -27,6 +29,8 @@ from llmgym.envs.pipesd.scenarios import Scenario as Speculation
 from llmgym.envs.ppd.scenarios import SCENARIOS as PPD
 
 DOCS = Path(__file__).parent.parent / "docs"
+MOST_RULES = 8
+"""Baselines that the table of environments names."""
 PAPERS = {
     "oserve": ("OServe", "envs/oserve.md"),
     "ppd": ("PPD", "envs/ppd_routing.md"),
@@ -251,11 +255,25 @@ def pipe_picture() -> None:
     image.imsave(DOCS / "pictures" / "mem_pipe.png", np.asarray(env.render()))
 
 
+def environments() -> str:
+    """The table of environments: id, decision, paper and rules of each, out of its `EnvSpec`."""
+    rows = ["| id | decision | from | baselines |", "|---|---|---|---|"]
+    for one in ENVIRONMENTS:
+        paper = re.sub(r"arXiv (\S+)", r"[arXiv \1](https://arxiv.org/abs/\1)", one.source)
+        names = baselines.names(one.id)
+        rules = ", ".join(f"`{name}`" for name in names[:MOST_RULES])
+        if len(names) > MOST_RULES:
+            rules += f" and {len(names) - MOST_RULES} more"
+        rows.append(f"| [`{one.id}`]({one.docs}) | {one.decision} | {paper} | {rules} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     """Write everything."""
+    fill(DOCS.parent / "README.md", "environments", environments())
     for env_id in llmgym.env_ids():
         env = gymnasium.make(env_id).unwrapped
-        page = DOCS / "envs" / f"{env.simulation_class.__module__.rpartition('.')[2]}.md"
+        page = DOCS.parent / llmgym.spec(env_id).docs
         if page.exists() and "<!-- observation -->" in page.read_text():
             fill(page, "observation", env.layout.markdown())
     for name, table in (
