@@ -85,7 +85,7 @@ def admit_by_rule(state: Any, params: Any, lane: int, number_of_rule: int, water
             fits = fits and (alone or peak + need <= capacity)
         if fits:
             if rule.check == FUTURE and looked_ahead:
-                _take_ahead(state, params, lane, request)
+                _take_ahead(state, params, lane)
             admit(state, params, lane, request)
             peak += need
             count += 1
@@ -199,7 +199,7 @@ def _fits_ahead(state: Any, params: Any, lane: int, request: int) -> bool:
 
 
 @kernel
-def _take_ahead(state: Any, params: Any, lane: int, request: int) -> None:
+def _take_ahead(state: Any, params: Any, lane: int) -> None:
     """Add the request that `_fits_ahead` entered last to the predicted totals."""
     me = state.lane[lane]
     scratch = state.scratch[lane]

@@ -19,7 +19,6 @@ STAGES = ("prep", "comp", "ret", "apply")
 
 PREP, COMP, RET, APPLY = range(4)
 GPU, FPGA = 0, 1
-DEVICES = ("gpu", "fpga")
 SPARSE, RAG, AGENT, CONTEXT, TRAINING = "sparse attention", "rag", "memagent", "memory as context", "training"
 
 TOKENS_FITTING = 1_048_576

@@ -86,7 +86,7 @@ def place(
                     at, least = -1, 1 << 30
                     for g in range(0, gpus - size + 1, size):
                         if _free(target, sizes, g, size):
-                            disturbed = _disturbed(slots, sizes, wanted, g, size)
+                            disturbed = _disturbed(slots, wanted, g, size)
                             if disturbed < least:
                                 at, least = g, disturbed
                     target[at, 0], target[at, 1] = s, 0
@@ -106,9 +106,7 @@ def _free(target: NDArray[np.int64], sizes: NDArray[np.int64], gpu: int, size: i
 
 
 @kernel
-def _disturbed(
-    slots: NDArray[np.void], sizes: NDArray[np.int64], wanted: NDArray[np.int64], gpu: int, size: int
-) -> int:
+def _disturbed(slots: NDArray[np.void], wanted: NDArray[np.int64], gpu: int, size: int) -> int:
     """GPUs here of smaller replicas whose shape is wanted."""
     found = 0
     for k in range(slots.shape[0]):

@@ -20,7 +20,6 @@ LOGIT = 8.0
 HISTORY = 6
 SCALARS = 10
 """Entries of the observation that are neither of types, candidates nor replicas."""
-TYPE_FIELDS = 2
 CANDIDATE_FIELDS = 3
 SLOT_FIELDS = 5
 

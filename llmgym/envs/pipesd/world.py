@@ -19,7 +19,7 @@ from llmgym.envs.pipesd.speculation import verification_energy
 from llmgym.envs.pipesd.state import Params, State
 
 NEVER = math.inf
-TEXT, RATES, JITTER = 0, 1, 2
+TEXT, RATES = 0, 1
 """Sub-streams of the key of an episode, each with one for every client."""
 CHECKED = 16
 """Positions of the text that the checksum of a world is made of."""

@@ -9,8 +9,6 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 
 CONTEXTS = ("small", "large")
-CONTEXT_TOKENS = (512, 4096)
-"""Contexts up to the first are small, above it large; beyond the second ("huge") the large cells stand in."""
 TYPES = (
     "tiny",
     "short_gen",

@@ -28,8 +28,6 @@ OVERALL, DECISION, TIME = 0, 1, 2
 """Why the clock stopped: everything is over; a later turn waits for its route; the time was reached."""
 
 FAR = 2**31 - 1
-PROMPT_SIDE, DECODE_SIDE = 0, 1
-"""Entry `2 c + side` of `State.cache` is what P (or D) holds of conversation c."""
 
 LATENCY_FIELDS = (
     "step_s",
@@ -281,7 +279,7 @@ class State(NamedTuple):
         link: records `llmgym.envs.ppd.links.LINK` [lanes, nodes]; link n ends at node n.
         conversation: records `CONVERSATION` [lanes, conversations].
         request: records `REQUEST` [lanes, requests].
-        cache: records `CACHED` [lanes, 2 conversations].
+        cache: records `CACHED` [lanes, 2 conversations]: entry `2 c` is what P holds of conversation c, `2 c + 1` what D does.
         running: int32 [lanes, nodes, seats], conversations in the batch of each node, those that decode first.
         heap: int32 [lanes, conversations], those with a time, earliest on top.
         scratch: float32 [lanes, 3, requests], for quantiles.

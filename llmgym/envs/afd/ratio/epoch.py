@@ -162,7 +162,6 @@ def _others(state: State, params: Params, lane: int, requests: float) -> tuple[f
 @kernel
 def _add(
     state: State,
-    params: Params,
     lane: int,
     cycles: int,
     slowest_load: float,
@@ -191,7 +190,7 @@ def _flow(state: State, params: Params, lane: int, law: int) -> None:
     c = state.coefficients[lane]
     load = number.batch * params.law[law].theta
     comm, ffn = _others(state, params, lane, float(me.workers * number.batch))
-    tau = _add(state, params, lane, number.cycles, load, load, comm, ffn)
+    tau = _add(state, lane, number.cycles, load, load, comm, ffn)
     me.clock += number.cycles * tau
     me.idle_attention = 1.0 - (c[0] * load + c[1]) / tau
     me.idle_ffn = 1.0 - ffn / tau
@@ -226,7 +225,7 @@ def _sample(state: State, params: Params, lane: int, law: int) -> None:
             slowest = max(slowest, table.load)
             total += table.load
         average = total / me.workers
-        tau = _add(state, params, lane, n, slowest, average, comm, ffn)
+        tau = _add(state, lane, n, slowest, average, comm, ffn)
         me.clock += n * tau
         idle += n * (tau - c[0] * average - c[1])
         me.load_sum += n * average / number.batch
@@ -271,7 +270,7 @@ def _serve(state: State, params: Params, lane: int, law: int) -> None:
             active += table.occupied
             busy_workers += 1
         comm, ffn = _others(state, params, lane, float(active))
-        tau = _add(state, params, lane, 1, slowest, total / busy_workers, comm, ffn)
+        tau = _add(state, lane, 1, slowest, total / busy_workers, comm, ffn)
         before = me.clock
         if number.mode == PIPELINE:
             me.ffn_free = max(arrived + 0.5 * comm, me.ffn_free) + ffn

@@ -103,7 +103,7 @@ class KVProvision(Simulation):
         self.saturated = self._saturated(asked, chosen)
         mix = mixtures(asked, chosen.epochs, chosen.epoch_s)
         shape = multipliers(asked.arrivals, chosen.epochs, chosen.epoch_s)
-        work = self._work(asked, chosen)
+        work = self._work(asked)
         replicas_per_rps = mix @ work[:, WORK_S] * shape
         rate_rps = chosen.rate_rps
         if rate_rps is None:
@@ -142,7 +142,7 @@ class KVProvision(Simulation):
             for c in workload.classes
         )
 
-    def _work(self, workload: Workload, chosen: Scenario) -> NDArray[np.float64]:
+    def _work(self, workload: Workload) -> NDArray[np.float64]:
         """What a request of each class brings into the fluid, float64 [classes, 5]."""
         work = np.zeros((len(workload.classes), 5))
         for row, c, full in zip(work, workload.classes, self.saturated, strict=True):
