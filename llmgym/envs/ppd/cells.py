@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 
 CONTEXTS = ("small", "large")
+SMALL_CONTEXT_TOKENS = 512
+"""Contexts up to here are small, above it large: the bound of the paper's released code."""
 TYPES = (
     "tiny",
     "short_gen",
@@ -46,7 +48,7 @@ def cell_of(context: int, prompt: int, output: int) -> tuple[int, int]:
         prompt: new tokens.
         output: expected tokens of the answer.
     """
-    large = 0 if context <= 512 else 1
+    large = 0 if context <= SMALL_CONTEXT_TOKENS else 1
     ratio = prompt / max(output, 1)
     if ratio < 0.25:
         kind = 0 if output <= 64 else 1 if output <= 256 else 2 if output <= 512 else 3

@@ -48,6 +48,8 @@ from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, cache_in_blocks, check_engine
 from llmgym.workloads.workload import INFORMATION
 
+UNKNOWN_BATCH_S = 0.02
+"""Reference for the time of a batch where the closed forms have none (a workload without a rate), s."""
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}
 REWARDS = {"latency": LATENCY, "slo": SLO, "stability": STABILITY}
 
@@ -154,7 +156,7 @@ class KVQueue(Simulation):
         mean_output = self._mean(lambda s, o: o)
         prompt_scale = min(self.workload.max_prompt_tokens, 4.0 * mean_prompt, longest)
         output_scale = min(self.workload.max_output_tokens, 4.0 * mean_output, longest)
-        batch_s = self.predicted.batch_s if self.predicted else 0.02
+        batch_s = self.predicted.batch_s if self.predicted else UNKNOWN_BATCH_S
         numbers = np.zeros(1, NUMBER)
         record = numbers[0]
         set_limits(

@@ -21,6 +21,10 @@ ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3
 LATENCY, SLO, STABILITY = 0, 1, 2
 SCALARS, HISTOGRAM = 14, 8
 BIN_SHIFT = 20
+BATCH_WEIGHT = 0.05
+"""Weight of the last batch in the moving average of batch times: about the last twenty."""
+BACKLOG_UNIT = 0.01
+"""The backlog is shown in hundreds of full caches."""
 SCALES = ("capacity", "seat", "cap", "horizon", "batch", "prefill", "prompt", "output", "area", "expected")
 
 LANE = np.dtype(
@@ -263,7 +267,7 @@ def step_lane(
             me.seen_s = me.clock_s
             me.stability -= dt * number.per_batch
         else:
-            me.batch_estimate_s += 0.05 * (dt - me.batch_estimate_s)
+            me.batch_estimate_s += BATCH_WEIGHT * (dt - me.batch_estimate_s)
             me.stability += me.batch_used * number.per_capacity - 1.0
             me.seen_s = me.clock_s - dt if number.ahead == 1 else me.clock_s
         me.in_system_s += population * dt
@@ -377,7 +381,7 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[2] = min(peak * per_capacity, 4.0)
     out[3] = me.residents * seat
     out[4] = min(me.waiting * number.per_cap, 1.0)
-    out[5] = min(backlog * per_capacity * 0.01, 1.0)
+    out[5] = min(backlog * per_capacity * BACKLOG_UNIT, 1.0)
     out[6] = min(me.area_rate * me.batch_estimate_s * per_capacity, 4.0)
     out[7] = min(me.batch_s * number.per_batch, 4.0)
     out[8] = min(me.batch_prefill * number.per_prefill, 1.0)
