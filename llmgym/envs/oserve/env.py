@@ -470,7 +470,10 @@ class OServe(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.oserve.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        name = self.name_of(state.replicas[lane, 0])
+        if mode == "ansi":
+            return text(self.scenario, self.table, name, state, lane)
+        return picture(self.scenario, self.table, self.requests.centroids, name, state, lane)
 
     def settings(self) -> dict[str, Any]:
         """The scenario with everything resolved, for reports."""

@@ -1,34 +1,42 @@
 """Pictures of OServe: the cluster with its replicas, queues and caches, where each type of requests goes, and who waits."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-
-if TYPE_CHECKING:
-    from llmgym.envs.oserve.env import OServe
+from llmgym.envs.oserve.scenarios import Scenario
+from llmgym.envs.oserve.shapes import RateTable, RequestType
 
 WIDTH, HEIGHT = 940, 600
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999", "#000000")
 
 
-def text(simulation: "OServe", state: Any, lane: int) -> str:
-    """Two lines of state, then one for each replica: # cache in use, = requests that wait (ten each)."""
+def text(scenario: Scenario, table: RateTable, name: str, state: Any, lane: int) -> str:
+    """Two lines of state, then one for each replica: # cache in use, = requests that wait (ten each).
+
+    Args:
+        scenario: the settings.
+        table: shapes and what a replica of each can do.
+        name: of the deployment, such as "2 TP4 + 1 TP8".
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
     forecast = ", ".join(f"{rate:.2f}" for rate in state.forecast[lane])
     lines = [
-        f"epoch {me['epoch']:4d}/{simulation.scenario.epochs}   {me['done']} done, {me['running']} running, "
+        f"epoch {me['epoch']:4d}/{scenario.epochs}   {me['done']} done, {me['running']} running, "
         f"{me['waiting']} waiting   P99 {me['p99_s']:.1f} s   {me['switches']} switches",
-        f"forecast [{forecast}] req/s   headroom {me['headroom']:.2f}   {simulation.name_of(state.replicas[lane, 0])}",
+        f"forecast [{forecast}] req/s   headroom {me['headroom']:.2f}   {name}",
     ]
-    now_s = me["epoch"] * simulation.scenario.epoch_s
+    now_s = me["epoch"] * scenario.epoch_s
     for slot in _replicas(state, lane):
-        full = round(20 * slot["kv"] / simulation.table.capacity[slot["shape"]])
+        full = round(20 * slot["kv"] / table.capacity[slot["shape"]])
         stops = f"   serves in {slot['ready_s'] - now_s:.0f} s" if slot["ready_s"] > now_s else ""
         lines.append(
-            f"GPU {slot['gpu']:2d}-{slot['gpu'] + slot['gpus'] - 1:2d} {simulation.table.shapes[slot['shape']]!s:8s} "
+            f"GPU {slot['gpu']:2d}-{slot['gpu'] + slot['gpus'] - 1:2d} {table.shapes[slot['shape']]!s:8s} "
             f"[{('#' * full).ljust(20, '.')}] {slot['running']:3d} run {'=' * min(-(-int(slot['waiting']) // 10), 40)} "
             f"{slot['waiting']} wait{stops}"
         )
@@ -42,8 +50,19 @@ def _replicas(state: Any, lane: int) -> list[Any]:
     )
 
 
-def picture(simulation: "OServe", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [600, 940, 3]: types and their shares on the left, replicas on the right, the episode so far below."""
+def picture(
+    scenario: Scenario, table: RateTable, types: Sequence[RequestType], name: str, state: Any, lane: int
+) -> NDArray[np.uint8]:
+    """uint8 [600, 940, 3]: types and their shares on the left, replicas on the right, the episode so far below.
+
+    Args:
+        scenario: the settings.
+        table: shapes and what a replica of each can do.
+        types: lengths that stand for each type of requests.
+        name: of the deployment, such as "2 TP4 + 1 TP8".
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
     figure = blank(WIDTH, HEIGHT)
     figure.subplots_adjust(left=0.07, right=0.95, top=0.91, bottom=0.085)
@@ -52,11 +71,11 @@ def picture(simulation: "OServe", state: Any, lane: int) -> NDArray[np.uint8]:
     rates, delays = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
     cluster.set(xlim=(0, 10), ylim=(0, 1))
     cluster.axis("off")
-    _cluster(cluster, simulation, state, lane)
-    _episode(rates, delays, simulation, state, lane)
+    _cluster(cluster, scenario, table, types, state, lane)
+    _episode(rates, delays, scenario, types, state, lane)
     figure.suptitle(
-        f"minute {me['epoch'] * simulation.scenario.epoch_s / 60:.1f}    {simulation.scenario.model}: "
-        f"{simulation.name_of(state.replicas[lane, 0])}    {me['done']:,} done, {me['running']} running, "
+        f"minute {me['epoch'] * scenario.epoch_s / 60:.1f}    {scenario.model}: "
+        f"{name}    {me['done']:,} done, {me['running']} running, "
         f"{me['waiting']:,} waiting    "
         f"{me['switches']} switches",
         fontsize=10,
@@ -64,16 +83,17 @@ def picture(simulation: "OServe", state: Any, lane: int) -> NDArray[np.uint8]:
     return pixels(figure, (rates, delays))
 
 
-def _cluster(axis: Any, simulation: "OServe", state: Any, lane: int) -> None:
+def _cluster(
+    axis: Any, scenario: Scenario, table: RateTable, types: Sequence[RequestType], state: Any, lane: int
+) -> None:
     """Types with their rates and queues on the left, replicas on the right, lines as wide as their share between."""
     from matplotlib.patches import Rectangle
 
     me = state.lane[lane]
-    now_s = me["epoch"] * simulation.scenario.epoch_s
+    now_s = me["epoch"] * scenario.epoch_s
     slots = [(k, slot) for k, slot in enumerate(state.slot[lane]) if slot["shape"] >= 0]
     slots.sort(key=lambda pair: int(pair[1]["gpu"]))
-    types = simulation.requests.centroids
-    gpus = simulation.scenario.gpus
+    gpus = scenario.gpus
     top = 0.97
     at: dict[int, float] = {}
     for k, slot in slots:
@@ -92,11 +112,11 @@ def _cluster(axis: Any, simulation: "OServe", state: Any, lane: int) -> None:
         )
         axis.add_patch(box)
         middle = bottom + height / 2
-        shape = simulation.table.shapes[slot["shape"]]
+        shape = table.shapes[slot["shape"]]
         label = f"{shape}\nGPU {slot['gpu']}-{slot['gpu'] + slot['gpus'] - 1}"
         axis.text(4.68, middle, label, fontsize=8, va="center")
         bar = min(0.3 * height, 0.06)
-        full = slot["kv"] / simulation.table.capacity[slot["shape"]]
+        full = slot["kv"] / table.capacity[slot["shape"]]
         axis.add_patch(Rectangle((5.75, middle - bar / 2), 1.6, bar, color="#E4E4E4", linewidth=0))
         axis.add_patch(
             Rectangle((5.75, middle - bar / 2), 1.6 * float(full), bar, color="#0072B2", linewidth=0)
@@ -130,7 +150,7 @@ def _cluster(axis: Any, simulation: "OServe", state: Any, lane: int) -> None:
             fontsize=7,
             va="center",
         )
-        if simulation.scenario.dispatch in ("flow", "blind"):
+        if scenario.dispatch in ("flow", "blind"):
             for k, _ in slots:
                 share = float(state.share[lane, row, j, k])
                 if share > 0.005:
@@ -140,15 +160,16 @@ def _cluster(axis: Any, simulation: "OServe", state: Any, lane: int) -> None:
                     )
 
 
-def _episode(rates: Any, delays: Any, simulation: "OServe", state: Any, lane: int) -> None:
+def _episode(
+    rates: Any, delays: Any, scenario: Scenario, types: Sequence[RequestType], state: Any, lane: int
+) -> None:
     """Arrivals by type, P99 and waiting requests of each epoch; switches as dotted lines."""
     me = state.lane[lane]
     done = int(me["epoch"])
-    scenario = simulation.scenario
     minutes = scenario.epoch_s / 60.0
     counts = state.counts[lane, :done].astype(np.float64) / scenario.epoch_s
     at = (np.arange(done) + 0.5) * minutes
-    for j, kind in enumerate(simulation.requests.centroids):
+    for j, kind in enumerate(types):
         rates.plot(
             at,
             counts[:, j],

@@ -247,7 +247,9 @@ class AFDRatio(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.afd.ratio.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        if mode == "ansi":
+            return text(self.scenario, self.params, self.laws, state, lane)
+        return picture(self.scenario, self.params, self.laws, self.ratios, state, lane)
 
     def settings(self) -> dict[str, Any]:
         """The scenario with everything resolved, for reports."""

@@ -1,43 +1,59 @@
 """Pictures of AFDRatio: what each instance does in a step and who waits, and the episode so far."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-from llmgym.envs.afd.ratio.state import MEANFIELD
-
-if TYPE_CHECKING:
-    from llmgym.envs.afd.ratio.env import AFDRatio
+from llmgym.envs.afd.ratio.scenarios import Scenario
+from llmgym.envs.afd.ratio.state import MEANFIELD, Params
+from llmgym.envs.afd.requests import Requests
 
 WIDTH, HEIGHT = 760, 480
 
 
 def step_times(
-    simulation: "AFDRatio", state: Any, lane: int
+    scenario: Scenario, params: Params, laws: Sequence[Requests], state: Any, lane: int
 ) -> tuple[NDArray[np.float64], float, float, float]:
-    """Attention time of each instance with the loads of now (mean over its microbatches), link, FFN, and the longest, cycles."""
-    me, number = state.lane[lane], simulation.params.number[0]
+    """Attention time of each instance with the loads of now (mean over its microbatches), link, FFN, and the longest, cycles.
+
+    Args:
+        scenario: the settings.
+        params: of the kernels.
+        laws: of the requests.
+        state: of all lanes.
+        lane: which one.
+    """
+    me, number = state.lane[lane], params.number[0]
     alpha_a, beta_a, alpha_f, beta_f, alpha_c, beta_c = state.coefficients[lane]
-    loads = state.table["load"][lane].reshape(simulation.batches, -1)
-    taken = state.table["occupied"][lane].reshape(simulation.batches, -1)
+    loads = state.table["load"][lane].reshape(int(number["batches"]), -1)
+    taken = state.table["occupied"][lane].reshape(int(number["batches"]), -1)
     if number["mode"] == MEANFIELD:
-        theta = simulation.laws[int(state.law[lane, max(int(me["epoch"]) - 1, 0)])].theta
-        loads = np.full((1, int(me["workers"])), simulation.scenario.batch * theta)
-        taken = np.full(loads.shape, simulation.scenario.batch)
+        theta = laws[int(state.law[lane, max(int(me["epoch"]) - 1, 0)])].theta
+        loads = np.full((1, int(me["workers"])), scenario.batch * theta)
+        taken = np.full(loads.shape, scenario.batch)
     present = taken.sum(axis=0) > 0
     times = alpha_a * loads.mean(axis=0)[present] + beta_a
     each = float(taken.mean(axis=0).sum()) / max(int(me["ffn"]), 1)
-    sent = each if number["aggregate"] else simulation.scenario.batch
+    sent = each if number["aggregate"] else scenario.batch
     comm, ffn = float(alpha_c * sent + beta_c), float(alpha_f * each + beta_f)
     return times, comm, ffn, max(float(times.max(initial=0.0)), comm, ffn)
 
 
-def text(simulation: "AFDRatio", state: Any, lane: int) -> str:
-    """One line of state, and a bar for the slowest attention instance, the link and the FFN."""
+def text(scenario: Scenario, params: Params, laws: Sequence[Requests], state: Any, lane: int) -> str:
+    """One line of state, and a bar for the slowest attention instance, the link and the FFN.
+
+    Args:
+        scenario: the settings.
+        params: of the kernels.
+        laws: of the requests.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
-    times, comm, ffn, longest = step_times(simulation, state, lane)
+    times, comm, ffn, longest = step_times(scenario, params, laws, state, lane)
     rows = (("attention", float(times.max(initial=0.0))), ("link", comm), ("FFN", ffn))
     bars = [
         f"{name:9} [{('#' * round(40 * time / longest)).ljust(40, '.')}] {time:10.1f} cycles"
@@ -45,17 +61,33 @@ def text(simulation: "AFDRatio", state: Any, lane: int) -> str:
     ]
     return "\n".join(
         [
-            f"epoch {me['epoch']:4d}/{simulation.scenario.epochs}   {me['workers']}A-{me['ffn']}F   tau {me['tau']:.1f} cycles   "
+            f"epoch {me['epoch']:4d}/{scenario.epochs}   {me['workers']}A-{me['ffn']}F   tau {me['tau']:.1f} cycles   "
             f"{me['relative'] / max(me['epoch'], 1):.3f} of the best throughput",
             *bars,
         ]
     )
 
 
-def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [480, 760, 3]: a step of each instance with what it waits, and ratio, throughput and idle shares so far."""
-    me, scenario = state.lane[lane], simulation.scenario
-    times, comm, ffn, longest = step_times(simulation, state, lane)
+def picture(
+    scenario: Scenario,
+    params: Params,
+    laws: Sequence[Requests],
+    ratios: Sequence[tuple[int, int]],
+    state: Any,
+    lane: int,
+) -> NDArray[np.uint8]:
+    """uint8 [480, 760, 3]: a step of each instance with what it waits, and ratio, throughput and idle shares so far.
+
+    Args:
+        scenario: the settings.
+        params: of the kernels.
+        laws: of the requests.
+        ratios: pairs of attention and FFN instances that can be chosen.
+        state: of all lanes.
+        lane: which one.
+    """
+    me = state.lane[lane]
+    times, comm, ffn, longest = step_times(scenario, params, laws, state, lane)
     figure = blank(WIDTH, HEIGHT)
     figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.09)
     step, ratio, share = figure.subplots(3, 1, gridspec_kw={"hspace": 0.55, "height_ratios": [1.4, 1, 1]})
@@ -80,13 +112,13 @@ def picture(simulation: "AFDRatio", state: Any, lane: int) -> NDArray[np.uint8]:
     done = int(me["epoch"])
     rows, epochs = state.history[lane, :done], np.arange(done)
     ratio.step(epochs, rows[:, 0], where="mid", color="#0072B2")
-    ratio.set(ylabel="attention\nper FFN", ylim=(0, 1.05 * max(x / y for x, y in simulation.ratios)))
+    ratio.set(ylabel="attention\nper FFN", ylim=(0, 1.05 * max(x / y for x, y in ratios)))
     share.plot(epochs, rows[:, 1], color="#000000", label="throughput, relative")
     share.plot(epochs, rows[:, 2], color="#0072B2", label="attention idle")
     share.plot(epochs, rows[:, 3], color="#009E73", label="FFN idle")
     share.set(ylabel="share", xlabel=f"epochs of {scenario.cycles:,} cycles", ylim=(0, 1.6))
     share.legend(fontsize=7, loc="upper right", ncols=3)
-    law = simulation.laws[int(state.law[lane, max(done - 1, 0)])]
+    law = laws[int(state.law[lane, max(done - 1, 0)])]
     step.set_title(
         f"epoch {done}/{scenario.epochs}    {me['workers']}A-{me['ffn']}F    tau {me['tau']:.1f} cycles    "
         f"{me['completed']:,} requests done\n{law.name.partition(',prompt_law')[0]}    "

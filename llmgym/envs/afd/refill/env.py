@@ -222,7 +222,9 @@ class AFDRefill(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.afd.refill.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        if mode == "ansi":
+            return text(self.scenario, state, lane)
+        return picture(self.scenario, self.coefficients, float(self.params.number["comm"][0]), state, lane)
 
     def settings(self) -> dict[str, Any]:
         """The scenario with everything resolved, for reports."""

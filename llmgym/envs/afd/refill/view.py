@@ -1,24 +1,29 @@
 """Pictures of AFDRefill: the instances with their slots, who waits for whom, and the waiting requests."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-
-if TYPE_CHECKING:
-    from llmgym.envs.afd.refill.env import AFDRefill
+from llmgym.envs.afd.costs import Coefficients
+from llmgym.envs.afd.refill.scenarios import Scenario
 
 WIDTH, HEIGHT = 760, 520
 
 
-def text(simulation: "AFDRefill", state: Any, lane: int) -> str:
-    """A line of state, a bar for the load of each instance, and the prompts that wait."""
+def text(scenario: Scenario, state: Any, lane: int) -> str:
+    """A line of state, a bar for the load of each instance, and the prompts that wait.
+
+    Args:
+        scenario: the settings.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
     loads = state.table["load"][lane]
     most = max(float(loads.max()), 1.0)
-    free = simulation.scenario.batch - state.table["occupied"][lane]
+    free = scenario.batch - state.table["occupied"][lane]
     bars = [
         f"A{i + 1:<3} [{('#' * round(40 * load / most)).ljust(40, '.')}] {int(load):9,} tokens, {int(free[i])} free"
         for i, load in enumerate(loads)
@@ -26,7 +31,7 @@ def text(simulation: "AFDRefill", state: Any, lane: int) -> str:
     waiting = ", ".join(str(int(p)) for p in state.waiting["prompt"][lane][:12])
     return "\n".join(
         [
-            f"cycle {me['cycle']:5d}/{simulation.scenario.cycles}   tau {me['tau']:.1f} cycles   "
+            f"cycle {me['cycle']:5d}/{scenario.cycles}   tau {me['tau']:.1f} cycles   "
             f"excess {me['excess'] / max(me['cycle'], 1):.2f} cycles",
             *bars,
             f"waiting prompts: {waiting}",
@@ -34,12 +39,21 @@ def text(simulation: "AFDRefill", state: Any, lane: int) -> str:
     )
 
 
-def picture(simulation: "AFDRefill", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [520, 760, 3]: time of each instance with what it waits, waiting requests, slowest and mean over time."""
-    me, scenario, c = state.lane[lane], simulation.scenario, simulation.coefficients
+def picture(
+    scenario: Scenario, coefficients: Coefficients, comm: float, state: Any, lane: int
+) -> NDArray[np.uint8]:
+    """uint8 [520, 760, 3]: time of each instance with what it waits, waiting requests, slowest and mean over time.
+
+    Args:
+        scenario: the settings.
+        coefficients: what attention and FFN take.
+        comm: time of the link in a step, cycles.
+        state: of all lanes.
+        lane: which one.
+    """
+    me, c = state.lane[lane], coefficients
     times = c.attention(state.table["load"][lane])
     ffn = float(c.ffn(scenario.ratio * scenario.batch))
-    comm = float(simulation.params.number["comm"][0])
     longest = max(float(times.max()), ffn, comm)
     figure = blank(WIDTH, HEIGHT)
     figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.09)

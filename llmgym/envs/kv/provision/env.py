@@ -409,7 +409,11 @@ class KVProvision(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.kv.provision.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        if mode == "ansi":
+            return text(self.scenario, self.kv_capacity, state, lane)
+        return picture(
+            self.scenario, self.gpus, self.loads(state, lane, int(state.lane["epoch"][lane])), state, lane
+        )
 
     def settings(self) -> dict[str, Any]:
         """The scenario with everything resolved, for reports."""

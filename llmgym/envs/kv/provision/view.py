@@ -1,37 +1,51 @@
 """Pictures of KVProvision: the load, the replicas and the queue over the episode so far."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-
-if TYPE_CHECKING:
-    from llmgym.envs.kv.provision.env import KVProvision
+from llmgym.envs.kv.provision.scenarios import Scenario
 
 WIDTH, HEIGHT = 760, 480
 
 
-def text(simulation: "KVProvision", state: Any, lane: int) -> str:
-    """One line of state, and a character for each replica: # on, + starting, - draining, . off."""
+def text(scenario: Scenario, kv_capacity: int, state: Any, lane: int) -> str:
+    """One line of state, and a character for each replica: # on, + starting, - draining, . off.
+
+    Args:
+        scenario: the settings.
+        kv_capacity: of one replica, tokens.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
-    total = simulation.scenario.max_replicas
+    total = scenario.max_replicas
     on, starting, draining = (int(me[name]) for name in ("on", "starting", "draining"))
     bar = "#" * on + "+" * starting + "-" * draining
-    mu = simulation.kv_capacity / (me["batch_s"] * me["area"])
+    mu = kv_capacity / (me["batch_s"] * me["area"])
     return (
-        f"epoch {me['epoch']:4d}/{simulation.scenario.epochs}   arrivals {me['rate']:8.2f} req/s (mean {me['rate_ema']:.2f})   "
+        f"epoch {me['epoch']:4d}/{scenario.epochs}   arrivals {me['rate']:8.2f} req/s (mean {me['rate_ema']:.2f})   "
         f"one replica serves about {mu:.2f} req/s\n"
         f"replicas [{bar.ljust(total, '.')}] target {me['target']}   cache used {me['kv_mean']:.0%}   "
         f"{me['waiting']:,.0f} waiting"
     )
 
 
-def picture(simulation: "KVProvision", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [480, 760, 3]: arrival rate, replicas by what they do, waiting requests."""
+def picture(
+    scenario: Scenario, gpus: int, loads: NDArray[np.float64], state: Any, lane: int
+) -> NDArray[np.uint8]:
+    """uint8 [480, 760, 3]: arrival rate, replicas by what they do, waiting requests.
+
+    Args:
+        scenario: the settings.
+        gpus: of one replica.
+        loads: float64 [epochs so far], replicas that the arrivals of each epoch keep busy.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
-    scenario = simulation.scenario
     done = int(me["epoch"])
     rows = state.history[lane, : done + 1]
     edges = np.arange(done + 1)
@@ -45,7 +59,7 @@ def picture(simulation: "KVProvision", state: Any, lane: int) -> NDArray[np.uint
     replicas.bar(edges, on, 1.0, color="#009E73", label="on")
     replicas.bar(edges, starting, 1.0, bottom=on, color="#F0E442", label="starting")
     replicas.bar(edges, draining, 1.0, bottom=on + starting, color="#BBBBBB", label="draining")
-    replicas.plot(edges[1:], simulation.loads(state, lane, done), color="#D55E00", label="work that arrived")
+    replicas.plot(edges[1:], loads, color="#D55E00", label="work that arrived")
     replicas.set(ylabel="replicas", ylim=(0, scenario.max_replicas + 0.5))
     replicas.legend(fontsize=7, loc="upper left", ncols=4)
     line.fill_between(edges, rows[:, 4], color="#CC79A7")
@@ -57,7 +71,7 @@ def picture(simulation: "KVProvision", state: Any, lane: int) -> NDArray[np.uint
     line.set_ylim(0, max(10.0, 1.1 * float(rows[:, 4].max())))
     rate.set_title(
         f"epoch {done}/{scenario.epochs}    {me['on']} on, {me['starting']} starting, {me['draining']} draining    "
-        f"{me['waiting']:,.0f} waiting    {simulation.gpus * me['gpu_s'] / 3600:.2f} GPU-hours",
+        f"{me['waiting']:,.0f} waiting    {gpus * me['gpu_s'] / 3600:.2f} GPU-hours",
         fontsize=9,
     )
     return pixels(figure, (rate, replicas, line))

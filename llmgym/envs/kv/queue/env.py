@@ -356,7 +356,7 @@ class KVQueue(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.kv.queue.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        return (picture if mode == "rgb_array" else text)(self.scenario, state, lane)
 
     def settings(self) -> dict[str, Any]:
         """The scenario with everything resolved, for reports."""

@@ -1,22 +1,26 @@
 """Pictures of KVQueue: the cache with its residents, and the line of waiting requests."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-
-if TYPE_CHECKING:
-    from llmgym.envs.kv.queue.env import KVQueue
+from llmgym.envs.kv.queue.scenarios import Scenario
 
 WIDTH, HEIGHT = 760, 420
 
 
-def text(simulation: "KVQueue", state: Any, lane: int) -> str:
-    """One line of state and one bar each for cache and queue."""
+def text(scenario: Scenario, state: Any, lane: int) -> str:
+    """One line of state and one bar each for cache and queue.
+
+    Args:
+        scenario: the settings.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
-    capacity = simulation.scenario.kv_capacity or 1
+    capacity = scenario.kv_capacity or 1
     full = round(40 * me["used"] / capacity)
     return (
         f"t {me['clock_s']:9.3f} s   batch {me['batches']:6d} of {1e3 * me['batch_s']:6.1f} ms   "
@@ -27,10 +31,16 @@ def text(simulation: "KVQueue", state: Any, lane: int) -> str:
     )
 
 
-def picture(simulation: "KVQueue", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [420, 760, 3]: residents as bars in the cache, waiting requests below, the numbers above."""
+def picture(scenario: Scenario, state: Any, lane: int) -> NDArray[np.uint8]:
+    """uint8 [420, 760, 3]: residents as bars in the cache, waiting requests below, the numbers above.
+
+    Args:
+        scenario: the settings.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
-    capacity = simulation.scenario.kv_capacity or 1
+    capacity = scenario.kv_capacity or 1
     figure = blank(WIDTH, HEIGHT)
     cache, line = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2, 1.2], "hspace": 0.75})
     residents = state.resident[lane, : me["residents"]]

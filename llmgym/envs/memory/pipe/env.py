@@ -161,7 +161,9 @@ class MemPipe(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.memory.pipe.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        if mode == "ansi":
+            return text(self.scenario, self.params, state, lane)
+        return picture(self.scenario, self.params, self.mean_s, state, lane)
 
     def settings(self) -> dict[str, Any]:
         """The scenario, for reports."""

@@ -1,17 +1,15 @@
 """Pictures of MemPipe: who was when on the GPU, the FPGA and the links, and how many were in the system."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
 from llmgym.envs.memory.law import STAGES
-from llmgym.envs.memory.pipe.state import ALL_PLACED
+from llmgym.envs.memory.pipe.scenarios import Scenario
+from llmgym.envs.memory.pipe.state import ALL_PLACED, Params
 from llmgym.envs.memory.place.view import about, short_time
-
-if TYPE_CHECKING:
-    from llmgym.envs.memory.pipe.env import MemPipe
 
 WIDTH, HEIGHT = 860, 520
 ROWS = ("GPU", "FPGA", "GPU to FPGA", "FPGA to GPU")
@@ -20,28 +18,33 @@ WINDOW = 14.0
 """Mean requests of time that the picture shows before the present."""
 
 
-def text(simulation: "MemPipe", state: Any, lane: int) -> str:
-    """A line of state, a line for each device and link, and what is to be placed."""
+def text(scenario: Scenario, params: Params, state: Any, lane: int) -> str:
+    """A line of state, a line for each device and link, and what is to be placed.
+
+    Args:
+        scenario: the settings.
+        params: of the kernels.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
     one = state.request[lane, me["now"]]
     clock = float(me["clock"])
     lines = [
-        f"{short_time(clock)}   done {me['first']}/{simulation.scenario.requests}   stages {me['stages']}, "
+        f"{short_time(clock)}   done {me['first']}/{scenario.requests}   stages {me['stages']}, "
         f"{me['offloaded']} of them on the FPGA   {me['joules']:.3g} J"
     ]
     for name, resource in zip(ROWS, state.resource[lane], strict=True):
         left = max(float(resource["until_s"]) - clock, 0.0)
         lines.append(f"{name:<12} {short_time(left) if left else 'idle':>9}   {resource['jobs']} jobs")
     if one["stage"] < ALL_PLACED:
-        stage, cell = int(one["stage"]), simulation.params.cells[one["cell"]]
+        stage, cell = int(one["stage"]), params.cells[one["cell"]]
         times = " / ".join(short_time(float(cell["time_s"][device, stage])) for device in range(2))
         lines.append(f"to place: {STAGES[stage]} of {about(cell)}: GPU / FPGA {times}")
     return "\n".join(lines)
 
 
-def _bars(
-    simulation: "MemPipe", state: Any, lane: int, start: float
-) -> list[tuple[int, int, float, float, int]]:
+def _bars(state: Any, lane: int, start: float) -> list[tuple[int, int, float, float, int]]:
     """Row, stage, begin, length, request of everything that ends after `start`."""
     found = []
     for n, one in enumerate(state.request[lane]):
@@ -56,20 +59,26 @@ def _bars(
     return found
 
 
-def picture(simulation: "MemPipe", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [520, 860, 3]: a Gantt chart of GPU, FPGA and both directions of the link, and the requests in the system."""
+def picture(scenario: Scenario, params: Params, mean_s: float, state: Any, lane: int) -> NDArray[np.uint8]:
+    """uint8 [520, 860, 3]: a Gantt chart of GPU, FPGA and both directions of the link, and the requests in the system.
+
+    Args:
+        scenario: the settings.
+        params: of the kernels.
+        mean_s: mean time of a request on its own, s.
+        state: of all lanes.
+        lane: which one.
+    """
     me, requests = state.lane[lane], state.request[lane]
     clock = float(me["clock"])
-    scale, unit = (
-        (1.0, "s") if simulation.mean_s >= 0.5 else (1e3, "ms") if simulation.mean_s >= 5e-4 else (1e6, "us")
-    )
-    start = max(clock - WINDOW * simulation.mean_s, 0.0)
-    stop = max(clock, float(state.resource["until_s"][lane].max()), start + WINDOW * simulation.mean_s)
-    stop = min(stop, start + 2.5 * WINDOW * simulation.mean_s)
+    scale, unit = (1.0, "s") if mean_s >= 0.5 else (1e3, "ms") if mean_s >= 5e-4 else (1e6, "us")
+    start = max(clock - WINDOW * mean_s, 0.0)
+    stop = max(clock, float(state.resource["until_s"][lane].max()), start + WINDOW * mean_s)
+    stop = min(stop, start + 2.5 * WINDOW * mean_s)
     figure = blank(WIDTH, HEIGHT)
     figure.subplots_adjust(left=0.11, right=0.98, top=0.86, bottom=0.09)
     chart, crowd = figure.subplots(2, 1, sharex=True, gridspec_kw={"hspace": 0.18, "height_ratios": [2.6, 1]})
-    for row, stage, begin, length, n in _bars(simulation, state, lane, start):
+    for row, stage, begin, length, n in _bars(state, lane, start):
         booked = begin > clock
         chart.barh(
             row,
@@ -97,10 +106,10 @@ def picture(simulation: "MemPipe", state: Any, lane: int) -> NDArray[np.uint8]:
     inside = [(requests["arrival_s"] <= t).sum() - (leaves <= t).sum() for t in moments]
     crowd.fill_between(scale * moments, inside, step="post", color="#0072B2", alpha=0.35)
     crowd.set(ylabel="requests\ninside", xlabel=f"time, {unit}", ylim=(0, 1.15 * max([*inside, 1])))
-    title = f"{short_time(clock)}: {me['first']} of {simulation.scenario.requests} done, {me['joules']:.3g} J"
+    title = f"{short_time(clock)}: {me['first']} of {scenario.requests} done, {me['joules']:.3g} J"
     one = requests[me["now"]]
     if one["stage"] < ALL_PLACED:
-        cell = simulation.params.cells[one["cell"]]
+        cell = params.cells[one["cell"]]
         title += f"\nto place: {STAGES[int(one['stage'])]} of request {me['now']}, {about(cell)}"
     figure.suptitle(title + "\nred: now; pale: booked", fontsize=9, x=0.11, ha="left")
     return pixels(figure, (chart, crowd))

@@ -126,7 +126,7 @@ class MemPlace(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.memory.place.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        return (picture if mode == "rgb_array" else text)(self.scenario, self.params, state, lane)
 
     def settings(self) -> dict[str, Any]:
         """The scenario, for reports."""

@@ -1,17 +1,16 @@
 """Pictures of MemPlace: the stages of the request on both devices, what every placement would take, and what has been gained."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
 from llmgym.envs.memory.law import STAGES
+from llmgym.envs.memory.place.scenarios import Scenario
+from llmgym.envs.memory.place.state import Params
 from llmgym.envs.memory.placement import PLACEMENTS, costs, letters
 from llmgym.envs.memory.published import NAMES
-
-if TYPE_CHECKING:
-    from llmgym.envs.memory.place.env import MemPlace
 
 WIDTH, HEIGHT = 760, 520
 
@@ -29,11 +28,18 @@ def short_time(seconds: float) -> str:
     return f"{1e3 * seconds:.3g} ms" if seconds >= 1e-3 else f"{1e6 * seconds:.3g} us"
 
 
-def text(simulation: "MemPlace", state: Any, lane: int) -> str:
-    """A line of state, the stages on both devices, and the best placements as predicted."""
+def text(scenario: Scenario, params: Params, state: Any, lane: int) -> str:
+    """A line of state, the stages on both devices, and the best placements as predicted.
+
+    Args:
+        scenario: the settings.
+        params: of the kernels.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
-    cell = simulation.params.cells[me["cell"]]
-    rows = costs(cell, simulation.params.links, float(me["scale"]))[:, 0]
+    cell = params.cells[me["cell"]]
+    rows = costs(cell, params.links, float(me["scale"]))[:, 0]
     order = np.argsort(rows)[:4]
     stages = "   ".join(
         f"{name} {short_time(float(cell['time_s'][0, i]))} / {short_time(float(cell['time_s'][1, i]))}"
@@ -44,7 +50,7 @@ def text(simulation: "MemPlace", state: Any, lane: int) -> str:
     best = ", ".join(f"{letters(int(i))} {short_time(float(rows[i]))}" for i in order if np.isfinite(rows[i]))
     return "\n".join(
         [
-            f"request {me['request']:4d}/{simulation.scenario.requests}   "
+            f"request {me['request']:4d}/{scenario.requests}   "
             f"speed-up {np.exp(me['log_speedup'] / max(me['request'], 1)):.3f}   "
             f"regret {me['regret'] / max(me['request'], 1):.4f}",
             f"{about(cell)}, link x {me['scale']:.2g}",
@@ -54,11 +60,18 @@ def text(simulation: "MemPlace", state: Any, lane: int) -> str:
     )
 
 
-def picture(simulation: "MemPlace", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [520, 760, 3]: stages on both devices, every placement as predicted, and speed-ups over the episode."""
-    me, scenario = state.lane[lane], simulation.scenario
-    cell = simulation.params.cells[me["cell"]]
-    rows = costs(cell, simulation.params.links, float(me["scale"]))
+def picture(scenario: Scenario, params: Params, state: Any, lane: int) -> NDArray[np.uint8]:
+    """uint8 [520, 760, 3]: stages on both devices, every placement as predicted, and speed-ups over the episode.
+
+    Args:
+        scenario: the settings.
+        params: of the kernels.
+        state: of all lanes.
+        lane: which one.
+    """
+    me = state.lane[lane]
+    cell = params.cells[me["cell"]]
+    rows = costs(cell, params.links, float(me["scale"]))
     unit, scale = (
         ("s", 1.0) if cell["gpu_s"] >= 1.0 else ("ms", 1e3) if cell["gpu_s"] >= 1e-3 else ("us", 1e6)
     )
