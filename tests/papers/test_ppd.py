@@ -33,7 +33,7 @@ def cell(
 ) -> dict[str, float]:
     """One of the paper's synthetic points: conversations of two turns that arrive for 10 s."""
     context, _, kind = name.partition("_")
-    return run_cell(cluster(allocation, **kwargs), context, kind, qps, (route,), episodes)[0]
+    return run_cell(cluster(allocation, **kwargs), PPDRouting, context, kind, qps, (route,), episodes)[0]
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def trace(allocation: str, qps: float, route: int, episodes: int = 2, **kwargs: 
 @functools.cache
 def table(allocation: str) -> SloTable:
     """The paper's 180 cells of a cluster."""
-    return table_of(cluster(allocation))
+    return table_of(cluster(allocation), PPDRouting)
 
 
 def change(allocation: str, low: float, high: float) -> float:
@@ -325,7 +325,7 @@ def winners() -> dict[str, np.ndarray]:
         mine = cluster(allocation)
         for i, j, k in np.ndindex(shape[1:]):
             # the other route is masked on pD and R: they stay local whatever is asked
-            found = run_cell(mine, CONTEXTS[i], TYPES[j], RATES_RPS[k], (REMOTE,), 2)[0]
+            found = run_cell(mine, PPDRouting, CONTEXTS[i], TYPES[j], RATES_RPS[k], (REMOTE,), 2)[0]
             ttft[n, i, j, k], tpot[n, i, j, k] = found["ttft_mean_s"], found["tpot_mean_s"]
     return {"ttft": np.nanargmin(ttft, axis=0), "tpot": np.nanargmin(tpot, axis=0)}
 

@@ -105,7 +105,7 @@ class TablePolicy(_Rule):
         super().__init__(env, name)
         chosen = self._simulation.scenario
         self.bypass = whole("bypass", bypass, 0)
-        self.table = table_of(self._simulation)
+        self.table = table_of(self._simulation, PPDRouting)
         self.routes = self.table.routes(
             chosen.w_ttft if w_ttft is None else w_ttft, chosen.w_tpot if w_tpot is None else w_tpot
         )

@@ -13,7 +13,6 @@ from llmgym.core.lanes import Simulation
 from llmgym.core.statistics import counted
 from llmgym.envs.ppd import conversations as ppd_conversations
 from llmgym.envs.ppd import hidden as ppd_hidden
-from llmgym.envs.ppd.cells import CONTEXTS, TYPES
 from llmgym.envs.ppd.conversations import Conversations, without_turns_beyond
 from llmgym.envs.ppd.latency import KV_BYTES_PER_TOKEN, KV_CAPACITY_TOKENS, LLAMA_8B_H100, Latencies
 from llmgym.envs.ppd.links import LINK, set_link
@@ -206,27 +205,8 @@ class PPDCluster(Simulation):
     def table_part(
         self, chosen: Scenario
     ) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.float64]]:
-        """`Params.reference`, `Params.routes` and `Params.weights`."""
-        reference = np.zeros((2, len(CONTEXTS), len(TYPES)))
-        if chosen.reference == "table" and self.reward == "relative":
-            reference = self.table_reference(chosen)
-        routes = np.ones((1, len(CONTEXTS), len(TYPES), len(chosen.rates)), np.int8)
-        return reference, routes, np.zeros(1)
-
-    def table_reference(self, chosen: Scenario) -> NDArray[np.float64]:
-        """TTFT and TPOT through P in the table of the cluster, s; without a P, of one in which one node is P and the others D."""
-        from llmgym.envs.ppd.routing.env import PPDRouting
-        from llmgym.envs.ppd.table import table_of
-
-        measured: PPDCluster = self
-        if P not in self.nodes:
-            if len(self.nodes) == 1:
-                return np.zeros((2, len(CONTEXTS), len(TYPES)))
-            other = replace(chosen, allocation=f"1P_{len(self.nodes) - 1}D", reference="idle", profile=None)
-            measured = PPDRouting(
-                scenario=other, workload=self.workload, profile=self.profile, latencies=self.latencies
-            )
-        return table_of(measured).reference(chosen.qps)
+        """`Params.reference`, `Params.routes` and `Params.weights`, what the environment takes from the SLO table."""
+        raise NotImplementedError
 
     def allocate(self, lanes: int) -> State:
         """New arrays for this number of lanes."""
@@ -346,7 +326,16 @@ class PPDCluster(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.ppd.view import picture, text
 
-        return (picture if mode == "rgb_array" else text)(self, state, lane)
+        if mode == "ansi":
+            return text(self.nodes, self.kv_capacity, state, lane)
+        return picture(
+            self.nodes,
+            self.kv_capacity,
+            self.turn_numbers(state, lane)[state.lane["conversations"][lane] :],
+            self.scenario.ttft_slo_s,
+            state,
+            lane,
+        )
 
     def settings(self) -> dict[str, Any]:
         """The scenario with everything resolved, for reports."""

@@ -15,7 +15,6 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +23,10 @@ from llmgym.core.checks import number
 from llmgym.core.jit import cache_dir, fingerprint
 from llmgym.core.lanes import HOLD, Lanes, seeded_key
 from llmgym.envs.ppd.cells import CONTEXTS, FIRST_TURN, SECOND_TURN, TYPES
+from llmgym.envs.ppd.cluster import PPDCluster
 from llmgym.envs.ppd.conversations import Conversations, fixed_turns
-from llmgym.envs.ppd.state import LOCAL, REMOTE
-
-if TYPE_CHECKING:
-    from llmgym.envs.ppd.cluster import PPDCluster
+from llmgym.envs.ppd.scenarios import Scenario
+from llmgym.envs.ppd.state import LOCAL, REMOTE, P
 
 WINDOW_S = 10.0
 EPISODES = 4
@@ -103,7 +101,8 @@ def cell_conversations(context: str, kind: str) -> Conversations:
 
 
 def run_cell(
-    cluster: "PPDCluster",
+    cluster: PPDCluster,
+    router: type[PPDCluster],
     context: str,
     kind: str,
     rate: float,
@@ -114,14 +113,13 @@ def run_cell(
 
     Args:
         cluster: whose nodes and costs.
+        router: the simulation that routes turn by turn (`PPDRouting`), which is run.
         context: of `CONTEXTS`.
         kind: of `TYPES`.
         rate: conversations a second.
         routes: `REMOTE`, `LOCAL`.
         episodes: runs of each.
     """
-    from llmgym.envs.ppd.routing.env import PPDRouting
-
     longest = max(cluster.scenario.longest, 4096)
     scenario = replace(
         cluster.scenario,
@@ -138,7 +136,7 @@ def run_cell(
         longest=longest,
         kv_capacity=max(cluster.kv_capacity, longest + 1),
     )
-    simulation = PPDRouting(
+    simulation = router(
         scenario=scenario,
         workload=cell_conversations(context, kind),
         profile=cluster.profile,
@@ -170,20 +168,20 @@ def _together(rows: dict[str, NDArray[np.float64]]) -> dict[str, float]:
     return found
 
 
-def build(cluster: "PPDCluster", episodes: int = EPISODES) -> SloTable:
-    """Measure every cell on both routes."""
+def build(cluster: PPDCluster, router: type[PPDCluster], episodes: int = EPISODES) -> SloTable:
+    """Measure every cell on both routes; arguments as for `run_cell`."""
     rates = np.array(cluster.scenario.rates)
     shape = (2, len(CONTEXTS), len(TYPES), len(rates))
     ttft, tpot, success = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for i, j, k in np.ndindex(shape[1:]):
-        both = run_cell(cluster, CONTEXTS[i], TYPES[j], float(rates[k]), (REMOTE, LOCAL), episodes)
+        both = run_cell(cluster, router, CONTEXTS[i], TYPES[j], float(rates[k]), (REMOTE, LOCAL), episodes)
         for route, found in enumerate(both):
             ttft[route, i, j, k], tpot[route, i, j, k] = found["ttft_mean_s"], found["tpot_mean_s"]
             success[route, i, j, k] = found["success"]
     return SloTable(rates, ttft, tpot, success)
 
 
-def table_key(cluster: "PPDCluster", episodes: int = EPISODES) -> str:
+def table_key(cluster: PPDCluster, router: type[PPDCluster], episodes: int = EPISODES) -> str:
     """Hash of everything a table depends on: cluster, costs, grid, and the source of the simulation."""
     settings = {name: value for name, value in asdict(cluster.scenario).items() if name not in _IRRELEVANT}
     described = {
@@ -192,7 +190,7 @@ def table_key(cluster: "PPDCluster", episodes: int = EPISODES) -> str:
         "cells": [FIRST_TURN, SECOND_TURN],
         "run": [WINDOW_S, episodes, _SEED],
         "kv_bytes": cluster.kv_bytes,
-        "source": fingerprint("llmgym.envs.ppd.routing.env"),
+        "source": fingerprint(router.__module__),
         "builder": fingerprint(__name__),
     }
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
@@ -202,16 +200,39 @@ def table_key(cluster: "PPDCluster", episodes: int = EPISODES) -> str:
     return digest.hexdigest()
 
 
-def table_of(cluster: "PPDCluster", episodes: int = EPISODES) -> SloTable:
-    """The table of a cluster: from memory, from disk, or measured now (some seconds) and kept."""
-    return _cached(table_key(cluster, episodes), _Box(cluster, episodes))
+def table_of(cluster: PPDCluster, router: type[PPDCluster], episodes: int = EPISODES) -> SloTable:
+    """The table of a cluster: from memory, from disk, or measured now (some seconds) and kept; arguments as for `run_cell`."""
+    return _cached(table_key(cluster, router, episodes), _Box(cluster, router, episodes))
+
+
+def reference_of(cluster: PPDCluster, router: type[PPDCluster], chosen: Scenario) -> NDArray[np.float64]:
+    """TTFT and TPOT through P in the table of the cluster; without a P, of one in which one node is P and the others D.
+
+    Args:
+        cluster: whose nodes and costs.
+        router: as for `run_cell`.
+        chosen: the settings of the cluster.
+
+    Returns:
+        float64 [2, contexts, types], s; zeros for a single node without a P, which cannot be divided.
+    """
+    measured = cluster
+    if P not in cluster.nodes:
+        if len(cluster.nodes) == 1:
+            return np.zeros((2, len(CONTEXTS), len(TYPES)))
+        other = replace(chosen, allocation=f"1P_{len(cluster.nodes) - 1}D", reference="idle", profile=None)
+        measured = router(
+            scenario=other, workload=cluster.workload, profile=cluster.profile, latencies=cluster.latencies
+        )
+    return table_of(measured, router).reference(chosen.qps)
 
 
 @dataclass(frozen=True, eq=False)
 class _Box:
     """Hides the cluster from the memory of `_cached`, whose key says all there is to say."""
 
-    cluster: "PPDCluster"
+    cluster: PPDCluster
+    router: type[PPDCluster]
     episodes: int
 
     def __eq__(self, other: object) -> bool:
@@ -226,7 +247,7 @@ def _cached(key: str, box: _Box) -> SloTable:
     path = cache_dir().parent / "tables" / f"ppd-{key[:32]}.npz"
     table = _read(path)
     if table is None:
-        table = build(box.cluster, box.episodes)
+        table = build(box.cluster, box.router, box.episodes)
         _write(path, table)
     return table
 

@@ -1,16 +1,13 @@
 """Pictures of a PPD cluster: nodes with their queues, caches and batches, the routes of late, and who waits."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
 from llmgym.envs.ppd.state import D_WAIT, KINDS, LOCAL, MOVE, REMOTE, P
-
-if TYPE_CHECKING:
-    from llmgym.envs.ppd.cluster import PPDCluster
 
 WIDTH, HEIGHT = 860, 520
 SHOWN_ROUTES = 24
@@ -27,15 +24,22 @@ def _pending(state: Any, lane: int) -> str:
     )
 
 
-def text(simulation: "PPDCluster", state: Any, lane: int) -> str:
-    """Two lines of state, then one for each node."""
+def text(nodes: NDArray[np.int64], kv_capacity: int, state: Any, lane: int) -> str:
+    """Two lines of state, then one for each node.
+
+    Args:
+        nodes: int64 [nodes], what each node is.
+        kv_capacity: of a node, tokens.
+        state: of all lanes.
+        lane: which one.
+    """
     me = state.lane[lane]
     lines = [
         f"t {me['clock_s']:8.2f} s   {me['done']} done, {me['failed']} timed out   {me['open']} conversations open, "
         f"{me['next'] - me['gate']} at the gate   {me['local']} of {me['later_asked']} later turns local",
         _pending(state, lane),
     ]
-    for n, kind in enumerate(simulation.nodes):
+    for n, kind in enumerate(nodes):
         node = state.node[lane, n]
         if kind == P:
             work = "blocked" if node["blocked"] else "busy" if node["serving"] >= 0 else "idle"
@@ -43,8 +47,8 @@ def text(simulation: "PPDCluster", state: Any, lane: int) -> str:
                 f"{n} {KINDS[kind]:>2} {work:8s} {'=' * min(int(node['waiting']), 60)} {node['waiting']} wait"
             )
             continue
-        full = round(30 * (node["active"] + node["idle"]) / simulation.kv_capacity)
-        used = min(round(30 * node["active"] / simulation.kv_capacity), full)
+        full = round(30 * (node["active"] + node["idle"]) / kv_capacity)
+        used = min(round(30 * node["active"] / kv_capacity), full)
         lines.append(
             f"{n} {KINDS[kind]:>2} [{('#' * used + '-' * (full - used)).ljust(30, '.')}] {node['decoding']} decode, "
             f"{node['running'] - node['decoding']} enter, {node['waiting']} wait, {state.link[lane, n]['in_flight']} transfers"
@@ -52,8 +56,24 @@ def text(simulation: "PPDCluster", state: Any, lane: int) -> str:
     return "\n".join(lines)
 
 
-def picture(simulation: "PPDCluster", state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [520, 860, 3]: P nodes on the left, decoding nodes on the right, transfers between, latest later turns below."""
+def picture(
+    nodes: NDArray[np.int64],
+    kv_capacity: int,
+    later: NDArray[np.int64],
+    ttft_slo_s: float,
+    state: Any,
+    lane: int,
+) -> NDArray[np.uint8]:
+    """uint8 [520, 860, 3]: P nodes on the left, decoding nodes on the right, transfers between, latest later turns below.
+
+    Args:
+        nodes: int64 [nodes], what each node is.
+        kv_capacity: of a node, tokens.
+        later: int64 [later turns], where the later turns of the episode are in `state.request`.
+        ttft_slo_s: objective for TTFT, s.
+        state: of all lanes.
+        lane: which one.
+    """
     from matplotlib.patches import Patch, Rectangle
 
     me = state.lane[lane]
@@ -62,25 +82,23 @@ def picture(simulation: "PPDCluster", state: Any, lane: int) -> NDArray[np.uint8
     figure.subplots_adjust(left=0.07, right=0.98, top=0.87, bottom=0.07)
     cluster.set(xlim=(0, 10), ylim=(0, 1))
     cluster.axis("off")
-    sides = {True: np.flatnonzero(simulation.nodes == P), False: np.flatnonzero(simulation.nodes != P)}
+    sides = {True: np.flatnonzero(nodes == P), False: np.flatnonzero(nodes != P)}
     middle: dict[int, float] = {}
-    for left, nodes in sides.items():
-        for i, n in enumerate(nodes.tolist()):
-            height = 0.8 / max(len(nodes), 1)
-            bottom = 0.93 - (i + 1) * (0.93 / max(len(nodes), 1)) + 0.05 / len(nodes)
+    for left, here in sides.items():
+        for i, n in enumerate(here.tolist()):
+            height = 0.8 / max(len(here), 1)
+            bottom = 0.93 - (i + 1) * (0.93 / max(len(here), 1)) + 0.05 / len(here)
             middle[n] = bottom + height / 2
             node = state.node[lane, n]
             x = 0.1 if left else 5.2
             cluster.add_patch(
                 Rectangle((x, bottom), 2.7 if left else 4.7, height, fill=False, edgecolor="#444444")
             )
-            cluster.text(
-                x + 0.05, bottom + height - 0.012, f"{KINDS[simulation.nodes[n]]} {n}", fontsize=8, va="top"
-            )
+            cluster.text(x + 0.05, bottom + height - 0.012, f"{KINDS[nodes[n]]} {n}", fontsize=8, va="top")
             if left:
                 _prefill_node(cluster, node, x, bottom, height)
             else:
-                _decode_node(cluster, simulation, node, x, bottom, height)
+                _decode_node(cluster, kv_capacity, node, x, bottom, height)
     for n in sides[False].tolist():
         flying = int(state.link[lane, n]["in_flight"])
         talks = state.conversation[lane, : me["conversations"]]
@@ -121,7 +139,7 @@ def picture(simulation: "PPDCluster", state: Any, lane: int) -> NDArray[np.uint8
         f"done, {me['failed']} timed out\n{_pending(state, lane)}",
         fontsize=9,
     )
-    _latest(turns, simulation, state, lane)
+    _latest(turns, later, ttft_slo_s, state, lane)
     return pixels(figure, (turns,))
 
 
@@ -154,12 +172,10 @@ def _prefill_node(axis: Any, node: Any, x: float, bottom: float, height: float) 
     )
 
 
-def _decode_node(
-    axis: Any, simulation: "PPDCluster", node: Any, x: float, bottom: float, height: float
-) -> None:
+def _decode_node(axis: Any, kv_capacity: int, node: Any, x: float, bottom: float, height: float) -> None:
     """The cache (blue: running sequences, pale: conversations that may come back) and the batch in numbers."""
     width = 4.5
-    active, idle = (width * float(node[name]) / simulation.kv_capacity for name in ("active", "idle"))
+    active, idle = (width * float(node[name]) / kv_capacity for name in ("active", "idle"))
     _bar(axis, x + 0.1, bottom + 0.15 * height, width, 0.3 * height, "#EEEEEE")
     _bar(axis, x + 0.1, bottom + 0.15 * height, active, 0.3 * height, "#0072B2")
     _bar(axis, x + 0.1 + active, bottom + 0.15 * height, idle, 0.3 * height, "#9CCBE8")
@@ -171,24 +187,24 @@ def _decode_node(
         x + 0.4,
         bottom + height - 0.012,
         f"   {node['decoding']} decode, {entering} enter, {node['waiting']} wait, {step}, "
-        f"cache {(node['active'] + node['idle']) / simulation.kv_capacity:.0%}",
+        f"cache {(node['active'] + node['idle']) / kv_capacity:.0%}",
         fontsize=7,
         va="top",
     )
 
 
-def _latest(axis: Any, simulation: "PPDCluster", state: Any, lane: int) -> None:
+def _latest(axis: Any, later: NDArray[np.int64], ttft_slo_s: float, state: Any, lane: int) -> None:
     """TTFT of the later turns that completed last, by route."""
     from matplotlib.patches import Patch
 
-    request = state.request[lane, simulation.turn_numbers(state, lane)[state.lane["conversations"][lane] :]]
+    request = state.request[lane, later]
     done = request[request["e2e_s"] >= 0.0]
     done = done[np.argsort(done["arrival_s"] + done["e2e_s"], kind="stable")][-SHOWN_ROUTES:]
     routes = {LOCAL: ("#009E73", "on D"), REMOTE: ("#E69F00", "through P")}
     for route, (colour, _) in routes.items():
         mine = np.flatnonzero(done["route"] == route)
         axis.bar(mine, 1e3 * done["ttft_s"][mine], 0.8, color=colour)
-    objective_ms = 1e3 * simulation.scenario.ttft_slo_s
+    objective_ms = 1e3 * ttft_slo_s
     axis.axhline(objective_ms, color="#D55E00", linewidth=1)
     axis.set(
         xlim=(-0.6, SHOWN_ROUTES - 0.4),

@@ -525,7 +525,7 @@ def test_references_come_from_the_table_of_a_cluster_with_p() -> None:
     """T0 and P0 of a cell; replicas alone are compared with one P and as many D as are left."""
     kwargs: dict[str, Any] = {"scenario": "small", "rates": (4.0,), "reference": "table", "conversations": 20}
     pair = PPDRoutingEnv(**kwargs)
-    table = ppd_table.table_of(pair.simulation)
+    table = ppd_table.table_of(pair.simulation, PPDRouting)
     assert np.array_equal(pair.simulation.params.reference[0], table.ttft_s[REMOTE, ..., 0])
     replicas = PPDRoutingEnv(**kwargs, allocation="2R")
     assert np.array_equal(replicas.simulation.params.reference, pair.simulation.params.reference)
@@ -648,10 +648,10 @@ def test_a_table_is_measured_once_and_its_key_knows_the_cluster(
     build = ppd_table.build
     monkeypatch.setattr(ppd_table, "build", lambda *args: built.append(1) or build(*args))
     cluster = PPDRouting(scenario="small", rates=(8.0,))
-    first = ppd_table.table_of(cluster, 1)
-    assert ppd_table.table_of(cluster, 1) is first and built == [1]
+    first = ppd_table.table_of(cluster, PPDRouting, 1)
+    assert ppd_table.table_of(cluster, PPDRouting, 1) is first and built == [1]
     ppd_table._cached.cache_clear()
-    again = ppd_table.table_of(PPDRouting(scenario="small", rates=(8.0,), w_tpot=1.0, qps=2.0), 1)
+    again = ppd_table.table_of(PPDRouting(scenario="small", rates=(8.0,), w_tpot=1.0, qps=2.0), PPDRouting, 1)
     assert built == [1]
     assert all(
         np.array_equal(a, b, equal_nan=True) for a, b in zip(vars(first).values(), vars(again).values())
@@ -659,9 +659,9 @@ def test_a_table_is_measured_once_and_its_key_knows_the_cluster(
     (stored,) = (tmp_path / "tables").iterdir()
     stored.write_bytes(b"damaged")
     ppd_table._cached.cache_clear()
-    ppd_table.table_of(cluster, 1)
+    ppd_table.table_of(cluster, PPDRouting, 1)
     assert built == [1, 1]
-    key = ppd_table.table_key(cluster)
+    key = ppd_table.table_key(cluster, PPDRouting)
     for kwargs in (
         {"link_gb_per_s": 5.0},
         {"allocation": "1P_1pD"},
@@ -670,7 +670,7 @@ def test_a_table_is_measured_once_and_its_key_knows_the_cluster(
         {"rates": (4.0,)},
     ):
         other = PPDRouting(**{"scenario": "small", "rates": (8.0,), **kwargs})
-        assert ppd_table.table_key(other) != key, kwargs
+        assert ppd_table.table_key(other, PPDRouting) != key, kwargs
     ppd_table._cached.cache_clear()
 
 

@@ -6,13 +6,18 @@ ICML 2026 (arXiv 2603.13358), with latencies fitted to the measurements that the
 
 from typing import Any
 
+import numpy as np
 from gymnasium.spaces import Discrete
+from numpy.typing import NDArray
 
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.layout import Field, Layout
+from llmgym.envs.ppd.cells import CONTEXTS, TYPES
 from llmgym.envs.ppd.cluster import PPDCluster
 from llmgym.envs.ppd.routing.kernels import FIELDS, KERNELS
+from llmgym.envs.ppd.scenarios import Scenario
 from llmgym.envs.ppd.state import KINDS
+from llmgym.envs.ppd.table import reference_of
 
 
 class PPDRouting(PPDCluster):
@@ -24,6 +29,16 @@ class PPDRouting(PPDCluster):
         super().__init__(**kwargs)
         self.layout = _layout()
         self.action_space: Discrete[Any] = Discrete(2)
+
+    def table_part(
+        self, chosen: Scenario
+    ) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.float64]]:
+        """References, where the reward takes them from the table; no routes and no weights."""
+        reference = np.zeros((2, len(CONTEXTS), len(TYPES)))
+        if chosen.reference == "table" and self.reward == "relative":
+            reference = reference_of(self, PPDRouting, chosen)
+        routes = np.ones((1, len(CONTEXTS), len(TYPES), len(chosen.rates)), np.int8)
+        return reference, routes, np.zeros(1)
 
 
 def _layout() -> Layout:

@@ -14,9 +14,10 @@ from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.layout import Field, Layout
 from llmgym.envs.ppd.cells import CONTEXTS, TYPES
 from llmgym.envs.ppd.cluster import PPDCluster
+from llmgym.envs.ppd.routing.env import PPDRouting
 from llmgym.envs.ppd.scenarios import Scenario
 from llmgym.envs.ppd.state import KINDS
-from llmgym.envs.ppd.table import SloTable, table_of
+from llmgym.envs.ppd.table import SloTable, reference_of, table_of
 from llmgym.envs.ppd.weights.kernels import KERNELS, SCALARS
 
 WEIGHTS = (0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 10.0, 30.0)
@@ -41,10 +42,10 @@ class PPDWeights(PPDCluster):
         self, chosen: Scenario
     ) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.float64]]:
         """The table under each weight."""
-        self.table: SloTable = table_of(self)
+        self.table: SloTable = table_of(self, PPDRouting)
         reference = np.zeros((2, len(CONTEXTS), len(TYPES)))
         if chosen.reference == "table":
-            reference = self.table_reference(chosen)
+            reference = reference_of(self, PPDRouting, chosen)
         return reference, np.stack([self.table.routes(1.0, w) for w in WEIGHTS]), np.array(WEIGHTS)
 
 
