@@ -16,8 +16,8 @@ Layout of `Traffic.table`; positions are kept in `Traffic.head` or in the class 
 import functools
 import json
 import math
+from collections.abc import Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,7 @@ import numpy.typing as npt
 from llmgym.errors import InvalidArgument
 from llmgym.workloads import traffic as t
 from llmgym.workloads.arrivals import Arrivals, Modulation, Rows
-from llmgym.workloads.lengths import Lengths
-
-if TYPE_CHECKING:
-    from llmgym.workloads.workload import Workload
+from llmgym.workloads.lengths import Lengths, RequestClass
 
 _PROCESS = {
     "renewal": t.RENEWAL,
@@ -129,12 +126,27 @@ def _refuse_endless(arrivals: Arrivals) -> None:
         )
 
 
-def pack(workload: "Workload", information: str, noise_scale: float) -> t.Traffic:
-    """Write a validated workload into arrays."""
+def pack(
+    arrivals: Arrivals,
+    classes: Sequence[RequestClass],
+    phases: Sequence[tuple[float, tuple[float, ...]]],
+    phase_by: str,
+    information: str,
+    noise_scale: float,
+) -> t.Traffic:
+    """Write the parts of a validated workload into arrays.
+
+    Args:
+        arrivals: the arrival process.
+        classes: the kinds of requests.
+        phases: start of each and its weights of the classes, as in `Workload`.
+        phase_by: what the starts are: "time_s", "request" or "fraction".
+        information: what is told of output lengths: "exact", "noisy", "mean" or "none".
+        noise_scale: factor on the errors of "noisy".
+    """
     head = np.zeros(1, dtype=t.HEAD)
     h = head[0]
     table = _Table()
-    arrivals = workload.arrivals
     h["process"] = _PROCESS[arrivals.process]
     h["rate_rps"] = arrivals.rate_rps
     h["shape"] = 1.0 / arrivals.cv**2
@@ -161,8 +173,8 @@ def pack(workload: "Workload", information: str, noise_scale: float) -> t.Traffi
         h["replay_scale"] = len(rows) / (rows.cycle_s * arrivals.rate_rps) if rows.cycle_s > 0.0 else 1.0
         h["replay_from_start"] = arrivals.from_start
 
-    classes = []
-    for c in workload.classes:
+    records = []
+    for c in classes:
         rho = c.correlation
         numbers = [t.LAWS, rho, math.sqrt(1.0 - rho * rho), c.mean_output_tokens, 0, 0, 0, 0]
         if c.rows is not None:
@@ -170,12 +182,11 @@ def pack(workload: "Workload", information: str, noise_scale: float) -> t.Traffi
             numbers[6:8] = [table.rows(c.rows), len(c.rows)]
         elif c.prompt is not None and c.output is not None:
             numbers[4:6] = [table.law(c.prompt), table.law(c.output)]
-        classes.append(numbers)
-    h["classes"], h["class_at"] = len(classes), table.put(classes)
+        records.append(numbers)
+    h["classes"], h["class_at"] = len(records), table.put(records)
 
-    h["phases"], h["phase_by"] = len(workload.phases), _PHASE_BY[workload.phase_by]
-    phases = [[p.start, *np.cumsum(p.weights) / np.sum(p.weights)] for p in workload.phases]
-    h["phase_at"] = table.put(phases)
+    h["phases"], h["phase_by"] = len(phases), _PHASE_BY[phase_by]
+    h["phase_at"] = table.put([[start, *np.cumsum(weights) / np.sum(weights)] for start, weights in phases])
 
     h["information"] = _INFORMATION[information]
     h["noise_scale"] = noise_scale

@@ -171,7 +171,8 @@ class Workload:
 
         if information not in INFORMATION:
             raise InvalidArgument(f"information={information!r}: must be one of {', '.join(INFORMATION)}")
-        return pack(self, information, positive("noise_scale", noise_scale, allow_zero=True))
+        scale = positive("noise_scale", noise_scale, allow_zero=True)
+        return pack(self.arrivals, self.classes, self.phases, self.phase_by, information, scale)
 
     def sample(
         self,
