@@ -13,6 +13,7 @@ import llmgym
 from llmgym import baselines
 from llmgym.baselines.oserve import forecast as oserve_forecast
 from llmgym.baselines.oserve import search as oserve_search
+from llmgym.baselines.oserve import trained as oserve_trained
 from llmgym.baselines.oserve.policies import (
     GAIN,
     PlannerPolicy,
@@ -330,7 +331,7 @@ def test_the_numpy_network_is_torchs() -> None:
         network.bias_ih_l0.copy_(torch.from_numpy(made.bias))
         network.bias_hh_l0.zero_()
         counts = np.random.default_rng(0).poisson(50.0, (5, 50)).astype(np.float64)
-        scaled, scale = oserve_forecast._scaled(counts)
+        scaled, scale = oserve_forecast.scaled(counts)
         _, (state, _) = network(torch.from_numpy((scaled - 1.0).astype(np.float32))[:, :, None])
         change = state[0].numpy() @ made.w_out.T + made.offset
     np.testing.assert_allclose(made(counts), (scaled[:, -1] + change[:, 0]) * scale, rtol=1e-4)
@@ -390,19 +391,19 @@ def test_the_lstm_rule_learns_once_and_is_kept(monkeypatch: pytest.MonkeyPatch, 
         return real(series, **{**kwargs, "updates": 2, "hidden": 4})
 
     monkeypatch.setattr(oserve_lstm, "fit", few)
-    monkeypatch.setattr(oserve_forecast, "_TRAIN_COUNTS", 60)
-    monkeypatch.setattr(oserve_forecast, "cache_dir", lambda: tmp_path / "kernels")
-    oserve_forecast._trained.cache_clear()
+    monkeypatch.setattr(oserve_trained, "_TRAIN_COUNTS", 60)
+    monkeypatch.setattr(oserve_trained, "cache_dir", lambda: tmp_path / "kernels")
+    oserve_trained._trained.cache_clear()
     env = gymnasium.make(ID, **QUICK, action="control")
     policy = baselines.make("oserve-lstm", env)
     obs, _ = env.reset(seed=0)
     for _ in range(3):
         obs, *_ = env.step(policy.act(obs[None], None)[0])
     assert len(calls) == 4 and list((tmp_path / "forecasts").glob("*.npz"))
-    oserve_forecast._trained.cache_clear()
+    oserve_trained._trained.cache_clear()
     baselines.make("oserve-lstm", env)
     assert len(calls) == 4
-    oserve_forecast._trained.cache_clear()
+    oserve_trained._trained.cache_clear()
 
 
 def test_forecasts_of_policies_are_what_they_say() -> None:

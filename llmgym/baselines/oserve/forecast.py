@@ -5,26 +5,14 @@ moving average and last value are what it compares with. Ridge regression on the
 [n, window] of one type, oldest first, to the next count [n]; what it learns does not depend on the scale of the counts.
 """
 
-import functools
-import hashlib
-import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.checks import number, whole
-from llmgym.core.jit import cache_dir, fingerprint
-from llmgym.core.lanes import Lanes
 from llmgym.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from llmgym.envs.oserve.env import OServe
 
 Floats = NDArray[np.float64]
 Forecaster = Callable[[Floats], Floats]
@@ -32,8 +20,6 @@ Forecaster = Callable[[Floats], Floats]
 WINDOW = 50
 """Minutes that a forecast looks back; section 4."""
 RIDGE = 1.0
-_TRAIN_SEED = 3_000_000_000
-_TRAIN_COUNTS = 8000
 
 
 def last_value(counts: Floats) -> Floats:
@@ -93,11 +79,11 @@ class Ridge:
 
     def __call__(self, counts: Floats) -> Floats:
         """[n, window] -> [n], at least 0."""
-        x, scale = _scaled(counts)
+        x, scale = scaled(counts)
         return np.maximum((x[:, -1] + x @ self.coefficients + self.offset) * scale, 0.0)
 
 
-def _scaled(counts: Floats) -> tuple[Floats, Floats]:
+def scaled(counts: Floats) -> tuple[Floats, Floats]:
     """Counts over the mean of their window, and that mean."""
     values = np.asarray(counts, np.float64)
     scale = np.maximum(values.mean(axis=1), 0.5)
@@ -107,7 +93,7 @@ def _scaled(counts: Floats) -> tuple[Floats, Floats]:
 def fit_ridge(series: Sequence[Floats], window: int = WINDOW, penalty: float = RIDGE) -> Ridge:
     """Learn a `Ridge` from one series of counts or more, each [t]."""
     pairs = [windows(one, window) for one in series]
-    x, scale = _scaled(np.concatenate([a for a, _ in pairs]))
+    x, scale = scaled(np.concatenate([a for a, _ in pairs]))
     y = np.concatenate([b for _, b in pairs]) / scale - x[:, -1]
     middle, mean = x.mean(axis=0), float(y.mean())
     centred = x - middle
@@ -121,78 +107,3 @@ def padded(counts: Floats, window: int = WINDOW) -> Floats:
     if counts.shape[1] >= window:
         return counts[:, -window:]
     return np.concatenate([np.repeat(counts[:, :1], window - counts.shape[1], axis=1), counts], axis=1)
-
-
-def training_counts(simulation: "OServe") -> list[NDArray[np.float64]]:
-    """Counts of worlds of a scenario that are kept for training, a list for each type of series [window + epochs].
-
-    Each begins with its first count repeated, as a forecast at the beginning of an episode sees it. The worlds come from
-    seeds of their own, beyond those of comparisons.
-    """
-    epochs = simulation.scenario.epochs
-    episodes = max(2, min(200, -(-_TRAIN_COUNTS // epochs)))
-    lanes = Lanes(simulation, 1)
-    found: list[list[Floats]] = [[] for _ in range(simulation.requests.types)]
-    for k in range(episodes):
-        lanes.reset(None, [_TRAIN_SEED + k])
-        counts = simulation.rates(lanes.state, 0) * simulation.scenario.epoch_s
-        for j, series in enumerate(found):
-            mine = counts[:, j]
-            series.append(np.concatenate([np.full(WINDOW, mine[0]), mine]))
-    return [np.array(series) for series in found]
-
-
-def forecaster(simulation: "OServe", name: str) -> list[Forecaster]:
-    """Forecasters for the types of a scenario: "ridge" or "lstm", trained on `training_counts`; the LSTM is kept on disk.
-
-    Raises:
-        ImportError: an LSTM needs torch.
-    """
-    key = hashlib.sha256(
-        json.dumps(
-            [name, simulation.settings(), fingerprint("llmgym.envs.oserve.env"), fingerprint(__name__)]
-        ).encode()
-    ).hexdigest()
-    return _trained(key, _Box(simulation, name))
-
-
-@dataclass(frozen=True, eq=False)
-class _Box:
-    """Hides the simulation from the memory of `_trained`, whose key says all there is to say."""
-
-    simulation: Any
-    name: str
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Box)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=16)
-def _trained(key: str, box: _Box) -> list[Forecaster]:
-    if box.name == "ridge":
-        return [fit_ridge(list(series)) for series in training_counts(box.simulation)]
-    from llmgym.baselines.oserve import lstm as oserve_lstm
-
-    path = cache_dir().parent / "forecasts" / f"oserve-{key[:32]}.npz"
-    made = oserve_lstm.read(path)
-    if made is None:
-        made = [
-            oserve_lstm.fit(list(series), seed=j) for j, series in enumerate(training_counts(box.simulation))
-        ]
-        _write(path, oserve_lstm.packed(made))
-    return list(made)
-
-
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Store weights; a folder that cannot be written to only costs the time to train again."""
-    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)

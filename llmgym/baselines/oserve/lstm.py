@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.oserve.forecast import WINDOW, _scaled, windows
+from llmgym.baselines.oserve.forecast import WINDOW, scaled, windows
 from llmgym.core.checks import number, whole
 
 Floats = NDArray[np.float64]
@@ -43,7 +43,7 @@ class Lstm:
 
     def __call__(self, counts: Floats) -> Floats:
         """[n, window] -> [n], at least 0: the last count and a learnt change."""
-        x, scale = _scaled(counts)
+        x, scale = scaled(counts)
         inputs = (x - 1.0).astype(np.float32)
         hidden = self.w_state.shape[1]
         h, c = np.zeros((len(x), hidden), np.float32), np.zeros((len(x), hidden), np.float32)
@@ -91,7 +91,7 @@ def fit(
         whole(name, value)
     number("learning_rate", learning_rate)
     pairs = [windows(one, window) for one in series]
-    x, scale = _scaled(np.concatenate([a for a, _ in pairs]))
+    x, scale = scaled(np.concatenate([a for a, _ in pairs]))
     y = np.concatenate([b for _, b in pairs]) / scale - x[:, -1]
     inputs = torch.from_numpy((x - 1.0).astype(np.float32))[:, :, None]
     goals = torch.from_numpy(y.astype(np.float32))

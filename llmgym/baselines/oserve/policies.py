@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.oserve.forecast import WINDOW, Floats, Forecaster, forecaster, padded
+from llmgym.baselines.oserve.forecast import WINDOW, Floats, Forecaster, padded
 from llmgym.baselines.oserve.search import Found, Routing, brute_force, route_lp, route_preflow, search
+from llmgym.baselines.oserve.trained import forecaster
 from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import choice, number
 from llmgym.core.policy import Policy
