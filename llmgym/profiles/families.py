@@ -25,10 +25,9 @@ import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from llmgym.profiles import paged, paper_families
+from llmgym.profiles import paged
 from llmgym.profiles.bench import Case, Device, case
 from llmgym.profiles.measure import SMALL, attention, fused
 from llmgym.profiles.models import MODELS, ModelShape
@@ -96,7 +95,7 @@ QUICK = Grid(
 
 
 class Families:
-    """The cases of every family on one device."""
+    """The cases of the families on one device; those that single papers need are in `llmgym.profiles.paper_families`."""
 
     def __init__(self, device: Device, grid: Grid) -> None:
         self.device, self.grid = device, grid
@@ -107,12 +106,8 @@ class Families:
             "paged": self.paged,
             "afd": self.afd,
             "moe": self.moe,
-            "memory": partial(paper_families.memory, self),
-            "diffusion": partial(paper_families.diffusion, self),
-            "segmented": partial(paper_families.segmented, self),
             "copies": self.copies,
             "host": self.host,
-            "linear": partial(paper_families.linear, self),
             "power": self.power,
             "sustained": self.sustained,
         }

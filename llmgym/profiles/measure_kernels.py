@@ -16,9 +16,28 @@ import numpy as np
 
 from llmgym.core.checks import number, output_folder
 from llmgym.errors import InvalidArgument, ProfileError, UnknownName
+from llmgym.profiles import paper_families
 from llmgym.profiles.bench import Case, Device
 from llmgym.profiles.families import LARGEST_BYTES, QUICK, Families, Grid
 from llmgym.profiles.kernels import COLUMNS, FORMAT, Kernels, Row, load_kernels, parse_row, write_rows
+
+FAMILIES = (
+    *(
+        "dense",
+        "attention",
+        "paged",
+        "afd",
+        "moe",
+        "memory",
+        "diffusion",
+        "segmented",
+        "copies",
+        "host",
+        "linear",
+    ),
+    *("power", "sustained"),
+)
+"""All families in the order in which they are measured; long loads, which heat the device, come last."""
 
 
 def measure_kernels(
@@ -51,11 +70,12 @@ def measure_kernels(
     number("minutes", minutes)
     output_folder("out", out)
     bench = Device(device)
-    every = Families(bench, QUICK if quick else Grid())
+    common = Families(bench, QUICK if quick else Grid())
+    known = common.known | paper_families.known(common)
     for name in families:
-        if name not in every.known:
-            raise UnknownName("family", name, every.known)
-    cases = [case for name in (families or every.known) for case in every.known[name]()]
+        if name not in known:
+            raise UnknownName("family", name, known)
+    cases = [case for name in (families or FAMILIES) for case in known[name]()]
     out.mkdir(parents=True, exist_ok=True)
     log = out / "rows.csv"
     about = f"# kernels on {bench.title}{', quick' if quick else ''}"
@@ -75,7 +95,7 @@ def measure_kernels(
             try:
                 if case.needs_bytes > LARGEST_BYTES:
                     raise RuntimeError(f"needs about {case.needs_bytes / 2**30:.0f} GiB")
-                row = _measure_case(bench, case, share, every.grid.seconds)
+                row = _measure_case(bench, case, share, common.grid.seconds)
                 done[key] = row
                 writer.writerow(row.cells())
             except Exception as error:  # noted, and the others go on

@@ -4,17 +4,21 @@ What the ops are is told in `llmgym.profiles.families`. Each function yields the
 """
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from llmgym.profiles import linear_attention
 from llmgym.profiles.bench import Case, case
+from llmgym.profiles.families import Families
 from llmgym.profiles.measure import attention
 
-if TYPE_CHECKING:
-    from llmgym.profiles.families import Families
+
+def known(f: Families) -> dict[str, Callable[[], Iterator[Case]]]:
+    """The families of this module by name."""
+    return {family.__name__: partial(family, f) for family in (memory, diffusion, segmented, linear)}
 
 
-def linear(f: "Families") -> Iterator[Case]:
+def linear(f: Families) -> Iterator[Case]:
     torch, kernels = f.torch, linear_attention
     seed, where = f.device.generator, f.device.device
     for heads, d, longest in f.grid.heads:
@@ -80,7 +84,7 @@ def linear(f: "Families") -> Iterator[Case]:
                 yield found._replace(memory=True)
 
 
-def diffusion(f: "Families") -> Iterator[Case]:
+def diffusion(f: Families) -> Iterator[Case]:
     shape = f.shape(f.grid.models[0][0])
     sdpa = f.torch.nn.functional.scaled_dot_product_attention
     yield from _confidence(f)
@@ -123,7 +127,7 @@ def diffusion(f: "Families") -> Iterator[Case]:
                 )
 
 
-def _confidence(f: "Families") -> Iterator[Case]:
+def _confidence(f: Families) -> Iterator[Case]:
     shape = f.shape(f.grid.models[0][0])
     for tokens in f.grid.tokens[: -2 if len(f.grid.tokens) > 2 else None]:
 
@@ -134,7 +138,7 @@ def _confidence(f: "Families") -> Iterator[Case]:
         yield case("confidence", shape.name, 10.0 * tokens * shape.vocab, make, tokens=tokens)
 
 
-def _layer(f: "Families", batch: int, queries: int, keys: int) -> Callable[[], Any]:
+def _layer(f: Families, batch: int, queries: int, keys: int) -> Callable[[], Any]:
     """One layer of a denoiser: every query sees every key; no cache is written."""
     linear = f.torch.nn.functional.linear
     add_norm, rotary, gate = f.fused
@@ -167,7 +171,7 @@ def _layer(f: "Families", batch: int, queries: int, keys: int) -> Callable[[], A
     return layer
 
 
-def segmented(f: "Families") -> Iterator[Case]:
+def segmented(f: Families) -> Iterator[Case]:
     torch, shape = f.torch, f.shape(f.grid.models[0][0])
     kv_heads, d, block = shape.kv_heads, shape.head_dim, 16
     for chunk in f.grid.chunks[1:]:
@@ -196,7 +200,7 @@ def segmented(f: "Families") -> Iterator[Case]:
                 yield case("segment", variant, needs, make, chunk=chunk, tail=tail, retrieved=retrieved)
 
 
-def memory(f: "Families") -> Iterator[Case]:
+def memory(f: Families) -> Iterator[Case]:
     torch, where = f.torch, f.device.device
     index_heads, heads, d, chosen, pages = 16, 32, 128, 2048, 64
     for entries in f.grid.memory:
