@@ -5,7 +5,8 @@
 
 from llmgym.profiles.cost import StepCost
 from llmgym.profiles.kernels import Kernels, kernel_names, load_kernels
-from llmgym.profiles.profile import Profile, constant, linear, load, names
+from llmgym.profiles.named import load, names
+from llmgym.profiles.profile import Profile, constant, linear
 
 __all__ = [
     "Kernels",

@@ -25,7 +25,8 @@ from llmgym.core.checks import choice, whole
 from llmgym.errors import InvalidArgument, MissingExtra, ProfileError
 from llmgym.profiles.cost import host_s
 from llmgym.profiles.models import MODELS, ModelShape
-from llmgym.profiles.profile import Profile, Provenance, Source, load
+from llmgym.profiles.named import load
+from llmgym.profiles.profile import Profile, Provenance, Source
 from llmgym.profiles.tables import Table
 
 LOGIT_ROWS = 256

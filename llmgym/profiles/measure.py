@@ -27,7 +27,8 @@ from llmgym.errors import InvalidArgument
 from llmgym.profiles.bench import Device
 from llmgym.profiles.laws import MAX_SEQUENCES
 from llmgym.profiles.models import MODELS, ModelShape
-from llmgym.profiles.profile import Profile, Provenance, Source, load
+from llmgym.profiles.named import load
+from llmgym.profiles.profile import Profile, Provenance, Source
 from llmgym.profiles.tables import OPS, Table
 
 SMALL = ModelShape("small", "a toy shape of this package, for smoke runs", 2, 256, 512, 4, 2, 64, 1024)

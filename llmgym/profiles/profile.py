@@ -10,12 +10,12 @@ import datetime
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmgym.errors import InvalidArgument, ProfileError, UnknownName
+from llmgym.errors import InvalidArgument, ProfileError
 from llmgym.profiles import laws as law_forms
 from llmgym.profiles.cost import StepCost
 from llmgym.profiles.laws import law_cost
@@ -23,7 +23,6 @@ from llmgym.profiles.tables import Table, read_tables, tables_cost, write_tables
 
 METHODS = ("measured", "law", "paper", "synthetic")
 FORMAT = 1
-DATA = Path(__file__).parent / "data"
 
 
 @dataclass(frozen=True)
@@ -205,7 +204,8 @@ def _dump(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file. Raises `ProfileError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -301,9 +301,10 @@ def _provenance(meta: Mapping[str, Any], where: str) -> Provenance:
     )
 
 
-def _load_folder(folder: Path) -> Profile:
+def read_folder(folder: Path) -> Profile:
+    """The profile that a folder holds. Raises `ProfileError` where its files are incomplete or wrong."""
     path = folder / "meta.json"
-    meta = _read_json(path)
+    meta = read_json(path)
     if meta.get("format") != FORMAT:
         raise ProfileError(
             f"{path}: field 'format' is {meta.get('format')!r}; this version reads format {FORMAT}"
@@ -323,70 +324,10 @@ def _load_folder(folder: Path) -> Profile:
         values["tables"] = read_tables(tables)
         tables_cost(values["tables"], str(tables))
     else:
-        values["laws"] = _read_json(laws)
+        values["laws"] = read_json(laws)
         law_cost(values["laws"], str(laws))
     profile = Profile(provenance=_provenance(meta, str(path)), **values)
     _check(profile, str(path))
-    return profile
-
-
-@cache
-def _shipped() -> dict[str, Path]:
-    folders = (path.parent for path in DATA.glob("*/*/meta.json") if path.parent.name != "kernels")
-    return {folder.relative_to(DATA).as_posix(): folder for folder in folders}
-
-
-@cache
-def _left_out() -> dict[str, str]:
-    """Profiles that are not shipped because the model does not fit, with the reason."""
-    path = DATA / "left_out.json"
-    return dict(_read_json(path)) if path.is_file() else {}
-
-
-def names() -> list[str]:
-    """Names of the shipped profiles, sorted."""
-    from llmgym.profiles.papers import PAPERS
-
-    return sorted([*_shipped(), *PAPERS])
-
-
-def load(name_or_path: str | os.PathLike[str], *, dense: str = "default", host: str = "default") -> Profile:
-    """Load a shipped profile by name, or any profile by its directory.
-
-    Args:
-        name_or_path: one of `names()`, or the path of a directory with a meta.json.
-        dense: option of the dense laws, for profiles that have several (see `Profile.options`).
-        host: option of the host laws, likewise; "vidur-2024" is the overhead measured on a 2024 engine.
-
-    Raises:
-        UnknownName: there is no such profile or option.
-        ProfileError: the profile is not shipped as its model does not fit; or there is no such folder, or its
-            files are incomplete or wrong.
-    """
-    from llmgym.profiles.papers import NEEDS_CHOICE, PAPERS
-
-    name = os.fspath(name_or_path)
-    if name in NEEDS_CHOICE:
-        raise ProfileError(f"profile {name!r}: {NEEDS_CHOICE[name]}")
-    if name in _left_out():
-        raise ProfileError(f"profile {name!r} is not shipped: {_left_out()[name]}")
-    if name in PAPERS:
-        profile = PAPERS[name]()
-    elif name in _shipped():
-        profile = _load_folder(_shipped()[name])
-    elif Path(name).is_dir():
-        profile = _load_folder(Path(name))
-    elif Path(name).exists():
-        raise ProfileError(f"{name} is a file; a profile is a folder with meta.json")
-    elif Path(name).is_absolute() or name.startswith((".", "~")) or len(Path(name).parts) > 2:
-        raise ProfileError(f"{name}: no such file or folder")  # a name is of the form gpu/model
-    else:
-        raise UnknownName("profile (there is no such folder either)", name, names())
-    for part, chosen in (("dense", dense), ("host", host)):
-        if chosen not in profile.options[part]:
-            raise UnknownName(f"{part} option of profile {profile.name}", chosen, profile.options[part])
-    profile = replace(profile, dense=dense, host=host)
-    profile.step_cost()
     return profile
 
 

@@ -14,7 +14,8 @@ from llmgym import profiles
 from llmgym.errors import InvalidArgument, ProfileError, UnknownName
 from llmgym.profiles import cost as kernels
 from llmgym.profiles.models import MODELS
-from llmgym.profiles.profile import DATA, Profile, Provenance, Source
+from llmgym.profiles.named import DATA
+from llmgym.profiles.profile import Profile, Provenance, Source
 from llmgym.profiles.tables import REQUIRED_OPS, Table, read_tables
 
 GPUS = ("a100", "h100", "h200", "b200", "l40s")

@@ -20,7 +20,7 @@ from llmgym.envs.memory.law import APPLY, FPGA, FPGA_W, GPU, RET
 from llmgym.envs.memory.published import AGENT_KV_BYTES, SAMPLE_BYTES, blank, totalled
 from llmgym.profiles.cost import StepCost, prefill_attention_s, step_time_s
 from llmgym.profiles.kernels import Kernels
-from llmgym.profiles.profile import load
+from llmgym.profiles.named import load
 
 H100_BYTES_PER_S = 2.7e12
 """What a decode kernel of the measured set reads in large batches."""
