@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmgym.core.spec import EnvSpec, env_ids, register, spec
 from llmgym.envs import register_all
+from llmgym.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from llmgym import baselines, core, envs, errors, evaluation, policies, profiles, serving, workloads
     from llmgym.evaluation import compare
 
-__version__ = "0.1.0"
 __all__ = [
     "EnvSpec",
     "baselines",

@@ -12,18 +12,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmgym.evaluation.comparison import Comparison, Difference, Summary
+    from llmgym.evaluation.comparison import Comparison
     from llmgym.evaluation.paired import compare
+    from llmgym.evaluation.results import Difference, Summary
     from llmgym.evaluation.rollout import EpisodeTable, run_episodes
     from llmgym.evaluation.tables import ResultTable
     from llmgym.evaluation.tuning import tuned
 
 _HOMES = {
     "Comparison": "comparison",
-    "Difference": "comparison",
+    "Difference": "results",
     "EpisodeTable": "rollout",
     "ResultTable": "tables",
-    "Summary": "comparison",
+    "Summary": "results",
     "compare": "paired",
     "run_episodes": "rollout",
     "tuned": "tuning",

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,8 @@ from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.evaluation import statistics
 from llmgym.evaluation.contenders import BASELINE
+from llmgym.evaluation.export import write_csv
+from llmgym.evaluation.results import NO_VERDICT, Difference, Summary
 from llmgym.evaluation.rollout import RETURN, EpisodeTable
 from llmgym.evaluation.statistics import Interval
 from llmgym.evaluation.tables import ResultTable, estimate, number, p_value
@@ -26,93 +27,6 @@ STRATA = ("scenario", "task")
 
 FEW = 10
 """Below this many episodes the tables warn."""
-
-OTHER_WORLD, NO_VERDICT = "other world", "n/a"
-"""Verdicts that are none: the two policies did not play the same world; values are missing."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """One metric of one policy over its episodes.
-
-    Attributes:
-        policy: label.
-        metric: name; "return" for the undiscounted return.
-        mean, mean_interval: mean and its bootstrap interval.
-        iqm, iqm_interval: interquartile mean and its bootstrap interval.
-        median, std, low, high: median, sample standard deviation, smallest and largest value.
-        count: episodes in which the metric is finite; only those enter, and fewer than 2 give NaN.
-    """
-
-    policy: str
-    metric: str
-    mean: float
-    mean_interval: Interval
-    iqm: float
-    iqm_interval: Interval
-    median: float
-    std: float
-    low: float
-    high: float
-    count: int
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A policy minus the reference, world by world.
-
-    Attributes:
-        policy, reference: labels.
-        metric: name.
-        direction: "max" if higher is better, "min" if lower is, None if the environment does not say.
-        mean, interval: mean paired difference (policy - reference) and its bootstrap interval.
-        median: median paired difference.
-        probability, probability_interval: share of the worlds where the policy is better, ties half (higher,
-            if there is no direction), and its bootstrap interval.
-        p_wilcoxon, p_sign: two-sided p values of the signed-rank and the sign test.
-        p_holm: `p_wilcoxon`, corrected for all policies compared with this reference; NaN for one of another world.
-        count: worlds in which both have a finite value.
-        lacking: worlds in which only the reference has one.
-        beyond: worlds in which only the policy has one.
-        same_world: False if the two did not play the same world, so that neither can win.
-    """
-
-    policy: str
-    reference: str
-    metric: str
-    direction: str | None
-    mean: float
-    interval: Interval
-    median: float
-    probability: float
-    probability_interval: Interval
-    p_wilcoxon: float
-    p_sign: float
-    p_holm: float
-    count: int
-    lacking: int = 0
-    beyond: int = 0
-    same_world: bool = True
-
-    @property
-    def verdict(self) -> str:
-        """`win`, `lose`, `tie` (the interval contains zero); `higher`, `lower` where neither is better.
-
-        `other world` where the two did not play the same one. `n/a` where there are no values to compare, and where one would be
-        better only in the worlds in which it has a value: who serves nobody has no bad latency.
-        """
-        if not self.same_world:
-            return OTHER_WORLD
-        if math.isnan(self.mean):
-            return NO_VERDICT
-        if not self.interval.excludes_zero:
-            return "tie"
-        if self.direction is None:
-            return "higher" if self.mean > 0 else "lower"
-        better = (self.mean > 0) == (self.direction == "max")
-        if (self.lacking if better else self.beyond) > 0:
-            return NO_VERDICT
-        return "win" if better else "lose"
 
 
 class Comparison:
@@ -343,8 +257,6 @@ class Comparison:
 
     def to_csv(self, path: str | Path) -> tuple[Path, Path]:
         """Write a row an episode to `path`, a row a policy and metric to `<name>-summary.csv` beside it."""
-        from llmgym.evaluation.export import write_csv
-
         return write_csv(self, path)
 
     def plot(self, path: str | Path, metric: str = RETURN) -> Path:

@@ -3,13 +3,11 @@
 import csv
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmgym.errors import InvalidArgument
+from llmgym.evaluation.results import Results
 from llmgym.evaluation.rollout import RETURN
-
-if TYPE_CHECKING:
-    from llmgym.evaluation.comparison import Comparison
 
 _SUMMARY = (
     *("policy", "kind", "privileged", "other_world", "metric", "better", "episodes"),
@@ -28,7 +26,7 @@ def output_path(path: str | Path, suffixes: Sequence[str]) -> Path:
     return target
 
 
-def write_csv(comparison: "Comparison", path: str | Path) -> tuple[Path, Path]:
+def write_csv(comparison: Results, path: str | Path) -> tuple[Path, Path]:
     """Write a row an episode to `path`, a row a policy and metric to `<name>-summary.csv` beside it, the best of a metric first.
 
     A metric without a value is `nan`, which every reader of CSV files knows.
@@ -61,7 +59,7 @@ def _write(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
         writer.writerows(rows)
 
 
-def _episodes(comparison: "Comparison", names: Sequence[str]) -> Iterable[list[Any]]:
+def _episodes(comparison: Results, names: Sequence[str]) -> Iterable[list[Any]]:
     for policy in comparison.policies:
         table = comparison.tables[policy]
         columns = [table.seeds, table.returns, table.steps, table.simulated_s]
@@ -71,7 +69,7 @@ def _episodes(comparison: "Comparison", names: Sequence[str]) -> Iterable[list[A
             yield [policy, table.kind, int(table.privileged), table.other_world or "", *cells]
 
 
-def _summaries(comparison: "Comparison") -> Iterable[list[Any]]:
+def _summaries(comparison: Results) -> Iterable[list[Any]]:
     for metric in (RETURN, *comparison.metric_names):
         differences = comparison.differences(metric)
         for policy in comparison.ranked(metric):

@@ -7,19 +7,16 @@ tell apart; the verdict is in the marker's shape as well.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from llmgym.evaluation.comparison import NO_VERDICT, OTHER_WORLD
 from llmgym.evaluation.export import output_path
+from llmgym.evaluation.results import NO_VERDICT, OTHER_WORLD, Results
 from llmgym.evaluation.rollout import RETURN
-
-if TYPE_CHECKING:
-    from llmgym.evaluation.comparison import Comparison
 
 INK, GREY, PALE, BLUE, VERMILION = "#222222", "#6e6e6e", "#8a8a8a", "#0072b2", "#d55e00"
 LOOKS = {
@@ -41,14 +38,14 @@ LABEL = 34
 """Longest policy name drawn, in characters."""
 
 
-def save(comparison: "Comparison", path: str | Path, metric: str) -> Path:
+def save(comparison: Results, path: str | Path, metric: str) -> Path:
     """Draw to a file of the format its suffix names."""
     target = output_path(path, (".png", ".svg", ".pdf"))
     draw(comparison, metric).savefig(target, dpi=150)
     return target
 
 
-def draw(comparison: "Comparison", metric: str = RETURN) -> Figure:
+def draw(comparison: Results, metric: str = RETURN) -> Figure:
     """Left: means and intervals over the dots of the episodes, best on top. Right: paired differences."""
     order = comparison.ranked(metric)
     alone = len(order) == 1
@@ -90,7 +87,7 @@ def draw(comparison: "Comparison", metric: str = RETURN) -> Figure:
     return figure
 
 
-def _levels(comparison: "Comparison", axis: Any, order: Sequence[str], metric: str) -> list[Line2D]:
+def _levels(comparison: Results, axis: Any, order: Sequence[str], metric: str) -> list[Line2D]:
     rng = np.random.default_rng(0)
     everything = []
     for row, policy in enumerate(order):
@@ -118,7 +115,7 @@ def _levels(comparison: "Comparison", axis: Any, order: Sequence[str], metric: s
     ]
 
 
-def _differences(comparison: "Comparison", axis: Any, order: Sequence[str], metric: str) -> list[Line2D]:
+def _differences(comparison: Results, axis: Any, order: Sequence[str], metric: str) -> list[Line2D]:
     found = comparison.differences(metric)
     ends, sizes = [0.0], []
     seen: dict[str, Line2D] = {}
@@ -199,7 +196,7 @@ def _log_note(axis: Any) -> str:
     return "\n(logarithmic beyond the middle)" if axis.get_xscale() == "symlog" else ""
 
 
-def _axis_label(comparison: "Comparison", metric: str) -> str:
+def _axis_label(comparison: Results, metric: str) -> str:
     name = "return (undiscounted sum of rewards)" if metric == RETURN else metric
     better = {"max": ", higher is better", "min": ", lower is better", None: ""}[comparison.direction(metric)]
     return f"{name}{better}"

@@ -9,16 +9,14 @@ import json
 import platform
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import llmgym
 from llmgym.evaluation.export import output_path
 from llmgym.evaluation.plots import draw
+from llmgym.evaluation.results import Results
 from llmgym.evaluation.rollout import RETURN
 from llmgym.evaluation.tables import ResultTable
-
-if TYPE_CHECKING:
-    from llmgym.evaluation.comparison import Comparison
+from llmgym.version import __version__
 
 LIBRARIES = ("gymnasium", "numpy", "numba", "scipy")
 
@@ -45,14 +43,14 @@ dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
 """
 
 
-def write_report(comparison: "Comparison", path: str | Path) -> Path:
+def write_report(comparison: Results, path: str | Path) -> Path:
     """Write the report of a comparison."""
     target = output_path(path, (".html", ".htm"))
     target.write_text(render(comparison, target.name), encoding="utf-8")
     return target
 
 
-def render(comparison: "Comparison", name: str) -> str:
+def render(comparison: Results, name: str) -> str:
     """The report as HTML text; `name` is the file the reproduction command writes."""
     title = f"{comparison.env_id}: policies compared"
     parts = [
@@ -78,7 +76,7 @@ def render(comparison: "Comparison", name: str) -> str:
     )
 
 
-def headline(comparison: "Comparison") -> str:
+def headline(comparison: Results) -> str:
     """Who beats the reference, in a sentence."""
     found = comparison.differences().values()
     if not found:
@@ -100,7 +98,7 @@ def headline(comparison: "Comparison") -> str:
     return f"By return over {comparison.episodes} paired episodes, {'; '.join(said)}."
 
 
-def digest(comparison: "Comparison") -> str:
+def digest(comparison: Results) -> str:
     """Fingerprint of seeds and returns of all policies, to nine significant digits."""
     rows = sorted(
         f"{policy} {seed} {value:.9g}"
@@ -110,7 +108,7 @@ def digest(comparison: "Comparison") -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()[:16]
 
 
-def reproduce(comparison: "Comparison", name: str) -> str:
+def reproduce(comparison: Results, name: str) -> str:
     """The shell command that makes this report again; a script where policies were the caller's objects."""
     given = [table.policy for table in comparison.tables.values() if table.source is None]
     entries = {table.policy: table.source for table in comparison.tables.values()}
@@ -148,13 +146,13 @@ def reproduce(comparison: "Comparison", name: str) -> str:
 def versions() -> dict[str, str]:
     """Versions of this package and of the libraries that take part in the numbers."""
     return {
-        "llmgym": llmgym.__version__,
+        "llmgym": __version__,
         "Python": platform.python_version(),
         **{library: importlib.metadata.version(library) for library in LIBRARIES},
     }
 
 
-def _facts(comparison: "Comparison") -> str:
+def _facts(comparison: Results) -> str:
     facts = [
         ("environment", comparison.env_id),
         ("arguments", _arguments(comparison.env_kwargs)),
@@ -182,7 +180,7 @@ def _arguments(kwargs: object) -> str:
     return json.dumps(kwargs, default=repr) if kwargs else "defaults"
 
 
-def _reading(comparison: "Comparison") -> str:
+def _reading(comparison: Results) -> str:
     return (
         "Mean and interquartile mean (IQM, mean of the middle half) with bootstrap percentile intervals, "
         "expanded for small samples. "
@@ -191,7 +189,7 @@ def _reading(comparison: "Comparison") -> str:
     )
 
 
-def _metric(comparison: "Comparison", metric: str) -> str:
+def _metric(comparison: Results, metric: str) -> str:
     opened = " open" if metric == RETURN or metric in comparison.shown else ""
     table = _scrolled(comparison.metric_table(metric))
     return f"<details{opened}><summary>{html.escape(metric)}</summary>{table}</details>"
@@ -201,7 +199,7 @@ def _scrolled(table: ResultTable) -> str:
     return f"<div class='scroll'>{table.html()}</div>"
 
 
-def _picture(comparison: "Comparison", metric: str) -> str:
+def _picture(comparison: Results, metric: str) -> str:
     data = io.BytesIO()
     draw(comparison, metric).savefig(data, format="png", dpi=110)
     text = html.escape(

@@ -9,7 +9,6 @@ out/events.out.tfevents.*    tensorboard, where asked for
 
 import contextlib
 import csv
-import importlib.metadata
 import inspect
 import math
 import os
@@ -48,6 +47,7 @@ from llmgym.errors import (
 )
 from llmgym.policies import checkpoint
 from llmgym.policies.config import Plan
+from llmgym.version import __version__
 
 PLAIN_LINE_EVERY_S = 10.0
 """Where stderr is no terminal, progress is one line this often."""
@@ -349,7 +349,7 @@ class Run:
             "steps": self.steps,
             "timesteps": int(plan.timesteps),
             "wall_s": self.wall_s,
-            "llmgym_version": _version(),
+            "llmgym_version": __version__,
             "torch_version": str(torch.__version__),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "curve_columns": self.columns,
@@ -432,14 +432,6 @@ EPISODE_COLUMNS = ("episodes", "return_mean", "return_std", "episode_steps")
 
 def _cells(row: Sequence[float]) -> list[str]:
     return ["" if math.isnan(value) else f"{value:.10g}" for value in row]
-
-
-def _version() -> str:
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version("llmgym")
-    import llmgym
-
-    return str(getattr(llmgym, "__version__", "unknown"))
 
 
 def _tensorboard(folder: Path) -> Any:
