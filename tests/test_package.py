@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import gymnasium
+import networkx
 import pytest
 
 import llmgym
@@ -156,6 +157,45 @@ def test_imports_point_one_way(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
     assert lint_imports(config_filename="pyproject.toml", no_cache=True) == 0
+
+
+def circles(package: str) -> list[list[str]]:
+    """Groups of modules that import each other, imports in functions and under TYPE_CHECKING included."""
+    graph = pytest.importorskip("grimp").build_graph(package, cache_dir=None)
+    pairs = [(a, b) for a in graph.modules for b in graph.find_modules_directly_imported_by(a)]
+    return [
+        sorted(group)
+        for group in networkx.strongly_connected_components(networkx.DiGraph(pairs))
+        if len(group) > 1
+    ]
+
+
+def test_no_imports_go_in_a_circle():
+    assert circles("llmgym") == []
+
+
+@pytest.mark.parametrize(
+    "back",
+    [
+        "from {package}.env import Env\n",
+        "def picture():\n    from {package}.env import Env\n",
+        "from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n    from {package}.env import Env\n",
+        "import {package}\n",
+    ],
+    ids=["plain", "in a function", "for types", "of the package"],
+)
+def test_every_kind_of_circle_is_found(back, monkeypatch, tmp_path):
+    package = f"circle_{tmp_path.name}"  # a name of its own, as Python remembers where a package is
+    folder = tmp_path / package
+    folder.mkdir()
+    (folder / "__init__.py").write_text(f"from {package}.env import Env\n")
+    (folder / "env.py").write_text(f"from {package} import view\n\nEnv = view\n")
+    (folder / "view.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert circles(package) == []
+    (folder / "view.py").write_text(back.format(package=package))
+    (found,) = circles(package)
+    assert {f"{package}.env", f"{package}.view"} <= set(found)
 
 
 def test_every_module_says_what_it_is():
