@@ -8,8 +8,11 @@ torch = pytest.importorskip("torch")
 
 from llmgym.errors import InvalidArgument, UnknownName  # noqa: E402
 from llmgym.profiles import linear_attention as kernels  # noqa: E402
+from llmgym.profiles import paper_families  # noqa: E402
+from llmgym.profiles.bench import Device  # noqa: E402
+from llmgym.profiles.families import QUICK as QUICK_GRID  # noqa: E402
 from llmgym.profiles.families import Families, mixture  # noqa: E402
-from llmgym.profiles.measure_kernels import measure_kernels  # noqa: E402
+from llmgym.profiles.measure_kernels import FAMILIES, measure_kernels  # noqa: E402
 
 QUICK = {"device": "cpu", "minutes": 0.01, "quick": True}
 
@@ -81,6 +84,12 @@ def test_a_mixture_sends_each_token_to_its_experts() -> None:
             left, right = (x[i] @ up[e]).chunk(2)
             expected += w * (torch.nn.functional.silu(left) * right) @ down[e]
         torch.testing.assert_close(found[i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_family_is_left_out_of_the_order() -> None:
+    common = Families(Device("cpu"), QUICK_GRID)
+    known = [*common.known, *paper_families.known(common)]
+    assert sorted(FAMILIES) == sorted(known)
 
 
 def test_a_stopped_run_goes_on_and_a_failing_case_is_left_out(
