@@ -1,4 +1,4 @@
-"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput`.
+"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput | check`.
 
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
@@ -20,10 +20,11 @@ from llmgym.baselines.afd.plan import Afd
 from llmgym.baselines.kv.plan import Kv, Law
 from llmgym.baselines.oserve.plan import Oserve
 from llmgym.core.checks import number, output_folder, whole
-from llmgym.errors import InvalidArgument, LlmgymError
+from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
 from llmgym.serving.replay_command import Replay
 
-USAGE = 2
+FAILED, USAGE = 1, 2
+"""Exit codes: a check that failed, and a mistake of the caller."""
 
 
 def keyword_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
@@ -287,6 +288,29 @@ class Throughput:
 
 
 @dataclass(frozen=True)
+class Check:
+    """Run the test kit on an environment: everything that the environments of this package are held to.
+
+    The exit status is 1 if a check failed.
+    """
+
+    env: Annotated[str, tyro.conf.Positional]
+    """Environment id, such as llmgym/KVQueue-v0; module:id if a module of yours registers it."""
+    progress: bool = True
+    """Show progress on stderr."""
+
+    def run(self, console: Console) -> None:
+        from llmgym.testing import check
+
+        try:
+            report = check(self.env, progress=self.progress)
+        except CheckFailed as failed:
+            console.print(failed.report)
+            raise
+        console.print(report)
+
+
+@dataclass(frozen=True)
 class Arguments:
     """llmgym: scheduling problems of LLM inference as Gymnasium environments.
 
@@ -301,6 +325,7 @@ class Arguments:
         | Annotated[Profiles, tyro.conf.subcommand("profiles")]
         | Annotated[Measure, tyro.conf.subcommand("profile")]
         | Annotated[Throughput, tyro.conf.subcommand("throughput")]
+        | Annotated[Check, tyro.conf.subcommand("check")]
     ) = field(default_factory=List)
 
 
@@ -322,7 +347,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except LlmgymError as error:
         print(f"llmgym: {error}", file=sys.stderr)
-        return USAGE
+        return FAILED if isinstance(error, CheckFailed) else USAGE
     except OSError as error:  # as on a full disk
         print(f"llmgym: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return USAGE

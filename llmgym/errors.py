@@ -78,6 +78,23 @@ class ResetNeeded(LlmgymError, RuntimeError):
     """Something needs an episode, and `reset` was not called yet; or `step` was called on one that has ended."""
 
 
+class CheckFailed(LlmgymError, AssertionError):
+    """An environment does not hold what the test kit checks; the message names each check and says what to do.
+
+    Attributes:
+        report: everything that was checked, a `llmgym.testing.Report`.
+    """
+
+    def __init__(self, env_id: str, checks: int, failed: Iterable[str], report: Any) -> None:
+        self._given = env_id, checks, list(failed), report
+        listed = "".join(f"\n- {line}" for line in self._given[2])
+        super().__init__(f"{env_id}: {len(self._given[2])} of {checks} checks failed{listed}")
+        self.report = report
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given
+
+
 class MissingExtra(LlmgymError, ImportError):
     """An optional library is not installed; the message gives the pip command that installs it."""
 

@@ -1,158 +1,23 @@
-"""How the tests drive environments: random legal actions, and comparisons that let no bit differ."""
+"""How the tests drive environments: the functions of the test kit, under the name that tests import them by."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from llmgym.testing.drive import (
+    MODES,
+    check_lanes_are_singles,
+    check_same_as_sync,
+    legal_action,
+    legal_actions,
+    row,
+    same,
+    same_where_told,
+)
 
-import numpy as np
-from gymnasium.spaces import Box, MultiDiscrete
-from gymnasium.vector import AutoresetMode, VectorEnv
-
-MODES = tuple(AutoresetMode)
-
-
-def legal_actions(space: Any, masks: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """One random unmasked action for each row of `masks` [lanes, actions]."""
-    lanes = len(masks)
-    if isinstance(space, Box):
-        return rng.uniform(space.low, space.high, (lanes, *space.shape)).astype(space.dtype)
-    chances = np.where(masks, rng.random(masks.shape), -1.0)
-    if isinstance(space, MultiDiscrete):
-        parts = np.split(chances, np.cumsum(space.nvec)[:-1], axis=1)
-        return np.stack([part.argmax(axis=1) for part in parts], axis=1)
-    return chances.argmax(axis=1)
-
-
-def legal_action(env: Any, mask: np.ndarray, rng: np.random.Generator) -> Any:
-    """One random unmasked action of a single environment."""
-    action = legal_actions(env.action_space, mask[None], rng)[0]
-    return action if isinstance(env.action_space, Box | MultiDiscrete) else int(action)
-
-
-def same(got: Any, expected: Any, where: str = "") -> None:
-    """Fail unless both are the same bits (dicts: the same keys and bits)."""
-    if isinstance(expected, dict):
-        assert set(got) == set(expected), where
-        for key in expected:
-            same(got[key], expected[key], f"{where}.{key}")
-    elif isinstance(expected, tuple | list):
-        assert len(got) == len(expected), where
-        for k, value in enumerate(expected):
-            same(got[k], value, f"{where}[{k}]")
-    else:
-        ours, theirs = np.asarray(got), np.asarray(expected)
-        assert ours.dtype == theirs.dtype != object and ours.shape == theirs.shape, where
-        assert ours.tobytes() == theirs.tobytes(), f"{where}: {got} is not {expected}"
-
-
-def row(infos: dict[str, Any], lane: int) -> dict[str, Any]:
-    """What a vector environment's infos say about one lane, as a single environment would say it."""
-    mine = {}
-    for key, value in infos.items():
-        if not key.startswith("_") and infos[f"_{key}"][lane]:
-            mine[key] = row(value, lane) if isinstance(value, dict) else value[lane]
-    return mine
-
-
-def check_lanes_are_singles(
-    make_single: Callable[[], Any],
-    make_vector: Callable[..., VectorEnv],
-    seeds: Sequence[int],
-    mode: AutoresetMode,
-    steps: int,
-    action_seed: int,
-) -> int:
-    """Step a vector environment and one single environment per lane; returns how many episodes ended."""
-    envs = make_vector(len(seeds), autoreset_mode=mode)
-    singles = [make_single() for _ in seeds]
-    rng = np.random.default_rng(action_seed)
-    obs, infos = envs.reset(seed=list(seeds))
-    for lane, (single, seed) in enumerate(zip(singles, seeds)):
-        first, info = single.reset(seed=seed)
-        same(obs[lane], first, "reset obs")
-        same(row(infos, lane), info, "reset info")
-    ended = np.zeros(len(seeds), bool)
-    episodes = 0
-    for step in range(steps):
-        actions = legal_actions(envs.single_action_space, infos["action_mask"], rng)
-        obs, rewards, terminated, truncated, infos = envs.step(actions)
-        assert obs.dtype == np.float32 and infos["action_mask"].dtype == np.int8
-        for lane, single in enumerate(singles):
-            where = f"step {step}, lane {lane}, {mode}"
-            if mode == AutoresetMode.NEXT_STEP and ended[lane]:
-                first, info = single.reset()
-                same(obs[lane], first, where)
-                same(row(infos, lane), info, where)
-                assert rewards[lane] == 0.0 and not terminated[lane] and not truncated[lane]
-                continue
-            action = actions[lane] if np.ndim(actions[lane]) else int(actions[lane])
-            last, reward, one_terminated, one_truncated, info = single.step(action)
-            same(rewards[lane], reward, f"{where} reward")
-            assert (bool(terminated[lane]), bool(truncated[lane])) == (one_terminated, one_truncated), where
-            if mode == AutoresetMode.SAME_STEP and (one_terminated or one_truncated):
-                same(infos["final_obs"][lane], last, f"{where} final_obs")
-                mine = row(infos, lane)
-                same(mine.pop("final_info"), info, f"{where} final_info")
-                del mine["final_obs"]
-                first, info = single.reset()
-                same(obs[lane], first, where)
-                same(mine, info, where)
-            else:
-                same(obs[lane], last, where)
-                same(row(infos, lane), info, where)
-        ended = terminated | truncated
-        episodes += int(ended.sum())
-        if mode == AutoresetMode.DISABLED and ended.any():
-            obs, infos = envs.reset(options={"reset_mask": ended})
-            for lane in np.flatnonzero(ended):
-                first, info = singles[lane].reset()
-                same(obs[lane], first, "reset after the end")
-                same(row(infos, lane), info, "reset after the end")
-    envs.close()
-    return episodes
-
-
-def same_where_told(got: dict[str, Any], expected: dict[str, Any]) -> None:
-    """Vector infos agree: the same keys, the same lanes told about, the same bits for these."""
-    assert set(got) == set(expected)
-    for key, value in expected.items():
-        if key.startswith("_"):
-            same(got[key], value, key)
-        elif isinstance(value, dict):
-            same_where_told(got[key], value)
-        else:
-            for lane in np.flatnonzero(expected[f"_{key}"]):
-                same(got[key][lane], value[lane], f"{key}[{lane}]")
-
-
-def check_same_as_sync(native: VectorEnv, sync: VectorEnv, seeds: Any, steps: int, action_seed: int) -> int:
-    """A native and a `SyncVectorEnv` agree in everything they return; returns how many episodes ended."""
-    mode = native.metadata["autoreset_mode"]
-    assert sync.metadata["autoreset_mode"] == mode
-    assert native.observation_space == sync.observation_space and native.action_space == sync.action_space
-    rng = np.random.default_rng(action_seed)
-    ours, theirs = native.reset(seed=seeds), sync.reset(seed=seeds)
-    same(ours[0], theirs[0], "reset")
-    same_where_told(ours[1], theirs[1])
-    masks = ours[1]["action_mask"]
-    episodes = 0
-    for step in range(steps):
-        actions = legal_actions(native.single_action_space, masks, rng)
-        ours, theirs = native.step(actions), sync.step(actions)
-        for part in range(4):
-            same(ours[part], theirs[part], f"step {step}, part {part}")
-        same_where_told(ours[4], theirs[4])
-        masks = ours[4]["action_mask"]
-        ended = ours[2] | ours[3]
-        episodes += int(ended.sum())
-        some = rng.random(len(ended)) < 0.02
-        if mode == AutoresetMode.DISABLED:
-            some |= ended
-        if some.any():
-            again = [int(s) if s % 3 else None for s in rng.integers(0, 1000, len(ended))]
-            seed = again if rng.random() < 0.5 else None
-            ours = native.reset(seed=seed, options={"reset_mask": some})
-            theirs = sync.reset(seed=seed, options={"reset_mask": some})
-            same(ours[0], theirs[0], f"partial reset after step {step}")
-            same_where_told(ours[1], theirs[1])
-            masks = ours[1]["action_mask"]
-    return episodes
+__all__ = [
+    "MODES",
+    "check_lanes_are_singles",
+    "check_same_as_sync",
+    "legal_action",
+    "legal_actions",
+    "row",
+    "same",
+    "same_where_told",
+]

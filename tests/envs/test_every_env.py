@@ -1,36 +1,29 @@
 """What holds for every registered environment: the design's invariants, one test each.
 
-Each is tested with the cheap arguments that its `EnvSpec` names. What is hidden from a scheduler (I11) has tests of its own, in
-`test_hidden.py`.
+Each is tested with the cheap arguments that its `EnvSpec` names; the checks themselves are those of the test kit,
+`llmgym.testing.invariants`, which anybody can run on an environment of their own. What is hidden from a scheduler (I11) has
+tests of its own, in `test_hidden.py`.
 """
 
-import copy
-import hashlib
 import itertools
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
-from gymnasium.spaces import Discrete
-from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode
+from gymnasium.spaces import Box
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmgym
 from llmgym.profiles.profile import Provenance, Source, from_law
 from llmgym.serving.rules import CATALOGUE
+from llmgym.testing import invariants
+from llmgym.testing.drive import MODES
+from llmgym.testing.invariants import make
 from llmgym.workloads import RequestClass, Rows, Workload, replay
-from tests.core.drive import MODES, check_lanes_are_singles, legal_action, legal_actions, same
-from tests.envs.populations import check_metrics
-
-LANE_STEPS = 10_000
+from tests.envs.populations import counting
 
 CASES = {env_id: llmgym.spec(env_id).test_cases() for env_id in llmgym.env_ids()}
 """Cheap arguments to test each id with, by a short name."""
@@ -74,57 +67,18 @@ COUNTED = {
 
 @every_id
 def test_an_audit_counts_what_the_invariants_need(env_id):
-    env = make(env_id, next(iter(CASES[env_id].values())))
-    env.reset(seed=0)
-    audit = env.simulation.audit(env.lanes.state, 0)
+    audit = audit_of(env_id, next(iter(CASES[env_id].values())))
     assert {"arrived", "clock_s"} | COUNTED[env_id] <= set(audit)
 
 
-def make(env_id: str, kwargs: dict[str, Any], **more: Any) -> Any:
-    return gymnasium.make(env_id, **kwargs, **more).unwrapped
+def audit_of(env_id: str, kwargs: dict[str, Any]) -> dict[str, float]:
+    env = make(env_id, kwargs)
+    env.reset(seed=0)
+    return env.simulation.audit(env.lanes.state, 0)
 
 
-def rollout(env: Any, seed: int | None, action_seed: int, most: int = 100_000):
-    """One episode of random legal actions: yields (obs, reward, terminated, truncated, info), the reset first."""
-    rng = np.random.default_rng(action_seed)
-    obs, info = env.reset(seed=seed)
-    yield obs, 0.0, False, False, info
-    for _ in range(most):
-        result = env.step(legal_action(env, info["action_mask"], rng))
-        yield result
-        info = result[4]
-        if result[2] or result[3]:
-            return
-
-
-def check_audit(audit: dict[str, float], before: dict[str, float]) -> None:
-    """I1, I2, I4, I5 and I10 on one recount of the raw arrays."""
-    assert all(np.isfinite(value) for value in audit.values()), audit
-    has = audit.keys().__contains__
-    if has("arrived"):
-        parts = [audit.get(part, 0.0) for part in ("waiting", "running", "done", "rejected")]
-        # not exactly: a fluid has fractions
-        assert audit["arrived"] == pytest.approx(sum(parts), rel=1e-12, abs=1e-9), audit
-        assert min(parts) >= -1e-9
-        assert audit["arrived"] >= before.get("arrived", 0) and audit["done"] >= before.get("done", 0)
-    if has("distinct"):
-        assert audit["distinct"] == audit.get("live", audit["arrived"]), audit
-    for name in audit:
-        if name.endswith("_counted"):
-            assert audit[name] == audit[name.removesuffix("_counted")], (name, audit)
-    if has("kv_used"):
-        assert 0 <= audit["kv_used"] == audit["kv_resident"], audit
-        assert audit.get("kv_fullest", audit["kv_used"]) <= audit["kv_capacity"], audit
-    if has("kv_planned"):
-        assert audit["kv_planned"] <= audit["kv_capacity"], audit
-    if has("bytes_sent"):
-        elsewhere = audit["bytes_received"] + audit["bytes_in_flight"]
-        assert audit["bytes_sent"] == pytest.approx(elsewhere, rel=1e-9)
-    if has("energy_j"):
-        assert audit["energy_j"] >= before.get("energy_j", 0.0) >= 0.0
-    if has("work_asked"):
-        done_and_left = audit["work_done"] + audit["work_left"]
-        assert audit["work_asked"] == pytest.approx(done_and_left, rel=1e-9, abs=1e-9), audit
+def metric_names(env_id: str, kwargs: dict[str, Any]) -> tuple[str, ...]:
+    return make(env_id, kwargs).simulation.metric_names
 
 
 @every_case
@@ -132,44 +86,13 @@ def check_audit(audit: dict[str, float], before: dict[str, float]) -> None:
 @given(seed=seeds, action_seed=seeds)
 def test_counts_memory_time_bounds_and_return(env_id, kwargs, seed, action_seed):
     """I1, I2, I3, I4, I5, I7, I9, I10 after every step of an episode, and at least one action allowed (I8)."""
-    env = make(env_id, {"invalid_action": "raise", **kwargs})
-    clock, total, spent, audit = 0.0, 0.0, 0.0, {}
-    start = None
-    for obs, reward, terminated, truncated, info in rollout(env, seed, action_seed):
-        assert np.isfinite(obs).all()
-        assert obs in env.observation_space, obs
-        assert type(reward) is float and type(terminated) is bool and type(truncated) is bool
-        assert info["action_mask"].dtype == np.int8
-        assert info["action_mask"].shape == (env.simulation.mask_size,)
-        assert set(np.unique(info["action_mask"])) <= {0, 1}
-        if isinstance(env.action_space, Discrete):
-            assert info["action_mask"].any()
-        before, audit = audit, env.simulation.audit(env.lanes.state, 0)
-        check_audit(audit, before)
-        start = audit["clock_s"] if start is None else start
-        spent += info["dt"]
-        assert info["dt"] >= 0.0 and audit["clock_s"] >= clock
-        assert audit["clock_s"] == pytest.approx(start + spent, rel=1e-9, abs=1e-9)
-        clock, total = audit["clock_s"], total + reward
-    assert terminated or truncated, "no end after 100,000 steps"
-    metrics = info["metrics"]
-    assert set(metrics) == set(env.simulation.metric_names)
-    check_metrics(env_id, env, metrics)
-    assert metrics.get("invalid_actions", 0.0) == 0.0
-    assert total == pytest.approx(env.simulation.expected_return(metrics), rel=1e-6, abs=1e-9)
+    assert "clock_s" in audit_of(env_id, kwargs)
+    invariants.counts_time_bounds_and_return(env_id, kwargs, seed, action_seed, counting(env_id))
 
 
 @every_case
 def test_metrics_have_no_value_before_there_is_anything_to_take_them_of(env_id, kwargs):
-    """Right after a reset, and after one step: NaN exactly where nothing was counted, and a return that is a number all the
-    same."""
-    env = make(env_id, kwargs)
-    _, info = env.reset(seed=3)
-    metrics = env.lanes.metrics_now(0)
-    check_metrics(env_id, env, metrics)
-    assert np.isfinite(env.simulation.expected_return(metrics))
-    env.step(legal_action(env, info["action_mask"], np.random.default_rng(0)))
-    check_metrics(env_id, env, env.lanes.metrics_now(0))
+    invariants.metrics_before_there_is_anything(env_id, kwargs, counting(env_id))
 
 
 @every_case
@@ -178,56 +101,22 @@ def test_metrics_have_no_value_before_there_is_anything_to_take_them_of(env_id, 
 @given(lanes=st.lists(seeds, min_size=1, max_size=8), action_seed=seeds)
 def test_a_lane_is_the_single_environment(env_id, kwargs, mode, lanes, action_seed):
     """I6: bit for bit, over several episodes, in every autoreset mode."""
-    check_lanes_are_singles(
-        lambda: make(env_id, kwargs),
-        lambda n, **more: gymnasium.make_vec(env_id, num_envs=n, **kwargs, **more),
-        lanes,
-        mode,
-        -(-LANE_STEPS // len(lanes)),
-        action_seed,
-    )
+    invariants.lane_is_single(env_id, kwargs, mode, lanes, action_seed)
 
 
-def digest(env_id: str, kwargs: dict[str, Any]) -> str:
-    """A hash of everything 8 lanes return in 300 steps."""
-    envs = gymnasium.make_vec(env_id, num_envs=8, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
-    rng = np.random.default_rng(7)
-    obs, infos = envs.reset(seed=11)
-    summary = hashlib.sha256(obs.tobytes())
-    for _ in range(300):
-        actions = legal_actions(envs.single_action_space, infos["action_mask"], rng)
-        obs, rewards, terminated, truncated, infos = envs.step(actions)
-        for part in (obs, rewards, terminated, truncated, infos["dt"], infos["action_mask"]):
-            summary.update(np.ascontiguousarray(part).tobytes())
-        if "final_info" in infos:
-            for name in envs.simulation.metric_names:
-                summary.update(infos["final_info"]["metrics"][name].tobytes())
-    return summary.hexdigest()
+@every_case
+@settings(max_examples=1, deadline=None)
+@given(seed=seeds, action_seed=seeds)
+def test_the_same_seed_gives_the_same_bits(env_id, kwargs, seed, action_seed):
+    """I6."""
+    invariants.same_seed_same_bits(env_id, kwargs, seed, action_seed)
 
 
 @every_id
 def test_another_process_gets_the_same_bits(env_id):
-    """I6, and the `module:id` form, which needs no import of the package."""
-    cases = CASES[env_id]
-    here = {name: digest(env_id, kwargs) for name, kwargs in cases.items()}
-    code = (
-        "import json, sys, gymnasium\n"
-        "env_id, cases = json.loads(sys.argv[1])\n"
-        "assert 'llmgym' not in sys.modules\n"
-        "gymnasium.make('llmgym:' + env_id, **next(iter(cases.values()))).reset(seed=0)\n"
-        "from tests.envs.test_every_env import digest\n"
-        "print(json.dumps({name: digest(env_id, kwargs) for name, kwargs in cases.items()}))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([env_id, cases])],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == here
-    assert len(set(here.values())) == len(here)
+    """I6, and the `module:id` form, which needs no import of the package; no two cases are the same world."""
+    digests = invariants.another_process_same_bits(env_id, CASES[env_id], "llmgym")
+    assert len(set(digests.values())) == len(digests)
 
 
 @every_case
@@ -235,32 +124,10 @@ def test_another_process_gets_the_same_bits(env_id):
 @given(seed=seeds, action_seed=seeds)
 def test_every_unmasked_action_is_accepted_and_a_masked_one_is_safe(env_id, kwargs, seed, action_seed):
     """I8, by trying every action on copies of states along an episode."""
-    env = make(env_id, kwargs)
-    if not isinstance(env.action_space, Discrete):
-        pytest.skip("every element of a continuous action space is allowed")
-    strict = make(env_id, {**kwargs, "invalid_action": "raise"})
-    states = rollout(env, seed, action_seed)
-    strict_states = rollout(strict, seed, action_seed)
-    for number, (*_, terminated, truncated, info) in enumerate(states):
-        next(strict_states)
-        if terminated or truncated:
-            break
-        if number % 23:
-            continue
-        for action, allowed in enumerate(info["action_mask"].tolist()):
-            other, strict_other = copy.deepcopy(env), copy.deepcopy(strict)
-            if allowed:
-                same(list(other.step(action)[:4]), list(strict_other.step(action)[:4]))
-                assert other.metrics().get("invalid_actions", 0.0) == 0.0
-                continue
-            with pytest.raises(llmgym.errors.InvalidAction, match="masked"):
-                strict_other.step(action)
-            obs, reward, *_ = other.step(action)
-            assert obs in env.observation_space and np.isfinite(reward)
-            assert other.metrics()["invalid_actions"] == 1.0
-            check_audit(other.simulation.audit(other.lanes.state, 0), {})
-            free = strict.lanes.buffers.mask[0]
-            strict_other.step(int(np.flatnonzero(free)[0]))
+    assert isinstance(make(env_id, kwargs).action_space, Box) or "invalid_actions" in metric_names(
+        env_id, kwargs
+    )
+    invariants.actions_accepted_or_safe(env_id, kwargs, seed, action_seed)
 
 
 @every_case
@@ -268,23 +135,12 @@ def test_every_unmasked_action_is_accepted_and_a_masked_one_is_safe(env_id, kwar
 @given(seed=seeds, action_seed=seeds)
 def test_a_return_with_masked_actions_is_still_its_metric(env_id, kwargs, seed, action_seed):
     """I9 when a policy knows no masks."""
-    env = make(env_id, kwargs)
-    env.reset(seed=seed)
-    env.action_space.seed(action_seed % 2**32)
-    total, done, steps = 0.0, False, 0
-    while not done and steps < 20_000:
-        obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
-        total, done, steps = total + reward, terminated or truncated, steps + 1
-        assert obs in env.observation_space
-    assert done, "no end after 20,000 steps"
-    check_audit(env.simulation.audit(env.lanes.state, 0), {})
-    assert total == pytest.approx(env.simulation.expected_return(info["metrics"]), rel=1e-6, abs=1e-9)
+    invariants.return_with_masked_actions(env_id, kwargs, seed, action_seed)
 
 
 @every_action_space
-@pytest.mark.filterwarnings("error")
 def test_gymnasiums_checker(env_id, kwargs):
-    check_env(gymnasium.make(env_id, **kwargs).unwrapped)
+    invariants.gymnasium_checker(env_id, kwargs)
 
 
 @every_action_space
@@ -300,30 +156,13 @@ def test_stable_baselines3s_checker(env_id, kwargs):
 
 @every_id
 def test_make_vec_is_native_and_conforms(env_id):
-    kwargs = next(iter(CASES[env_id].values()))
-    envs = gymnasium.make_vec(env_id, num_envs=3, **kwargs)
-    assert isinstance(envs, llmgym.core.env.LaneVectorEnv)
-    obs, infos = envs.reset(seed=0)
-    assert obs in envs.observation_space and envs.num_envs == 3
-    assert gymnasium.make(env_id, **kwargs).observation_space == envs.single_observation_space
-    assert infos["action_mask"].shape == (3, envs.simulation.mask_size)
-    rng = np.random.default_rng(0)
-    obs, *_ = envs.step(legal_actions(envs.single_action_space, infos["action_mask"], rng))
-    assert obs in envs.observation_space
+    invariants.spaces_and_types(env_id, next(iter(CASES[env_id].values())))
 
 
 @every_id
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [("scenario", "no-such"), ("render_mode", "hologram"), ("invalid_action", "no"), ("no_such_argument", 1)],
-)
+@pytest.mark.parametrize(("argument", "value"), invariants.BAD_ARGUMENTS.items())
 def test_a_bad_argument_is_named(env_id, argument, value):
-    with pytest.raises((llmgym.errors.InvalidArgument, TypeError), match=argument):
-        if argument == "render_mode":
-            env_class = gymnasium.envs.registration.load_env_creator(gymnasium.spec(env_id).entry_point)
-            env_class(render_mode=value)
-        else:
-            make(env_id, {argument: value})
+    invariants.bad_argument_is_named(env_id, argument, value)
 
 
 TOY_PROFILE = from_law(

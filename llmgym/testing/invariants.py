@@ -1,0 +1,487 @@
+"""What holds for every environment, one function each: spaces, bits, lanes, actions, counts, returns, metrics, arguments.
+
+A function takes an id and the arguments to make it with, plays, and raises `AssertionError` where something does not hold, or
+`unittest.SkipTest` where an environment does not offer what is checked. What is hidden has functions of its own
+(`llmgym.testing.hidden`).
+"""
+
+import copy
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+from unittest import SkipTest
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from llmgym.core.env import LaneVectorEnv
+from llmgym.core.spec import find
+from llmgym.errors import InvalidAction, InvalidArgument
+from llmgym.testing.drive import check_lanes_are_singles, legal_action, legal_actions, same
+
+Kwargs = Mapping[str, Any]
+Counts = Mapping[str, float]
+"""How many things each metric is taken of; one that is not named is always finite."""
+Counting = Callable[[Any, dict[str, float]], Counts]
+
+LANE_STEPS = 10_000
+"""Steps, over all lanes, in which a vector environment is compared with single ones."""
+
+BAD_ARGUMENTS: dict[str, Any] = {
+    "scenario": "no-such",
+    "render_mode": "hologram",
+    "invalid_action": "no",
+    "no_such_argument": 1,
+}
+
+
+def make(env_id: str, kwargs: Kwargs, **more: Any) -> Any:
+    """The environment itself, without wrappers."""
+    return gymnasium.make(env_id, **kwargs, **more).unwrapped
+
+
+def make_strict(env_id: str, kwargs: Kwargs) -> Any:
+    """The environment, made so that a masked action is an error, whether or not it has an argument for that."""
+    try:
+        return make(env_id, {**kwargs, "invalid_action": "raise"})
+    except TypeError:
+        env = make(env_id, kwargs)
+        env.simulation.raise_on_masked = True
+        return env
+
+
+def rollout(env: Any, seed: int | None, action_seed: int, most: int = 100_000) -> Iterator[Any]:
+    """One episode of random legal actions: yields (obs, reward, terminated, truncated, info), the reset first."""
+    rng = np.random.default_rng(action_seed)
+    obs, info = env.reset(seed=seed)
+    yield obs, 0.0, False, False, info
+    for _ in range(most):
+        result = env.step(legal_action(env, info["action_mask"], rng))
+        yield result
+        info = result[4]
+        if result[2] or result[3]:
+            return
+
+
+def close(got: float, expected: float, rel: float, near: float = 0.0) -> bool:
+    """Whether two numbers agree up to a share of the second, or up to `near`."""
+    return got == expected or abs(got - expected) <= max(rel * abs(expected), near)
+
+
+def check_observation(env: Any, obs: NDArray[np.float32]) -> None:
+    """Fail unless an observation is float32, finite and within the bounds of its fields."""
+    size = env.simulation.layout.size
+    assert obs.dtype == np.float32 and obs.shape == (size,), (
+        f"an observation is {obs.dtype}{obs.shape}, not float32({size},): it is made of the fields of `layout`"
+    )
+    for field in env.simulation.layout:
+        values = obs[env.simulation.layout[field.name]]
+        assert np.isfinite(values).all(), (
+            f"observation field {field.name!r} is {values}: write a finite number"
+        )
+        assert ((values >= np.float32(field.low)) & (values <= np.float32(field.high))).all(), (
+            f"observation field {field.name!r} is {values}, outside of {field.low:g} to {field.high:g}: "
+            "clip it in `observe_lane`, or declare wider bounds in `layout`"
+        )
+
+
+def check_audit(audit: Mapping[str, float], before: Mapping[str, float]) -> None:
+    """Fail unless one recount of the raw arrays adds up: requests, memory, bytes, energy, work.
+
+    Args:
+        audit: what `Simulation.audit` tells.
+        before: what it told earlier in the episode; empty if nothing.
+    """
+    wrong = {name: value for name, value in audit.items() if not np.isfinite(value)}
+    assert not wrong, f"audit: {wrong} are no finite numbers"
+    has = audit.keys().__contains__
+    if has("arrived"):
+        parts = {part: audit.get(part, 0.0) for part in ("waiting", "running", "done", "rejected")}
+        # not exactly: a fluid has fractions
+        assert close(audit["arrived"], sum(parts.values()), 1e-12, 1e-9), (
+            f"audit: {audit['arrived']} requests arrived, but {parts} add up to {sum(parts.values())}: one is lost or counted twice"
+        )
+        assert min(parts.values()) >= -1e-9, f"audit: less than nothing in {parts}"
+        for name in ("arrived", "done"):
+            now, then = audit.get(name, 0.0), before.get(name, 0.0)
+            assert now >= then, f"audit: {name} went down from {then} to {now}"
+    if has("distinct"):
+        assert audit["distinct"] == audit.get("live", audit["arrived"]), audit
+    for name in audit:
+        if name.endswith("_counted"):
+            base = name.removesuffix("_counted")
+            assert audit[name] == audit[base], f"audit: {base} is {audit[base]}, recounted {audit[name]}"
+    if has("kv_used"):
+        used, resident = audit["kv_used"], audit["kv_resident"]
+        assert 0 <= used == resident, f"audit: {used} KV tokens in use, {resident} by the residents"
+        assert audit.get("kv_fullest", used) <= audit["kv_capacity"], f"audit: more KV than there is, {audit}"
+    if has("kv_planned"):
+        assert audit["kv_planned"] <= audit["kv_capacity"], f"audit: more KV planned than there is, {audit}"
+    if has("bytes_sent"):
+        elsewhere = audit["bytes_received"] + audit["bytes_in_flight"]
+        assert close(audit["bytes_sent"], elsewhere, 1e-9, 1e-12), f"audit: bytes are lost, {audit}"
+    if has("energy_j"):
+        assert audit["energy_j"] >= before.get("energy_j", 0.0) >= 0.0, f"audit: energy went down, {audit}"
+    if has("work_asked"):
+        done_and_left = audit["work_done"] + audit["work_left"]
+        assert close(audit["work_asked"], done_and_left, 1e-9, 1e-9), f"audit: work is lost, {audit}"
+
+
+def check_metrics(metrics: Mapping[str, float], counts: Counts | None = None) -> None:
+    """Fail unless each metric is a float, finite or NaN.
+
+    Args:
+        metrics: of an episode, or of its beginning.
+        counts: how many things each is taken of, where that is known: it is NaN exactly where that is none. A metric that is
+            not named is always finite. None: not known.
+    """
+    if counts is not None:
+        assert set(counts) <= set(metrics), f"not among the metrics: {sorted(set(counts) - set(metrics))}"
+    for name, value in metrics.items():
+        assert type(value) is float, f"metric {name} is {value!r}, not a float"
+        assert not np.isinf(value), (
+            f"metric {name} is {value}: write NaN where there is nothing to take it of"
+        )
+        if counts is not None:
+            count = counts.get(name, 1.0)
+            told = f"metric {name} is {value}, taken of {count:g}"
+            assert np.isfinite(value) if count > 0 else np.isnan(value), told
+
+
+def check_return(env: Any, total: float, metrics: Mapping[str, float]) -> None:
+    """Fail unless the sum of the rewards is the return that the metrics stand for."""
+    expected = env.simulation.expected_return(dict(metrics))
+    assert close(total, expected, 1e-6, 1e-9), (
+        f"the rewards of an episode add up to {total!r}, but expected_return(metrics) is {expected!r}: "
+        "a metric has to count all that the rewards do, masked actions included"
+    )
+
+
+def spaces_and_types(env_id: str, kwargs: Kwargs) -> None:
+    """`make` and `make_vec` agree on the spaces, and what they return is in them."""
+    envs: Any = gymnasium.make_vec(env_id, num_envs=3, **kwargs)
+    assert isinstance(envs, LaneVectorEnv), (
+        f"make_vec gives a {type(envs).__name__}: name a LaneVectorEnv as `vector_env` when you register it"
+    )
+    obs, infos = envs.reset(seed=0)
+    single = make(env_id, kwargs)
+    assert single.observation_space == envs.single_observation_space, "one lane and many have other spaces"
+    assert single.action_space == envs.single_action_space, "one lane and many have other actions"
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        assert obs.shape == (3, single.simulation.layout.size), f"observations have shape {obs.shape}"
+        for lane in range(3):
+            check_observation(single, obs[lane])
+        assert obs in envs.observation_space
+        mask = infos["action_mask"]
+        assert mask.shape == (3, envs.simulation.mask_size), f"masks have shape {mask.shape}"
+        obs, rewards, terminated, truncated, infos = envs.step(
+            legal_actions(envs.single_action_space, mask, rng)
+        )
+        kinds = [str(part.dtype) for part in (rewards, terminated, truncated, infos["dt"])]
+        assert kinds == ["float64", "bool", "bool", "float64"], kinds
+    envs.close()
+
+
+def counts_time_bounds_and_return(
+    env_id: str, kwargs: Kwargs, seed: int, action_seed: int, counting: Counting | None = None
+) -> None:
+    """After every step: observations in their bounds, an action that is allowed, counts that add up, a clock that only goes on.
+
+    At the end: finite metrics, and a return that is its metric.
+
+    Args:
+        env_id: the environment.
+        kwargs: its arguments.
+        seed: of the world.
+        action_seed: of the actions.
+        counting: called with the environment and its metrics, says how many things each metric is taken of; None: not known.
+    """
+    env = make_strict(env_id, kwargs)
+    clock, total, spent = 0.0, 0.0, 0.0
+    audit: dict[str, float] = {}
+    start = None
+    terminated = truncated = False
+    info: dict[str, Any] = {}
+    for obs, reward, terminated, truncated, info in rollout(env, seed, action_seed):
+        check_observation(env, obs)
+        assert obs in env.observation_space, obs
+        assert type(reward) is float and type(terminated) is bool and type(truncated) is bool
+        assert np.isfinite(reward), f"a reward is {reward}"
+        mask = info["action_mask"]
+        assert mask.dtype == np.int8 and mask.shape == (env.simulation.mask_size,)
+        assert set(np.unique(mask)) <= {0, 1}, f"a mask is made of 0 and 1, not of {np.unique(mask)}"
+        if isinstance(env.action_space, Discrete):
+            assert mask.any(), "no action is allowed: leave at least one in `mask_lane`"
+        before, audit = audit, env.simulation.audit(env.lanes.state, 0)
+        check_audit(audit, before)
+        assert info["dt"] >= 0.0, f"a step took {info['dt']} s"
+        spent += info["dt"]
+        total += reward
+        if "clock_s" in audit:
+            start = audit["clock_s"] if start is None else start
+            assert audit["clock_s"] >= clock, f"the clock went back from {clock} s to {audit['clock_s']} s"
+            clock = audit["clock_s"]
+            assert close(clock, start + spent, 1e-9, 1e-9), (
+                f"the clock shows {clock} s, the `dt` of all steps add up to {start + spent} s"
+            )
+    assert terminated or truncated, "no end after 100,000 steps: terminate, or truncate at a horizon"
+    metrics = info["metrics"]
+    assert set(metrics) == set(env.simulation.metric_names)
+    check_metrics(metrics, None if counting is None else counting(env, metrics))
+    assert metrics.get("invalid_actions", 0.0) == 0.0, "an unmasked action was counted as invalid"
+    check_return(env, total, metrics)
+
+
+def audit_is_told(env_id: str, kwargs: Kwargs) -> None:
+    """Whether an environment lets itself be recounted."""
+    env = make(env_id, kwargs)
+    env.reset(seed=0)
+    audit = env.simulation.audit(env.lanes.state, 0)
+    if not audit:
+        raise SkipTest(
+            "audit() returns {}, so nothing is recounted: return what it can be held to, such as clock_s, arrived, waiting, done"
+        )
+    check_audit(audit, {})
+
+
+def metrics_before_there_is_anything(env_id: str, kwargs: Kwargs, counting: Counting | None = None) -> None:
+    """Right after a reset, and after one step: metrics finite or NaN, and a return that is a number all the same."""
+    env = make(env_id, kwargs)
+    _, info = env.reset(seed=3)
+    for _ in range(2):
+        metrics = env.lanes.metrics_now(0)
+        check_metrics(metrics, None if counting is None else counting(env, metrics))
+        expected = env.simulation.expected_return(metrics)
+        assert np.isfinite(expected), (
+            f"expected_return is {expected} where nothing has happened yet: compute it from sums, not from means"
+        )
+        env.step(legal_action(env, info["action_mask"], np.random.default_rng(0)))
+
+
+def same_seed_same_bits(env_id: str, kwargs: Kwargs, seed: int, action_seed: int) -> None:
+    """Two environments, and one that is reset again, play the same episode, and go on to the same next one."""
+    first, second = make(env_id, kwargs), make(env_id, kwargs)
+    plays = []
+    for env in (first, second, first):
+        plays.append([*rollout(env, seed, action_seed, 300), env.reset()])
+    for which, other in (("another environment", plays[1]), ("the same environment, reset again,", plays[2])):
+        assert len(other) == len(plays[0]), f"with the same seed, {which} ends at another step"
+        for step, (one, two) in enumerate(zip(plays[0], other)):
+            same(list(two), list(one), f"with the same seed, {which} differs at step {step}")
+
+
+def lane_is_single(
+    env_id: str, kwargs: Kwargs, mode: AutoresetMode, lanes: list[int], action_seed: int
+) -> None:
+    """A lane of a vector environment is the single environment, bit for bit, over several episodes.
+
+    Args:
+        env_id: the environment.
+        kwargs: its arguments.
+        mode: what happens where an episode has ended.
+        lanes: seeds of the lanes.
+        action_seed: of the actions.
+    """
+    check_lanes_are_singles(
+        lambda: make(env_id, kwargs),
+        lambda n, **more: gymnasium.make_vec(env_id, num_envs=n, **kwargs, **more),
+        lanes,
+        mode,
+        -(-LANE_STEPS // len(lanes)),
+        action_seed,
+    )
+
+
+def digest(env_id: str, kwargs: Kwargs) -> str:
+    """A hash of everything 8 lanes return in 300 steps."""
+    envs: Any = gymnasium.make_vec(env_id, num_envs=8, autoreset_mode=AutoresetMode.SAME_STEP, **kwargs)
+    rng = np.random.default_rng(7)
+    obs, infos = envs.reset(seed=11)
+    summary = hashlib.sha256(obs.tobytes())
+    for _ in range(300):
+        actions = legal_actions(envs.single_action_space, infos["action_mask"], rng)
+        obs, rewards, terminated, truncated, infos = envs.step(actions)
+        for part in (obs, rewards, terminated, truncated, infos["dt"], infos["action_mask"]):
+            summary.update(np.ascontiguousarray(part).tobytes())
+        if "final_info" in infos:
+            for name in envs.simulation.metric_names:
+                summary.update(infos["final_info"]["metrics"][name].tobytes())
+    envs.close()
+    return summary.hexdigest()
+
+
+_ELSEWHERE = """
+import importlib, pickle, sys
+env_id, cases, module, home, spec, entries = pickle.load(sys.stdin.buffer)
+import gymnasium
+if module:
+    assert module not in sys.modules
+    gymnasium.make(f"{module}:{env_id}", **next(iter(cases.values()))).reset(seed=0)
+importlib.import_module(home)
+import llmgym
+if spec:
+    llmgym.register(llmgym.EnvSpec(**spec))
+elif env_id not in gymnasium.registry:
+    gymnasium.register(env_id, entry_point=entries[0], vector_entry_point=entries[1])
+from llmgym.testing.invariants import digest
+pickle.dump({name: digest(env_id, kwargs) for name, kwargs in cases.items()}, sys.stdout.buffer)
+"""
+
+
+def another_process_same_bits(
+    env_id: str, cases: Mapping[str, Kwargs], module: str | None = None
+) -> dict[str, str]:
+    """A process of its own, with another order of hashes, computes the same.
+
+    Args:
+        env_id: the environment.
+        cases: arguments by name.
+        module: one that registers it when gymnasium imports it for the id `module:env_id`; None: not checked.
+
+    Returns:
+        The hash of each case.
+    """
+    single = type(make(env_id, next(iter(cases.values()))))
+    home = single.__module__
+    if home == "__main__":
+        raise SkipTest("it is written in __main__, where another process cannot import it: move it to a file")
+    vector: Any = gymnasium.make_vec(env_id, num_envs=1, **next(iter(cases.values())))
+    entries = tuple(f"{one.__module__}:{one.__qualname__}" for one in (single, type(vector)))
+    spec = find(env_id)
+    try:
+        question = pickle.dumps((env_id, dict(cases), module, home, asdict(spec) if spec else None, entries))
+    except Exception as error:
+        raise SkipTest(f"the arguments of its cases cannot be sent to another process: {error}") from None
+    here = {name: digest(env_id, kwargs) for name, kwargs in cases.items()}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", _ELSEWHERE], env=environment, input=question, capture_output=True
+    )
+    assert done.returncode == 0, (
+        f"another process fails: {done.stderr.decode(errors='replace').strip()[-2000:]}"
+    )
+    there = pickle.loads(done.stdout)
+    differ = sorted(name for name in here if here[name] != there[name])
+    assert not differ, (
+        f"another process computes other bits in {differ}: nothing may depend on the order of a set or of hashes, on time, "
+        "or on a generator that is not seeded by the key"
+    )
+    return here
+
+
+def _tries(space: Any, mask: NDArray[np.int8], rng: np.random.Generator) -> Iterator[tuple[Any, bool]]:
+    """Every action, or every choice of every part beside allowed ones, and whether it is allowed."""
+    if isinstance(space, Discrete):
+        yield from ((action, bool(allowed)) for action, allowed in enumerate(mask.tolist()))
+        return
+    start = 0
+    for part, size in enumerate(space.nvec.tolist()):
+        for value in range(size):
+            action = legal_actions(space, mask[None], rng)[0]
+            action[part] = value
+            yield action, bool(mask[start + value])
+        start += size
+
+
+def actions_accepted_or_safe(env_id: str, kwargs: Kwargs, seed: int, action_seed: int) -> None:
+    """Every unmasked action is accepted and a masked one is safe, tried on copies of states along an episode."""
+    env = make(env_id, kwargs)
+    if isinstance(env.action_space, Box):
+        raise SkipTest("every element of a continuous action space is allowed")
+    strict = make_strict(env_id, kwargs)
+    rng = np.random.default_rng(action_seed)
+    counted = "invalid_actions" in env.simulation.metric_names
+    for number, ((*_, terminated, truncated, info), _) in enumerate(
+        zip(rollout(env, seed, action_seed), rollout(strict, seed, action_seed))
+    ):
+        if terminated or truncated:
+            break
+        if number % 23:
+            continue
+        for action, allowed in _tries(env.action_space, info["action_mask"], rng):
+            _try(copy.deepcopy(env), copy.deepcopy(strict), action, allowed, counted, rng)
+
+
+def _try(env: Any, strict: Any, action: Any, allowed: bool, counted: bool, rng: np.random.Generator) -> None:
+    """One action on two copies of one state: where masked actions are told, and where they are errors."""
+    if allowed:
+        same(list(env.step(action)[:4]), list(strict.step(action)[:4]), f"unmasked action {action}")
+        assert env.metrics().get("invalid_actions", 0.0) == 0.0, f"unmasked action {action} counts as invalid"
+        return
+    if not env.simulation.raise_on_masked:
+        obs, reward, *_ = env.step(action)
+        check_observation(env, obs)
+        assert np.isfinite(reward), f"masked action {action} is rewarded with {reward}"
+        if counted:
+            found = env.metrics()["invalid_actions"]
+            assert found == 1.0, f"masked action {action} was counted {found:g} times in invalid_actions"
+        check_audit(env.simulation.audit(env.lanes.state, 0), {})
+    try:
+        strict.step(action)
+    except InvalidAction as error:
+        assert "masked" in str(error), f"masked action {action}: {error}"
+    else:
+        raise AssertionError(f"masked action {action} is accepted where masked actions are errors")
+    strict.step(legal_action(strict, strict.lanes.buffers.mask[0], rng))
+
+
+def return_with_masked_actions(env_id: str, kwargs: Kwargs, seed: int, action_seed: int) -> None:
+    """The return is its metric for a policy that knows no masks, too."""
+    env = make(env_id, kwargs)
+    if env.simulation.raise_on_masked:
+        raise SkipTest("masked actions are errors here")
+    env.reset(seed=seed)
+    env.action_space.seed(action_seed % 2**32)
+    total, done, steps = 0.0, False, 0
+    info: dict[str, Any] = {}
+    while not done and steps < 20_000:
+        obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        total, done, steps = total + reward, terminated or truncated, steps + 1
+        check_observation(env, obs)
+    assert done, "no end after 20,000 steps: terminate, or truncate at a horizon"
+    check_audit(env.simulation.audit(env.lanes.state, 0), {})
+    check_return(env, total, info["metrics"])
+
+
+def gymnasium_checker(env_id: str, kwargs: Kwargs) -> None:
+    """Gymnasium's own checker has nothing to say, not even a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            check_env(make(env_id, kwargs))
+        except (Warning, gymnasium.error.Error) as error:
+            raise AssertionError(f"gymnasium's checker says: {error}") from error
+
+
+def bad_argument_is_named(env_id: str, argument: str, value: Any) -> None:
+    """A wrong value, or an argument that there is none, is told by its name."""
+    try:
+        if argument == "render_mode":
+            entry: Any = gymnasium.spec(env_id).entry_point
+            creator: Any = (
+                gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
+            )
+            creator(render_mode=value)
+        else:
+            make(env_id, {argument: value})
+    except (InvalidArgument, TypeError) as error:
+        assert argument in str(error), f"{argument}={value!r}: the error does not name {argument!r}: {error}"
+    except Exception as error:
+        raise AssertionError(
+            f"{argument}={value!r}: raises {type(error).__name__} ({error}); raise an InvalidArgument that names it"
+        ) from error
+    else:
+        raise AssertionError(
+            f"{argument}={value!r} is accepted: check it in __init__ (see llmgym.core.checks)"
+        )
