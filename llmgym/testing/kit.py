@@ -122,7 +122,7 @@ def _jobs(
         ("unmasked actions accepted, masked ones safe", invariants.actions_accepted_or_safe),
         ("return with masked actions", invariants.return_with_masked_actions),
     )
-    unseen: tuple[tuple[str, Callable[..., None]], ...] = (
+    unseen: tuple[tuple[str, Callable[..., Any]], ...] = (
         ("what differs between worlds is declared", hidden.what_differs_is_declared),
         ("observations do not read what is hidden", hidden.observations_do_not_read_it),
         ("another future is another episode", hidden.another_future_is_another_episode),
