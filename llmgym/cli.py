@@ -1,4 +1,4 @@
-"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput | check`.
+"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput | check | new`.
 
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
@@ -311,6 +311,23 @@ class Check:
 
 
 @dataclass(frozen=True)
+class New:
+    """Write an environment of your own, one file that runs, trains and passes the test kit, to be changed from there."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of the module, such as my_env, which is written to my_env.py."""
+
+    def run(self, console: Console) -> None:
+        from llmgym.testing.new import new
+
+        path, env_id = new(self.name)
+        named = f"{self.name}:{env_id}"
+        console.print(f"Written: {path}. Go on with", soft_wrap=True)
+        for command in (f"llmgym check {named}", f"llmgym compare {named}", f"python train.py --env {named}"):
+            console.print(f"  {command}", soft_wrap=True, highlight=False)
+
+
+@dataclass(frozen=True)
 class Arguments:
     """llmgym: scheduling problems of LLM inference as Gymnasium environments.
 
@@ -326,6 +343,7 @@ class Arguments:
         | Annotated[Measure, tyro.conf.subcommand("profile")]
         | Annotated[Throughput, tyro.conf.subcommand("throughput")]
         | Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[New, tyro.conf.subcommand("new")]
     ) = field(default_factory=List)
 
 

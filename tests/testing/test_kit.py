@@ -179,9 +179,15 @@ def test_what_is_wrong_is_named(kind, name, reason):
     assert reason in found[name], found
 
 
+def test_what_does_not_run_is_told_once():
+    with pytest.raises(CheckFailed, match=r"1 of 1 checks failed\n- it runs \[wrong\]: raises ") as caught:
+        check(registered(Good), cases={"wrong": {"action": "no such"}, "default": {}}, progress=False)
+    assert len(caught.value.report.results) == 1
+
+
 def test_the_error_says_it_all_and_travels():
     with pytest.raises(
-        AssertionError, match="kit-tests/AnyArgument-v0: 1 of 21 checks failed\n- a bad argument"
+        AssertionError, match="kit-tests/AnyArgument-v0: 1 of 22 checks failed\n- a bad argument"
     ) as caught:
         check(registered(AnyArgument), seeds=[5], progress=False)
     again = pickle.loads(pickle.dumps(caught.value))
