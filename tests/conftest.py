@@ -1,5 +1,9 @@
 """Settings of every test."""
 
+import sys
+from collections.abc import Iterator
+
+import gymnasium
 import pytest
 from hypothesis import settings
 
@@ -9,3 +13,21 @@ pytest.register_assert_rewrite("llmgym.testing")
 # A first call may compile for seconds; how long an example takes says nothing about whether it is right.
 settings.register_profile("llmgym", deadline=None)
 settings.load_profile("llmgym")
+
+
+@pytest.fixture(autouse=True)
+def _examples_leave_nothing(request: pytest.FixtureRequest) -> Iterator[None]:
+    """An environment that a page registers is unknown again after it."""
+    if request.path.name != "test_docs.py":
+        yield
+        return
+    from llmgym.core import spec
+
+    tables = (spec._specs, gymnasium.registry)
+    kept, path = [dict(table) for table in tables], list(sys.path)
+    yield
+    for table, before in zip(tables, kept):
+        table.clear()
+        table.update(before)
+    sys.modules.pop("my_env", None)
+    sys.path[:] = path
