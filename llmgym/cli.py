@@ -1,4 +1,4 @@
-"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput | check | new`.
+"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput | check | new | compile`.
 
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
@@ -328,6 +328,62 @@ class New:
 
 
 @dataclass(frozen=True)
+class Compile:
+    """Compile the kernels of environments beforehand, with their defaults and their test cases; kept on disk, they load at once."""
+
+    envs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Environment ids; module:id if a module of yours registers one; all if left out."""
+    progress: bool = True
+    """Show progress on stderr."""
+
+    def run(self, console: Console) -> None:
+        import gymnasium
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from llmgym.core.cache_folder import cache_dir
+        from llmgym.core.env import LaneEnv, check_id
+        from llmgym.core.spec import find
+
+        names = [check_id(name) for name in self.envs] or env_ids()
+        jobs: list[tuple[str, str, dict[str, Any]]] = []
+        for name in names:
+            spec = find(name)
+            cases: dict[str, dict[str, Any]] = {"defaults": {}} | (spec.test_cases() if spec else {})
+            jobs += [(name, case, kwargs) for case, kwargs in cases.items()]
+        columns = (
+            TextColumn("{task.description:48}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        stderr = Console(stderr=True)
+        seconds = dict.fromkeys(names, 0.0)
+        shown = self.progress and stderr.is_terminal
+        with Progress(*columns, console=stderr, transient=True, disable=not shown) as bar:
+            task = bar.add_task("", total=len(jobs))
+            for name, case, kwargs in jobs:
+                bar.update(task, description=f"{name} {case}")
+                start = time.perf_counter()
+                env = gymnasium.make(name, **kwargs).unwrapped
+                if not isinstance(env, LaneEnv):
+                    raise InvalidArgument(
+                        f"envs={name!r}: it is a {type(env).__name__}, which has no kernels"
+                    )
+                env.lanes.compile()
+                env.reset(seed=0)
+                env.metrics()
+                env.close()
+                seconds[name] += time.perf_counter() - start
+                bar.advance(task)
+        table = Table(title=f"compiled, kept in {cache_dir()}", title_justify="left")
+        table.add_column("environment")
+        table.add_column("s", justify="right")
+        for name, taken in seconds.items():
+            table.add_row(name, f"{taken:.1f}")
+        console.print(table)
+
+
+@dataclass(frozen=True)
 class Arguments:
     """llmgym: scheduling problems of LLM inference as Gymnasium environments.
 
@@ -344,6 +400,7 @@ class Arguments:
         | Annotated[Throughput, tyro.conf.subcommand("throughput")]
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[New, tyro.conf.subcommand("new")]
+        | Annotated[Compile, tyro.conf.subcommand("compile")]
     ) = field(default_factory=List)
 
 

@@ -330,6 +330,11 @@ class Lanes:
         vars(self).update(state)
         self._start()
 
+    def compile(self) -> None:
+        """Compile all that an environment runs, or load it from disk, without playing."""
+        self._step(self._frame, 0, 0, RESET, self.limit)
+        self._run(self._frame, 0, 0, self.limit, RUN_STEPS)
+
     def reset(self, which: NDArray[np.bool_] | None, keys: Sequence[int | None]) -> None:
         """Start an episode in the chosen lanes; a lane with a key starts its stream anew, others go on with their next episode."""
         buffers = self.buffers
