@@ -74,6 +74,10 @@ class NoProgress(LlmgymError, RuntimeError):
     """A simulation that would go on for ever without serving anybody; the message says what keeps it, and what to change."""
 
 
+class KernelError(LlmgymError, RuntimeError):
+    """A kernel that cannot be compiled; the message names the function, its file and line, and what is wrong there."""
+
+
 class ResetNeeded(LlmgymError, RuntimeError):
     """Something needs an episode, and `reset` was not called yet; or `step` was called on one that has ended."""
 

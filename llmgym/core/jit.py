@@ -6,11 +6,15 @@ and of all that it refers to, as these are in memory when it is compiled (`llmgy
 Python, numba, llvmlite, numpy and the CPU. Any change gives another name, so nothing is ever stale; a function that refers to
 something without a description is compiled anew in each process.
 
+Under LLMGYM_DEBUG=1, kernels check every index against its array, which is slower, and tell file and line of one that is out of
+bounds. A kernel that cannot be compiled is always told in words of this package (`explained`).
+
 The cache is a private folder of the user (`llmgym.core.cache_folder`), so it works where the installation is read-only. Files are
 written atomically: processes that compile at the same time do not disturb each other.
 """
 
 import contextlib
+import difflib
 import functools
 import hashlib
 import os
@@ -22,13 +26,13 @@ import uuid
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, TracebackType
 from typing import Any, TypeVar, overload
 
 import llvmlite
 import numba
 import numpy as np
-from numba.core import compiler
+from numba.core import cgutils, compiler, ir, lowering
 from numba.core import types as numba_types
 from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import _Cache
@@ -38,10 +42,14 @@ from numba.core.serialize import dumps
 from llmgym.core import cache_folder
 from llmgym.core.cache_folder import cache_dir
 from llmgym.core.fingerprint import Unknown, come_back, describe, describe_types, fingerprint, settle
+from llmgym.errors import KernelError
 
-__all__ = ["cache_dir", "fingerprint", "kernel"]
+__all__ = ["DEBUG", "cache_dir", "explained", "fingerprint", "kernel"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+DEBUG = os.environ.get("LLMGYM_DEBUG", "") not in ("", "0")
+"""Whether kernels check their indices."""
 
 STALE_AFTER_DAYS = 30
 
@@ -53,6 +61,7 @@ _TOOLS = (
     llvmlite.__version__,
     np.__version__,
     sys.version,
+    DEBUG,
     [
         getattr(numba.config, name, None)
         for name in (
@@ -132,8 +141,9 @@ class _KernelCache(_Cache):  # type: ignore[misc]
                 if (found := self._read(path, target_context)) is not None:
                     return found
         if self._announce and not os.environ.get("LLMGYM_QUIET"):
+            slow = ", with bounds checks" if DEBUG else ""
             print(
-                f"llmgym: compiling {self._announce} for this machine ({kept}) ...",
+                f"llmgym: compiling {self._announce} for this machine{slow} ({kept}) ...",
                 file=sys.stderr,
                 flush=True,
             )
@@ -247,6 +257,8 @@ def kernel(
 
     def decorate(python_function: FunctionType) -> Any:
         options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": allocates}
+        if DEBUG:
+            options["boundscheck"] = True
         if inline:
             options["forceinline"] = True
         if announce is not None:
@@ -302,3 +314,87 @@ def _widest(kind: Any) -> Any:
     if isinstance(kind, numba_types.Integer) and kind.signed:  # type: ignore[attr-defined]
         return numba_types.int64
     return numba_types.float64 if isinstance(kind, numba_types.Float) else kind
+
+
+def _name_lines_out_of_bounds() -> None:
+    """Let a failed bounds check say in which line of which kernel it is; numba alone says that some index is out of bounds."""
+    lower = lowering.Lower.lower_inst
+
+    def lower_inst(self: Any, instruction: Any) -> None:
+        self.builder.llmgym_place = (self.loc, self.func_ir.func_id.func_qualname)
+        lower(self, instruction)
+
+    def check(context: Any, builder: Any, index: Any, size: Any, axis: Any = None) -> None:
+        place, name = getattr(builder, "llmgym_place", (None, ""))
+        where = f"{place.filename}:{place.line}, in {name}: " if place is not None else ""
+        which = f" for axis {axis}" if isinstance(axis, int) else ""
+        wrong = builder.or_(
+            builder.icmp_signed(">=", index, size), builder.icmp_signed("<", index, index.type(0))
+        )
+        with cgutils.if_unlikely(builder, wrong):
+            told = f"{where}index is out of bounds{which}"
+            context.call_conv.return_user_exc(builder, IndexError, (told,), loc=place, func_name=name)
+
+    lowering.Lower.lower_inst = lower_inst
+    cgutils.do_boundscheck = check
+
+
+if DEBUG:
+    _name_lines_out_of_bounds()
+
+_NUMBA = str(Path(numba.__file__).parent)
+_PLACE = re.compile(r'(?:at (\S+?\.py) \((\d+)\)|File "([^"]+?\.py)", line (\d+):)')
+
+_CALLEE = re.compile(r"During: resolving callee type: type\(CPUDispatcher\(<function (\w+) at")
+
+
+def explained(error: Exception) -> Exception:
+    """What went wrong when Python called a kernel: function, file and line if it could not be compiled; else the same error.
+
+    Args:
+        error: as caught, with its traceback.
+    """
+    place = record = name = None
+    trace: TracebackType | None = error.__traceback__
+    while trace is not None:
+        whose = trace.tb_frame.f_locals.get("self")
+        if isinstance(found := getattr(whose, "loc", None), ir.Loc):  # a part of the program that numba is at
+            place, name = (found.filename, found.line), found._raw_function_name() or name
+        if isinstance(whose, numba_types.Record):  # type: ignore[attr-defined]
+            record = whose
+        trace = trace.tb_next
+    message = str(error)
+    if isinstance(error, numba.core.errors.NumbaError):
+        callee = _CALLEE.search(message)
+        for found in _PLACE.finditer(message):  # the first outside of numba is the innermost
+            path, line = found[1] or found[3], found[2] or found[4]
+            if callee is not None and callee.start() < found.start():  # what is called has no place
+                place, name = None, callee[1]
+                break
+            if not os.path.abspath(path).startswith(_NUMBA):
+                place, name = (os.path.abspath(path), int(line)), None
+                break
+        message = _summary(message)
+    elif isinstance(error, KeyError) and record is not None and place is not None:
+        known = list(record.fields)
+        close = difflib.get_close_matches(str(error.args[0]), known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        message = f"the record has no field {error.args[0]!r}.{hint} It has: {', '.join(known)}"
+    elif place is None:
+        return error
+    where = [f"{place[0]}:{place[1]}"] if place is not None else []
+    where += [f"in {name}"] if name else []
+    return KernelError(f"{', '.join(where)}{': ' if where else ''}{message}")
+
+
+def _summary(message: str) -> str:
+    """The lines of an error of numba's that say what is wrong, without its own ways through the program."""
+    lines = [line.strip(" -") for line in message.splitlines()]
+    said = [
+        line
+        for line in lines
+        if line
+        and not line.startswith(("Failed in", "Resolution failure", "During", "raised from", "There are"))
+    ]
+    call = next((line.removeprefix(">>> ") for line in said if line.startswith(">>> ")), "")
+    return f"numba cannot compile this: {said[0] if said else message}{f' {call}' if call else ''}"

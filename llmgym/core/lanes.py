@@ -18,7 +18,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
 from llmgym.core.frames import frame_of, unpacking
-from llmgym.core.jit import kernel
+from llmgym.core.jit import explained, kernel
 from llmgym.core.layout import Layout
 from llmgym.core.rng import substream
 from llmgym.errors import InvalidAction, InvalidArgument
@@ -331,9 +331,14 @@ class Lanes:
         self._start()
 
     def compile(self) -> None:
-        """Compile all that an environment runs, or load it from disk, without playing."""
-        self._step(self._frame, 0, 0, RESET, self.limit)
-        self._run(self._frame, 0, 0, self.limit, RUN_STEPS)
+        """Compile all that an environment runs, or load it from disk, without playing. Raises `KernelError`."""
+        try:
+            self._step(self._frame, 0, 0, RESET, self.limit)
+            self._run(self._frame, 0, 0, self.limit, RUN_STEPS)
+        except Exception as error:
+            if (told := explained(error)) is error:
+                raise
+            raise told from error
 
     def reset(self, which: NDArray[np.bool_] | None, keys: Sequence[int | None]) -> None:
         """Start an episode in the chosen lanes; a lane with a key starts its stream anew, others go on with their next episode."""
@@ -347,13 +352,23 @@ class Lanes:
         self.step(RESET)
 
     def step(self, mode: int) -> int:
-        """Advance every lane by the actions in `buffers.action`; returns how many episodes ended in this step."""
-        if self._pool is None:
-            return self._step(self._frame, 0, self.count, mode, self.limit)
-        jobs = [
-            self._pool.submit(self._step, self._frame, lo, hi, mode, self.limit) for lo, hi in self._ranges
-        ]
-        counts = [job.result() for job in jobs]
+        """Advance every lane by the actions in `buffers.action`; returns how many episodes ended in this step.
+
+        Raises:
+            KernelError: a kernel cannot be compiled.
+        """
+        try:
+            if self._pool is None:
+                return self._step(self._frame, 0, self.count, mode, self.limit)
+            jobs = [
+                self._pool.submit(self._step, self._frame, lo, hi, mode, self.limit)
+                for lo, hi in self._ranges
+            ]
+            counts = [job.result() for job in jobs]
+        except Exception as error:
+            if (told := explained(error)) is error:
+                raise
+            raise told from error
         return min(counts) if min(counts) < 0 else sum(counts)
 
     def run(self) -> int:
