@@ -12,7 +12,6 @@ from llmgym.core.spec import spec, spec_of
 from llmgym.errors import InvalidArgument, UnknownName
 
 
-
 def _table(env_id: str) -> Mapping[str, Callable[[Any], Policy]]:
     table: Mapping[str, Callable[[Any], Policy]] = getattr(spec(env_id).baseline_module(), "BASELINES", {})
     return table
