@@ -16,7 +16,18 @@ from llmgym.envs import register_all
 from llmgym.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from llmgym import baselines, core, envs, errors, evaluation, policies, profiles, serving, workloads
+    from llmgym import (
+        baselines,
+        core,
+        envs,
+        errors,
+        evaluation,
+        policies,
+        profiles,
+        serving,
+        testing,
+        workloads,
+    )
     from llmgym.evaluation import compare
 
 __all__ = [
@@ -33,6 +44,7 @@ __all__ = [
     "register",
     "serving",
     "spec",
+    "testing",
     "workloads",
 ]
 

@@ -129,6 +129,7 @@ def test_a_disk_that_is_full_at_the_end_is_one_line(
         raise OSError(28, "No space left on device", "comparison.csv")
 
     monkeypatch.setattr("llmgym.evaluation.Comparison.to_csv", full)
+    monkeypatch.setenv("LLMGYM_QUIET", "1")  # what is compiled is told on stderr too
     arguments = [
         "compare",
         KV,

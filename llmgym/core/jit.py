@@ -345,6 +345,8 @@ if DEBUG:
 _NUMBA = str(Path(numba.__file__).parent)
 _PLACE = re.compile(r'(?:at (\S+?\.py) \((\d+)\)|File "([^"]+?\.py)", line (\d+):)')
 
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""What numba writes around words where colorama is installed."""
 _CALLEE = re.compile(r"During: resolving callee type: type\(CPUDispatcher\(<function (\w+) at")
 
 
@@ -363,7 +365,7 @@ def explained(error: Exception) -> Exception:
         if isinstance(whose, numba_types.Record):  # type: ignore[attr-defined]
             record = whose
         trace = trace.tb_next
-    message = str(error)
+    message = _COLOUR.sub("", str(error))
     if isinstance(error, numba.core.errors.NumbaError):
         callee = _CALLEE.search(message)
         for found in _PLACE.finditer(message):  # the first outside of numba is the innermost

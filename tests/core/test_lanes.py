@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgym.errors import InvalidArgument, ResetNeeded
-from tests.core.drive import (
+from llmgym.testing.drive import (
     MODES,
     check_lanes_are_singles,
     check_same_as_sync,

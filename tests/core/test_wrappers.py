@@ -9,7 +9,7 @@ from gymnasium.wrappers.vector import DictInfoToList, NormalizeReward, RecordEpi
 
 from llmgym.core.wrappers import PETTINGZOO, RLLIB, TIANSHOU, MaskInObservation, VectorMaskInObservation
 from llmgym.errors import InvalidArgument
-from tests.core.drive import MODES, legal_action, legal_actions, row, same
+from llmgym.testing.drive import MODES, legal_action, legal_actions, row, same
 from tests.toy import ToyEnv, ToyVectorEnv
 
 KEYS = [RLLIB, PETTINGZOO, TIANSHOU, ("see", "may")]

@@ -14,7 +14,7 @@ from llmgym.core.checks import settled
 from llmgym.envs.kv.queue.env import KVQueueEnv
 from llmgym.envs.kv.queue.scenarios import SCENARIOS
 from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded, UnknownArgument, UnknownName
-from tests.core.drive import legal_action, legal_actions, same
+from llmgym.testing.drive import legal_action, legal_actions, same
 from tests.toy import ToyEnv, ToyVectorEnv
 
 NAN = float("nan")

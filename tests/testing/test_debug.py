@@ -126,3 +126,16 @@ def test_an_error_that_is_not_about_compiling_stays_as_it_is():
             raise error
         except Exception as caught:
             assert explained(caught) is error
+
+
+def test_colours_are_left_out():
+    """Where colorama is installed, numba colours its errors."""
+    from numba.core.errors import TypingError
+
+    from llmgym.core.jit import explained
+
+    bold, plain = "\x1b[1m", "\x1b[0m"
+    told = TypingError(
+        f"{bold}{bold}Failed in nopython mode pipeline (step: nopython frontend){plain}\n{bold}Untyped global name 'a'{plain}\n"
+    )
+    assert str(explained(told)) == "numba cannot compile this: Untyped global name 'a'"

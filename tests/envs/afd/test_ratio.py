@@ -514,7 +514,7 @@ def test_wrong_arguments_are_named(kwargs: dict[str, Any], named: str) -> None:
 
 
 def test_the_page_shows_the_observation_and_every_scenario() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "envs" / "afd_ratio.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "envs" / "afd_ratio.md").read_text()
     assert AFDRatioEnv().layout.markdown() in page
     assert [name for name, s in SCENARIOS.items() if f"| `{name}` | {s.about} |" not in page] == []
 

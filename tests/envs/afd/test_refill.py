@@ -339,7 +339,7 @@ def test_scores_outside_the_box_are_refused(weights: list[float]) -> None:
 
 
 def test_the_page_shows_the_observation_and_every_scenario() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "envs" / "afd_refill.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "envs" / "afd_refill.md").read_text()
     assert AFDRefillEnv().layout.markdown() in page
     assert [name for name, s in SCENARIOS.items() if f"| `{name}` | {s.about} |" not in page] == []
 

@@ -18,7 +18,7 @@ from llmgym.envs.oserve.env import OServe
 from llmgym.envs.oserve.scenarios import CORNERS, requests_of, resolve_scenario, spatial_mix
 from llmgym.envs.oserve.state import METRICS
 from llmgym.errors import InvalidArgument, UnknownName
-from tests.core.drive import legal_action
+from llmgym.testing.drive import legal_action
 
 ID = "llmgym/OServe-v0"
 QUICK = {"scenario": "small", "epochs": 12}

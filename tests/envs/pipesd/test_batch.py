@@ -156,6 +156,6 @@ def test_pictures() -> None:
 
 
 def test_the_page_shows_the_observation_and_every_scenario() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "envs" / "pipesd_batch.md").read_text()
+    page = (Path(__file__).parents[3] / "docs" / "envs" / "pipesd_batch.md").read_text()
     assert LAYOUT.markdown() in page
     assert [name for name, s in SCENARIOS.items() if f"| `{name}` | {s.about} |" not in page] == []
