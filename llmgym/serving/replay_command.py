@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmgym import profiles, workloads
-from llmgym.core.checks import choice, whole
+from llmgym.core.checks import choice, output_folder, whole
 from llmgym.errors import InvalidArgument, NoProgress
 from llmgym.serving.replay import Replayed, latency_figures, replay
 from llmgym.workloads.workload import INFORMATION
@@ -160,6 +160,8 @@ def check_writable(out: Path) -> None:
         reason = "permission denied"
     if reason is not None:
         raise InvalidArgument(f"out={str(out)!r}: cannot be written, {reason}")
+    if not out.exists():
+        output_folder("out", out.parent)  # where access is granted, and writing is not
 
 
 def _shown(value: float, form: str) -> str:
