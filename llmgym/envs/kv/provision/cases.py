@@ -5,7 +5,7 @@ from typing import Any
 CASES: dict[str, dict[str, Any]] = {
     "small": {"scenario": "small", "epochs": 40},
     "fluid": {"scenario": "fluid-small", "epochs": 40},
-    "mixed": {"scenario": "fluid-small", "epochs": 40, "workload": "uniform-mixed", "mix": ((3, 1), (1, 3))},
+    "mixed": {"scenario": "fluid-small", "epochs": 16, "workload": "uniform-mixed", "mix": ((3, 1), (1, 3))},
     "overload": {
         "scenario": "small",
         "epochs": 40,

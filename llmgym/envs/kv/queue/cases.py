@@ -51,6 +51,6 @@ CASES: dict[str, dict[str, Any]] = {
         "action": "rule",
         "rules": ("wc-skip", "alpha-clearing", "beta-clearing", "orca"),
     },
-    "mixed": {"scenario": "mixed", "requests": 24, "information": "noisy", "slots": 4},
+    "mixed": {"scenario": "mixed", "requests": 12, "information": "noisy", "slots": 4},
     "horizon": {"scenario": "tiny", "requests": 60, "information": "noisy", "horizon_s": 1.0, "load": 1.2},
 }
