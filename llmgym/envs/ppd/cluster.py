@@ -1,6 +1,7 @@
 """The cluster that PPDRouting and PPDWeights decide for: its arguments, its arrays, and how they are recounted."""
 
 import math
+from abc import abstractmethod
 from dataclasses import asdict, replace
 from typing import Any, ClassVar
 
@@ -202,11 +203,11 @@ class PPDCluster(Simulation):
             weights,
         )
 
+    @abstractmethod
     def table_part(
         self, chosen: Scenario
     ) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.float64]]:
         """`Params.reference`, `Params.routes` and `Params.weights`, what the environment takes from the SLO table."""
-        raise NotImplementedError
 
     def allocate(self, lanes: int) -> State:
         """New arrays for this number of lanes."""
