@@ -1,4 +1,4 @@
-"""What an engine's scheduler cannot know: how long the outputs will be that have not ended.
+"""What a scheduler cannot know: who will still arrive, and how long the outputs will be that have not ended.
 
 The environments that declare what is hidden (`llmgym.core.lanes.Simulation.redraw`) draw it anew with this.
 """
@@ -9,6 +9,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.serving.residents import FAR
+
+
+def redraw_arrivals(
+    requests: NDArray[Any], arrived: int, coming: NDArray[Any], rng: np.random.Generator
+) -> int:
+    """Others arrive after those that have, and another number of them.
+
+    Args:
+        requests: records [n] of a lane, in order of arrival; those from `arrived` on are written over.
+        arrived: how many have arrived.
+        coming: records of another world that arrive later than now.
+        rng: draws how many of these, at least one where there is any.
+
+    Returns:
+        How many requests the lane has now in all, at most n.
+    """
+    room = min(len(coming), len(requests) - arrived)
+    count = arrived + (int(rng.integers(1, room, endpoint=True)) if room else 0)
+    requests[arrived:count] = coming[: count - arrived]
+    return count
 
 
 def redraw_outputs(

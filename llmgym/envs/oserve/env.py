@@ -62,6 +62,7 @@ from llmgym.envs.oserve.state import (
     State,
 )
 from llmgym.errors import InvalidArgument
+from llmgym.serving.hidden import redraw_arrivals
 
 ACTIONS = {"menu": MENU, "edit": EDIT, "plan": PLAN, "control": CONTROL, "route": ROUTE}
 REWARDS = {"latency": LATENCY, "p99": P99, "slo": SLO}
@@ -385,10 +386,8 @@ class OServe(Simulation):
         other = self.world(key)
         arrived = int(me["next"])
         drawn = other.request[0, : other.lane[0]["requests"]]
-        future = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s][: len(requests) - arrived]
-        future = future[: rng.integers(1, len(future), endpoint=True)] if len(future) else future
-        me["requests"] = arrived + len(future)
-        requests[arrived : me["requests"]] = future
+        coming = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s]
+        me["requests"] = redraw_arrivals(requests, arrived, coming, rng)
         state.demand[lane] = other.demand[0]
         fits = np.isfinite(params.work_s)
         for r in np.flatnonzero((requests["began_s"][:arrived] < 0.0) & (requests["e2e_s"][:arrived] < 0.0)):

@@ -48,7 +48,7 @@ from llmgym.envs.kv.provision.state import (
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, gpus_needed, saturation, with_class_budgets
-from llmgym.serving.hidden import redraw_outputs
+from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
 from llmgym.serving.residents import RESIDENT
 from llmgym.serving.rules import pack, resolve
@@ -295,10 +295,8 @@ class KVProvision(Simulation):
         other = self.world(key)
         drawn = other.request[0, : other.lane[0]["requests"]]
         arrived = int(me["arrived"])
-        future = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s][: len(requests) - arrived]
-        future = future[: rng.integers(1, len(future), endpoint=True)] if len(future) else future
-        me["requests"] = arrived + len(future)
-        requests[arrived : me["requests"]] = future
+        coming = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s]
+        me["requests"] = redraw_arrivals(requests, arrived, coming, rng)
         asked = requests[: me["requests"]]
         me["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
         if self.scenario.mode == "fluid":

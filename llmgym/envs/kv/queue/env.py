@@ -41,7 +41,7 @@ from llmgym.envs.kv.queue.scenarios import SCENARIOS, Scenario
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, saturation, with_class_budgets
-from llmgym.serving.hidden import redraw_outputs
+from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
 from llmgym.serving.residents import RESIDENT
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
@@ -262,10 +262,8 @@ class KVQueue(Simulation):
         other = self.world(key)
         drawn = other.request[0, : other.lane[0]["requests"]]
         arrived = int(me["next"])
-        future = drawn[drawn["arrival_s"] > max(me["clock_s"], me["seen_s"])][: len(requests) - arrived]
-        future = future[: rng.integers(1, len(future), endpoint=True)] if len(future) else future
-        count = arrived + len(future)
-        requests[arrived:count] = future
+        coming = drawn[drawn["arrival_s"] > max(me["clock_s"], me["seen_s"])]
+        count = redraw_arrivals(requests, arrived, coming, rng)
         longest = int(self.params.number[0]["longest"])
         redraw_outputs(state, lane, arrived, longest, drawn["output"], rng)
         me["key"] = key
