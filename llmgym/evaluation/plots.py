@@ -37,6 +37,9 @@ MAX_DOTS = 300
 LABEL = 34
 """Longest policy name drawn, in characters."""
 
+LINE = 26
+"""Longest name that fits behind "Paired difference to" on one line."""
+
 
 def save(comparison: Results, path: str | Path, metric: str) -> Path:
     """Draw to a file of the format its suffix names."""
@@ -140,7 +143,8 @@ def _differences(comparison: Results, axis: Any, order: Sequence[str], metric: s
     better = {"max": ", right is better", "min": ", left is better", None: ""}[comparison.direction(metric)]
     axis.set_xlabel(f"difference in {metric}{better}{_log_note(axis)}")
     name = _short(comparison.reference)
-    axis.set_title(f"Paired difference to {name}", fontsize=10.5, loc="left", color=INK)
+    gap = "\n" if len(name) > LINE else " "
+    axis.set_title(f"Paired difference to{gap}{name}", fontsize=10.5, loc="left", color=INK)
     return [seen[verdict] for verdict in LOOKS if verdict in seen]
 
 

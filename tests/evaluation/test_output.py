@@ -219,6 +219,16 @@ def test_a_picture_explains_every_mark_inside_of_it():
     assert whole.x0 <= box.x0 and box.x1 <= whole.x1 and whole.y0 <= box.y0
 
 
+@pytest.mark.parametrize("name", ["rule", "r" * 26, "r" * 34, "a-rule:number=0.95,another=4,one-more=17"])
+def test_a_picture_names_its_reference_inside_of_it(name):
+    result = Comparison([episodes_of(name, WORLD), episodes_of("worse", WORLD - 1.0 + NOISE[0])])
+    figure = draw(result)
+    figure.canvas.draw()
+    title = figure.axes[1]._left_title.get_window_extent()
+    assert result.reference == name and title.x1 <= figure.bbox.x1
+    assert title.y1 <= figure._suptitle.get_window_extent().y0, "it runs into the title of the picture"
+
+
 def test_picture_of_a_metric_puts_the_best_on_top():
     tables = [
         episodes_of(name, WORLD, late_s=WORLD + gap, headline={"late_s": "min"})
