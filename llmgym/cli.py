@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llmgym import __version__, baselines, env_ids
@@ -59,6 +60,39 @@ class List:
                 console.print(f"  {title}: {', '.join(known) or '(none shipped)'}")
         console.print("[bold]workloads[/bold]", ", ".join(workloads.names()))
         console.print("[bold]profiles[/bold]", ", ".join(profiles.names()))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set of an environment: every setting of a scenario, what it may be, and its unit."""
+
+    env: Annotated[str, tyro.conf.Positional]
+    """Environment id, such as llmgym/KVQueue-v0; module:id if a module of yours registers it."""
+    scenario: str | None = None
+    """Show the values of this scenario; the defaults if left out."""
+
+    def run(self, console: Console) -> None:
+        from llmgym import spec
+        from llmgym.core import settings
+        from llmgym.core.checks import choice
+        from llmgym.core.env import check_id
+
+        chosen = spec(check_id(self.env))
+        known = chosen.scenarios_by_name()
+        if not known:
+            raise InvalidArgument(f"{chosen.id} has no scenarios: its arguments are those of its class")
+        what: Any = type(next(iter(known.values())))
+        if self.scenario is not None:
+            what = known[choice("scenario", self.scenario, known)]
+        table = Table(title=f"{chosen.id}: {self.scenario or 'defaults'}", title_justify="left")
+        for name in ("setting", "value", "allowed", "unit", "meaning"):
+            table.add_column(name, overflow="fold")
+        for name, value, setting in settings.rows(what):
+            allowed = setting.allowed.replace("`", "") + ("; None" if setting.optional else "")
+            table.add_row(
+                name, escape(str(value)), escape(allowed.lstrip("; ")), setting.unit, escape(setting.about)
+            )
+        console.print(table)
 
 
 @dataclass(frozen=True)

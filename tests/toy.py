@@ -33,8 +33,8 @@ class Params(NamedTuple):
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    me = state.lane[lane]
-    me.key, me.clock_s, me.queue, me.step, me.waited = key, 0.0, 0, 0, 0.0
+    episode = state.lane[lane]
+    episode.key, episode.clock_s, episode.queue, episode.step, episode.waited = key, 0.0, 0, 0, 0.0
 
 
 @kernel
@@ -42,17 +42,17 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Serve up to `action` customers (0, 1 or 2); 2 costs half a customer-second more."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     wanted = int(action[0])
-    served = min(wanted, me.queue)
-    me.queue -= served
-    cost = float(me.queue) + (0.5 if wanted == 2 else 0.0)
-    if rng.uniform(me.key, me.step) < params.arrival:
-        me.queue += 1
-    me.step += 1
-    me.clock_s += 1.0
-    me.waited += cost
-    return -cost, me.queue > params.room, me.step >= params.horizon, 1.0
+    served = min(wanted, episode.queue)
+    episode.queue -= served
+    cost = float(episode.queue) + (0.5 if wanted == 2 else 0.0)
+    if rng.uniform(episode.key, episode.step) < params.arrival:
+        episode.queue += 1
+    episode.step += 1
+    episode.clock_s += 1.0
+    episode.waited += cost
+    return -cost, episode.queue > params.room, episode.step >= params.horizon, 1.0
 
 
 @kernel

@@ -105,3 +105,24 @@ class Factory:
             numbers[argument] = int(found) if whole else found
         known, kept = self._known, {**self._numbers, **numbers}
         return Factory(name, self._build, known, self.env_kwargs, self.other_world, **kept)
+
+
+class _Decided(Rule[Simulation]):
+    def __init__(self, env: Any, name: str, decide: Callable[..., NDArray[Any]]) -> None:
+        super().__init__(env, name, Simulation)  # type: ignore[type-abstract]
+        self._decide = decide
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8]) -> NDArray[Any]:
+        """The actions of all lanes."""
+        return self._decide(lambda field: self._rows(obs, field), mask)
+
+
+def rule(name: str, decide: Callable[..., NDArray[Any]]) -> Factory:
+    """A rule without numbers or memory, for a table of baselines.
+
+    Args:
+        name: of the rule.
+        decide: `(field, mask)`: the actions of all lanes; `field("waiting")` is that part of the observation, float64
+            [lanes, size], and `mask` int8 [lanes, actions].
+    """
+    return Factory(name, lambda env, known_as: _Decided(env, known_as, decide))

@@ -3,14 +3,13 @@
 import contextlib
 import math
 import tempfile
-from collections.abc import Collection, Mapping
-from dataclasses import fields, replace
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llmgym.errors import InvalidArgument, UnknownArgument, UnknownName
+from llmgym.errors import InvalidArgument, UnknownName
 
 
 def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
@@ -60,34 +59,3 @@ def output_folder(name: str, path: str | Path) -> Path:
             with contextlib.suppress(OSError):  # somebody has put something into it
                 part.rmdir()
     return folder
-
-
-def settled(
-    scenario: Any, known: Mapping[str, Any], settings: Mapping[str, Any], of: str, fixed: Collection[str] = ()
-) -> Any:
-    """A named scenario, or one given as an object, with some of its fields set anew.
-
-    Args:
-        scenario: a name in `known`, or an object of the same dataclass as these.
-        known: the scenarios of an environment by name.
-        settings: fields to set, by name.
-        of: the environment, for messages.
-        fixed: fields that are not settings.
-
-    Raises:
-        UnknownName: no such scenario.
-        UnknownArgument: no such setting.
-        InvalidArgument: `scenario` is something else.
-    """
-    kind = type(next(iter(known.values())))
-    if isinstance(scenario, str):
-        scenario = known[choice("scenario", scenario, known)]
-    elif not isinstance(scenario, kind):
-        raise InvalidArgument(
-            f"scenario={scenario!r}: expected a name or a {kind.__module__}.{kind.__name__}"
-        )
-    names = {field.name for field in fields(scenario)} - set(fixed)
-    for name in settings:
-        if name not in names:
-            raise UnknownArgument(of, name, names)
-    return replace(scenario, **settings)

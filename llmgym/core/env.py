@@ -1,12 +1,11 @@
 """gymnasium's `Env` and `VectorEnv` over the same lanes.
 
-A new environment subclasses both and names its simulation:
+A new environment subclasses the first and names its simulation; the second follows from it:
 
     class MyEnv(LaneEnv):
         simulation_class = MySimulation
 
-    class MyVectorEnv(LaneVectorEnv):
-        simulation_class = MySimulation
+    MyVectorEnv = vector_env(MyEnv)
 """
 
 import importlib
@@ -401,7 +400,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         infos = self._infos(self._all)
         if done:
             ended = buffers.terminated | buffers.truncated
-            columns = np.where(ended[:, None], buffers.metrics, 0.0).T
+            columns = np.where(ended[:, None], lanes.metric_columns(), 0.0).T
             metrics: dict[str, Any] = dict(zip(self.simulation.metric_names, columns, strict=True))
             metrics.update(dict.fromkeys(self._metric_flags, ended))
             if self._mode == core.SAME_STEP:
@@ -469,6 +468,17 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         """Release the threads."""
         if hasattr(self, "lanes"):  # gymnasium 1.2 also closes what a failing constructor left behind
             self.lanes.close()
+
+
+def vector_env(env: type[LaneEnv]) -> type[LaneVectorEnv]:
+    """The vector environment of a single one.
+
+    It has to be bound to its name in the module of the single one, `MyVectorEnv = vector_env(MyEnv)`, by which it is found again.
+    """
+    name = f"{env.__name__.removesuffix('Env')}VectorEnv"
+    about = f"Many lanes of `{env.__name__}`; see there, and `llmgym.core.env.LaneVectorEnv` for the further arguments."
+    home = {"simulation_class": env.simulation_class, "__module__": env.__module__, "__doc__": about}
+    return type(name, (LaneVectorEnv,), home)
 
 
 def _autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:

@@ -1,14 +1,16 @@
 """Lanes: many independent copies of one simulation, advanced by one compiled call.
 
-An environment is a `Simulation`: plain arrays whose first axis is the lane, numbers shared by all lanes, and five compiled
+An environment is a `Simulation`: arrays of records whose first axis is the lane, numbers shared by all lanes, and five compiled
 functions on one lane. `Lanes` allocates the arrays, draws a key for every episode and runs the generic loop over them.
 `llmgym.core.env` puts gymnasium's single and vector interfaces on top; both run the very same machine code, so a lane of
 a vector environment and a single environment with the same seed produce the same bits.
 """
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, is_dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import gymnasium
@@ -17,9 +19,11 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
+from llmgym.core.checks import choice, number
 from llmgym.core.frames import frame_of, unpacking
 from llmgym.core.jit import explained, kernel
 from llmgym.core.layout import Layout
+from llmgym.core.records import Record, viewing
 from llmgym.core.rng import substream
 from llmgym.errors import InvalidAction, InvalidArgument
 
@@ -33,15 +37,24 @@ RUN_STEPS = 10_000
 """Steps of one compiled call of `Lanes.run`."""
 
 
+@kernel(inline=True)
+def all_allowed(state: Any, params: Any, lane: int, out: NDArray[np.int8]) -> None:
+    """The mask of an environment in which every action is always allowed."""
+    for k in range(out.shape[0]):
+        out[k] = 1
+
+
 class Kernels(NamedTuple):
     """The compiled functions of one environment; each works on one lane of the state arrays.
 
     Attributes:
         reset_lane: `(state, params, lane, key)`: start an episode; its world is a function of the uint64 `key` alone.
         step_lane: `(state, params, lane, action) -> (reward, terminated, truncated, dt_s)`; `action` is a float64 row.
-        observe_lane: `(state, params, lane, out)`: write the observation, a float32 row of `layout.size` entries.
+        observe_lane: `(state, params, lane, out, rest)`: write the observation; `out` is the record of `layout.head`, and `rest`
+            the float32 row of all that follows it. Where the layout has no record, `(state, params, lane, out)` with the whole row.
         mask_lane: `(state, params, lane, out)`: write 1 (allowed) or 0 for every discrete action, an int8 row.
-        metrics_lane: `(state, params, lane, out)`: write the metrics of the episode so far, a float64 row.
+        metrics_lane: `(state, params, lane, out)`: write the metrics of the episode so far; `out` is the record
+            `Simulation.metrics`. Where there is none, a float64 row in the order of `metric_names`.
     """
 
     reset_lane: Callable[..., None]
@@ -50,17 +63,34 @@ class Kernels(NamedTuple):
     mask_lane: Callable[..., None]
     metrics_lane: Callable[..., None]
 
+    @classmethod
+    def of(
+        cls,
+        reset_lane: Callable[..., None],
+        step_lane: Callable[..., tuple[float, bool, bool, float]],
+        observe_lane: Callable[..., None],
+        metrics_lane: Callable[..., None],
+    ) -> "Kernels":
+        """Those of an environment in which every action is always allowed."""
+        return cls(reset_lane, step_lane, observe_lane, all_allowed, metrics_lane)
+
 
 class Simulation(ABC):
     """Everything one environment is, apart from gymnasium.
 
     Attributes:
         kernels: its compiled functions.
+        metrics: the record that `metrics_lane` writes; None: a row in the order of `metric_names`.
+        view: name of the module that draws a lane: functions `text` (for `ansi`) and `picture` (for `rgb_array`), each called with
+            the scenario, the params, the state and the lane; empty: the observation is told field by field, as text.
+        scenario: the settings, a dataclass with everything resolved; None: there is none.
         params: NamedTuple of numbers and small tables shared by all lanes; never written to.
         layout: the fields of an observation.
         action_space: `Discrete`, `MultiDiscrete` or `Box`, for one lane.
-        metric_names: names of the episode metrics, with units, in the order `metrics_lane` writes them.
+        metric_names: names of the episode metrics, with units: those of `metrics`, or the first of them.
+        headline_metrics: those that tables and pictures begin with, each with `"min"` or `"max"`.
         raise_on_masked: True if a masked action is an error, False if it is a penalised no-op.
+        invalid_cost: what a masked action costs where it is none.
         hidden: what a scheduler cannot know: names of state arrays (`"demand"`) or of fields of their records
             (`"request.output"`), each with the moment at which it becomes known. None: not declared, which the tests refuse.
         shown: the names of all others that differ from one world to the next when an episode begins: what a scheduler sees of
@@ -70,37 +100,65 @@ class Simulation(ABC):
     """
 
     kernels: ClassVar[Kernels]
+    metrics: ClassVar[type[Record] | None] = None
+    view: ClassVar[str] = ""
     render_modes: ClassVar[Sequence[str]] = ("rgb_array", "ansi")
     render_fps: ClassVar[int] = 4
 
+    scenario: Any = None
     params: Any
     layout: Layout
     action_space: "Discrete[Any] | MultiDiscrete[Any] | Box"  # text: gymnasium 1.2 has no MultiDiscrete[...]
     metric_names: tuple[str, ...]
+    headline_metrics: Any  # a mapping; of the class, or of one simulation where the scenario changes it
     raise_on_masked: bool = False
+    invalid_cost: float = 0.0
     hidden: ClassVar[Mapping[str, str] | None] = None
     shown: ClassVar[frozenset[str]] = frozenset()
     privileged_observation: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if (metrics := vars(cls).get("metrics")) is not None:
+            cls.metric_names, cls.headline_metrics = metrics.names(), metrics.headline()
+        if not cls.view and cls.render is Simulation.render:
+            cls.render_modes = ("ansi",)
+
+    def __init__(self, *, invalid_action: str = "penalize", invalid_cost: float = 0.01) -> None:
+        """What all environments with masks take.
+
+        Args:
+            invalid_action: what a masked action is: `"penalize"` (a counted no-op with a price) or `"raise"` (an error).
+            invalid_cost: the price, 0 or more.
+
+        Raises:
+            UnknownName: another word for `invalid_action`.
+            InvalidArgument: a price below 0, or none that is finite.
+        """
+        self.raise_on_masked = choice("invalid_action", invalid_action, ("penalize", "raise")) == "raise"
+        self.invalid_cost = number("invalid_cost", invalid_cost, zero=True)
 
     @abstractmethod
     def allocate(self, lanes: int) -> Any:
         """New state arrays (a NamedTuple) for this number of lanes."""
 
     @abstractmethod
-    def audit(self, state: Any, lane: int) -> dict[str, float]:
-        """Recount one lane from its raw arrays, for the invariants every environment is tested for.
-
-        Keys where they apply: `arrived, waiting, running, done, rejected` (requests), `kv_used, kv_resident, kv_capacity`
-        (tokens), `clock_s`, `energy_j`, `bytes_sent, bytes_received, bytes_in_flight`, `work_asked, work_done, work_left`.
-        """
-
-    @abstractmethod
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The undiscounted return of an episode, computed from its metrics: what the reward stands for."""
 
-    @abstractmethod
     def render(self, state: Any, lane: int, mode: str) -> Any:
         """A picture of one lane: uint8 [height, width, 3] for `rgb_array`, text for `ansi`."""
+        if self.view:
+            view = importlib.import_module(self.view)
+            draw = view.text if mode == "ansi" else view.picture
+            return draw(self.scenario, self.params, state, lane)
+        row = np.zeros(self.layout.size, np.float32)
+        observing(self)(state, self.params, lane, row)
+        return self.layout.text(row)
+
+    def settings(self) -> dict[str, Any]:
+        """The scenario with everything resolved, for reports."""
+        return asdict(self.scenario) if is_dataclass(self.scenario) else {}  # type: ignore[arg-type]
 
     def redraw(self, state: Any, lane: int, key: int) -> None:
         """Give a lane another future: draw all that is hidden at this moment anew, and keep what has happened and what was shown.
@@ -151,7 +209,7 @@ class Buffers(NamedTuple):
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     dt: NDArray[np.float64]
-    metrics: NDArray[np.float64]
+    metrics: NDArray[Any]
     final_obs: NDArray[np.float32]
     final_mask: NDArray[np.int8]
     ended: NDArray[np.bool_]
@@ -162,16 +220,34 @@ class Buffers(NamedTuple):
 
 
 _compiled: dict[Any, tuple[Callable[..., int], Callable[..., int]]] = {}
+_observing: dict[Any, Callable[..., None]] = {}
 
 
-def _loops(kernels: Kernels, name: str, arrays: Any) -> tuple[Callable[..., int], Callable[..., int]]:
+def observing(simulation: Simulation) -> Callable[..., None]:
+    """The compiled function `(state, params, lane, row)` that writes the whole observation, a float32 row."""
+    observe_lane, head = simulation.kernels.observe_lane, simulation.layout.head
+    if head is None:
+        return observe_lane
+    if (observe_lane, head) not in _observing:
+        view, width = viewing(head), head.dtype.itemsize // 4
+
+        @kernel(inline=True)
+        def observe_row(state: Any, params: Any, lane: int, row: NDArray[np.float32]) -> None:
+            observe_lane(state, params, lane, view(row), row[width:])
+
+        _observing[observe_lane, head] = observe_row
+    return _observing[observe_lane, head]
+
+
+def _loops(simulation: Simulation, arrays: Any) -> tuple[Callable[..., int], Callable[..., int]]:
     """The generic loops, compiled around the functions of one environment: step (and reset), and whole episodes.
 
     They take the frame of `arrays`, which are (state, params, buffers); see `llmgym.core.frames`.
     """
+    kernels = simulation.kernels._replace(observe_lane=observing(simulation))
     key = (kernels, numba.typeof(arrays))
     if key not in _compiled or numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        _compiled[key] = _compile(kernels, name, unpacking(arrays))
+        _compiled[key] = _compile(kernels, type(simulation).__name__, unpacking(arrays))
     return _compiled[key]
 
 
@@ -264,6 +340,17 @@ def _compile(
     return step_lanes, run_lanes
 
 
+def _metric_rows(simulation: Simulation, count: int) -> NDArray[Any]:
+    if simulation.metrics is not None:
+        return np.zeros(count, simulation.metrics.dtype)
+    return np.zeros((count, len(simulation.metric_names)))
+
+
+def _plain(rows: NDArray[Any]) -> NDArray[np.float64]:
+    """Rows of metrics as numbers, float64 [rows, metrics], in the same memory."""
+    return rows if rows.dtype.names is None else rows.view(np.float64).reshape(len(rows), -1)
+
+
 def _freeze(params: Any) -> None:
     """Make the arrays of params read-only: nothing may write them, and numba takes a writable copy for another type."""
     if isinstance(params, np.ndarray):
@@ -292,7 +379,7 @@ class Lanes:
             terminated=np.zeros(count, np.bool_),
             truncated=np.zeros(count, np.bool_),
             dt=np.zeros(count),
-            metrics=np.zeros((count, len(simulation.metric_names))),
+            metrics=_metric_rows(simulation, count),
             final_obs=np.zeros((count, d), np.float32),
             final_mask=np.zeros((count, a), np.int8),
             ended=np.ones(count, np.bool_),
@@ -315,7 +402,7 @@ class Lanes:
         _freeze(self.simulation.params)
         arrays = (self.state, self.simulation.params, self.buffers)
         self._frame = frame_of(arrays)
-        self._step, self._run = _loops(self.simulation.kernels, type(self.simulation).__name__, arrays)
+        self._step, self._run = _loops(self.simulation, arrays)
         self._pool = ThreadPoolExecutor(len(self._ranges)) if len(self._ranges) > 1 else None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -456,13 +543,20 @@ class Lanes:
 
     def metrics(self, lane: int) -> dict[str, float]:
         """Metrics of the episode that ended last in this lane."""
-        return dict(zip(self.simulation.metric_names, self.buffers.metrics[lane].tolist(), strict=True))
+        return self._named(self.buffers.metrics[lane : lane + 1])
 
     def metrics_now(self, lane: int) -> dict[str, float]:
         """Metrics of the running episode of this lane so far."""
-        row = np.zeros(len(self.simulation.metric_names))
-        self.simulation.kernels.metrics_lane(self.state, self.simulation.params, lane, row)
-        return dict(zip(self.simulation.metric_names, row.tolist(), strict=True))
+        rows = _metric_rows(self.simulation, 1)
+        self.simulation.kernels.metrics_lane(self.state, self.simulation.params, lane, rows[0])
+        return self._named(rows)
+
+    def metric_columns(self) -> NDArray[np.float64]:
+        """Metrics of the episodes that ended last, float64 [lanes, metrics]."""
+        return _plain(self.buffers.metrics)[:, : len(self.simulation.metric_names)]
+
+    def _named(self, rows: NDArray[Any]) -> dict[str, float]:
+        return dict(zip(self.simulation.metric_names, _plain(rows)[0].tolist()))  # a scenario may tell fewer
 
     def close(self) -> None:
         """Stop the threads, if there are any."""

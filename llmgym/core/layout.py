@@ -1,5 +1,6 @@
 """What an observation is made of, declared once: slices, bounds and the documentation table all come from here."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
+from llmgym.core.records import Record
 from llmgym.errors import UnknownName
 
 
@@ -32,10 +34,20 @@ class Field:
 
 
 class Layout:
-    """The fields of an observation in order: `layout["queue.age"]` is the slice of that field."""
+    """The fields of an observation in order: `layout["queue.age"]` is the slice of that field.
 
-    def __init__(self, fields: Sequence[Field]) -> None:
-        self.fields = tuple(fields)
+    Args:
+        fields: those whose sizes depend on the settings, after those of `head`.
+        head: the record of those that are always there, which kernels write by name; None: there is none.
+
+    Attributes:
+        head: as given.
+        size: entries of an observation.
+    """
+
+    def __init__(self, fields: Sequence[Field] = (), head: type[Record] | None = None) -> None:
+        self.head = head
+        self.fields = (*(_fields_of(head) if head else ()), *fields)
         self._slices: dict[str, slice] = {}
         start = 0
         for field in self.fields:
@@ -69,6 +81,14 @@ class Layout:
         """Names and sizes, as a checkpoint stores them to recognise the layout it was trained on."""
         return [[field.name, field.size] for field in self.fields]
 
+    def text(self, row: NDArray[np.float32]) -> str:
+        """An observation, float32 [size], told field by field."""
+        width = max((len(field.name) for field in self.fields), default=0)
+        return "\n".join(
+            f"{field.name:<{width}}  {' '.join(f'{value:.4g}' for value in row[self[field.name]])}"
+            for field in self.fields
+        )
+
     def markdown(self) -> str:
         """The table of the fields for the environment's documentation page."""
         rows = ["| index | field | low | high | unit | meaning |", "|---|---|---|---|---|---|"]
@@ -79,3 +99,9 @@ class Layout:
                 f"| {index} | `{field.name}` | {field.low:g} | {field.high:g} | {field.unit} | {field.about} |"
             )
         return "\n".join(rows)
+
+
+def _fields_of(head: type[Record]) -> Iterator[Field]:
+    for name, slot in head.slots.items():
+        size = math.prod(slot.shape)
+        yield Field(slot.name or name, size, slot.low, slot.high, slot.unit, slot.about)

@@ -8,8 +8,9 @@ names its specs in an entry point of the group `llmgym.environments`.
 
 import importlib
 import re
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
@@ -35,6 +36,8 @@ class EnvSpec:
         vector_env: its class for many lanes, as `"module:Class"`.
         scenarios: the named settings, a mapping from name to scenario, as `"module:NAME"`; empty: it has none.
         baselines: module with a mapping `BASELINES` from name to factory, and perhaps `GRIDS`; empty: it has none.
+        audit: recounts one lane from its raw arrays, a function of simulation, state and lane, as `"module:function"`; empty: the
+            method `audit` of the simulation, if it has one.
         cases: cheap arguments to test it with, a mapping from short names to keyword arguments, as `"module:NAME"`; empty: its
             defaults.
         decision: what is decided, in a few words.
@@ -47,19 +50,48 @@ class EnvSpec:
     vector_env: str
     scenarios: str = ""
     baselines: str = ""
+    audit: str = ""
     cases: str = ""
     decision: str = ""
     source: str = ""
     docs: str = ""
+
+    @classmethod
+    def of(cls, id: str, module: str, **others: Any) -> "EnvSpec":
+        """The spec of an environment whose parts are all in one module, under the usual names.
+
+        For `"me/Queue-v0"` these are the classes `QueueEnv` and `QueueVectorEnv`, and, where the module has them, `SCENARIOS`,
+        `BASELINES`, `CASES` and `audit`.
+
+        Args:
+            id: of the environment.
+            module: its name, as `__name__` in it.
+            **others: further fields, such as `decision`.
+        """
+        name = id.rpartition("/")[2].rpartition("-v")[0]
+        has = vars(sys.modules[module]).__contains__
+        parts = {
+            part: f"{module}:{there}"
+            for part, there in (("scenarios", "SCENARIOS"), ("cases", "CASES"), ("audit", "audit"))
+            if has(there)
+        }
+        if has("BASELINES"):
+            parts["baselines"] = module
+        return cls(id, f"{module}:{name}Env", f"{module}:{name}VectorEnv", **{**parts, **others})
 
     @property
     def name(self) -> str:
         """The id without namespace and version, such as `"KVQueue"`."""
         return self.id.rpartition("/")[2].rpartition("-v")[0]
 
+    def scenarios_by_name(self) -> Mapping[str, Any]:
+        """The scenarios that it takes, by name; empty where it has none."""
+        found: Mapping[str, Any] = _load(self.scenarios) if self.scenarios else {}
+        return found
+
     def scenario_names(self) -> tuple[str, ...]:
-        """The scenarios that it takes, by name."""
-        return tuple(_load(self.scenarios)) if self.scenarios else ()
+        """The names of the scenarios that it takes."""
+        return tuple(self.scenarios_by_name())
 
     def test_cases(self) -> dict[str, dict[str, Any]]:
         """Cheap arguments by short name; one case of its defaults where it names none."""
@@ -68,6 +100,19 @@ class EnvSpec:
             if self.cases
             else {"default": {}}
         )
+
+    def auditor(self) -> Callable[[Any, Any, int], dict[str, float]] | None:
+        """What recounts one lane for the tests; None where there is nothing that does.
+
+        It returns, where they apply: `arrived, waiting, running, done, rejected` (requests), `kv_used, kv_resident, kv_capacity`
+        (tokens), `clock_s`, `energy_j`, `bytes_sent, bytes_received, bytes_in_flight`, `work_asked, work_done, work_left`; and
+        `x_counted` beside any `x`, which must be equal.
+        """
+        if self.audit:
+            found: Callable[[Any, Any, int], dict[str, float]] = _load(self.audit)
+            return found
+        method = getattr(_load(self.env).simulation_class, "audit", None)
+        return None if method is None else lambda simulation, state, lane: method(simulation, state, lane)  # type: ignore[no-any-return]
 
     def baseline_module(self) -> Any:
         """The module of its rules; None where it has none."""
@@ -91,7 +136,7 @@ def register(*specs: EnvSpec) -> None:
             raise InvalidArgument(f"register({spec!r}): expected a llmgym.EnvSpec")
         if not _ID.fullmatch(spec.id):
             raise InvalidArgument(f"id={spec.id!r}: expected a name with a version, such as 'me/Queue-v0'")
-        for field in ("env", "vector_env", "scenarios", "cases"):
+        for field in ("env", "vector_env", "scenarios", "audit", "cases"):
             part = getattr(spec, field)
             if (part or field in ("env", "vector_env")) and not _PART.fullmatch(part):
                 raise InvalidArgument(f"{field}={part!r} of {spec.id}: expected 'module:name'")
@@ -156,7 +201,6 @@ def register_installed() -> None:
             )
 
 
-def _load(part: str) -> Mapping[str, Any]:
+def _load(part: str) -> Any:
     module, _, name = part.partition(":")
-    found: Mapping[str, Any] = getattr(importlib.import_module(module), name)
-    return found
+    return getattr(importlib.import_module(module), name)

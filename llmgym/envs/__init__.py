@@ -6,7 +6,15 @@ __all__ = ["ENVIRONMENTS", "env_ids", "register_all", "scenario_names"]
 
 
 def _ours(
-    name: str, folder: str, scenarios: str, *, decision: str, source: str, docs: str, baselines: str = ""
+    name: str,
+    folder: str,
+    scenarios: str,
+    *,
+    decision: str,
+    source: str,
+    docs: str,
+    baselines: str = "",
+    audit: str = "",
 ) -> EnvSpec:
     """An environment of this package, whose parts are where all of them have them."""
     home = f"llmgym.envs.{folder}"
@@ -16,6 +24,7 @@ def _ours(
         vector_env=f"{home}.env:{name}VectorEnv",
         scenarios=f"llmgym.envs.{scenarios}",
         baselines=f"llmgym.baselines.{baselines or folder}",
+        audit=audit and f"llmgym.envs.{audit}",
         cases=f"{home}.cases:CASES",
         decision=decision,
         source=source,

@@ -34,16 +34,31 @@ from llmgym.serving.residents import FAR, PAUSE, RECOMPUTE, decode_all, kv_of, s
 @kernel
 def start(state: Any, params: Any, lane: int, key: np.uint64) -> None:
     """An empty engine at time 0 that deals with overflow as the first rule does."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.key = key
-    me.clock_s = 0.0
-    me.tick, me.residents, me.walk, me.used, me.unfilled, me.swapped, me.paused = 0, 0, 0, 0, 0, 0, 0
-    me.growth, me.budget_left, me.next_finish, me.blocked = 0, number.budget, FAR, 0
-    me.waiting, me.done, me.met, me.preemptions, me.draws, me.batches = 0, 0, 0, 0, 0, 0
-    me.waiting_area, me.dropped, me.prefilled, me.decoded = 0, 0, 0, 0
-    me.batch_used, me.batch_prefill, me.batch_decodes, me.kv_peak = 0, 0, 0, 0
-    me.batch_s, me.busy_s, me.kv_s = 0.0, 0.0, 0.0
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.key = key
+    episode.clock_s = 0.0
+    (
+        episode.tick,
+        episode.residents,
+        episode.walk,
+        episode.used,
+        episode.unfilled,
+        episode.swapped,
+        episode.paused,
+    ) = 0, 0, 0, 0, 0, 0, 0
+    episode.growth, episode.budget_left, episode.next_finish, episode.blocked = 0, config.budget, FAR, 0
+    episode.waiting, episode.done, episode.met, episode.preemptions, episode.draws, episode.batches = (
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+    episode.waiting_area, episode.dropped, episode.prefilled, episode.decoded = 0, 0, 0, 0
+    episode.batch_used, episode.batch_prefill, episode.batch_decodes, episode.kv_peak = 0, 0, 0, 0
+    episode.batch_s, episode.busy_s, episode.kv_s = 0.0, 0.0, 0.0
     follow(state, params, lane, 0)
     queue.empty(state, params, lane)
 
@@ -51,53 +66,53 @@ def start(state: Any, params: Any, lane: int, key: np.uint64) -> None:
 @kernel
 def follow(state: Any, params: Any, lane: int, number_of_rule: int) -> None:
     """Let the coming overflow be dealt with as this rule does."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     rule = params.rules[number_of_rule]
-    me.overflow = rule.overflow
-    me.skip = rule.skip
-    me.clear_probability = rule.clear_probability
+    episode.overflow = rule.overflow
+    episode.skip = rule.skip
+    episode.clear_probability = rule.clear_probability
 
 
 @kernel(inline=True)
 def plan(state: Any, params: Any, lane: int) -> None:
     """Decide what every resident runs in the next batch, and make room where the batch would not fit."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.blocked = 0
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.blocked = 0
     # Nobody prefills, nobody is held back, everything fits: by far the most frequent case, so it is told apart first.
-    if me.paused == 0 and me.walk == me.residents and me.walk <= number.budget:
-        me.growth = decode_all(state, params, lane)
-        me.budget_left = number.budget - me.walk
-        if me.used + me.growth <= number.kv_capacity:
+    if episode.paused == 0 and episode.walk == episode.residents and episode.walk <= config.budget:
+        episode.growth = decode_all(state, params, lane)
+        episode.budget_left = config.budget - episode.walk
+        if episode.used + episode.growth <= config.kv_capacity:
             return
     _plan_each(state, params, lane)
 
 
 @kernel(inline=True)
 def _plan_each(state: Any, params: Any, lane: int) -> None:
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
-    if me.paused > 0 and me.overflow != PAUSE:
+    if episode.paused > 0 and episode.overflow != PAUSE:
         bring_back(state, lane)
-    if me.paused == 0:
-        if me.walk > number.budget:
-            me.walk = number.budget
-        left = number.budget - me.walk
+    if episode.paused == 0:
+        if episode.walk > config.budget:
+            episode.walk = config.budget
+        left = config.budget - episode.walk
         growth = decode_all(state, params, lane)
-        for i in range(me.walk, me.residents):
+        for i in range(episode.walk, episode.residents):
             r = resident[i]
-            tokens = unit(number, r, left)
+            tokens = unit(config, r, left)
             r.run = tokens
             left -= tokens
-            growth += stored_with(number, me.tick, r, tokens)
-        me.growth = growth
-        me.budget_left = left
-        if me.used + growth <= number.kv_capacity:
+            growth += stored_with(config, episode.tick, r, tokens)
+        episode.growth = growth
+        episode.budget_left = left
+        if episode.used + growth <= config.kv_capacity:
             return
-    if me.overflow == PAUSE:
+    if episode.overflow == PAUSE:
         pause(state, params, lane)
-    elif me.overflow == RECOMPUTE:
+    elif episode.overflow == RECOMPUTE:
         preempt(state, params, lane)
     else:
         clear(state, params, lane)
@@ -106,43 +121,43 @@ def _plan_each(state: Any, params: Any, lane: int) -> None:
 @kernel(inline=True)
 def fits_now(state: Any, params: Any, lane: int, request: int) -> bool:
     """Whether the engine can run the first chunk of a waiting request in the planned batch."""
-    me = state.lane[lane]
-    number = params.number[0]
-    if me.blocked == 1 or me.budget_left <= 0 or me.residents >= number.seats:
+    episode = state.lane[lane]
+    config = params.config[0]
+    if episode.blocked == 1 or episode.budget_left <= 0 or episode.residents >= config.seats:
         return False
     asked = state.request[lane, request]
     prompt = asked.prompt + asked.kept
-    first = min(min(prompt, number.chunk), me.budget_left)
-    if number.first_stored == 1 and first == prompt:
+    first = min(min(prompt, config.chunk), episode.budget_left)
+    if config.first_stored == 1 and first == prompt:
         first += 1
-    return me.used + me.growth + in_blocks(number, first) <= number.kv_capacity
+    return episode.used + episode.growth + in_blocks(config, first) <= config.kv_capacity
 
 
 @kernel(inline=True)
 def admit(state: Any, params: Any, lane: int, request: int) -> None:
     """Make a waiting request the youngest resident; its first chunk joins the planned batch. Call only if `fits_now`."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     asked = state.request[lane, request]
-    me.waiting_area -= asked.area
-    me.waiting -= 1
+    episode.waiting_area -= asked.area
+    episode.waiting -= 1
     queue.remove(state, params, lane, request)
-    r = state.resident[lane, me.residents]
+    r = state.resident[lane, episode.residents]
     kept = asked.kept
     r.request = request
     r.kept = kept
     r.prompt = asked.prompt + kept
     r.prefilled = 0
     r.output = asked.output
-    r.predicted = predicted_output(number, asked.predicted)
+    r.predicted = predicted_output(config, asked.predicted)
     r.base = 0
     r.finish = FAR
     r.decoding = 0
     r.paused = 0
-    r.run = unit(number, r, me.budget_left)
-    me.growth += stored_with(number, me.tick, r, r.run)
-    me.budget_left -= r.run
-    me.residents += 1
+    r.run = unit(config, r, episode.budget_left)
+    episode.growth += stored_with(config, episode.tick, r, r.run)
+    episode.budget_left -= r.run
+    episode.residents += 1
 
 
 @kernel(inline=True)
@@ -182,21 +197,21 @@ def run_batch(state: Any, params: Any, lane: int) -> float:
 @kernel(inline=True)
 def batch_time_s(state: Any, params: Any, lane: int) -> float:
     """How long the planned batch takes, s; -1 if there is nothing to run. Notes what is in it."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
-    walk = me.walk
+    walk = episode.walk
     decodes = walk
     prefill = 0
     prefill_s = 0.0
-    idle_kv = me.unfilled
+    idle_kv = episode.unfilled
     sequences = walk
-    for i in range(walk, me.residents):
+    for i in range(walk, episode.residents):
         r = resident[i]
         if r.paused == 1:
             continue
         if r.prefilled < r.prompt:
-            idle_kv += in_blocks(number, r.prefilled)
+            idle_kv += in_blocks(config, r.prefilled)
             if r.run > 0:
                 prefill += r.run
                 prefill_s += prefill_attention_s(params.cost, r.run, r.prefilled)
@@ -204,48 +219,48 @@ def batch_time_s(state: Any, params: Any, lane: int) -> float:
         elif r.run > 0:
             decodes += 1
             sequences += 1
-            kv = kv_of(number, me.tick, r)
-            idle_kv += in_blocks(number, kv) - kv
+            kv = kv_of(config, episode.tick, r)
+            idle_kv += in_blocks(config, kv) - kv
         else:
-            idle_kv += in_blocks(number, kv_of(number, me.tick, r))
+            idle_kv += in_blocks(config, kv_of(config, episode.tick, r))
     if sequences == 0:
         return -1.0
-    used = me.used + me.growth
-    me.batch_used = used
-    me.batch_prefill = prefill
-    me.batch_decodes = decodes
-    return step_time_s(params.cost, prefill, prefill_s, decodes, me.used - idle_kv, sequences, used)
+    used = episode.used + episode.growth
+    episode.batch_used = used
+    episode.batch_prefill = prefill
+    episode.batch_decodes = decodes
+    return step_time_s(params.cost, prefill, prefill_s, decodes, episode.used - idle_kv, sequences, used)
 
 
 @kernel(inline=True)
 def end_batch(state: Any, params: Any, lane: int, seconds: float) -> None:
     """What `batch_time_s` looked at has run, in so many s (an engine may have waited for another that it steps together with)."""
-    me = state.lane[lane]
-    used = me.batch_used
-    me.clock_s += seconds
-    me.tick += 1
-    me.batches += 1
-    me.batch_s = seconds
-    me.busy_s += seconds
-    me.kv_s += used * seconds
-    me.kv_peak = max(me.kv_peak, used)
-    me.prefilled += me.batch_prefill
-    me.decoded += me.batch_decodes
-    me.used = used
-    if me.walk < me.residents:
+    episode = state.lane[lane]
+    used = episode.batch_used
+    episode.clock_s += seconds
+    episode.tick += 1
+    episode.batches += 1
+    episode.batch_s = seconds
+    episode.busy_s += seconds
+    episode.kv_s += used * seconds
+    episode.kv_peak = max(episode.kv_peak, used)
+    episode.prefilled += episode.batch_prefill
+    episode.decoded += episode.batch_decodes
+    episode.used = used
+    if episode.walk < episode.residents:
         _advance(state, params, lane)
-    if me.tick >= me.next_finish:
+    if episode.tick >= episode.next_finish:
         _complete(state, params, lane)
 
 
 @kernel(inline=True)
 def _advance(state: Any, params: Any, lane: int) -> None:
     """Give the residents from `walk` on what they ran in the batch that just ended."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
     walk = -1
-    for i in range(me.walk, me.residents):
+    for i in range(episode.walk, episode.residents):
         r = resident[i]
         if r.decoding == 1:
             if r.run == 0:
@@ -257,57 +272,57 @@ def _advance(state: Any, params: Any, lane: int) -> None:
             if r.prefilled < r.prompt:
                 r.prefilled += r.run
                 if r.prefilled == r.prompt:
-                    me.decoded += number.first
-                    starts = number.first == 1 or r.kept > 0
-                    r.base = me.tick - r.kept - number.first
+                    episode.decoded += config.first
+                    starts = config.first == 1 or r.kept > 0
+                    r.base = episode.tick - r.kept - config.first
             else:
                 starts = True
-                r.base = me.tick - 1
+                r.base = episode.tick - 1
             if starts:
                 r.decoding = 1
                 r.finish = r.base + r.output
-                me.next_finish = min(me.next_finish, r.finish)
+                episode.next_finish = min(episode.next_finish, r.finish)
                 if r.kept == 0:
                     asked = state.request[lane, r.request]
-                    asked.ttft_s = me.clock_s - asked.arrival_s
+                    asked.ttft_s = episode.clock_s - asked.arrival_s
         if r.decoding == 0 and walk < 0:
             walk = i
-    me.walk = walk if walk >= 0 else me.residents
+    episode.walk = walk if walk >= 0 else episode.residents
 
 
 @kernel(inline=True)
 def _complete(state: Any, params: Any, lane: int) -> None:
     """Remove the residents that have produced all their output and free their cache."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
-    walk = me.walk
+    walk = episode.walk
     nearest = FAR
     kept = 0
-    while resident[kept].finish > me.tick:
+    while resident[kept].finish > episode.tick:
         nearest = min(nearest, resident[kept].finish)
         kept += 1
-        if kept == me.residents:
+        if kept == episode.residents:
             # A resident that was held back has moved its end: nobody completes after all.
-            me.next_finish = nearest
+            episode.next_finish = nearest
             return
-    for i in range(kept, me.residents):
+    for i in range(kept, episode.residents):
         r = resident[i]
-        if r.finish <= me.tick:
-            me.used -= in_blocks(number, kv_of(number, me.tick, r))
+        if r.finish <= episode.tick:
+            episode.used -= in_blocks(config, kv_of(config, episode.tick, r))
             asked = state.request[lane, r.request]
-            e2e = me.clock_s - asked.arrival_s
+            e2e = episode.clock_s - asked.arrival_s
             ttft = asked.ttft_s
             asked.e2e_s = e2e
-            me.done += 1
-            if ttft <= number.ttft_slo_s and e2e - ttft <= number.tpot_slo_s * max(r.output - 1, 1):
-                me.met += 1
-            if i < me.walk:
+            episode.done += 1
+            if ttft <= config.ttft_slo_s and e2e - ttft <= config.tpot_slo_s * max(r.output - 1, 1):
+                episode.met += 1
+            if i < episode.walk:
                 walk -= 1
         else:
             nearest = min(nearest, r.finish)
             resident[kept] = r
             kept += 1
-    me.residents = kept
-    me.walk = walk
-    me.next_finish = nearest
+    episode.residents = kept
+    episode.walk = walk
+    episode.next_finish = nearest

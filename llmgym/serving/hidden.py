@@ -51,11 +51,11 @@ def redraw_outputs(
         pool: int [n], output lengths to draw from, tokens; where it is empty, every output ends with the next token.
         rng: draws them.
     """
-    me, requests = state.lane[lane], state.request[lane]
-    running = state.resident[lane, : me["residents"]]
+    episode, requests = state.lane[lane], state.request[lane]
+    running = state.resident[lane, : episode["residents"]]
     decoding = running["decoding"] == 1
     produced = requests["kept"].copy()
-    produced[running["request"]] = np.where(decoding, me["tick"] - running["base"], running["kept"])
+    produced[running["request"]] = np.where(decoding, episode["tick"] - running["base"], running["kept"])
     # what is rejected never runs, and so tells nothing about its output
     unfinished = np.flatnonzero(requests["e2e_s"][:arrived] < 0)
     least = produced[unfinished] + 1
@@ -64,4 +64,4 @@ def redraw_outputs(
     requests["output"][unfinished] = np.clip(drawn, least, most)
     running["output"] = requests["output"][running["request"]]
     running["finish"][decoding] = (running["base"] + running["output"])[decoding]
-    me["next_finish"] = running["finish"][decoding].min(initial=FAR)
+    episode["next_finish"] = running["finish"][decoding].min(initial=FAR)

@@ -14,28 +14,30 @@ from llmgym.serving.residents import decode_all, kv_of, output_so_far, stored_wi
 @kernel
 def bring_back(state: Any, lane: int) -> None:
     """Another way of dealing with overflow is in force now, and it knows no paused residents."""
-    me = state.lane[lane]
-    for i in range(me.residents):
+    episode = state.lane[lane]
+    for i in range(episode.residents):
         state.resident[lane, i].paused = 0
-    me.used += me.swapped
-    me.swapped, me.paused = 0, 0
+    episode.used += episode.swapped
+    episode.swapped, episode.paused = 0, 0
 
 
 @kernel
 def pause(state: Any, params: Any, lane: int) -> None:
     """Run residents in order of admission while they fit, hold the others back with their cache swapped out."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
-    left = number.budget
+    left = config.budget
     total, used, swapped, paused, walk = 0, 0, 0, 0, -1
     stopped = False
-    for i in range(me.residents):
+    for i in range(episode.residents):
         r = resident[i]
-        kv = kv_of(number, me.tick, r)
-        tokens = unit(number, r, left)
-        after = kv + stored_with(number, me.tick, r, tokens)  # blocks of one token: pausing knows no others
-        if not stopped and total + after <= number.kv_capacity:
+        kv = kv_of(config, episode.tick, r)
+        tokens = unit(config, r, left)
+        after = kv + stored_with(
+            config, episode.tick, r, tokens
+        )  # blocks of one token: pausing knows no others
+        if not stopped and total + after <= config.kv_capacity:
             r.run = tokens
             r.paused = 0
             total += after
@@ -46,35 +48,35 @@ def pause(state: Any, params: Any, lane: int) -> None:
             r.paused = 1
             swapped += kv
             paused += 1
-            stopped = me.skip == 0
+            stopped = episode.skip == 0
         if walk < 0 and (r.decoding == 0 or r.run == 0):
             walk = i
-    me.walk = walk if walk >= 0 else me.residents
-    me.used = used
-    me.swapped = swapped
-    me.paused = paused
-    me.growth = total - used
-    me.budget_left = left
-    me.blocked = 1 if paused > 0 and me.skip == 0 else 0
+    episode.walk = walk if walk >= 0 else episode.residents
+    episode.used = used
+    episode.swapped = swapped
+    episode.paused = paused
+    episode.growth = total - used
+    episode.budget_left = left
+    episode.blocked = 1 if paused > 0 and episode.skip == 0 else 0
 
 
 @kernel
 def preempt(state: Any, params: Any, lane: int) -> None:
     """Serve residents oldest first; while one does not fit, the youngest loses its cache and waits to be recomputed."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
-    left = number.budget
-    total = me.used
+    left = config.budget
+    total = episode.used
     walk = -1
     i = 0
-    while i < me.residents:
+    while i < episode.residents:
         r = resident[i]
-        tokens = unit(number, r, left)
-        need = stored_with(number, me.tick, r, tokens)
-        while me.residents > i and total + need > number.kv_capacity:
-            total -= evict(state, params, lane, me.residents - 1, True)
-        if me.residents <= i:
+        tokens = unit(config, r, left)
+        need = stored_with(config, episode.tick, r, tokens)
+        while episode.residents > i and total + need > config.kv_capacity:
+            total -= evict(state, params, lane, episode.residents - 1, True)
+        if episode.residents <= i:
             break
         r.run = tokens
         total += need
@@ -82,72 +84,72 @@ def preempt(state: Any, params: Any, lane: int) -> None:
         if walk < 0 and (r.decoding == 0 or tokens == 0):
             walk = i
         i += 1
-    me.walk = walk if walk >= 0 else me.residents
+    episode.walk = walk if walk >= 0 else episode.residents
     decode_all(state, params, lane)
-    me.growth = total - me.used
-    me.budget_left = left
-    me.blocked = 1
+    episode.growth = total - episode.used
+    episode.budget_left = left
+    episode.blocked = 1
 
 
 @kernel
 def clear(state: Any, params: Any, lane: int) -> None:
     """Throw out each resident with its progress, with the rule's probability, until the next batch fits."""
-    me = state.lane[lane]
-    while me.residents > 0:
-        for i in range(me.residents - 1, -1, -1):
-            if rng.uniform(rng.substream(me.key, 1), me.draws) < me.clear_probability:
+    episode = state.lane[lane]
+    while episode.residents > 0:
+        for i in range(episode.residents - 1, -1, -1):
+            if rng.uniform(rng.substream(episode.key, 1), episode.draws) < episode.clear_probability:
                 evict(state, params, lane, i, False)
-            me.draws += 1
+            episode.draws += 1
         if _replan(state, params, lane):
             break
-    if me.residents == 0:
+    if episode.residents == 0:
         _replan(state, params, lane)
-    me.blocked = 1
+    episode.blocked = 1
 
 
 @kernel
 def _replan(state: Any, params: Any, lane: int) -> bool:
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
-    left = number.budget
+    left = config.budget
     growth = 0
-    me.walk = me.residents
-    for i in range(me.residents):
+    episode.walk = episode.residents
+    for i in range(episode.residents):
         r = resident[i]
-        r.run = unit(number, r, left)
+        r.run = unit(config, r, left)
         left -= r.run
-        growth += stored_with(number, me.tick, r, r.run)
-        if me.walk == me.residents and (r.decoding == 0 or r.run == 0):
-            me.walk = i
+        growth += stored_with(config, episode.tick, r, r.run)
+        if episode.walk == episode.residents and (r.decoding == 0 or r.run == 0):
+            episode.walk = i
     decode_all(state, params, lane)
-    me.growth = growth
-    me.budget_left = left
-    return me.used + growth <= number.kv_capacity
+    episode.growth = growth
+    episode.budget_left = left
+    return episode.used + growth <= config.kv_capacity
 
 
 @kernel
 def evict(state: Any, params: Any, lane: int, index: int, keep_output: bool) -> int:
     """Take a resident out of the cache and back to the waiting requests; returns the tokens of the blocks that were freed."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
     r = resident[index]
-    kv = kv_of(number, me.tick, r)
-    freed = in_blocks(number, kv)
+    kv = kv_of(config, episode.tick, r)
+    freed = in_blocks(config, kv)
     request = r.request
-    state.request[lane, request].kept = output_so_far(me.tick, r) if keep_output else 0
+    state.request[lane, request].kept = output_so_far(episode.tick, r) if keep_output else 0
     if r.paused == 1:
-        me.swapped -= freed
-        me.paused -= 1
+        episode.swapped -= freed
+        episode.paused -= 1
     else:
-        me.used -= freed
-    me.preemptions += 1
-    me.dropped += kv
-    for i in range(index, me.residents - 1):
+        episode.used -= freed
+    episode.preemptions += 1
+    episode.dropped += kv
+    for i in range(index, episode.residents - 1):
         resident[i] = resident[i + 1]
-    me.residents -= 1
-    if me.walk > index:
-        me.walk -= 1
+    episode.residents -= 1
+    if episode.walk > index:
+        episode.walk -= 1
     wait(state, params, lane, request)
     return freed

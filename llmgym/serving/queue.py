@@ -35,7 +35,7 @@ def _key(state: Any, params: Any, lane: int, order: int, request: int) -> int:
     if order == BY_ARRIVAL:
         return 0
     if order == BY_OUTPUT:
-        return predicted_output(params.number[0], state.request[lane, request].predicted)
+        return predicted_output(params.config[0], state.request[lane, request].predicted)
     return state.request[lane, request].area
 
 

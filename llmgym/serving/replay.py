@@ -72,7 +72,7 @@ class State(NamedTuple):
 class Params(NamedTuple):
     """What the ranks share."""
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     rules: NDArray[Any]
     class_budgets: NDArray[np.int32]
     orders: NDArray[np.int64]
@@ -149,50 +149,50 @@ def latency_figures(
 @kernel
 def _arrive(state: State, params: Params, rank: int, seen_s: float) -> None:
     """Queue what has arrived by then."""
-    me = state.lane[rank]
-    while me.next < me.asked and state.request[rank, me.next].arrival_s <= seen_s:
-        wait(state, params, rank, me.next)
-        me.next += 1
+    episode = state.lane[rank]
+    while episode.next < episode.asked and state.request[rank, episode.next].arrival_s <= seen_s:
+        wait(state, params, rank, episode.next)
+        episode.next += 1
 
 
 @kernel
 def _send(state: State, rank: int, done_before: int) -> None:
     """A closed loop sends a request for each that has ended since."""
-    me = state.lane[rank]
-    for _ in range(me.done - done_before):
-        if me.asked < me.requests:
-            state.request[rank, me.asked].arrival_s = me.clock_s
-            me.asked += 1
+    episode = state.lane[rank]
+    for _ in range(episode.done - done_before):
+        if episode.asked < episode.requests:
+            state.request[rank, episode.asked].arrival_s = episode.clock_s
+            episode.asked += 1
 
 
 @kernel
 def _begin(state: State, params: Params, loop: NDArray[Any]) -> None:
     """Empty engines at time 0."""
-    number = params.number[0]
+    config = params.config[0]
     for rank in range(state.lane.shape[0]):
-        me = state.lane[rank]
+        episode = state.lane[rank]
         start(state, params, rank, np.uint64(rank))
-        me.next = 0
-        me.asked = min(number.clients, me.requests) if number.clients > 0 else me.requests
-        loop[0].left += me.requests
+        episode.next = 0
+        episode.asked = min(config.clients, episode.requests) if config.clients > 0 else episode.requests
+        loop[0].left += episode.requests
 
 
 @kernel
 def _plan_step(state: State, params: Params, rank: int, clock_s: float, seen_s: float) -> bool:
     """Put the next batch of a rank together; returns whether anybody was admitted or thrown out."""
-    me = state.lane[rank]
+    episode = state.lane[rank]
     rule = params.rules[0]
-    me.clock_s = clock_s
-    before = me.preemptions + me.draws
+    episode.clock_s = clock_s
+    before = episode.preemptions + episode.draws
     admitted = 0
     _arrive(state, params, rank, seen_s)
     plan(state, params, rank)
-    if me.waiting > 0 and me.blocked == 0:
+    if episode.waiting > 0 and episode.blocked == 0:
         admitted = admit_by_rule(state, params, rank, 0, rule.watermark)
     if rule.batch != 0:
         compose(state, params, rank, rule.batch)
-    me.batch_s = batch_time_s(state, params, rank)
-    return admitted > 0 or me.preemptions + me.draws != before
+    episode.batch_s = batch_time_s(state, params, rank)
+    return admitted > 0 or episode.preemptions + episode.draws != before
 
 
 @kernel
@@ -200,11 +200,11 @@ def _idle(state: State, params: Params, loop: Any) -> bool:
     """Nobody has a batch to run: time goes on until somebody plans again. False if nothing will ever run again."""
     following_s, again_s = np.inf, np.inf
     for rank in range(state.lane.shape[0]):
-        me = state.lane[rank]
-        arrival_s = state.request[rank, me.next].arrival_s if me.next < me.asked else np.inf
+        episode = state.lane[rank]
+        arrival_s = state.request[rank, episode.next].arrival_s if episode.next < episode.asked else np.inf
         following_s = min(following_s, arrival_s)
         if not empty(state, rank):
-            again_s = min(again_s, held_up_s(state, rank, arrival_s, params.number[0].idle_s))
+            again_s = min(again_s, held_up_s(state, rank, arrival_s, params.config[0].idle_s))
     if again_s == np.inf or loop.still > 1:
         # Empty engines wait for the next arrival and see it at once. So do those that have planned twice without a change: what
         # was in the way of the first plan (somebody was thrown out, so nobody was let in) is not in that of the second.
@@ -220,7 +220,7 @@ def _idle(state: State, params: Params, loop: Any) -> bool:
 @kernel
 def _run(state: State, params: Params, loop_of: NDArray[Any], steps: int) -> int:
     """Step all ranks together, so often; returns `GOES_ON`, `OVER` when every request is done, or why there is no end."""
-    number = params.number[0]
+    config = params.config[0]
     loop = loop_of[0]
     ranks = state.lane.shape[0]
     for _ in range(steps):
@@ -240,16 +240,16 @@ def _run(state: State, params: Params, loop_of: NDArray[Any], steps: int) -> int
             continue
         loop.still = 0
         for rank in range(ranks):
-            me = state.lane[rank]
-            if me.batch_s >= 0.0:
-                done = me.done
+            episode = state.lane[rank]
+            if episode.batch_s >= 0.0:
+                done = episode.done
                 end_batch(state, params, rank, step_s)
-                if me.done > done:
-                    loop.left -= me.done - done
+                if episode.done > done:
+                    loop.left -= episode.done - done
                     loop.fruitless = 0
-                    if number.clients > 0:
+                    if config.clients > 0:
                         _send(state, rank, done)
-        loop.seen_s = loop.clock_s if number.ahead == 1 else loop.clock_s + step_s
+        loop.seen_s = loop.clock_s if config.ahead == 1 else loop.clock_s + step_s
         loop.clock_s += step_s
     return GOES_ON
 

@@ -81,20 +81,20 @@ def time_per_token(ttft_s: float, e2e_s: float, output: int) -> float:
 
 
 @kernel(inline=True)
-def in_blocks(number: Any, tokens: int) -> int:
+def in_blocks(config: Any, tokens: int) -> int:
     """Tokens of the whole blocks that so many tokens need."""
-    return (tokens + number.block - 1) & -number.block
+    return (tokens + config.block - 1) & -config.block
 
 
 @kernel(inline=True)
-def chunks_of(number: Any, tokens: int) -> int:
+def chunks_of(config: Any, tokens: int) -> int:
     """ceil(tokens / chunk). The half keeps the product clear of whole numbers, so it is exact, and far cheaper than dividing."""
-    return int(math.floor((tokens + number.chunk - 0.5) * number.per_chunk))
+    return int(math.floor((tokens + config.chunk - 0.5) * config.per_chunk))
 
 
 @kernel(inline=True)
 def remaining_area(
-    number: Any, prompt: int, prefilled: int, kept: int, decoded: int, decoding: int, output: int
+    config: Any, prompt: int, prefilled: int, kept: int, decoded: int, decoding: int, output: int
 ) -> int:
     """Tokens x batches a request still has to occupy the cache for, if chunks are never cut short.
 
@@ -105,19 +105,19 @@ def remaining_area(
     if decoding == 0:
         left = prompt - prefilled
         if left > 0:
-            chunks = chunks_of(number, left)
+            chunks = chunks_of(config, left)
             area += (
-                number.chunk * (chunks * (chunks - 1) // 2)
+                config.chunk * (chunks * (chunks - 1) // 2)
                 + prefilled * (chunks - 1)
                 + prompt
-                + number.first_stored
+                + config.first_stored
             )
-            done = kept + number.first
+            done = kept + config.first
         else:
             done = kept
     more = output - done
     if more > 0:
-        start = prompt - kept - (number.first - number.first_stored)
+        start = prompt - kept - (config.first - config.first_stored)
         area += more * start + (output * (output + 1) - done * (done + 1)) // 2
     return area
 
@@ -137,14 +137,14 @@ def begin(request: Any, longest: int) -> None:
 
 
 @kernel(inline=True)
-def predicted_output(number: Any, predicted: int) -> int:
+def predicted_output(config: Any, predicted: int) -> int:
     """The output length a scheduler reckons with."""
-    return predicted if predicted > 0 else number.default_output
+    return predicted if predicted > 0 else config.default_output
 
 
 @kernel(inline=True)
-def predicted_area(number: Any, request: Any) -> int:
+def predicted_area(config: Any, request: Any) -> int:
     """Predicted tokens x batches of a waiting request."""
     kept = request.kept
-    output = max(predicted_output(number, request.predicted), kept + 1)
-    return remaining_area(number, request.prompt + kept, 0, kept, kept, 0, output)
+    output = max(predicted_output(config, request.predicted), kept + 1)
+    return remaining_area(config, request.prompt + kept, 0, kept, kept, 0, output)

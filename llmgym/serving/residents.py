@@ -76,59 +76,59 @@ def output_so_far(tick: int, r: Any) -> int:
 
 
 @kernel(inline=True)
-def kv_of(number: Any, tick: int, r: Any) -> int:
+def kv_of(config: Any, tick: int, r: Any) -> int:
     """Tokens of a resident in the cache."""
     if r.decoding == 1:
-        return r.prompt - r.kept + (tick - r.base) - (number.first - number.first_stored)
+        return r.prompt - r.kept + (tick - r.base) - (config.first - config.first_stored)
     return r.prefilled
 
 
 @kernel(inline=True)
-def unit(number: Any, r: Any, left: int) -> int:
+def unit(config: Any, r: Any, left: int) -> int:
     """Tokens a resident would take in the next batch if `left` tokens of the budget are free."""
     if r.prefilled < r.prompt:
-        return min(min(r.prompt - r.prefilled, number.chunk), left)
+        return min(min(r.prompt - r.prefilled, config.chunk), left)
     return min(1, left)
 
 
 @kernel(inline=True)
-def stored_with(number: Any, tick: int, r: Any, tokens: int) -> int:
+def stored_with(config: Any, tick: int, r: Any, tokens: int) -> int:
     """Tokens of the blocks the cache grows by when a resident runs `tokens`.
 
     Where prefill stores its first output as well, that is one token more.
     """
-    kv = kv_of(number, tick, r)
+    kv = kv_of(config, tick, r)
     after = kv + tokens
-    if number.first_stored == 1 and r.decoding == 0 and tokens > 0 and r.prefilled + tokens == r.prompt:
+    if config.first_stored == 1 and r.decoding == 0 and tokens > 0 and r.prefilled + tokens == r.prompt:
         after += 1
-    return in_blocks(number, after) - in_blocks(number, kv)
+    return in_blocks(config, after) - in_blocks(config, kv)
 
 
 @kernel(inline=True)
 def decode_all(state: Any, params: Any, lane: int) -> int:
     """Tokens of the blocks that one token each for the residents before `walk` takes; notes what they have not filled."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.unfilled = 0
-    if number.block == 1:
-        return me.walk
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.unfilled = 0
+    if config.block == 1:
+        return episode.walk
     growth, unfilled = 0, 0
-    for i in range(me.walk):
-        kv = kv_of(number, me.tick, state.resident[lane, i])
-        held = in_blocks(number, kv)
+    for i in range(episode.walk):
+        kv = kv_of(config, episode.tick, state.resident[lane, i])
+        held = in_blocks(config, kv)
         unfilled += held - kv
-        growth += in_blocks(number, kv + 1) - held
-    me.unfilled = unfilled
+        growth += in_blocks(config, kv + 1) - held
+    episode.unfilled = unfilled
     return growth
 
 
 @kernel(inline=True)
 def wait(state: Any, params: Any, lane: int, request: int) -> None:
     """Put a request among the waiting ones, in every order that is kept."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     asked = state.request[lane, request]
-    area = predicted_area(params.number[0], asked)
+    area = predicted_area(params.config[0], asked)
     asked.area = area
-    me.waiting_area += area
-    me.waiting += 1
+    episode.waiting_area += area
+    episode.waiting += 1
     queue.insert(state, params, lane, request)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llmgym import baselines
 from llmgym.core.lanes import LOOK, Simulation
-from llmgym.testing.drive import legal_action, same
+from llmgym.testing.drive import audited, legal_action, same
 from llmgym.testing.invariants import Kwargs, check_audit, check_observation, check_return, make
 
 MOMENTS = (0, 1, 2, 3, 5, 9, 17, 33, 60, 120)
@@ -129,9 +129,9 @@ def observations_do_not_read_it(env_id: str, kwargs: Kwargs) -> None:
                     other = redrawn(env, 1000 * seed + 10 * step + key)
                     _same_look(env, other, before, f"seed {seed}, step {step}, world {key}")
                     touched |= changes(env.lanes.state, other.lanes.state)
-                    audit = other.simulation.audit(other.lanes.state, 0)
+                    audit = audited(other)
                     check_audit(audit, {})
-                    clock_s = env.simulation.audit(env.lanes.state, 0).get("clock_s")
+                    clock_s = audited(env).get("clock_s")
                     assert audit.get("clock_s") == clock_s, "redraw moves the clock"
             _, _, terminated, truncated, info = env.step(legal_action(env, info["action_mask"], rng))
             if terminated or truncated:
@@ -218,7 +218,7 @@ def episode_goes_on_with_another_future(env_id: str, kwargs: Kwargs) -> None:
     for seed in range(2):
         rng = np.random.default_rng(seed)
         env.reset(seed=seed)
-        audit = env.simulation.audit(env.lanes.state, 0)
+        audit = audited(env)
         terminated = truncated = False
         for step in range(20_000):
             if step in MOMENTS:
@@ -226,7 +226,7 @@ def episode_goes_on_with_another_future(env_id: str, kwargs: Kwargs) -> None:
                 env.lanes.step(LOOK)
             action = legal_action(env, env.lanes.buffers.mask[0], rng)
             obs, _, terminated, truncated, _ = env.step(action)
-            before, audit = audit, env.simulation.audit(env.lanes.state, 0)
+            before, audit = audit, audited(env)
             check_audit(audit, before)
             check_observation(env, obs)
             if terminated or truncated:

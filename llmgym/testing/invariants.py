@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.spec import find
 from llmgym.errors import InvalidAction, InvalidArgument
-from llmgym.testing.drive import check_lanes_are_singles, legal_action, legal_actions, same
+from llmgym.testing.drive import audited, check_lanes_are_singles, legal_action, legal_actions, same
 
 Kwargs = Mapping[str, Any]
 Counts = Mapping[str, float]
@@ -99,7 +99,7 @@ def check_audit(audit: Mapping[str, float], before: Mapping[str, float]) -> None
     """Fail unless one recount of the raw arrays adds up: requests, memory, bytes, energy, work.
 
     Args:
-        audit: what `Simulation.audit` tells.
+        audit: what the spec's `audit` tells.
         before: what it told earlier in the episode; empty if nothing.
     """
     wrong = {name: value for name, value in audit.items() if not np.isfinite(value)}
@@ -231,7 +231,7 @@ def counts_time_bounds_and_return(
         assert set(np.unique(mask)) <= {0, 1}, f"a mask is made of 0 and 1, not of {np.unique(mask)}"
         if isinstance(env.action_space, Discrete):
             assert mask.any(), "no action is allowed: leave at least one in `mask_lane`"
-        before, audit = audit, env.simulation.audit(env.lanes.state, 0)
+        before, audit = audit, audited(env)
         check_audit(audit, before)
         assert info["dt"] >= 0.0, f"a step took {info['dt']} s"
         spent += info["dt"]
@@ -255,10 +255,11 @@ def audit_is_told(env_id: str, kwargs: Kwargs) -> None:
     """Whether an environment lets itself be recounted."""
     env = make(env_id, kwargs)
     env.reset(seed=0)
-    audit = env.simulation.audit(env.lanes.state, 0)
+    audit = audited(env)
     if not audit:
         raise SkipTest(
-            "audit() returns {}, so nothing is recounted: return what it can be held to, such as clock_s, arrived, waiting, done"
+            "nothing is recounted: name a function in the spec, EnvSpec(..., audit='module:function'), which returns what can be "
+            "held to each other, such as clock_s, arrived, waiting, done"
         )
     check_audit(audit, {})
 
@@ -435,7 +436,7 @@ def _try(env: Any, strict: Any, action: Any, allowed: bool, counted: bool, rng: 
         if counted:
             found = env.metrics()["invalid_actions"]
             assert found == 1.0, f"masked action {action} was counted {found:g} times in invalid_actions"
-        check_audit(env.simulation.audit(env.lanes.state, 0), {})
+        check_audit(audited(env), {})
     try:
         strict.step(action)
     except InvalidAction as error:
@@ -459,7 +460,7 @@ def return_with_masked_actions(env_id: str, kwargs: Kwargs, seed: int, action_se
         total, done, steps = total + reward, terminated or truncated, steps + 1
         check_observation(env, obs)
     assert done, "no end after 20,000 steps: terminate, or truncate at a horizon"
-    check_audit(env.simulation.audit(env.lanes.state, 0), {})
+    check_audit(audited(env), {})
     check_return(env, total, info["metrics"])
 
 

@@ -65,11 +65,11 @@ def observed(env: AFDRatioEnv, **fields: Any) -> Any:
 def test_the_formulas_are_those_of_the_paper(form: str, comm: str) -> None:
     """Throughput of every ratio by the rule is that of the public closed form, also with other coefficients."""
     env = AFDRatioEnv(scenario="stress", comm=comm, ratios=(1, 2, (7, 2), 9, 20))
-    number, b = env.simulation.params.number[0], 128
+    config, b = env.simulation.params.config[0], 128
     factors = np.array([1.2, 0.8, 1.1, 0.9, 1.3, 0.7])
-    theta, nu = 0.4 * float(number["theta_ref"]), 0.3 * float(number["nu_ref"])
+    theta, nu = 0.4 * float(config["theta_ref"]), 0.3 * float(config["nu_ref"])
     obs = observed(env, theta=0.4, nu=0.3, coefficients=factors, prompt_mean=0.5, steps_mean=0.25)
-    means = 0.5 * float(number["prompt_ref"]) + 0.25 * float(number["steps_ref"]) - 1.0
+    means = 0.5 * float(config["prompt_ref"]) + 0.25 * float(config["steps_ref"]) - 1.0
     costs = Coefficients(*(factors * np.array(PAPER.values)))
     ratio, workers = np.array([1, 2, 3.5, 9, 20]), np.array([1, 2, 7, 9, 20])
     time = {
@@ -105,7 +105,7 @@ def test_the_formulas_find_the_optima_of_the_baseline() -> None:
 
 def test_a_margin_keeps_the_ratio_for_a_small_gain() -> None:
     env = AFDRatioEnv(scenario="paper-stationary")
-    theta = 600.0 / float(env.simulation.params.number["theta_ref"][0])
+    theta = 600.0 / float(env.simulation.params.config["theta_ref"][0])
     obs = observed(env, theta=theta, ratio=8 / 32)  # 0.7499 against 0.7593 at 9: 1.25 %
     assert baselines.make("mean-field", env).act(obs, None).tolist() == [8]
     assert baselines.make("mean-field:margin=0.01", env).act(obs, None).tolist() == [8]
@@ -253,13 +253,13 @@ def test_balancing_beats_first_come_first_served() -> None:
 
 def test_min_max_fills_up_to_the_largest_load() -> None:
     env = AFDRefillEnv(scenario="small")
-    policy, number, layout = baselines.make("min-max", env), env.simulation.params.number[0], env.layout
+    policy, config, layout = baselines.make("min-max", env), env.simulation.params.config[0], env.layout
     obs = np.zeros((1, layout.size), np.float32)
     prompts = np.array([40, 90, 61, 7, 200, 60, 3, 500])
-    obs[:, layout["window.prompt"]] = np.log1p(prompts) * float(number["log_prompt"])
+    obs[:, layout["window.prompt"]] = np.log1p(prompts) * float(config["log_prompt"])
 
     def ask(room: float) -> int:
-        obs[:, layout["room"]] = room / float(number["load_scale"])
+        obs[:, layout["room"]] = room / float(config["load_scale"])
         return int(prompts[policy.act(obs, np.ones((1, 8), np.int8))[0]])
 
     assert [ask(61), ask(60), ask(89), ask(1e9), ask(2)] == [61, 60, 61, 500, 3]

@@ -124,13 +124,13 @@ def test_the_oracle_finds_the_optimum_of_a_toy() -> None:
 def test_the_law_with_the_queue_asks_for_what_the_formula_says() -> None:
     env = KVProvisionEnv(scenario="surge", max_replicas=12, startup_epochs=2)
     policy = baselines.make("kv-law-queue:utilization=0.8,window=2", env)
-    layout, number = env.layout, env.simulation.params.number[0]
+    layout, config = env.layout, env.simulation.params.config[0]
     obs = np.zeros((1, layout.size), np.float32)
 
     def ask(need: float, rate: float, queue: float = 0.0) -> int:
         obs[:, layout["need"]], obs[:, layout["mu"]] = need / 12, 1.0
         obs[:, layout["rate"]] = rate
-        obs[:, layout["waiting"]] = queue / number["waiting_cap"]
+        obs[:, layout["waiting"]] = queue / config["waiting_cap"]
         return int(policy.act(obs, None)[0])
 
     assert ask(4.0, 0.40) == 5  # 4 / 0.8
@@ -138,13 +138,13 @@ def test_the_law_with_the_queue_asks_for_what_the_formula_says() -> None:
     # 10 % more in two epochs: 15 % until a start serves, after three
     assert ask(4.4, 0.44) == int(np.ceil(4.4 * 1.15 / 0.8)) == 7
     assert ask(4.4, 0.41) == int(np.ceil(4.4 / 0.8)) == 6  # as two epochs ago
-    service = float(number["mu_ref"]) * 60.0
+    service = float(config["mu_ref"]) * 60.0
     assert ask(4.4, 0.44, 3.5 * service) == int(np.ceil(4.4 / 0.8 + 3.5)) == 9
     assert ask(4.0, 0.01) == int(np.ceil(4.0 * 0.5 / 0.8)) == 3  # no trend is worse than one half
     policy.reset(np.ones(1, np.bool_))
     assert ask(4.0, 0.80) == 5
     plain = baselines.make("kv-law-queue:window=0,clear=2", env)
-    obs[:, layout["rate"]], obs[:, layout["waiting"]] = 3.0, 4.0 * service / number["waiting_cap"]
+    obs[:, layout["rate"]], obs[:, layout["waiting"]] = 3.0, 4.0 * service / config["waiting_cap"]
     assert int(plain.act(obs, None)[0]) == int(np.ceil(4.0 / 0.9 + 2.0))
     for wrong, named in (("window=-1", "window"), ("clear=0", "clear"), ("utilization=0", "utilization")):
         with pytest.raises(InvalidArgument, match=named):
@@ -181,12 +181,12 @@ def test_the_law_asks_for_what_the_formula_says() -> None:
 def test_reactive_follows_the_queue_with_hysteresis() -> None:
     env = KVProvisionEnv(scenario="surge", max_replicas=8, initial_replicas=4)
     policy = baselines.make("reactive", env)
-    layout, number = env.layout, env.simulation.params.number[0]
+    layout, config = env.layout, env.simulation.params.config[0]
     obs = np.zeros((1, layout.size), np.float32)
     obs[:, layout["target"]] = obs[:, layout["on"]] = 4 / 8
 
     def ask(queue: float, used: float, starting: float = 0.0) -> int:
-        obs[:, layout["waiting"]] = queue / number["waiting_cap"]
+        obs[:, layout["waiting"]] = queue / config["waiting_cap"]
         obs[:, layout["kv.mean"]], obs[:, layout["starting"]] = used, starting / 8
         return int(policy.act(obs, None)[0])
 

@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode
 
 from llmgym import errors
 from llmgym.core import env as core_env
-from llmgym.core.checks import settled
+from llmgym.core.settings import settled
 from llmgym.envs.kv.queue.env import KVQueueEnv
 from llmgym.envs.kv.queue.scenarios import SCENARIOS
 from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded, UnknownArgument, UnknownName

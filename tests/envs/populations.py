@@ -55,7 +55,7 @@ def _ppd(env: Any, m: Counts) -> Counts:
     first = turns[: int(m["conversations"])]
     later = turns[int(m["conversations"]) :]
     done = later["e2e_s"] >= 0
-    p_nodes = simulation.params.number["ps"][0]
+    p_nodes = simulation.params.config["ps"][0]
     return {
         **_all("ttft_mean_s ttft_p50_s ttft_p99_s e2e_mean_s e2e_p50_s e2e_p99_s", done.sum()),
         **_all("ttft_gain tpot_loss crowd_loss", done.sum()),
@@ -82,14 +82,14 @@ def _oserve(env: Any, m: Counts) -> Counts:
 
 
 def _afd_ratio(env: Any, m: Counts) -> Counts:
-    me = env.lanes.state.lane[0]
+    episode = env.lanes.state.lane[0]
     single = env.simulation.scenario.fidelity in ("slot", "pipeline")
     return {
         **_all("relative_throughput throughput_tokens_per_cycle throughput_tokens_per_s", m["epochs"]),
         **_all("tau_mean_cycles barrier_excess_cycles load_mean_tokens idle_attention idle_ffn", m["epochs"]),
         **_all("bound_attention bound_communication bound_ffn ratio_mean instances_mean", m["epochs"]),
-        "thr80_tokens_per_cycle": float(me["early"]),
-        "tpot_mean_s": float(me["timed"]) if single else m["epochs"],
+        "thr80_tokens_per_cycle": float(episode["early"]),
+        "tpot_mean_s": float(episode["timed"]) if single else m["epochs"],
     }
 
 

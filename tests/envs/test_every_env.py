@@ -20,7 +20,7 @@ import llmgym
 from llmgym.profiles.profile import Provenance, Source, from_law
 from llmgym.serving.rules import CATALOGUE
 from llmgym.testing import invariants
-from llmgym.testing.drive import MODES
+from llmgym.testing.drive import MODES, audited
 from llmgym.testing.invariants import make
 from llmgym.workloads import RequestClass, Rows, Workload, replay
 from tests.envs.populations import counting
@@ -74,7 +74,7 @@ def test_an_audit_counts_what_the_invariants_need(env_id):
 def audit_of(env_id: str, kwargs: dict[str, Any]) -> dict[str, float]:
     env = make(env_id, kwargs)
     env.reset(seed=0)
-    return env.simulation.audit(env.lanes.state, 0)
+    return audited(env)
 
 
 def metric_names(env_id: str, kwargs: dict[str, Any]) -> tuple[str, ...]:

@@ -26,9 +26,9 @@ class Params(NamedTuple):
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    me = state.lane[lane]
-    me.key, me.step, me.missed = key, 0, 0.0
-    me.horizon = 3 + rng.integer(key, 1000, 0, 9)
+    episode = state.lane[lane]
+    episode.key, episode.step, episode.missed = key, 0, 0.0
+    episode.horizon = 3 + rng.integer(key, 1000, 0, 9)
 
 
 @kernel
@@ -36,20 +36,20 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Miss a target that is drawn anew for every step; part 1 of the action only costs time."""
-    me = state.lane[lane]
-    cost = abs(action[0] - rng.uniform(me.key, me.step))
-    me.missed += cost
-    me.step += 1
+    episode = state.lane[lane]
+    cost = abs(action[0] - rng.uniform(episode.key, episode.step))
+    episode.missed += cost
+    episode.step += 1
     if params.broken:
         cost = np.nan
-    return -cost, me.step >= me.horizon, False, 1.0 + action[1]
+    return -cost, episode.step >= episode.horizon, False, 1.0 + action[1]
 
 
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    me = state.lane[lane]
-    out[0] = rng.uniform(me.key, me.step)
-    out[1] = 1.0 if me.step >= me.horizon else 0.0
+    episode = state.lane[lane]
+    out[0] = rng.uniform(episode.key, episode.step)
+    out[1] = 1.0 if episode.step >= episode.horizon else 0.0
 
 
 @kernel
@@ -60,12 +60,12 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    me = state.lane[lane]
-    out[0] = me.missed
-    out[1] = float(me.horizon)
-    out[2] = rng.uniform(me.key, 2000) + params.shift
-    out[3] = float(rng.integer(me.key, 3000, 0, 1))
-    out[4] = np.nan if rng.uniform(me.key, 4000) < 0.3 else me.missed
+    episode = state.lane[lane]
+    out[0] = episode.missed
+    out[1] = float(episode.horizon)
+    out[2] = rng.uniform(episode.key, 2000) + params.shift
+    out[3] = float(rng.integer(episode.key, 3000, 0, 1))
+    out[4] = np.nan if rng.uniform(episode.key, 4000) < 0.3 else episode.missed
 
 
 class Worlds(Simulation):

@@ -44,24 +44,26 @@ class Saturated:
 def saturate(rule: Any, batches: int = 40_000, warm: int = 3_000, lanes: int = 4, **kwargs: Any) -> Saturated:
     """Run an overloaded engine and leave out its start."""
     run = engine(lanes, rule, **kwargs)
-    me, scenario = run.state.lane, run.simulation.scenario
+    episode, scenario = run.state.lane, run.simulation.scenario
     for _ in range(warm):
         run.step(HOLD)
-    before, already = me.copy(), run.state.request["e2e_s"] >= 0
+    before, already = episode.copy(), run.state.request["e2e_s"] >= 0
     waits = 0
     for _ in range(batches):
         run.step(HOLD)
-        waits += np.count_nonzero(me["waiting"])
+        waits += np.count_nonzero(episode["waiting"])
     assert not run.buffers.ended.any() and waits > 0.97 * lanes * batches, "the run must stay saturated"
-    done, seconds = me["done"] - before["done"], me["clock_s"] - before["clock_s"]
+    done, seconds = episode["done"] - before["done"], episode["clock_s"] - before["clock_s"]
     new = (run.state.request["e2e_s"] >= 0) & ~already
     prompt, output = run.state.request["prompt"][new], run.state.request["output"][new]
     return Saturated(
         rate_rps=float((done / seconds).mean()),
-        used=float(((me["kv_s"] - before["kv_s"]) / (me["busy_s"] - before["busy_s"])).mean())
+        used=float(((episode["kv_s"] - before["kv_s"]) / (episode["busy_s"] - before["busy_s"])).mean())
         / scenario.kv_capacity,
-        preemptions=float((me["preemptions"] - before["preemptions"]).sum() / done.sum()),
-        batch_s=float(((me["busy_s"] - before["busy_s"]) / (me["batches"] - before["batches"])).mean()),
+        preemptions=float((episode["preemptions"] - before["preemptions"]).sum() / done.sum()),
+        batch_s=float(
+            ((episode["busy_s"] - before["busy_s"]) / (episode["batches"] - before["batches"])).mean()
+        ),
         area=float(exact_area(prompt, output, scenario.chunk).mean()),
     )
 
@@ -72,12 +74,12 @@ def until(run: Lanes, seconds: float) -> NDArray[np.float64]:
     Returns:
         Clock (s) and requests left waiting, float64 [samples, 2, lanes].
     """
-    me = run.state.lane
+    episode = run.state.lane
     samples, mark = [], 0.0
-    while me["clock_s"].min() < seconds and not run.buffers.ended.all():
-        arrived = me["next"].copy()
+    while episode["clock_s"].min() < seconds and not run.buffers.ended.all():
+        arrived = episode["next"].copy()
         run.step(HOLD)
-        if me["clock_s"].min() >= mark:
-            samples.append((me["clock_s"].copy(), me["waiting"] - (me["next"] - arrived)))
+        if episode["clock_s"].min() >= mark:
+            samples.append((episode["clock_s"].copy(), episode["waiting"] - (episode["next"] - arrived)))
             mark += 1.0
     return np.array(samples, np.float64)

@@ -472,16 +472,16 @@ def refill(name: str, lanes: int = 8, cycles: int = 3000, **kwargs: Any) -> tupl
     env = AFDRefillVectorEnv(lanes, cycles=cycles, autoreset_mode="SAME_STEP", **kwargs)
     policy = baselines.make(name, env)
     obs, infos = env.reset(seed=1)
-    me = env.lanes.state.lane
+    episode = env.lanes.state.lane
     middle = None
-    while me["cycle"].max() < cycles - 20:
+    while episode["cycle"].max() < cycles - 20:
         obs, _, _, _, infos = env.step(policy.act(obs, infos["action_mask"]))
-        if middle is None and me["cycle"].min() >= cycles // 2:
-            middle = me.copy()
+        if middle is None and episode["cycle"].min() >= cycles // 2:
+            middle = episode.copy()
     assert middle is not None
-    run = me["cycle"] - middle["cycle"]
-    return float(((me["excess"] - middle["excess"]) / run).mean()), float(
-        ((me["clock"] - middle["clock"]) / run).mean()
+    run = episode["cycle"] - middle["cycle"]
+    return float(((episode["excess"] - middle["excess"]) / run).mean()), float(
+        ((episode["clock"] - middle["clock"]) / run).mean()
     )
 
 

@@ -128,24 +128,24 @@ def check_potential(rule: str, first_token: str) -> tuple[int, int]:
     """V(t+1) = V(t) - used(t) + area of the arrivals, to the token; areas of arrivals are counted batch by batch."""
     chunk = 7
     run = engine(1, rule, scenario="tiny", load=1.2, requests=400, chunk=chunk, first_token=first_token)
-    simulation, me, requests = run.simulation, run.state.lane[0], run.state.request[0]
+    simulation, episode, requests = run.simulation, run.state.lane[0], run.state.request[0]
     early, stored = int(first_token != "next-batch"), int(first_token == "stored")
-    before, arrived = simulation.potential(run.state, 0), int(me["next"])
+    before, arrived = simulation.potential(run.state, 0), int(episode["next"])
     paused, changes = 0, 0
     while not run.buffers.ended[0]:
         run.step(HOLD)
         came = 0
-        for s, o in requests[["prompt", "output"]][arrived : int(me["next"])].tolist():
+        for s, o in requests[["prompt", "output"]][arrived : int(episode["next"])].tolist():
             area = sum(min(k, s) for k in range(chunk, s + chunk, chunk)) + stored
             area += sum(s - early + stored + j for j in range(1 + early, o + 1))
             if not stored:
                 assert area == exact_area(s, o, chunk, early)
             came += area
         after = simulation.potential(run.state, 0)
-        assert after == before - me["batch_used"] + came
+        assert after == before - episode["batch_used"] + came
         changes += came > 0
-        paused += int(me["paused"])
-        before, arrived = after, int(me["next"])
+        paused += int(episode["paused"])
+        before, arrived = after, int(episode["next"])
     assert before == 0
     return paused, changes
 
@@ -170,18 +170,18 @@ def test_potential_with_a_stored_first_token() -> None:
 def test_cache_is_never_over_full_and_never_slack_while_somebody_waits(ratio: str, rule: str) -> None:
     delta = slack(law(ratio), M)
     run = engine(2, rule, scenario=f"paper-{ratio}", load=1.1, requests=4000)
-    me = run.state.lane
+    episode = run.state.lane
     held_back = 0
     for _ in range(8000):
         run.step(HOLD)
         # Left out of the batch that just ran: all that wait now and did not arrive after its start.
-        began = me["clock_s"] - me["batch_s"]
+        began = episode["clock_s"] - episode["batch_s"]
         for lane in range(2):
-            used = int(me["batch_used"][lane])
+            used = int(episode["batch_used"][lane])
             assert used <= M
             line = run.state.queue[lane, 0]
             waited = (
-                me["waiting"][lane] > 0
+                episode["waiting"][lane] > 0
                 and run.state.request["arrival_s"][lane, line[2 + line[0]]] <= began[lane]
             )
             if waited:
@@ -193,14 +193,14 @@ def test_cache_is_never_over_full_and_never_slack_while_somebody_waits(ratio: st
 @pytest.mark.parametrize("rule", ["wc-fcfs", "wc-skip"])
 def test_cache_is_not_slack_while_somebody_is_paused(rule: str) -> None:
     run = engine(1, rule, scenario="tiny", load=1.2, requests=1500)
-    me, delta = run.state.lane[0], slack(workloads.load("uniform-tiny"), 2000)
+    episode, delta = run.state.lane[0], slack(workloads.load("uniform-tiny"), 2000)
     paused_before, seen = 0, 0
     while not run.buffers.ended[0]:
         run.step(HOLD)
         if paused_before:
             seen += 1
-            assert 2000 * (1 - delta) <= me["batch_used"] <= 2000
-        paused_before = int(me["paused"])
+            assert 2000 * (1 - delta) <= episode["batch_used"] <= 2000
+        paused_before = int(episode["paused"])
     assert seen > 50
 
 
@@ -485,15 +485,15 @@ def token_batches(
         rate_rps=rate_rps,
         **settings,
     )
-    me, requests = run.state.lane[0], run.state.request[0]
+    episode, requests = run.state.lane[0], run.state.request[0]
     asked = np.concatenate([[0], np.cumsum(requests["prompt"].astype(np.int64) + requests["output"])])
     batches = []
     while True:
         run.step(HOLD)
         if run.buffers.ended[0]:
             return np.array(batches)
-        left = asked[me["next"]] - me["prefilled"] - me["decoded"]
-        batches.append((left, me["batch_prefill"], me["batch_decodes"], me["waiting"]))
+        left = asked[episode["next"]] - episode["prefilled"] - episode["decoded"]
+        batches.append((left, episode["batch_prefill"], episode["batch_decodes"], episode["waiting"]))
 
 
 def of_fixed_length(arrivals: workloads.Arrivals, prompt: int, output: int) -> workloads.Workload:
@@ -647,15 +647,15 @@ def test_class_budgets_are_safe_without_a_memory_check() -> None:
         rate_rps=1500.0,
         requests=20_000,
     )
-    me = run.state.lane
+    episode = run.state.lane
     admissions = 0
     for _ in range(1200):
         run.step(HOLD)
-        admissions = max(admissions, int(me["residents"].max()))
-    assert (me["waiting"] > 1000).all()
-    assert (me["preemptions"] == 0).all()
+        admissions = max(admissions, int(episode["residents"].max()))
+    assert (episode["waiting"] > 1000).all()
+    assert (episode["preemptions"] == 0).all()
     # In a steady state of full budgets every batch holds the sum of the areas, 12 requests of each age.
-    assert me["kv_peak"].max() == 16240
+    assert episode["kv_peak"].max() == 16240
     assert admissions <= 4 * (20 + 40 + 60)
 
 

@@ -30,16 +30,16 @@ class Params(NamedTuple):
 
 
 @kernel
-def draw(me: Any) -> None:
-    me.x = rng.uniform(me.key, 2 * me.step)
-    me.y = rng.uniform(me.key, 2 * me.step + 1)
+def draw(episode: Any) -> None:
+    episode.x = rng.uniform(episode.key, 2 * episode.step)
+    episode.y = rng.uniform(episode.key, 2 * episode.step + 1)
 
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    me = state.lane[lane]
-    me.key, me.step, me.total = key, 0, 0.0
-    draw(me)
+    episode = state.lane[lane]
+    episode.key, episode.step, episode.total = key, 0, 0.0
+    draw(episode)
 
 
 @kernel
@@ -47,30 +47,30 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Right is x > 0.5 and the third of [0, 1] that y is in; continuous, 2 + 3x."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     if params.constant == 1:
         reward = 1.0
     elif params.continuous == 1:
-        reward = -abs(action[0] - (2.0 + 3.0 * me.x))
+        reward = -abs(action[0] - (2.0 + 3.0 * episode.x))
     else:
         reward = 0.0
-        if int(action[0]) == (1 if me.x > 0.5 else 0):
+        if int(action[0]) == (1 if episode.x > 0.5 else 0):
             reward += 1.0
-        if int(action[1]) == int(3.0 * me.y):
+        if int(action[1]) == int(3.0 * episode.y):
             reward += 1.0
-    me.step += 1
-    me.total += reward
-    draw(me)
-    over = me.step >= params.horizon
+    episode.step += 1
+    episode.total += reward
+    draw(episode)
+    over = episode.step >= params.horizon
     return reward, over and params.terminates == 1, over and params.terminates == 0, 0.5
 
 
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    me = state.lane[lane]
-    out[0], out[1] = me.x, me.y
+    episode = state.lane[lane]
+    out[0], out[1] = episode.x, episode.y
     # who cannot see the time limit has to value all states alike
-    out[2] = me.step / params.horizon if params.terminates == 1 else 0.0
+    out[2] = episode.step / params.horizon if params.terminates == 1 else 0.0
 
 
 @kernel

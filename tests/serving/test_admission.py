@@ -32,14 +32,18 @@ def test_admissible_is_what_admitting_one_by_one_reaches(budget: int, first_toke
     params, seen = lanes.simulation.params, set()
     while not lanes.buffers.ended[0]:
         state = copy.deepcopy(lanes.state)
-        me = state.lane[0]
+        episode = state.lane[0]
         for most in (1, 8):
             promised = admission.admissible(lanes.state, params, 0, most)
             assert promised <= most
-        while me["waiting"] > 0 and engine.fits_now(state, params, 0, queue.at(state, 0, 0, 0)):
+        while episode["waiting"] > 0 and engine.fits_now(state, params, 0, queue.at(state, 0, 0, 0)):
             engine.admit(state, params, 0, queue.at(state, 0, 0, 0))
-            assert me["used"] + me["growth"] <= 400 and me["budget_left"] >= 0 and me["residents"] <= 12
-        admitted = int(me["residents"] - lanes.state.lane[0]["residents"])
+            assert (
+                episode["used"] + episode["growth"] <= 400
+                and episode["budget_left"] >= 0
+                and episode["residents"] <= 12
+            )
+        admitted = int(episode["residents"] - lanes.state.lane[0]["residents"])
         assert promised == min(admitted, 8)
         seen.add(promised)
         lanes.step(HOLD)
@@ -48,10 +52,10 @@ def test_admissible_is_what_admitting_one_by_one_reaches(budget: int, first_toke
 
 def course_of(lanes: Lanes, r: Any) -> list[int]:
     """The future of a resident as the slow engine rolls it out."""
-    me, first = lanes.state.lane[0], lanes.simulation.scenario.first_token
-    number = lanes.simulation.params.number[0]
+    episode, first = lanes.state.lane[0], lanes.simulation.scenario.first_token
+    config = lanes.simulation.params.config[0]
     decoding = bool(r["decoding"])
-    produced = int(me["tick"] - r["base"]) if decoding else int(r["kept"])
+    produced = int(episode["tick"] - r["base"]) if decoding else int(r["kept"])
     lag = 1 if first == "with-prefill" else 0
     request = Request(
         int(r["request"]),
@@ -64,7 +68,7 @@ def course_of(lanes: Lanes, r: Any) -> list[int]:
         cached=int(r["prompt"] - r["kept"]) + produced - lag if decoding else int(r["prefilled"]),
     )
     idle = World.__new__(World)
-    idle.first_token, idle.chunk = first, int(number["chunk"])
+    idle.first_token, idle.chunk = first, int(config["chunk"])
     return idle._future(request)
 
 
@@ -102,12 +106,12 @@ def planned(lanes: Lanes, batch: int) -> tuple[Any, Any, int]:
     """A copy of the state with the batch composed anew: lane record, residents, and the tokens the cache grows by."""
     state = copy.deepcopy(lanes.state)
     admission.compose(state, lanes.simulation.params, 0, batch)
-    me = state.lane[0]
-    residents = state.resident[0, : me["residents"]]
-    stored = lanes.simulation.params.number[0]["first_stored"]
+    episode = state.lane[0]
+    residents = state.resident[0, : episode["residents"]]
+    stored = lanes.simulation.params.config[0]["first_stored"]
     ends = (residents["decoding"] == 0) & (residents["run"] > 0)
     ends &= residents["prefilled"] + residents["run"] == residents["prompt"]
-    return me, residents, int(residents["run"].sum() + (stored * ends).sum())
+    return episode, residents, int(residents["run"].sum() + (stored * ends).sum())
 
 
 @pytest.mark.parametrize("first_token", FIRST_TOKENS)
@@ -119,19 +123,19 @@ def test_composed_batches_respect_budget_memory_and_their_own_order(
     cut, mixed = 0, 0
     while not lanes.buffers.ended[0]:
         for batch in (DECODE_FIRST, PREFILL_FIRST, PREFILL_ONLY, DECODE_ONLY):
-            me, residents, grown = planned(lanes, batch)
+            episode, residents, grown = planned(lanes, batch)
             run, prefills = residents["run"], residents["prefilled"] < residents["prompt"]
             active = residents["paused"] == 0
             assert (run >= 0).all() and not run[~active].any()
-            assert run.sum() + me["budget_left"] == budget and me["budget_left"] >= 0
-            assert me["growth"] == grown and me["used"] + grown <= capacity
+            assert run.sum() + episode["budget_left"] == budget and episode["budget_left"] >= 0
+            assert episode["growth"] == grown and episode["used"] + grown <= capacity
             assert (run[~prefills] <= 1).all()
-            full = me["used"] + grown + 2 + 9 > capacity
+            full = episode["used"] + grown + 2 + 9 > capacity
             chunk = np.minimum(9, residents["prompt"] - residents["prefilled"])
             assert batch == PREFILL_ONLY or (run[prefills] <= chunk[prefills]).all()
             short = np.where(prefills, run < chunk, run == 0) & active  # got less than a whole unit of work
             if batch in (DECODE_FIRST, PREFILL_FIRST) and not full:
-                assert me["budget_left"] == 0 or not short.any()
+                assert episode["budget_left"] == 0 or not short.any()
                 first = prefills if batch == PREFILL_FIRST else ~prefills
                 if short[first].any():  # then nothing is left for the others
                     assert not run[~first].any()
@@ -140,7 +144,9 @@ def test_composed_batches_respect_budget_memory_and_their_own_order(
                 whole = residents["prompt"] - residents["prefilled"]
                 assert ((run == 0) | (run == whole))[prefills].all()
                 assert not (run[prefills].any() and run[~prefills].any())
-                if me["used"] + whole[prefills & active].max() < capacity:  # the cache holds no prompt back
+                if (
+                    episode["used"] + whole[prefills & active].max() < capacity
+                ):  # the cache holds no prompt back
                     assert not run[~prefills].any()
             if batch == DECODE_ONLY and (~prefills).any():
                 assert run[prefills].sum() == 0
@@ -156,12 +162,12 @@ def test_composed_batches_respect_budget_memory_and_their_own_order(
 )
 def test_token_budget_rules_serve_everybody_within_the_budget(rule: str, budget: int) -> None:
     lanes = lanes_of(rule, budget=budget, overflow="recompute")
-    me = lanes.state.lane[0]
+    episode = lanes.state.lane[0]
     while not lanes.buffers.ended[0]:
         lanes.step(HOLD)
-        assert me["batch_prefill"] + me["batch_decodes"] <= budget and me["batch_used"] <= 400
+        assert episode["batch_prefill"] + episode["batch_decodes"] <= budget and episode["batch_used"] <= 400
         if rule in ("vllm-prefill-only", "faster-transformer"):
-            assert me["batch_prefill"] == 0 or me["batch_decodes"] == 0
+            assert episode["batch_prefill"] == 0 or episode["batch_decodes"] == 0
     assert lanes.metrics(0)["completed"] == 200
 
 
@@ -192,8 +198,8 @@ def test_class_budgets_hold_for_each_class_in_each_batch() -> None:
     most = np.zeros(3, int)
     while not lanes.buffers.ended[0]:
         lanes.step(HOLD)
-        me = lanes.state.lane[0]
-        now = set(lanes.state.resident[0, : me["residents"]]["request"].tolist())
+        episode = lanes.state.lane[0]
+        now = set(lanes.state.resident[0, : episode["residents"]]["request"].tolist())
         # Requests run for at least 4 batches, so whoever is new was admitted in the batch that just ran.
         most = np.maximum(most, np.bincount(kinds[sorted(now - before)], minlength=3))
         before = now
@@ -204,32 +210,32 @@ def test_class_budgets_hold_for_each_class_in_each_batch() -> None:
 def test_whole_prompt_check_keeps_the_watermark_free(rule: str, watermark: float) -> None:
     """After an admission the cache, with all admitted prompts, leaves w M free, but for a request admitted alone."""
     lanes = lanes_of(rule, chunk=50, overflow="recompute")
-    me, admissions = lanes.state.lane[0], 0
+    episode, admissions = lanes.state.lane[0], 0
     while not lanes.buffers.ended[0]:
-        residents = int(me["residents"])
+        residents = int(episode["residents"])
         lanes.step(HOLD)
-        if me["residents"] > residents > 0:
+        if episode["residents"] > residents > 0:
             admissions += 1
-            assert me["batch_used"] + watermark * 400 <= 400
+            assert episode["batch_used"] + watermark * 400 <= 400
     assert admissions > 20
 
 
 def test_headroom_check_keeps_its_share_free() -> None:
     lanes = lanes_of("alpha-clearing:headroom=0.3", chunk=50, overflow="recompute")
-    me, admissions = lanes.state.lane[0], 0
+    episode, admissions = lanes.state.lane[0], 0
     while not lanes.buffers.ended[0]:
-        residents = int(me["residents"])
+        residents = int(episode["residents"])
         lanes.step(HOLD)
-        if me["residents"] > residents > 0:
+        if episode["residents"] > residents > 0:
             admissions += 1
-            assert me["batch_used"] <= 0.7 * 400
+            assert episode["batch_used"] <= 0.7 * 400
     assert admissions > 20
 
 
 def test_most_limits_admissions_a_batch() -> None:
     lanes = lanes_of("wc-fcfs:most=1", load=3.0)
-    me = lanes.state.lane[0]
+    episode = lanes.state.lane[0]
     while not lanes.buffers.ended[0]:
-        before, done = int(me["residents"]), int(me["done"])
+        before, done = int(episode["residents"]), int(episode["done"])
         lanes.step(HOLD)
-        assert me["residents"] + (me["done"] - done) <= before + 1
+        assert episode["residents"] + (episode["done"] - done) <= before + 1

@@ -16,7 +16,7 @@ from llmgym.serving.requests import FIRST_TOKENS, chunks_of, remaining_area
 
 CHUNKS = (1, 2, 3, 5, 16, 512)
 NUMBER = {
-    (first, chunk): KVQueue(scenario="tiny", requests=2, chunk=chunk, first_token=first).params.number[0]
+    (first, chunk): KVQueue(scenario="tiny", requests=2, chunk=chunk, first_token=first).params.config[0]
     for first in FIRST_TOKENS
     for chunk in CHUNKS
 }
@@ -101,20 +101,20 @@ def test_eviction_frees_the_cache_and_keeps_or_drops_the_output(first_token: str
     for keep in (True, False):
         for index in range(int(lanes.state.lane[0]["residents"])):
             state = copy.deepcopy(lanes.state)
-            me = state.lane[0]
+            episode = state.lane[0]
             r = state.resident[0, index].copy()
-            before = me.copy()
-            produced = int(me["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
+            before = episode.copy()
+            produced = int(episode["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
             lag = 1 if first_token == "with-prefill" else 0
             cached = int(r["prompt"] - r["kept"]) + produced - lag if r["decoding"] else int(r["prefilled"])
             others = [k for k in state.resident[0, : before["residents"]]["request"] if k != r["request"]]
             assert overflow.evict(state, params, 0, index, keep) == cached
-            assert me["used"] == before["used"] - cached
-            assert me["dropped"] == before["dropped"] + cached
-            assert me["preemptions"] == before["preemptions"] + 1
-            assert me["waiting"] == before["waiting"] + 1
+            assert episode["used"] == before["used"] - cached
+            assert episode["dropped"] == before["dropped"] + cached
+            assert episode["preemptions"] == before["preemptions"] + 1
+            assert episode["waiting"] == before["waiting"] + 1
             assert state.request["kept"][0, r["request"]] == (produced if keep else 0)
-            assert state.resident[0, : me["residents"]]["request"].tolist() == others
+            assert state.resident[0, : episode["residents"]]["request"].tolist() == others
 
 
 @pytest.mark.parametrize("first_token", FIRST_TOKENS)
@@ -122,22 +122,22 @@ def test_recompute_prefills_again_but_decodes_each_token_once(first_token: str) 
     lanes = crowded(rules=("wc-fcfs",), overflow="recompute", first_token=first_token)
     while not lanes.buffers.ended[0]:
         lanes.step(HOLD)
-    me, requests = lanes.state.lane[0], lanes.state.request[0]
-    assert me["preemptions"] > 20
-    assert me["decoded"] == requests["output"].sum()
-    assert me["prefilled"] > requests["prompt"].sum()
+    episode, requests = lanes.state.lane[0], lanes.state.request[0]
+    assert episode["preemptions"] > 20
+    assert episode["decoded"] == requests["output"].sum()
+    assert episode["prefilled"] > requests["prompt"].sum()
 
 
 @pytest.mark.parametrize("rule", ["alpha-clearing", "beta-clearing"])
 def test_clearing_loses_the_output_which_is_decoded_again(rule: str) -> None:
     lanes = crowded(rules=(rule,), overflow="recompute", chunk=50)
-    me = lanes.state.lane[0]
+    episode = lanes.state.lane[0]
     for _ in range(1000):
         lanes.step(HOLD)
         assert not lanes.state.request["kept"][0].any()
-        assert me["decoded"] >= lanes.simulation.audit(lanes.state, 0)["work_done"]
-    assert me["preemptions"] > 20
-    assert me["decoded"] > lanes.simulation.audit(lanes.state, 0)["work_done"]
+        assert episode["decoded"] >= lanes.simulation.audit(lanes.state, 0)["work_done"]
+    assert episode["preemptions"] > 20
+    assert episode["decoded"] > lanes.simulation.audit(lanes.state, 0)["work_done"]
 
 
 def test_clearing_some_gets_everybody_served_where_clearing_all_repeats_itself() -> None:
@@ -157,9 +157,9 @@ def test_pauses_lose_nothing() -> None:
     while not lanes.buffers.ended[0]:
         paused += int(lanes.state.lane[0]["paused"])
         lanes.step(HOLD)
-    me, requests = lanes.state.lane[0], lanes.state.request[0]
-    assert paused > 20 and me["preemptions"] == 0 == me["dropped"]
-    assert me["decoded"] == requests["output"].sum() and me["prefilled"] == requests["prompt"].sum()
+    episode, requests = lanes.state.lane[0], lanes.state.request[0]
+    assert paused > 20 and episode["preemptions"] == 0 == episode["dropped"]
+    assert episode["decoded"] == requests["output"].sum() and episode["prefilled"] == requests["prompt"].sum()
 
 
 EVERY_RULE = (

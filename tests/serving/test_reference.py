@@ -82,7 +82,7 @@ def worlds(
     lanes.reset(None, [seed])
     lanes.load_action(0)
     drawn = lanes.state.request[0, : int(lanes.state.lane[0]["requests"])]
-    default = int(simulation.params.number[0]["default_output"])
+    default = int(simulation.params.config[0]["default_output"])
     list_of = [
         Request(i, float(r["arrival_s"]), int(r["prompt"]), int(r["output"]), int(r["predicted"]) or default)
         for i, r in enumerate(drawn)
@@ -120,23 +120,23 @@ def worlds(
 
 
 def snapshot(lanes: Lanes) -> dict[str, Any]:
-    me, state = lanes.state.lane[0], lanes.state
+    episode, state = lanes.state.lane[0], lanes.state
     residents = []
     early = lanes.simulation.scenario.first_token
-    for r in state.resident[0, : me["residents"]]:
+    for r in state.resident[0, : episode["residents"]]:
         decoding = bool(r["decoding"])
-        produced = int(me["tick"] - r["base"]) if decoding else int(r["kept"])
+        produced = int(episode["tick"] - r["base"]) if decoding else int(r["kept"])
         lag = 1 if early == "with-prefill" else 0
         cached = int(r["prompt"] - r["kept"]) + produced - lag if decoding else int(r["prefilled"])
         residents.append((int(r["request"]), produced, cached, bool(r["paused"])))
     line = state.queue[0, 0]
     return {
-        "clock_s": float(me["clock_s"]),
+        "clock_s": float(episode["clock_s"]),
         "residents": residents,
         "waiting": line[2 + line[0] : 2 + line[1]].tolist(),
-        "preemptions": int(me["preemptions"]),
-        "batch": (int(me["batch_used"]), int(me["batch_prefill"]), int(me["batch_decodes"])),
-        "used": int(me["used"]),
+        "preemptions": int(episode["preemptions"]),
+        "batch": (int(episode["batch_used"]), int(episode["batch_prefill"]), int(episode["batch_decodes"])),
+        "used": int(episode["used"]),
     }
 
 

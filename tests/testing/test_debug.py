@@ -55,14 +55,14 @@ def play(
             "in step_lane: the record has no field 'waitd_s'. Did you mean 'waited_s'? It has: key, waiting, arrived",
         ),
         (
-            "state.lane[lane].waited_s = 0.0",
-            "state.lane[lane].zzz = 0.0",
+            "state.episode[lane].key = key",
+            "state.episode[lane].zzz = key",
             "in reset_lane: the record has no field 'zzz'. It has",
         ),
         (
-            "now.tick >= params.ticks",
-            "now.tick >= params.tics",
-            "numba cannot compile this: Unknown attribute 'tics' of",
+            "now.second >= params.seconds",
+            "now.second >= params.secnds",
+            "numba cannot compile this: Unknown attribute 'secnds' of",
         ),
         (
             "    full = max(now.waiting[0], now.waiting[1])",

@@ -13,7 +13,7 @@ from llmgym.errors import InvalidArgument
 from llmgym.testing.new import new
 
 ROOT = Path(llmgym.__file__).parents[1]
-MOST_LINES = 150
+MOST_LINES = 125
 
 
 def run(folder: Path, *command: str) -> str:
@@ -52,7 +52,7 @@ def test_names_of_files_and_classes_follow(tmp_path, monkeypatch):
     assert new("two_queues") == (Path("two_queues.py"), "me/TwoQueues-v0")
     text = (tmp_path / "two_queues.py").read_text()
     assert "my_env" not in text and "MyEnv" not in text
-    assert 'env="two_queues:TwoQueuesSingle"' in text and "class TwoQueues(Simulation)" in text
+    assert "class TwoQueuesEnv(LaneEnv)" in text and "class TwoQueues(Simulation)" in text
     compile(text, "two_queues.py", "exec")
 
 

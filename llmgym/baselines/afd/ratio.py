@@ -82,7 +82,7 @@ class _Rule(Rule[AFDRatio]):
             raise InvalidArgument(
                 f"baseline {name!r} needs action='ratio', the environment was made with {simulation.action_mode!r}"
             )
-        self._number = simulation.params.number[0]
+        self._number = simulation.params.config[0]
         pairs = np.array(simulation.ratios, np.float64)
         self._workers, self._ffn = pairs[:, 0], pairs[:, 1]
         self._ratio = self._workers / self._ffn

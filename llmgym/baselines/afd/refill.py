@@ -30,7 +30,7 @@ class _Rule(Rule[AFDRefill], ABC):
         super().__init__(env, name, AFDRefill)
         simulation = self._simulation
         self._scores = simulation.action_mode == "score"
-        self._number, self._window = simulation.params.number[0], simulation.scenario.window
+        self._number, self._window = simulation.params.config[0], simulation.scenario.window
 
     def _left(self, obs: NDArray[np.float32]) -> NDArray[np.int64]:
         """Free slots still to fill, as many as the window has at most: int64 [lanes]."""

@@ -48,7 +48,7 @@ class _Rule(Rule[KVProvision]):
     def __init__(self, env: Any, name: str) -> None:
         super().__init__(env, name, KVProvision)
         simulation = self._simulation
-        self._number = simulation.params.number[0]
+        self._number = simulation.params.config[0]
         self._least, self._most = simulation.scenario.min_replicas, simulation.scenario.max_replicas
 
     def _targets(self, replicas: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -247,28 +247,28 @@ class OraclePolicy(_Rule):
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Targets [lanes]."""
         lanes = self._env.lanes
-        me = lanes.state.lane
+        episode = lanes.state.lane
         live = np.flatnonzero(~lanes.buffers.ended).tolist()
-        new = [lane for lane in live if not self._planned(me[lane], lane)]
+        new = [lane for lane in live if not self._planned(episode[lane], lane)]
         for first in range(0, len(new), TOGETHER):
             which = new[first : first + TOGETHER]
             for lane, plan in zip(which, self._search(np.array(which)), strict=True):
-                self._plans[lane] = float(me["checksum"][lane]), int(me["epoch"][lane]), plan
-        targets = np.maximum(me["target"], self._least).astype(np.int64)
+                self._plans[lane] = float(episode["checksum"][lane]), int(episode["epoch"][lane]), plan
+        targets = np.maximum(episode["target"], self._least).astype(np.int64)
         for lane in live:
             _, start, plan = self._plans[lane]
-            targets[lane] = plan[int(me["epoch"][lane]) - start]
+            targets[lane] = plan[int(episode["epoch"][lane]) - start]
         return targets
 
-    def _planned(self, me: Any, lane: int) -> bool:
+    def _planned(self, episode: Any, lane: int) -> bool:
         """Whether the plan of a lane is for this world, and has been followed so far."""
         if lane not in self._plans:
             return False
         world, start, plan = self._plans[lane]
-        past = int(me["epoch"]) - start
-        if world != float(me["checksum"]) or not 0 <= past < len(plan):
+        past = int(episode["epoch"]) - start
+        if world != float(episode["checksum"]) or not 0 <= past < len(plan):
             return False
-        return past == 0 or bool(plan[past - 1] == me["target"])
+        return past == 0 or bool(plan[past - 1] == episode["target"])
 
     def _search(self, which: NDArray[np.int64]) -> Targets:
         """Plans for some lanes from where they are now, int64 [lanes, epochs that are left at most]."""
@@ -365,8 +365,8 @@ class _Copies:
 
     def stand(self) -> Floats:
         """Replicas that serve, start and drain, and requests that wait, float64 [lanes, 4]."""
-        me = self.lanes.state.lane
-        return np.stack([me[name] for name in ("on", "starting", "draining", "waiting")], axis=1).astype(
+        episode = self.lanes.state.lane
+        return np.stack([episode[name] for name in ("on", "starting", "draining", "waiting")], axis=1).astype(
             float
         )
 

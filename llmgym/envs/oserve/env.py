@@ -88,7 +88,7 @@ class OServe(Simulation):
 
     kernels = KERNELS
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "e2e_mean_s": "min",
         "e2e_p99_s": "min",
         "ttft_p99_s": "min",
@@ -381,26 +381,26 @@ class OServe(Simulation):
 
         An engine reserves the answer when it admits a request, so the class of a running one is known.
         """
-        me, requests, params = state.lane[lane], state.request[lane], self.params
+        episode, requests, params = state.lane[lane], state.request[lane], self.params
         rng = np.random.default_rng(key)
         other = self.world(key)
-        arrived = int(me["next"])
+        arrived = int(episode["next"])
         drawn = other.request[0, : other.lane[0]["requests"]]
-        coming = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s]
-        me["requests"] = redraw_arrivals(requests, arrived, coming, rng)
+        coming = drawn[drawn["arrival_s"] >= episode["epoch"] * self.scenario.epoch_s]
+        episode["requests"] = redraw_arrivals(requests, arrived, coming, rng)
         state.demand[lane] = other.demand[0]
         fits = np.isfinite(params.work_s)
         for r in np.flatnonzero((requests["began_s"][:arrived] < 0.0) & (requests["e2e_s"][:arrived] < 0.0)):
             c = requests["kind"][r]
             alike = (params.guess == params.guess[c]) & (params.lengths[:, 0] == params.lengths[c, 0])
             requests["kind"][r] = rng.choice(np.flatnonzero(alike & (fits == fits[:, [c]]).all(axis=0)))
-        asked = requests[: me["requests"]]
-        me["checksum"] = float((asked["arrival_s"] + asked["kind"]).sum())
+        asked = requests[: episode["requests"]]
+        episode["checksum"] = float((asked["arrival_s"] + asked["kind"]).sum())
 
     def rates(self, state: State, lane: int) -> NDArray[np.float64]:
         """True arrivals a second of each type in every epoch of this episode, float64 [epochs, types]: nobody can know them."""
-        chosen, me = self.scenario, state.lane[lane]
-        requests = state.request[lane, : me["requests"]]
+        chosen, episode = self.scenario, state.lane[lane]
+        requests = state.request[lane, : episode["requests"]]
         kinds = self.requests.type_of[requests["kind"]]
         epoch = np.minimum((requests["arrival_s"] / chosen.epoch_s).astype(np.int64), chosen.epochs - 1)
         flat = np.bincount(epoch * self.requests.types + kinds, minlength=chosen.epochs * self.requests.types)
@@ -408,8 +408,8 @@ class OServe(Simulation):
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests, tokens and bytes from the raw arrays."""
-        me, slots = state.lane[lane], state.slot[lane]
-        requests = state.request[lane, : me["next"]]
+        episode, slots = state.lane[lane], state.slot[lane]
+        requests = state.request[lane, : episode["next"]]
         tokens = self.params.lengths.sum(axis=1)
         waiting: list[int] = []
         running: list[int] = []
@@ -429,18 +429,18 @@ class OServe(Simulation):
         found = np.array(waiting + running, np.int64)
         done = requests["e2e_s"] >= 0.0
         open_ = requests["arrival_s"][~done]
-        sent = float(me["weights_bytes"] + me["kv_bytes"])
+        sent = float(episode["weights_bytes"] + episode["kv_bytes"])
         gpus = np.zeros(self.scenario.gpus, np.int64)
         for slot in slots[slots["shape"] >= 0]:
             gpus[slot["gpu"] : slot["gpu"] + slot["gpus"]] += 1
         return {
-            "arrived": float(me["next"]),
+            "arrived": float(episode["next"]),
             "waiting": float(len(waiting)),
-            "waiting_counted": float(me["waiting"]),
+            "waiting_counted": float(episode["waiting"]),
             "running": float(len(running)),
-            "running_counted": float(me["running"]),
+            "running_counted": float(episode["running"]),
             "done": float(done.sum()),
-            "done_counted": float(me["done"]),
+            "done_counted": float(episode["done"]),
             "live": float((~done).sum()),
             "distinct": float(len(np.unique(found))),
             "kv_used": float(used),
@@ -452,10 +452,10 @@ class OServe(Simulation):
             "types_waiting": float(state.waits[lane].sum()),
             "types_waiting_counted": float(len(waiting)),
             "bytes_sent": sent,
-            "bytes_received": sent - float(me["flying_bytes"]),
-            "bytes_in_flight": float(me["flying_bytes"]),
+            "bytes_received": sent - float(episode["flying_bytes"]),
+            "bytes_in_flight": float(episode["flying_bytes"]),
             "open_arrival_s": round(float(open_.sum()), 3),
-            "clock_s": float(me["epoch"] * self.scenario.epoch_s),
+            "clock_s": float(episode["epoch"] * self.scenario.epoch_s),
         }
 
     def expected_return(self, metrics: dict[str, float]) -> float:

@@ -38,18 +38,18 @@ from llmgym.envs.oserve.world import begin_lane, consider, draw_world
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode; the first deployment serves nobody yet."""
-    me = state.lane[lane]
-    number = params.number[0]
-    begin_lane(me)
+    episode = state.lane[lane]
+    config = params.config[0]
+    begin_lane(episode)
     draw_world(state, params, lane, key)
-    me.deployment = number.initial
-    consider(state, params, lane, number.initial)
+    episode.deployment = config.initial
+    consider(state, params, lane, config.initial)
     set_up(state, params, lane)
-    for j in range(number.types):
+    for j in range(config.types):
         state.waits[lane, j] = 0
         # what a load test with the mean mix would say
         state.forecast[lane, j] = params.rate_scale[j]
-        for e in range(number.epochs):
+        for e in range(config.epochs):
             state.counts[lane, e, j] = 0
     for i in range(state.logit.shape[1]):
         state.logit[lane, i] = 0.0
@@ -62,67 +62,67 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Change the deployment or leave it, and let one epoch pass."""
-    me = state.lane[lane]
-    number = params.number[0]
-    before = _value(number, me)
-    start_s = me.epoch * number.epoch_s
-    end_s = start_s + number.epoch_s
-    if me.stopping == 1 and me.ready_s <= start_s:
-        me.stopping, me.flying_bytes = 0, 0.0
-    for j in range(number.types):
+    episode = state.lane[lane]
+    config = params.config[0]
+    before = _value(config, episode)
+    start_s = episode.epoch * config.epoch_s
+    end_s = start_s + config.epoch_s
+    if episode.stopping == 1 and episode.ready_s <= start_s:
+        episode.stopping, episode.flying_bytes = 0, 0.0
+    for j in range(config.types):
         state.plan[lane, j] = state.forecast[lane, j]
-        if number.action == CONTROL:
+        if config.action == CONTROL:
             state.plan[lane, j] = action[1 + j] * MOST_PLANNED * params.rate_scale[j]
     state.ends[lane, 2] = -1
-    me.since += 1
-    first = me.done
+    episode.since += 1
+    first = episode.done
     changed = _decide(state, params, lane, action)
     if changed:
         switch(state, params, lane, start_s)
     set_routes(state, params, lane, start_s)
     _serve(state, params, lane, start_s, end_s)
-    me.epoch += 1
+    episode.epoch += 1
     _count_up(state, params, lane, first, end_s)
-    terminated = me.waiting > number.cap
-    truncated = not terminated and me.epoch >= number.epochs
+    terminated = episode.waiting > config.cap
+    truncated = not terminated and episode.epoch >= config.epochs
     if terminated:
-        me.unstable = 1
-        _give_up(number, me)
+        episode.unstable = 1
+        _give_up(config, episode)
     _look(state, params, lane)
     _remember(state, lane, 1.0 if changed else 0.0)
-    return _value(number, me) - before, terminated, truncated, number.epoch_s
+    return _value(config, episode) - before, terminated, truncated, config.epoch_s
 
 
 @kernel
 def _decide(state: State, params: Params, lane: int, action: NDArray[np.float64]) -> bool:
     """Whether the deployment changes; to which is written to the last row of `replicas`."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     last = params.deployments.shape[0] - 1
-    a = int(math.floor(action[0] * (last if number.action == CONTROL else 1) + 0.5))
-    if number.action == ROUTE:
+    a = int(math.floor(action[0] * (last if config.action == CONTROL else 1) + 0.5))
+    if config.action == ROUTE:
         for i in range(state.logit.shape[1]):
             state.logit[lane, i] = LOGIT * action[i]
         return False
     d = a
-    if number.action == MENU:
+    if config.action == MENU:
         d = params.menu[a - 1] if a > 0 else -1
-    if number.action == EDIT:
+    if config.action == EDIT:
         if a == 0:
             return False
-        if me.stopping == 0 and _legal(state, params, lane, a - 1):
-            me.deployment = -1
+        if episode.stopping == 0 and _legal(state, params, lane, a - 1):
+            episode.deployment = -1
             return True
     else:
-        if d < 0 or (d == me.deployment and number.action != MENU):
+        if d < 0 or (d == episode.deployment and config.action != MENU):
             return False
-        if me.stopping == 0 and d != me.deployment:
-            me.deployment = d
+        if episode.stopping == 0 and d != episode.deployment:
+            episode.deployment = d
             consider(state, params, lane, d)
             return True
-    if number.action != CONTROL:
-        me.invalid += 1
-        me.penalty += number.invalid_cost
+    if config.action != CONTROL:
+        episode.invalid += 1
+        episode.penalty += config.invalid_cost
     return False
 
 
@@ -160,87 +160,87 @@ def _legal(state: State, params: Params, lane: int, e: int) -> bool:
 @kernel
 def _serve(state: State, params: Params, lane: int, start_s: float, end_s: float) -> None:
     """Hand out what a switch has put out and what arrives in an epoch, and bring all replicas to its end."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     requests = state.request[lane]
-    moves = number.dispatch == LEAST_WORK
+    moves = config.dispatch == LEAST_WORK
     again = state.ends[lane, 2]
     while True:
         r, at_s = again, start_s
         if again >= 0:
             again = requests[r].next
         else:
-            r = me.next
-            if r >= me.requests or requests[r].arrival_s >= end_s:
+            r = episode.next
+            if r >= episode.requests or requests[r].arrival_s >= end_s:
                 break
             at_s = requests[r].arrival_s
-            me.next += 1
-            me.open += 1.0
-            me.open_arrival_s += at_s
-            state.counts[lane, me.epoch, params.guess[requests[r].kind]] += 1
-        if me.stopping == 1 and at_s >= me.ready_s:
-            me.stopping, me.flying_bytes = 0, 0.0
+            episode.next += 1
+            episode.open += 1.0
+            episode.open_arrival_s += at_s
+            state.counts[lane, episode.epoch, params.guess[requests[r].kind]] += 1
+        if episode.stopping == 1 and at_s >= episode.ready_s:
+            episode.stopping, episode.flying_bytes = 0, 0.0
         if moves:
             migrate_waiting(state, params, lane, at_s)
         send(state, params, lane, r, at_s)
-        me.waiting_peak = max(me.waiting_peak, me.waiting)
+        episode.waiting_peak = max(episode.waiting_peak, episode.waiting)
     if moves:
         migrate_waiting(state, params, lane, end_s)
     for k in range(state.slot.shape[1]):
         if state.slot[lane, k].shape >= 0:
             advance(state, params, lane, k, end_s)
-    if me.stopping == 1 and me.ready_s <= end_s:
-        me.stopping, me.flying_bytes = 0, 0.0
+    if episode.stopping == 1 and episode.ready_s <= end_s:
+        episode.stopping, episode.flying_bytes = 0, 0.0
 
 
 @kernel
 def _count_up(state: State, params: Params, lane: int, first: int, end_s: float) -> None:
     """What the epoch adds to sums and to the forecast."""
-    me = state.lane[lane]
-    me.counted_s = me.done_s + me.open * end_s - me.open_arrival_s
-    if me.done > first:
+    episode = state.lane[lane]
+    episode.counted_s = episode.done_s + episode.open * end_s - episode.open_arrival_s
+    if episode.done > first:
         # reorders the epoch's part, which nobody minds
-        me.p99_s = quantile(state.served[lane, 0, first : me.done], 0.99)
-    me.p99_sum_s += me.p99_s
-    me.headroom_sum += me.headroom
+        episode.p99_s = quantile(state.served[lane, 0, first : episode.done], 0.99)
+    episode.p99_sum_s += episode.p99_s
+    episode.headroom_sum += episode.headroom
     update_forecast(state, params, lane)
 
 
 @kernel(inline=True)
-def _value(number: Any, me: Any) -> float:
+def _value(config: Any, episode: Any) -> float:
     """The return so far."""
-    if number.reward == LATENCY:
-        return -me.counted_s / (max(me.requests, 1) * number.latency_ref_s) - me.penalty
-    if number.reward == P99:
-        return -me.p99_sum_s / (number.epochs * number.latency_ref_s) - me.penalty
-    return me.met / max(me.requests, 1) - me.penalty
+    if config.reward == LATENCY:
+        return -episode.counted_s / (max(episode.requests, 1) * config.latency_ref_s) - episode.penalty
+    if config.reward == P99:
+        return -episode.p99_sum_s / (config.epochs * config.latency_ref_s) - episode.penalty
+    return episode.met / max(episode.requests, 1) - episode.penalty
 
 
 @kernel
-def _give_up(number: Any, me: Any) -> None:
+def _give_up(config: Any, episode: Any) -> None:
     """The rest of the episode, charged as if nobody were served any more."""
-    left_s = (number.epochs - me.epoch) * number.epoch_s
-    if number.reward == LATENCY:
-        waits_s = me.open * left_s + (me.requests - me.next) * 0.5 * left_s
-        me.penalty += waits_s / (max(me.requests, 1) * number.latency_ref_s)
-    elif number.reward == P99:
-        longest_s = max(me.p99_s, number.backlog_s)
-        me.penalty += left_s / number.epoch_s * longest_s / (number.epochs * number.latency_ref_s)
+    left_s = (config.epochs - episode.epoch) * config.epoch_s
+    if config.reward == LATENCY:
+        waits_s = episode.open * left_s + (episode.requests - episode.next) * 0.5 * left_s
+        episode.penalty += waits_s / (max(episode.requests, 1) * config.latency_ref_s)
+    elif config.reward == P99:
+        longest_s = max(episode.p99_s, config.backlog_s)
+        episode.penalty += left_s / config.epoch_s * longest_s / (config.epochs * config.latency_ref_s)
 
 
 @kernel
 def _look(state: State, params: Params, lane: int) -> None:
     """Headroom, GPUs that change and unloaded latency of each candidate, for the forecast."""
     forecast, flow = state.forecast[lane], state.flow[lane]
-    me = state.lane[lane]
-    last = params.menu.shape[0] if params.number[0].action == MENU else 0
+    episode = state.lane[lane]
+    last = params.menu.shape[0] if params.config[0].action == MENU else 0
     for i in range(-1, last):
         if i >= 0:
             consider(state, params, lane, params.menu[i])
         row = 0 if i < 0 else 2
         alpha = headroom(state.replicas[lane, row], forecast, params.type_rate, state.scratch[lane], flow)
         if i < 0:
-            me.headroom = min(alpha, NO_LOAD)
+            episode.headroom = min(alpha, NO_LOAD)
         else:
             candidate = state.candidate[lane, i]
             candidate[0] = min(alpha, NO_LOAD)
@@ -250,70 +250,76 @@ def _look(state: State, params: Params, lane: int) -> None:
 
 @kernel
 def _remember(state: State, lane: int, changed: float) -> None:
-    me = state.lane[lane]
-    row = state.history[lane, me.epoch]
+    episode = state.lane[lane]
+    row = state.history[lane, episode.epoch]
     arrived = 0
-    if me.epoch > 0:
+    if episode.epoch > 0:
         for j in range(state.counts.shape[2]):
-            arrived += state.counts[lane, me.epoch - 1, j]
-    row[0], row[1], row[2], row[3], row[4] = arrived, me.waiting, me.p99_s, me.headroom, changed
-    row[5] = me.deployment
+            arrived += state.counts[lane, episode.epoch - 1, j]
+    row[0], row[1], row[2], row[3], row[4] = (
+        arrived,
+        episode.waiting,
+        episode.p99_s,
+        episode.headroom,
+        changed,
+    )
+    row[5] = episode.deployment
 
 
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.oserve.env`."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     slots = state.slot[lane]
-    now_s = me.epoch * number.epoch_s
-    types, shapes = number.types, params.sizes.shape[0]
+    now_s = episode.epoch * config.epoch_s
+    types, shapes = config.types, params.sizes.shape[0]
     for i in range(out.shape[0]):
         out[i] = 0.0
-    waits = math.log1p(float(number.cap))
-    out[0] = me.epoch / number.epochs
-    out[1] = min(me.since / 20.0, 1.0)
-    out[2] = min(max(me.ready_s - now_s, 0.0) / 60.0, 1.0) if me.stopping == 1 else 0.0
-    out[3] = min(me.headroom / 4.0, 1.0)
-    out[4] = min(math.log1p(float(me.waiting)) / waits, 1.0)
-    out[5] = min(me.running / (256.0 * slots.shape[0]), 1.0)
-    out[6] = min(me.p99_s / number.latency_ref_s / 8.0, 4.0)
-    out[7] = min(me.open / max(number.epoch_s * _sum(params.rate_scale), 1e-9), 4.0)
-    if number.drift == DAY:
+    waits = math.log1p(float(config.cap))
+    out[0] = episode.epoch / config.epochs
+    out[1] = min(episode.since / 20.0, 1.0)
+    out[2] = min(max(episode.ready_s - now_s, 0.0) / 60.0, 1.0) if episode.stopping == 1 else 0.0
+    out[3] = min(episode.headroom / 4.0, 1.0)
+    out[4] = min(math.log1p(float(episode.waiting)) / waits, 1.0)
+    out[5] = min(episode.running / (256.0 * slots.shape[0]), 1.0)
+    out[6] = min(episode.p99_s / config.latency_ref_s / 8.0, 4.0)
+    out[7] = min(episode.open / max(config.epoch_s * _sum(params.rate_scale), 1e-9), 4.0)
+    if config.drift == DAY:
         # the hour is known to everybody; the phase at which an episode begins is in the first sine and cosine alone
-        out[8] = state.clock[lane, 0] * math.cos(_angle(number, me)) - state.clock[lane, 1] * math.sin(
-            _angle(number, me)
+        out[8] = state.clock[lane, 0] * math.cos(_angle(config, episode)) - state.clock[lane, 1] * math.sin(
+            _angle(config, episode)
         )
-        out[9] = state.clock[lane, 1] * math.cos(_angle(number, me)) + state.clock[lane, 0] * math.sin(
-            _angle(number, me)
+        out[9] = state.clock[lane, 1] * math.cos(_angle(config, episode)) + state.clock[lane, 0] * math.sin(
+            _angle(config, episode)
         )
     at = SCALARS
     for j in range(types):
-        full = math.log1p(4.0 * params.rate_scale[j] * number.epoch_s)
-        for h in range(number.history):
-            e = me.epoch - 1 - h
+        full = math.log1p(4.0 * params.rate_scale[j] * config.epoch_s)
+        for h in range(config.history):
+            e = episode.epoch - 1 - h
             if e >= 0:
                 out[at + h] = min(math.log1p(float(state.counts[lane, e, j])) / full, 2.0)
-        at += number.history
+        at += config.history
     for j in range(types):
         out[at] = min(state.forecast[lane, j] / params.rate_scale[j], 16.0)
         out[at + types] = min(math.log1p(float(state.waits[lane, j])) / waits, 1.0)
         at += 1
     at += types
     for s in range(shapes):
-        out[at + s] = state.replicas[lane, 0, s] * params.sizes[s] / number.gpus
+        out[at + s] = state.replicas[lane, 0, s] * params.sizes[s] / config.gpus
     at += shapes
-    if number.action == MENU:
+    if config.action == MENU:
         for i in range(params.menu.shape[0]):
             row = state.candidate[lane, i]
-            out[at] = min(row[0] / max(me.headroom, 1e-9) / 2.0, 2.0)
-            out[at + 1] = row[1] / number.gpus
-            out[at + 2] = min(row[2] / number.latency_ref_s / 4.0, 4.0)
+            out[at] = min(row[0] / max(episode.headroom, 1e-9) / 2.0, 2.0)
+            out[at + 1] = row[1] / config.gpus
+            out[at + 2] = min(row[2] / config.latency_ref_s / 4.0, 4.0)
             at += CANDIDATE_FIELDS
     # replicas, large ones first, then by place on the cluster
-    size = number.gpus
+    size = config.gpus
     while size >= 1:
-        for g in range(0, number.gpus, 1):
+        for g in range(0, config.gpus, 1):
             for k in range(slots.shape[0]):
                 slot = slots[k]
                 if slot.shape >= 0 and slot.gpu == g and slot.gpus == size:
@@ -330,8 +336,8 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
 
 
 @kernel(inline=True)
-def _angle(number: Any, me: Any) -> float:
-    return 2.0 * math.pi * me.epoch / number.period
+def _angle(config: Any, episode: Any) -> float:
+    return 2.0 * math.pi * episode.epoch / config.period
 
 
 @kernel
@@ -345,16 +351,16 @@ def _sum(values: NDArray[np.float64]) -> float:
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
     """Write which actions are allowed."""
-    me = state.lane[lane]
-    number = params.number[0]
-    stopping = me.stopping == 1 and me.ready_s > me.epoch * number.epoch_s
+    episode = state.lane[lane]
+    config = params.config[0]
+    stopping = episode.stopping == 1 and episode.ready_s > episode.epoch * config.epoch_s
     for a in range(out.shape[0]):
         allowed = True
-        if number.action == MENU:
-            allowed = a == 0 or (not stopping and params.menu[a - 1] != me.deployment)
-        elif number.action == PLAN:
-            allowed = a == me.deployment or not stopping
-        elif number.action == EDIT:
+        if config.action == MENU:
+            allowed = a == 0 or (not stopping and params.menu[a - 1] != episode.deployment)
+        elif config.action == PLAN:
+            allowed = a == episode.deployment or not stopping
+        elif config.action == EDIT:
             allowed = a == 0 or (not stopping and _legal(state, params, lane, a - 1))
         out[a] = 1 if allowed else 0
 
@@ -362,28 +368,28 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 @kernel(allocates=True)
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
     """Write the episode's metrics: `METRICS`; NaN where there is nothing to take them of, see there."""
-    me = state.lane[lane]
-    number = params.number[0]
-    duration = me.epoch * number.epoch_s
-    e2e = state.served[lane, 0, : me.done].copy()
-    ttft = state.served[lane, 1, : me.done].copy()
-    tpot = state.served[lane, 2, : me.done].copy()
+    episode = state.lane[lane]
+    config = params.config[0]
+    duration = episode.epoch * config.epoch_s
+    e2e = state.served[lane, 0, : episode.done].copy()
+    ttft = state.served[lane, 1, : episode.done].copy()
+    tpot = state.served[lane, 2, : episode.done].copy()
     several = 0
-    for i in range(me.done):
+    for i in range(episode.done):
         if not math.isnan(tpot[i]):
             tpot[several] = tpot[i]
             several += 1
     tpot = tpot[:several]
-    busy, kv = me.busy_gpu_s, me.kv_share_s
+    busy, kv = episode.busy_gpu_s, episode.kv_share_s
     for k in range(state.slot.shape[1]):
         slot = state.slot[lane, k]
         if slot.shape >= 0:
             busy += slot.gpus * slot.busy_s
             kv += slot.gpus * slot.kv_s
-    out[0] = me.requests
-    out[1] = me.done
-    out[2] = me.waiting
-    out[3] = me.waiting_peak
+    out[0] = episode.requests
+    out[1] = episode.done
+    out[2] = episode.waiting
+    out[3] = episode.waiting_peak
     out[4] = mean(e2e)
     out[5] = quantile(e2e, 0.5)
     out[6] = quantile(e2e, 0.9)
@@ -392,29 +398,29 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[9] = quantile(ttft, 0.99)
     out[10] = mean(tpot)
     out[11] = quantile(tpot, 0.99)
-    out[12] = ratio(me.counted_s, me.requests)
-    out[13] = me.p99_sum_s / number.epochs if me.done > 0 else math.nan
-    out[14] = ratio(me.done, duration)
-    out[15] = ratio(me.output_tokens, duration)
-    out[16] = ratio(me.met, duration)
-    out[17] = ratio(me.met, me.requests)
-    out[18] = ratio(busy, number.gpus * duration)
-    out[19] = ratio(kv, number.gpus * duration)
-    out[20] = ratio(me.headroom_sum, me.epoch)
-    out[21] = me.switches
-    out[22] = me.changed_gpus
-    out[23] = me.stopped_gpu_s
-    out[24] = me.weights_bytes
-    out[25] = me.kv_bytes
-    out[26] = me.migrated
-    out[27] = me.drained
-    out[28] = me.restarted
-    out[29] = me.rerouted
-    out[30] = me.invalid
-    out[31] = me.penalty
-    out[32] = me.unstable
-    out[33] = me.epoch * number.epoch_s
-    out[34] = me.checksum
+    out[12] = ratio(episode.counted_s, episode.requests)
+    out[13] = episode.p99_sum_s / config.epochs if episode.done > 0 else math.nan
+    out[14] = ratio(episode.done, duration)
+    out[15] = ratio(episode.output_tokens, duration)
+    out[16] = ratio(episode.met, duration)
+    out[17] = ratio(episode.met, episode.requests)
+    out[18] = ratio(busy, config.gpus * duration)
+    out[19] = ratio(kv, config.gpus * duration)
+    out[20] = ratio(episode.headroom_sum, episode.epoch)
+    out[21] = episode.switches
+    out[22] = episode.changed_gpus
+    out[23] = episode.stopped_gpu_s
+    out[24] = episode.weights_bytes
+    out[25] = episode.kv_bytes
+    out[26] = episode.migrated
+    out[27] = episode.drained
+    out[28] = episode.restarted
+    out[29] = episode.rerouted
+    out[30] = episode.invalid
+    out[31] = episode.penalty
+    out[32] = episode.unstable
+    out[33] = episode.epoch * config.epoch_s
+    out[34] = episode.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

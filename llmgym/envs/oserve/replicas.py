@@ -55,28 +55,28 @@ def _pop(at: NDArray[np.float64], ids: NDArray[np.int32], size: int) -> None:
 @kernel
 def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None:
     """A request completes."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     asked = state.request[lane, r]
     c = asked.kind
     e2e_s = at_s - asked.arrival_s
     asked.e2e_s = e2e_s
-    state.served[lane, 0, me.done] = e2e_s
-    state.served[lane, 1, me.done] = asked.ttft_s
-    state.served[lane, 2, me.done] = time_per_token(asked.ttft_s, e2e_s, params.lengths[c, 1])
-    me.done += 1
-    me.running -= 1
-    me.open -= 1.0
-    me.open_arrival_s -= asked.arrival_s
-    me.done_s += e2e_s
-    me.output_tokens += params.lengths[c, 1]
+    state.served[lane, 0, episode.done] = e2e_s
+    state.served[lane, 1, episode.done] = asked.ttft_s
+    state.served[lane, 2, episode.done] = time_per_token(asked.ttft_s, e2e_s, params.lengths[c, 1])
+    episode.done += 1
+    episode.running -= 1
+    episode.open -= 1.0
+    episode.open_arrival_s -= asked.arrival_s
+    episode.done_s += e2e_s
+    episode.output_tokens += params.lengths[c, 1]
     if e2e_s <= params.slo_s[c]:
-        me.met += 1
+        episode.met += 1
 
 
 @kernel
 def _admit(state: State, params: Params, lane: int, k: int) -> None:
     """Let waiting requests in while the first one fits."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     slot = state.slot[lane, k]
     s = slot.shape
     while slot.waiting > 0 and slot.running < state.heap_at.shape[2]:
@@ -104,9 +104,9 @@ def _admit(state: State, params: Params, lane: int, k: int) -> None:
             r,
         )
         slot.running += 1
-        me.waiting -= 1
+        episode.waiting -= 1
         state.waits[lane, params.guess[c]] -= 1
-        me.running += 1
+        episode.running += 1
 
 
 @kernel
@@ -160,7 +160,7 @@ def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> Non
 @kernel
 def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
     """Put a request at the end of a replica's line; the replica has been brought up to this time."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     slot = state.slot[lane, k]
     asked = state.request[lane, r]
     c = asked.kind
@@ -173,7 +173,7 @@ def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
     slot.waiting += 1
     slot.waiting_kv += params.known_tokens[c]
     slot.work_s += asked.left * params.known_work_s[slot.shape, c]
-    me.waiting += 1
+    episode.waiting += 1
     state.waits[lane, params.guess[c]] += 1
     if slot.clock_s >= slot.ready_s:
         _admit(state, params, lane, k)

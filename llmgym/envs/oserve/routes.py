@@ -29,44 +29,44 @@ _TICK_S = 1.0
 @kernel
 def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
     """Work the shares out anew, for the requests that `state.plan` expects."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     slots, plan, share = state.slot[lane], state.plan[lane], state.share[lane]
     total = 0.0
-    for j in range(number.types):
+    for j in range(config.types):
         total += plan[j]
-    for j in range(number.types):
+    for j in range(config.types):
         plan[j] = max(plan[j], _FLOOR * total)
     replicas, flow = state.replicas[lane], state.flow[lane]
     for k in range(slots.shape[0]):
-        for j in range(number.types):
+        for j in range(config.types):
             share[1, j, k] = 0.0
-    if me.stopping == 1:
+    if episode.stopping == 1:
         for s in range(replicas.shape[1]):
             replicas[1, s] = 0
         for k in range(slots.shape[0]):
             if slots[k].shape >= 0 and slots[k].ready_s <= now_s:
                 replicas[1, slots[k].shape] += 1
         headroom(replicas[1], plan, params.type_rate, state.scratch[lane], flow)
-        for j in range(number.types):
+        for j in range(config.types):
             taken = 0.0
             for s in range(replicas.shape[1]):
                 taken += flow[s, j]
             if taken > 0.0:
                 _spread(state, params, lane, 1, j, min(taken / plan[j], 1.0), now_s, True)
-    me.headroom = min(headroom(replicas[0], plan, params.type_rate, state.scratch[lane], flow), NO_LOAD)
-    if number.dispatch == BLIND:
+    episode.headroom = min(headroom(replicas[0], plan, params.type_rate, state.scratch[lane], flow), NO_LOAD)
+    if config.dispatch == BLIND:
         _blind(state, params, lane)
         return
-    for j in range(number.types):
+    for j in range(config.types):
         for k in range(slots.shape[0]):
             share[0, j, k] = 0.0
         _spread(state, params, lane, 0, j, 1.0, math.inf, True)
-        if number.action == ROUTE:
+        if config.action == ROUTE:
             _given(state, params, lane, j)
-    if me.stopping == 1:
+    if episode.stopping == 1:
         # what those that serve cannot take waits for those that start
-        for j in range(number.types):
+        for j in range(config.types):
             given = 0.0
             for k in range(slots.shape[0]):
                 given += share[1, j, k]
@@ -107,7 +107,7 @@ def _spread(
 @kernel
 def _blind(state: State, params: Params, lane: int) -> None:
     """The same shares for all types, by the rate of a replica for the mix."""
-    number = params.number[0]
+    config = params.config[0]
     slots, plan = state.slot[lane], state.plan[lane]
     total = 0.0
     for k in range(slots.shape[0]):
@@ -115,15 +115,15 @@ def _blind(state: State, params: Params, lane: int) -> None:
         weight = 0.0
         if s >= 0:
             work_s, asked = 0.0, 0.0
-            for j in range(number.types):
+            for j in range(config.types):
                 asked += plan[j]
                 if params.type_rate[s, j] > 0.0:
                     work_s += plan[j] / params.type_rate[s, j]
             weight = asked / work_s if work_s > 0.0 else 1.0
-        for j in range(number.types):
+        for j in range(config.types):
             state.share[lane, 0, j, k] = weight if s >= 0 and params.type_rate[s, j] > 0.0 else 0.0
         total += weight
-    for j in range(number.types):
+    for j in range(config.types):
         for k in range(slots.shape[0]):
             state.share[lane, 0, j, k] /= total
 
@@ -145,18 +145,18 @@ def _given(state: State, params: Params, lane: int, j: int) -> None:
 @kernel
 def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int:
     """The replica for a request."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     slots = state.slot[lane]
     c = state.request[lane, r].kind
     j = params.guess[c]
-    stopping = me.stopping == 1 and number.reroute == 1
-    if number.dispatch == FLOW or number.dispatch == BLIND:
-        share = state.share[lane, 1 if stopping and number.dispatch == FLOW else 0, j]
-        credit = state.credit[lane, 0 if number.dispatch == BLIND else j]
+    stopping = episode.stopping == 1 and config.reroute == 1
+    if config.dispatch == FLOW or config.dispatch == BLIND:
+        share = state.share[lane, 1 if stopping and config.dispatch == FLOW else 0, j]
+        credit = state.credit[lane, 0 if config.dispatch == BLIND else j]
         at = -1
         for k in range(slots.shape[0]):
-            waits = stopping and number.dispatch == BLIND and slots[k].ready_s > now_s
+            waits = stopping and config.dispatch == BLIND and slots[k].ready_s > now_s
             if able(params, slots[k], c) and not waits:
                 credit[k] += share[k]
                 if share[k] > 0.0 and (at < 0 or credit[k] > credit[at]):
@@ -168,18 +168,18 @@ def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int
     for waits in range(2):
         at, least = -1, math.inf
         for i in range(slots.shape[0]):
-            k = (me.turn + 1 + i) % slots.shape[0]
+            k = (episode.turn + 1 + i) % slots.shape[0]
             slot = slots[k]
             if able(params, slot, c) and (slot.ready_s <= now_s or waits == 1 or not stopping):
                 load = float(i)
-                if number.dispatch == LEAST_WORK:
+                if config.dispatch == LEAST_WORK:
                     load = max(slot.work_s, 0.0) + params.known_work_s[slot.shape, c]
-                elif number.dispatch == LEAST_KV:
+                elif config.dispatch == LEAST_KV:
                     load = (slot.kv + slot.waiting_kv) / params.capacity[slot.shape]
                 if load < least:
                     at, least = k, load
         if at >= 0:
-            me.turn = at
+            episode.turn = at
             return at
     return -1
 
@@ -187,9 +187,9 @@ def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int
 @kernel
 def send(state: State, params: Params, lane: int, r: int, now_s: float) -> None:
     """Hand a request to a replica."""
-    number = params.number[0]
+    config = params.config[0]
     slots = state.slot[lane]
-    if number.dispatch == LEAST_WORK or number.dispatch == LEAST_KV:
+    if config.dispatch == LEAST_WORK or config.dispatch == LEAST_KV:
         for k in range(slots.shape[0]):
             if slots[k].shape >= 0:
                 advance(state, params, lane, k, now_s)
@@ -201,14 +201,14 @@ def send(state: State, params: Params, lane: int, r: int, now_s: float) -> None:
 @kernel
 def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> None:
     """Every second one waiting request goes from the replica with the most work to the one with the least, if that gains."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     slots = state.slot[lane]
-    while me.tick_s + _TICK_S <= until_s:
-        me.tick_s += _TICK_S
+    while episode.tick_s + _TICK_S <= until_s:
+        episode.tick_s += _TICK_S
         most, least = -1, -1
         for k in range(slots.shape[0]):
-            if slots[k].shape >= 0 and slots[k].ready_s <= me.tick_s:
-                advance(state, params, lane, k, me.tick_s)
+            if slots[k].shape >= 0 and slots[k].ready_s <= episode.tick_s:
+                advance(state, params, lane, k, episode.tick_s)
                 if slots[k].waiting > 0 and (most < 0 or slots[k].work_s > slots[most].work_s):
                     most = k
                 if least < 0 or slots[k].work_s < slots[least].work_s:
@@ -221,7 +221,7 @@ def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> 
         if max(slots[least].work_s, 0.0) + params.known_work_s[slots[least].shape, c] < slots[most].work_s:
             r = dequeue(state, params, lane, most)
             enqueue(state, params, lane, least, r)
-            me.moved_waiting += 1
+            episode.moved_waiting += 1
 
 
 @kernel
@@ -229,12 +229,12 @@ def update_forecast(state: State, params: Params, lane: int) -> None:
     """Take the counts of the last epoch into the moving average; what is taken for a type is divided among types as in
     the mean mix.
     """
-    number = params.number[0]
+    config = params.config[0]
     e = state.lane[lane].epoch - 1
-    for j in range(number.types):
+    for j in range(config.types):
         now = 0.0
-        for g in range(number.types):
+        for g in range(config.types):
             now += state.counts[lane, e, g] * params.split[g, j]
-        now /= number.epoch_s
+        now /= config.epoch_s
         old = state.forecast[lane, j]
-        state.forecast[lane, j] = now if e == 0 else old + number.ewma * (now - old)
+        state.forecast[lane, j] = now if e == 0 else old + config.ewma * (now - old)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym import workloads
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.settings import settled
 from llmgym.envs.oserve.placement import INFINIBAND_GB_PER_S, NVLINK_GB_PER_S
 from llmgym.envs.oserve.shapes import MODELS, RateTable, RequestType, check_type
 from llmgym.envs.oserve.state import (

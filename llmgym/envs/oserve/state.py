@@ -250,7 +250,7 @@ class Params(NamedTuple):
     """What all lanes of OServe share. S shapes, C classes of requests, J types, M streams, N deployments, K candidates.
 
     Attributes:
-        number: record `NUMBER` [1].
+        config: record `NUMBER` [1].
         sizes: int64 [S], GPUs.
         parallel: int64 [S, 2], tp and pp.
         capacity: int64 [S], tokens of cache.
@@ -276,7 +276,7 @@ class Params(NamedTuple):
         edits: int64 [E, 4], shapes to take away and to add; -1 for none.
     """
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     sizes: NDArray[np.int64]
     parallel: NDArray[np.int64]
     capacity: NDArray[np.int64]

@@ -26,7 +26,7 @@ from llmgym.envs.oserve.state import ADHOC, RELOAD, Params, State
 def changes(state: State, params: Params, lane: int) -> int:
     """GPUs whose replica would change, if the deployment in the last row of `replicas` were the next."""
     return place(
-        state.slot[lane], params.sizes, state.replicas[lane, 2], params.number[0].gpus, state.target[lane]
+        state.slot[lane], params.sizes, state.replicas[lane, 2], params.config[0].gpus, state.target[lane]
     )
 
 
@@ -59,7 +59,7 @@ def _build(state: State, params: Params, lane: int, now_s: float, ready_s: float
     """Put the replicas of the plan that do not stand yet into free places."""
     slots, target = state.slot[lane], state.target[lane]
     k = 0
-    for g in range(params.number[0].gpus):
+    for g in range(params.config[0].gpus):
         s = target[g, 0]
         if s >= 0 and target[g, 1] == 0:
             while slots[k].shape >= 0:
@@ -95,8 +95,8 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
         now_s: the time.
         ends: int32 [4]: first and last request that has run, first and last that waits; -1 for none.
     """
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     slot = state.slot[lane, k]
     s = slot.shape
     requests = state.request[lane]
@@ -107,16 +107,16 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
         asked = requests[r]
         c = asked.kind
         remaining = max(state.heap_at[lane, k, i] - slot.progress, 0.0)
-        if number.switching == ADHOC and remaining / speed < number.drain_s:
-            me.drained += 1
+        if config.switching == ADHOC and remaining / speed < config.drain_s:
+            episode.drained += 1
             finish(state, params, lane, r, now_s + remaining / speed)
             continue
-        me.running -= 1
-        if number.switching == RELOAD:
-            me.restarted += 1
+        episode.running -= 1
+        if config.switching == RELOAD:
+            episode.restarted += 1
             asked.left, asked.began_s, asked.ttft_s = 1.0, -1.0, -1.0
         else:
-            me.migrated += 1
+            episode.migrated += 1
             asked.left = min(remaining / params.latency_s[s, c], 1.0)
             asked.node = slot.gpu // NODE_GPUS
         _append(requests, ends, 0, r)
@@ -124,12 +124,12 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
         r = slot.head
         slot.head = requests[r].next
         slot.waiting -= 1
-        me.waiting -= 1
+        episode.waiting -= 1
         state.waits[lane, params.guess[requests[r].kind]] -= 1
-        me.rerouted += 1
+        episode.rerouted += 1
         _append(requests, ends, 2, r)
-    me.busy_gpu_s += slot.gpus * slot.busy_s
-    me.kv_share_s += slot.gpus * slot.kv_s
+    episode.busy_gpu_s += slot.gpus * slot.busy_s
+    episode.kv_share_s += slot.gpus * slot.kv_s
     slot.shape = -1
 
 
@@ -168,8 +168,8 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
     Requests that waited at replicas that stop are left in a line from `state.ends[lane, 2]` on, to be handed out when the routes
     have been set.
     """
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     slots, requests = state.slot[lane], state.request[lane]
     moved = changes(state, params, lane)
     _note_ranks(state, params, lane, 0)
@@ -188,17 +188,17 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
     _build(state, params, lane, now_s, far)
     _note_ranks(state, params, lane, 1)
     shipped = ship(
-        state.ranks[lane, 0], state.ranks[lane, 1], number.part_bytes, NODE_GPUS, state.traffic[lane]
+        state.ranks[lane, 0], state.ranks[lane, 1], config.part_bytes, NODE_GPUS, state.traffic[lane]
     )
     seconds = 0.0
-    if number.switching == ADHOC:
-        seconds = number.fix_s + shipping_s(
-            state.traffic[lane], NODE_GPUS, number.gpu_bytes_per_s, number.node_bytes_per_s
+    if config.switching == ADHOC:
+        seconds = config.fix_s + shipping_s(
+            state.traffic[lane], NODE_GPUS, config.gpu_bytes_per_s, config.node_bytes_per_s
         )
-    elif number.switching == RELOAD:
-        seconds = number.reload_s
+    elif config.switching == RELOAD:
+        seconds = config.reload_s
         shipped = 0.0
-    for g in range(number.gpus):
+    for g in range(config.gpus):
         for i in range(4):
             state.traffic[lane, g, i] = 0.0
     flying = shipped
@@ -207,24 +207,24 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
         asked = requests[r]
         after = asked.next
         k = _home(state, params, lane, r, far)
-        if number.switching != RELOAD:
+        if config.switching != RELOAD:
             flying += _move_cache(state, params, lane, k, r)
         enqueue(state, params, lane, k, r)
         r = after
-    if number.switching == ADHOC:
-        seconds += shipping_s(state.traffic[lane], NODE_GPUS, number.gpu_bytes_per_s, number.node_bytes_per_s)
-    me.ready_s = now_s + seconds
+    if config.switching == ADHOC:
+        seconds += shipping_s(state.traffic[lane], NODE_GPUS, config.gpu_bytes_per_s, config.node_bytes_per_s)
+    episode.ready_s = now_s + seconds
     for k in range(slots.shape[0]):
         if slots[k].shape >= 0 and slots[k].ready_s == far:
-            slots[k].ready_s = me.ready_s
-            me.stopped_gpu_s += slots[k].gpus * seconds
-    me.stopping = 1 if seconds > 0.0 else 0
-    me.switches += 1
-    me.since = 0
-    me.changed_gpus += moved
-    me.penalty += number.switch_cost
-    me.weights_bytes += shipped
-    me.flying_bytes = flying if seconds > 0.0 else 0.0
+            slots[k].ready_s = episode.ready_s
+            episode.stopped_gpu_s += slots[k].gpus * seconds
+    episode.stopping = 1 if seconds > 0.0 else 0
+    episode.switches += 1
+    episode.since = 0
+    episode.changed_gpus += moved
+    episode.penalty += config.switch_cost
+    episode.weights_bytes += shipped
+    episode.flying_bytes = flying if seconds > 0.0 else 0.0
 
 
 @kernel
@@ -234,7 +234,7 @@ def _move_cache(state: State, params: Params, lane: int, k: int, r: int) -> floa
     asked = state.request[lane, r]
     traffic = state.traffic[lane]
     tokens = params.lengths[asked.kind, 0] + (1.0 - asked.left) * params.lengths[asked.kind, 1]
-    moved = tokens * params.number[0].kv_token_bytes
+    moved = tokens * params.config[0].kv_token_bytes
     state.lane[lane].kv_bytes += moved
     for g in range(slot.gpu, slot.gpu + slot.gpus):
         traffic[g, 1] += moved / slot.gpus

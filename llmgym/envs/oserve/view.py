@@ -24,14 +24,14 @@ def text(scenario: Scenario, table: RateTable, name: str, state: Any, lane: int)
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     forecast = ", ".join(f"{rate:.2f}" for rate in state.forecast[lane])
     lines = [
-        f"epoch {me['epoch']:4d}/{scenario.epochs}   {me['done']} done, {me['running']} running, "
-        f"{me['waiting']} waiting   P99 {me['p99_s']:.1f} s   {me['switches']} switches",
-        f"forecast [{forecast}] req/s   headroom {me['headroom']:.2f}   {name}",
+        f"epoch {episode['epoch']:4d}/{scenario.epochs}   {episode['done']} done, {episode['running']} running, "
+        f"{episode['waiting']} waiting   P99 {episode['p99_s']:.1f} s   {episode['switches']} switches",
+        f"forecast [{forecast}] req/s   headroom {episode['headroom']:.2f}   {name}",
     ]
-    now_s = me["epoch"] * scenario.epoch_s
+    now_s = episode["epoch"] * scenario.epoch_s
     for slot in _replicas(state, lane):
         full = round(20 * slot["kv"] / table.capacity[slot["shape"]])
         stops = f"   serves in {slot['ready_s'] - now_s:.0f} s" if slot["ready_s"] > now_s else ""
@@ -63,7 +63,7 @@ def picture(
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     figure = blank(WIDTH, HEIGHT)
     figure.subplots_adjust(left=0.07, right=0.95, top=0.91, bottom=0.085)
     grid = figure.add_gridspec(2, 2, height_ratios=[2.3, 1], hspace=0.16, wspace=0.16)
@@ -74,10 +74,10 @@ def picture(
     _cluster(cluster, scenario, table, types, state, lane)
     _episode(rates, delays, scenario, types, state, lane)
     figure.suptitle(
-        f"minute {me['epoch'] * scenario.epoch_s / 60:.1f}    {scenario.model}: "
-        f"{name}    {me['done']:,} done, {me['running']} running, "
-        f"{me['waiting']:,} waiting    "
-        f"{me['switches']} switches",
+        f"minute {episode['epoch'] * scenario.epoch_s / 60:.1f}    {scenario.model}: "
+        f"{name}    {episode['done']:,} done, {episode['running']} running, "
+        f"{episode['waiting']:,} waiting    "
+        f"{episode['switches']} switches",
         fontsize=10,
     )
     return pixels(figure, (rates, delays))
@@ -89,8 +89,8 @@ def _cluster(
     """Types with their rates and queues on the left, replicas on the right, lines as wide as their share between."""
     from matplotlib.patches import Rectangle
 
-    me = state.lane[lane]
-    now_s = me["epoch"] * scenario.epoch_s
+    episode = state.lane[lane]
+    now_s = episode["epoch"] * scenario.epoch_s
     slots = [(k, slot) for k, slot in enumerate(state.slot[lane]) if slot["shape"] >= 0]
     slots.sort(key=lambda pair: int(pair[1]["gpu"]))
     gpus = scenario.gpus
@@ -136,7 +136,7 @@ def _cluster(
             )
         if waiting:
             axis.text(7.95, middle + bar / 2 + 0.004, f"{waiting} wait (a mark: 10)", fontsize=7, va="bottom")
-    row = 1 if me["stopping"] else 0
+    row = 1 if episode["stopping"] else 0
     for j, kind in enumerate(types):
         y = top - 0.93 * (j + 0.5) / len(types)
         colour = COLOURS[j % len(COLOURS)]
@@ -164,8 +164,8 @@ def _episode(
     rates: Any, delays: Any, scenario: Scenario, types: Sequence[RequestType], state: Any, lane: int
 ) -> None:
     """Arrivals by type, P99 and waiting requests of each epoch; switches as dotted lines."""
-    me = state.lane[lane]
-    done = int(me["epoch"])
+    episode = state.lane[lane]
+    done = int(episode["epoch"])
     minutes = scenario.epoch_s / 60.0
     counts = state.counts[lane, :done].astype(np.float64) / scenario.epoch_s
     at = (np.arange(done) + 0.5) * minutes

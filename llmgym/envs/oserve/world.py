@@ -28,12 +28,12 @@ def consider(state: State, params: Params, lane: int, d: int) -> None:
 @kernel
 def capacity_rps(state: State, params: Params, lane: int, mix: NDArray[np.float64]) -> float:
     """Arrivals a second, with shares `mix` of the streams (float64 [streams]), that the best candidate can serve."""
-    number = params.number[0]
+    config = params.config[0]
     wanted = state.plan[lane]
     total = 0.0
-    for j in range(number.types):
+    for j in range(config.types):
         wanted[j] = 0.0
-        for m in range(number.streams):
+        for m in range(config.streams):
             wanted[j] += mix[m] * params.stream_type[m, j]
         total += wanted[j]
     most = 0.0
@@ -49,21 +49,21 @@ def capacity_rps(state: State, params: Params, lane: int, mix: NDArray[np.float6
 @kernel
 def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Shares of the streams, times the load, in every epoch; not yet scaled to what can be served."""
-    number = params.number[0]
+    config = params.config[0]
     demand = state.demand[lane]
-    streams = number.streams
+    streams = config.streams
     phase = uniform(key, 0)
     state.clock[lane, 0], state.clock[lane, 1] = (
         math.cos(2.0 * math.pi * phase),
         math.sin(2.0 * math.pi * phase),
     )
     draws = 1
-    left, dominant, share, load = 0, -1, 0.0, number.load_low
-    for e in range(number.epochs):
+    left, dominant, share, load = 0, -1, 0.0, config.load_low
+    for e in range(config.epochs):
         if left == 0:
-            load = number.load_low + uniform(key, draws) * (number.load_high - number.load_low)
-            left = integer(key, draws + 1, number.span_low, number.span_high)
-            cv = number.cv_low + uniform(key, draws + 2) * (number.cv_high - number.cv_low)
+            load = config.load_low + uniform(key, draws) * (config.load_high - config.load_low)
+            left = integer(key, draws + 1, config.span_low, config.span_high)
+            cv = config.cv_low + uniform(key, draws + 2) * (config.cv_high - config.cv_low)
             share = min(1.0 / streams + cv * math.sqrt(streams - 1.0) / streams, 1.0)
             # another one than before
             other = integer(key, draws + 3, 0, streams - (1 if dominant < 0 else 2))
@@ -73,13 +73,13 @@ def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
         total = 0.0
         for m in range(streams):
             weight = params.mix[m]
-            if number.drift == SPANS:
+            if config.drift == SPANS:
                 weight = share if m == dominant else (1.0 - share) / max(streams - 1, 1)
-            elif number.drift == WAVE:
-                turn = (e + 0.5) / number.period + phase - m / streams
-                weight *= math.exp(number.amplitude * math.cos(2.0 * math.pi * turn))
-            elif number.drift == DAY:
-                time = (e + 0.5) / number.period + phase
+            elif config.drift == WAVE:
+                turn = (e + 0.5) / config.period + phase - m / streams
+                weight *= math.exp(config.amplitude * math.cos(2.0 * math.pi * turn))
+            elif config.drift == DAY:
+                time = (e + 0.5) / config.period + phase
                 shape = 1.0
                 for h in range(HARMONICS):
                     angle = 2.0 * math.pi * (h + 1) * time
@@ -90,19 +90,19 @@ def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
             demand[e, m] = weight
             total += weight
         for m in range(streams):
-            demand[e, m] *= number.day_rate if number.drift == DAY else load / total
+            demand[e, m] *= config.day_rate if config.drift == DAY else load / total
 
 
 @kernel
 def draw_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw demand and requests of an episode."""
-    number = params.number[0]
+    config = params.config[0]
     demand = state.demand[lane]
-    streams = number.streams
+    streams = config.streams
     _mixes(state, params, lane, substream(key, _SPANS))
     noise = substream(key, _NOISE)
-    for e in range(number.epochs):
-        if number.drift != DAY:
+    for e in range(config.epochs):
+        if config.drift != DAY:
             same = e > 0
             total = 0.0
             for m in range(streams):
@@ -120,29 +120,29 @@ def draw_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
                 )
             for m in range(streams):
                 demand[e, m] *= state.heap_at[lane, 0, 2 * streams]
-    if number.noise > 0.0:
-        fresh = math.sqrt(1.0 - number.correlation * number.correlation)
+    if config.noise > 0.0:
+        fresh = math.sqrt(1.0 - config.correlation * config.correlation)
         for m in range(streams):
             level = normal(noise, m)
-            for e in range(number.epochs):
-                demand[e, m] *= math.exp(number.noise * (level - 0.5 * number.noise))
-                level = number.correlation * level + fresh * normal(noise, streams + e * streams + m)
+            for e in range(config.epochs):
+                demand[e, m] *= math.exp(config.noise * (level - 0.5 * config.noise))
+                level = config.correlation * level + fresh * normal(noise, streams + e * streams + m)
     _draw_requests(state, params, lane, key)
 
 
 @kernel
 def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Poisson arrivals with the rates of each epoch."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     gaps, kinds = substream(key, _GAPS), substream(key, _KINDS)
     requests, demand = state.request[lane], state.demand[lane]
     count, checksum, at_s = 0, 0.0, 0.0
-    for e in range(number.epochs):
+    for e in range(config.epochs):
         total = 0.0
-        for m in range(number.streams):
+        for m in range(config.streams):
             total += demand[e, m]
-        begin_s, end_s = e * number.epoch_s, (e + 1) * number.epoch_s
+        begin_s, end_s = e * config.epoch_s, (e + 1) * config.epoch_s
         at_s = begin_s
         while count < requests.shape[0] and total > 0.0:
             # a Poisson process has no memory: it may begin anew with every epoch
@@ -151,24 +151,33 @@ def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> N
                 break
             asked = requests[count]
             m, mark = 0, uniform(kinds, 2 * count) * total
-            while m + 1 < number.streams and mark >= demand[e, m]:
+            while m + 1 < config.streams and mark >= demand[e, m]:
                 mark -= demand[e, m]
                 m += 1
             c, u = 0, uniform(kinds, 2 * count + 1)
-            while c + 1 < number.classes and u >= params.stream_cdf[m, c]:
+            while c + 1 < config.classes and u >= params.stream_cdf[m, c]:
                 c += 1
             asked.arrival_s, asked.kind, asked.node = at_s, c, -1
             asked.left, asked.began_s, asked.e2e_s, asked.ttft_s, asked.next = 1.0, -1.0, -1.0, -1.0, -1
             checksum += at_s + c
             count += 1
-    me.requests = count
-    me.checksum = checksum
+    episode.requests = count
+    episode.checksum = checksum
 
 
 @kernel(inline=True)
-def begin_lane(me: Any) -> None:
+def begin_lane(episode: Any) -> None:
     """Nothing has happened yet."""
-    me.epoch, me.next, me.done, me.met, me.waiting, me.running, me.waiting_peak, me.turn = (
+    (
+        episode.epoch,
+        episode.next,
+        episode.done,
+        episode.met,
+        episode.waiting,
+        episode.running,
+        episode.waiting_peak,
+        episode.turn,
+    ) = (
         0,
         0,
         0,
@@ -178,9 +187,34 @@ def begin_lane(me: Any) -> None:
         0,
         0,
     )
-    me.switches, me.since, me.changed_gpus, me.migrated, me.drained, me.restarted = 0, 0, 0, 0, 0, 0
-    me.rerouted, me.moved_waiting, me.invalid, me.unstable, me.stopping = 0, 0, 0, 0, 0
-    me.ready_s, me.open, me.open_arrival_s, me.done_s, me.counted_s = 0.0, 0.0, 0.0, 0.0, 0.0
-    me.p99_sum_s, me.p99_s, me.output_tokens, me.stopped_gpu_s, me.busy_gpu_s = 0.0, 0.0, 0.0, 0.0, 0.0
-    me.kv_share_s, me.weights_bytes, me.kv_bytes, me.flying_bytes = 0.0, 0.0, 0.0, 0.0
-    me.headroom, me.headroom_sum, me.penalty, me.tick_s = 0.0, 0.0, 0.0, 0.0
+    (
+        episode.switches,
+        episode.since,
+        episode.changed_gpus,
+        episode.migrated,
+        episode.drained,
+        episode.restarted,
+    ) = 0, 0, 0, 0, 0, 0
+    episode.rerouted, episode.moved_waiting, episode.invalid, episode.unstable, episode.stopping = (
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+    episode.ready_s, episode.open, episode.open_arrival_s, episode.done_s, episode.counted_s = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+    episode.p99_sum_s, episode.p99_s, episode.output_tokens, episode.stopped_gpu_s, episode.busy_gpu_s = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+    episode.kv_share_s, episode.weights_bytes, episode.kv_bytes, episode.flying_bytes = 0.0, 0.0, 0.0, 0.0
+    episode.headroom, episode.headroom_sum, episode.penalty, episode.tick_s = 0.0, 0.0, 0.0, 0.0

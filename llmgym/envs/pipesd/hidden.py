@@ -52,10 +52,10 @@ SHOWN = frozenset(
 
 def redraw(params: Params, state: State, lane: int, other: State, rng: np.random.Generator) -> None:
     """Another text from here on, other verdicts on what was drafted, and other times of what is under way."""
-    me, clients, number = state.lane[lane], state.client[lane], params.number[0]
-    now = float(me["clock_s"])
+    episode, clients, config = state.lane[lane], state.client[lane], params.config[0]
+    now = float(episode["clock_s"])
     stretch = rng.uniform(0.5, 2.0)  # of the cloud's work: one factor, so that the order of verdicts stays
-    rows = state.interval[lane, : min(int(me["intervals"]), state.interval.shape[1])]
+    rows = state.interval[lane, : min(int(episode["intervals"]), state.interval.shape[1])]
     for k, c in enumerate(clients):
         timed = {
             int(row["start_s"]) for row in rows[np.isin(rows["kind"], (SEND, ASK)) & (rows["client"] == k)]
@@ -65,19 +65,19 @@ def redraw(params: Params, state: State, lane: int, other: State, rng: np.random
         if c["phase"] == DONE:
             continue
         _redraw_verdicts(c, state.cursor[lane, k], params.text, rng)
-        if number["jitter"] > 0.0 and c["token_s"] < math.inf:
-            _redraw_drafting(c, number, now, rng)
+        if config["jitter"] > 0.0 and c["token_s"] < math.inf:
+            _redraw_drafting(c, config, now, rng)
         if math.inf > c["verdict_s"] > now:
             c["verdict_s"] = now + stretch * (c["verdict_s"] - now)
-    if me["cloud_free_s"] > now:
-        more = (stretch - 1.0) * (float(me["cloud_free_s"]) - now)
-        me["cloud_free_s"] += more
-        me["cloud_busy_s"] += more
+    if episode["cloud_free_s"] > now:
+        more = (stretch - 1.0) * (float(episode["cloud_free_s"]) - now)
+        episode["cloud_free_s"] += more
+        episode["cloud_busy_s"] += more
     checks = rows["kind"] == CHECK
     for end in ("start_s", "end_s"):
         late = checks & (rows[end] > now)
         rows[end][late] = now + stretch * (rows[end][late] - now)
-    me["checksum"] = other.lane["checksum"][0]
+    episode["checksum"] = other.lane["checksum"][0]
 
 
 def _redraw_verdicts(c: Any, cursor: Any, text: Packed, rng: np.random.Generator) -> None:
@@ -103,12 +103,12 @@ def _redraw_verdicts(c: Any, cursor: Any, text: Packed, rng: np.random.Generator
     cursor["place"] = rng.integers(0, text.length[cursor["row"]])
 
 
-def _redraw_drafting(c: Any, number: Any, now: float, rng: np.random.Generator) -> None:
+def _redraw_drafting(c: Any, config: Any, now: float, rng: np.random.Generator) -> None:
     """How long the token that is being drafted takes: longer than it has taken by now."""
-    seconds = float(number["gamma_wait"] if c["phase"] == WAITING else number["gamma"])
-    if c["made"] >= number["change_at"]:
-        seconds *= number["change_gamma"]
-    jitter, start = float(number["jitter"]), float(c["token_s"] - c["took_s"])
+    seconds = float(config["gamma_wait"] if c["phase"] == WAITING else config["gamma"])
+    if c["made"] >= config["change_at"]:
+        seconds *= config["change_gamma"]
+    jitter, start = float(config["jitter"]), float(c["token_s"] - c["took_s"])
     drawn = seconds * np.exp(jitter * rng.standard_normal(64) - 0.5 * jitter * jitter)
     longer = drawn[start + drawn > now]
     if len(longer):
@@ -143,7 +143,7 @@ def _redraw_uplink(
     line, now, alpha = (
         state.line[lane, k],
         float(state.lane["clock_s"][lane]),
-        float(params.number[0]["alpha"]),
+        float(params.config[0]["alpha"]),
     )
     places = (int(link["first"]) + np.arange(int(link["count"]))) % len(line)
     timed = timed | {0} | {int(line["start_s"][place]) for place in places if line["end_s"][place] <= now}

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.settings import settled
 from llmgym.envs.pipesd import bandwidth, draft_tokens
 from llmgym.envs.pipesd.bandwidth import Bandwidth
 from llmgym.envs.pipesd.draft_tokens import Chain, Table

@@ -189,13 +189,13 @@ class Params(NamedTuple):
     """What all lanes share.
 
     Attributes:
-        number: record `NUMBER` [1].
+        config: record `NUMBER` [1].
         text: the source of tokens.
         law: record `LAW` [1], of the bandwidth.
         levels: float32 [levels], MB/s.
     """
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     text: Packed
     law: NDArray[Any]
     levels: NDArray[np.float32]

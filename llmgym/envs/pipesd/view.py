@@ -39,12 +39,14 @@ def intervals(state: Any, lane: int) -> NDArray[Any]:
 
 def text(scenario: Scenario, state: Any, lane: int) -> str:
     """A line of state, and one for each client."""
-    me, clients, links = state.lane[lane], state.client[lane], state.link[lane]
-    lines = [f"{me['clock_s']:9.3f} s   cloud {'busy' if me['cloud_free_s'] > me['clock_s'] else 'idle'}"]
+    episode, clients, links = state.lane[lane], state.client[lane], state.link[lane]
+    lines = [
+        f"{episode['clock_s']:9.3f} s   cloud {'busy' if episode['cloud_free_s'] > episode['clock_s'] else 'idle'}"
+    ]
     for k, c in enumerate(clients):
         phase = "waits" if c["phase"] == WAITING else ("is done" if c["phase"] == DONE else "drafts")
         at_cloud = f", {c['awaited']} with the cloud" if c["phase"] == WAITING else ""
-        busy = max(links[k]["free_s"] - me["clock_s"], 0.0)
+        busy = max(links[k]["free_s"] - episode["clock_s"], 0.0)
         lines.append(
             f"client {k} {phase}: {c['block']} drafted, {c['sent']} of them sent{at_cloud}, C = {c['product']:.3f}, "
             f"uplink busy for {busy:.3f} s, {c['made']}/{scenario.tokens} tokens"
@@ -56,8 +58,8 @@ def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArr
     """uint8 [420, 820, 3]: the last seconds of each edge, its uplink, and the cloud; verdicts as lines. `about` goes above."""
     from matplotlib.patches import Patch
 
-    me = state.lane[lane]
-    now = float(me["clock_s"])
+    episode = state.lane[lane]
+    now = float(episode["clock_s"])
     low = max(now - 0.85 * SPAN_S, 0.0)
     rows = intervals(state, lane)
     rows = rows[(rows["end_s"] >= low) & (rows["client"] < SHOWN)]
@@ -119,7 +121,7 @@ def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArr
     navs = state.client["verdicts_all"][lane].sum()
     axis.set_title(
         f"{now:.2f} s    {made}/{scenario.tokens * scenario.clients} tokens    {navs} verdicts for {output} tokens    "
-        f"{1000 * now * scenario.clients / max(made, 1):.0f} ms per token    {me['energy_j']:.0f} J"
+        f"{1000 * now * scenario.clients / max(made, 1):.0f} ms per token    {episode['energy_j']:.0f} J"
         + (f"\n{about}" if about else ""),
         fontsize=9,
     )

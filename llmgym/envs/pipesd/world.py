@@ -28,13 +28,19 @@ CHECKED = 16
 @kernel
 def reset(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """All clients begin to draft at time 0, and the first token of one of them is there."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.clock_s, me.cloud_free_s, me.cloud_busy_s, me.client_s, me.energy_j = 0.0, 0.0, 0.0, 0.0, 0.0
-    me.penalty, me.invalid, me.intervals, me.steps, me.checksum = 0.0, 0, 0, 0, 0.0
-    me.step_tpt_s, me.tpt_sum_s, me.step_acceptance, me.step_length = 0.0, 0.0, 0.0, 0.0
-    me.held, me.moves, me.mark_s, me.sequence, me.token = 0, 0, 0.0, 0.0, 0.0
-    for k in range(number.clients):
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.clock_s, episode.cloud_free_s, episode.cloud_busy_s, episode.client_s, episode.energy_j = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+    episode.penalty, episode.invalid, episode.intervals, episode.steps, episode.checksum = 0.0, 0, 0, 0, 0.0
+    episode.step_tpt_s, episode.tpt_sum_s, episode.step_acceptance, episode.step_length = 0.0, 0.0, 0.0, 0.0
+    episode.held, episode.moves, episode.mark_s, episode.sequence, episode.token = 0, 0, 0.0, 0.0, 0.0
+    for k in range(config.clients):
         c, cursor, rates = state.client[lane, k], state.cursor[lane, k], state.rates[lane, k]
         c.key = substream(substream(key, TEXT), k)
         bandwidth.draw_rates(params.law[0], params.levels, substream(substream(key, RATES), k), rates)
@@ -42,8 +48,8 @@ def reset(state: State, params: Params, lane: int, key: np.uint64) -> None:
         for _ in range(CHECKED):
             confidence, accepted = draft_tokens.draft(cursor, params.text, c.key)
             draft_tokens.settle(cursor)
-            me.checksum += confidence + (1.0 if accepted else 0.0)
-        me.checksum += rates[0] + 1e-3 * rates[rates.shape[0] - 1]
+            episode.checksum += confidence + (1.0 if accepted else 0.0)
+        episode.checksum += rates[0] + 1e-3 * rates[rates.shape[0] - 1]
         draft_tokens.begin(cursor, params.text, c.key)
         c.phase, c.stopped, c.block, c.sent, c.rejected = at.DRAFTING, 0, 0, 0, -1
         c.token_s, c.arrival_s, c.verdict_s, c.asked_s, c.arrived_s = NEVER, NEVER, NEVER, 0.0, 0.0
@@ -56,33 +62,33 @@ def reset(state: State, params: Params, lane: int, key: np.uint64) -> None:
         c.guesses, c.promoted, c.dropped, c.wasted = 0, 0, 0, 0
         c.asked, c.verdicts_all, c.rollbacks, c.uploads = 0, 0, 0, 0
         uplink.clear(state.link[lane, k])
-        beta = number.megabytes / rates[0]
-        estimates.begin(state.estimate[lane, k], state.log[lane, k], number.alpha, beta, number.gamma)
+        beta = config.megabytes / rates[0]
+        estimates.begin(state.estimate[lane, k], state.log[lane, k], config.alpha, beta, config.gamma)
         estimates.replan(state.estimate[lane, k], state.ends[lane, k], state.work[lane])
         _go_on(state, params, lane, k)
     advance(state, params, lane)
-    me.client_s = 0.0  # no decision could change what has passed
+    episode.client_s = 0.0  # no decision could change what has passed
 
 
 @kernel(inline=True)
 def _note(state: State, lane: int, kind: int, client: int, tokens: int, start_s: float, end_s: float) -> None:
     """Remember what happened, for pictures."""
-    me = state.lane[lane]
-    row = state.interval[lane, me.intervals % state.interval.shape[1]]
+    episode = state.lane[lane]
+    row = state.interval[lane, episode.intervals % state.interval.shape[1]]
     row.kind, row.client, row.tokens, row.start_s, row.end_s = kind, client, tokens, start_s, end_s
-    me.intervals += 1
+    episode.intervals += 1
 
 
 @kernel
 def _go_on(state: State, params: Params, lane: int, k: int) -> None:
     """A client begins to draft its next token."""
-    c, number = state.client[lane, k], params.number[0]
-    seconds = number.gamma_wait if c.phase == at.WAITING else number.gamma
-    if c.made >= number.change_at:
-        seconds *= number.change_gamma
-    if number.jitter > 0.0:
+    c, config = state.client[lane, k], params.config[0]
+    seconds = config.gamma_wait if c.phase == at.WAITING else config.gamma
+    if c.made >= config.change_at:
+        seconds *= config.change_gamma
+    if config.jitter > 0.0:
         stream = substream(c.key, draft_tokens.STREAMS + 1)
-        seconds *= math.exp(number.jitter * normal(stream, c.drafted) - 0.5 * number.jitter * number.jitter)
+        seconds *= math.exp(config.jitter * normal(stream, c.drafted) - 0.5 * config.jitter * config.jitter)
     c.took_s = seconds
     c.token_s = state.lane[lane].clock_s + seconds
 
@@ -90,10 +96,10 @@ def _go_on(state: State, params: Params, lane: int, k: int) -> None:
 @kernel(inline=True)
 def _put(state: State, params: Params, lane: int, k: int, measured: int) -> float:
     """What is unsent gets in line; returns when it will be through."""
-    c, number = state.client[lane, k], params.number[0]
-    megabytes = number.megabytes
-    if c.made >= number.change_at:
-        megabytes /= number.change_rate
+    c, config = state.client[lane, k], params.config[0]
+    megabytes = config.megabytes
+    if c.made >= config.change_at:
+        megabytes /= config.change_rate
     tokens = c.block - c.sent
     c.sent = c.block
     c.uploads += 1
@@ -103,7 +109,7 @@ def _put(state: State, params: Params, lane: int, k: int, measured: int) -> floa
         state.rates[lane, k],
         state.lane[lane].clock_s,
         tokens,
-        number.alpha,
+        config.alpha,
         megabytes,
         measured,
     )
@@ -112,25 +118,25 @@ def _put(state: State, params: Params, lane: int, k: int, measured: int) -> floa
 @kernel(inline=True)
 def left(state: State, params: Params, lane: int, k: int) -> int:
     """Tokens that a client has still to make; while it waits, if all that is at the cloud is accepted."""
-    c, number = state.client[lane, k], params.number[0]
-    tokens = number.tokens - c.made
+    c, config = state.client[lane, k], params.config[0]
+    tokens = config.tokens - c.made
     if c.phase == at.WAITING:
-        tokens -= c.awaited + (1 if number.count == at.OUTPUT else 0)
+        tokens -= c.awaited + (1 if config.count == at.OUTPUT else 0)
     return tokens
 
 
 @kernel(inline=True)
 def must_ask(state: State, params: Params, lane: int, k: int) -> bool:
     """The draft is as long as it may be, or may be all that is missing."""
-    c, number = state.client[lane, k], params.number[0]
-    made = c.block + (1 if number.count == at.OUTPUT else 0)
-    return c.block >= number.most or made >= left(state, params, lane, k)
+    c, config = state.client[lane, k], params.config[0]
+    made = c.block + (1 if config.count == at.OUTPUT else 0)
+    return c.block >= config.most or made >= left(state, params, lane, k)
 
 
 @kernel
 def ask(state: State, params: Params, lane: int, k: int) -> None:
     """Everything unsent goes up at once with the request for a verdict; drafting goes on with a guess of the target's token."""
-    c, number = state.client[lane, k], params.number[0]
+    c, config = state.client[lane, k], params.config[0]
     now = state.lane[lane].clock_s
     c.arrival_s = _put(state, params, lane, k, 0)
     c.awaited, c.awaited_rejected, c.awaited_product = c.block, c.rejected, c.product
@@ -138,7 +144,7 @@ def ask(state: State, params: Params, lane: int, k: int) -> None:
     c.block, c.sent, c.rejected, c.product = 0, 0, -1, 1.0
     c.asked += 1
     c.token_s = NEVER
-    if number.proactive != 0 and left(state, params, lane, k) > 0:
+    if config.proactive != 0 and left(state, params, lane, k) > 0:
         _go_on(state, params, lane, k)
 
 
@@ -202,33 +208,33 @@ def _drafted(state: State, params: Params, lane: int, k: int) -> bool:
 @kernel
 def _arrived(state: State, params: Params, lane: int, k: int) -> None:
     """A request is at the cloud, which verifies it when it is done with those that came before."""
-    me, c, number = state.lane[lane], state.client[lane, k], params.number[0]
-    start = max(me.clock_s, me.cloud_free_s)
-    seconds = number.verify + number.verify_token * (c.awaited + 1)
-    me.cloud_free_s = start + seconds
-    me.cloud_busy_s += seconds
-    me.energy_j += verification_energy(c.awaited)
-    c.verdict_s = me.cloud_free_s + number.downlink
-    c.arrival_s, c.arrived_s = NEVER, me.clock_s
-    _note(state, lane, at.CHECK, k, c.awaited, start, me.cloud_free_s)
+    episode, c, config = state.lane[lane], state.client[lane, k], params.config[0]
+    start = max(episode.clock_s, episode.cloud_free_s)
+    seconds = config.verify + config.verify_token * (c.awaited + 1)
+    episode.cloud_free_s = start + seconds
+    episode.cloud_busy_s += seconds
+    episode.energy_j += verification_energy(c.awaited)
+    c.verdict_s = episode.cloud_free_s + config.downlink
+    c.arrival_s, c.arrived_s = NEVER, episode.clock_s
+    _note(state, lane, at.CHECK, k, c.awaited, start, episode.cloud_free_s)
 
 
 @kernel
 def _told(state: State, params: Params, lane: int, k: int) -> None:
     """The verdict: the waiting tokens are promoted or dropped, and drafting goes on."""
-    me, c, number = state.lane[lane], state.client[lane, k], params.number[0]
+    episode, c, config = state.lane[lane], state.client[lane, k], params.config[0]
     cursor = state.cursor[lane, k]
     n = c.awaited
     accepted = n if c.awaited_rejected < 0 else c.awaited_rejected
     c.verdict_s = NEVER
     c.last, c.last_accepted, c.last_product = n, accepted, c.awaited_product
-    c.last_s = me.clock_s - c.arrived_s
+    c.last_s = episode.clock_s - c.arrived_s
     c.verdicts += 1
     c.verdicts_all += 1
     c.output += accepted + 1
     c.accepted += accepted
     c.judged += n
-    c.made += accepted + (1 if number.count == at.OUTPUT else 0)
+    c.made += accepted + (1 if config.count == at.OUTPUT else 0)
     c.awaited = 0
     if accepted < n:
         c.rollbacks += 1
@@ -237,25 +243,25 @@ def _told(state: State, params: Params, lane: int, k: int) -> None:
     promoted = accepted == n and c.guess == at.RIGHT
     if promoted:
         c.promoted += c.block
-        _note(state, lane, at.PROMOTED, k, c.block, me.clock_s, me.clock_s)
+        _note(state, lane, at.PROMOTED, k, c.block, episode.clock_s, episode.clock_s)
     else:
         if c.guess != at.NO_GUESS:
-            _note(state, lane, at.DROPPED, k, c.block, me.clock_s, me.clock_s)
+            _note(state, lane, at.DROPPED, k, c.block, episode.clock_s, episode.clock_s)
         if accepted == n and c.guess == at.NO_GUESS:
             draft_tokens.skip(cursor, params.text, c.key)
         draft_tokens.settle(cursor)
         before = state.link[lane, k].queued
-        uplink.withdraw(state.link[lane, k], state.line[lane, k], me.clock_s)
+        uplink.withdraw(state.link[lane, k], state.line[lane, k], episode.clock_s)
         c.dropped += c.block
         c.wasted += c.sent - (before - state.link[lane, k].queued)
         c.block, c.sent, c.rejected, c.product = 0, 0, -1, 1.0
     stopped = c.stopped != 0
     c.stopped, c.token_s = 0, NEVER
-    if c.made >= number.tokens:
-        c.phase, c.finish_s = at.DONE, me.clock_s
+    if c.made >= config.tokens:
+        c.phase, c.finish_s = at.DONE, episode.clock_s
         c.dropped += c.block
         c.block, c.sent = 0, 0
-        uplink.withdraw(state.link[lane, k], state.line[lane, k], me.clock_s)
+        uplink.withdraw(state.link[lane, k], state.line[lane, k], episode.clock_s)
     elif promoted and stopped:
         ask(state, params, lane, k)
     else:
@@ -272,10 +278,10 @@ def _prepare(state: State, params: Params, lane: int, k: int) -> None:
 @kernel
 def advance(state: State, params: Params, lane: int) -> None:
     """Run until a client has a token to decide on (`turn`), or all are done (`turn` is -1)."""
-    me, number = state.lane[lane], params.number[0]
+    episode, config = state.lane[lane], params.config[0]
     while True:
         first, kind, time, working = -1, 0, NEVER, 0
-        for k in range(number.clients):
+        for k in range(config.clients):
             c = state.client[lane, k]
             if c.phase != at.DONE:
                 working += 1
@@ -286,16 +292,16 @@ def advance(state: State, params: Params, lane: int) -> None:
             if c.verdict_s < time:
                 first, kind, time = k, 2, c.verdict_s
         if first < 0:
-            me.turn = -1
+            episode.turn = -1
             return
-        me.client_s += (time - me.clock_s) * working / number.clients
-        me.clock_s = time
+        episode.client_s += (time - episode.clock_s) * working / config.clients
+        episode.clock_s = time
         if kind == 1:
             _arrived(state, params, lane, first)
         elif kind == 2:
             _carry(state, params, lane, first)
             _told(state, params, lane, first)
         elif _drafted(state, params, lane, first):
-            me.turn = first
+            episode.turn = first
             _prepare(state, params, lane, first)
             return

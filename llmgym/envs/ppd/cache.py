@@ -57,7 +57,7 @@ def keep(state: State, lane: int, n: int, tokens: int) -> None:
 
 
 @kernel(inline=True)
-def missing(number: Any, conversation: Any, held: int) -> int:
+def missing(config: Any, conversation: Any, held: int) -> int:
     """Tokens that D has to prefill of a request, where it holds `held` tokens of the conversation.
 
     The last answer is tokenised anew from its text, which gives other tokens: its KV does not count unless `answer_kv_hit`.
@@ -65,6 +65,6 @@ def missing(number: Any, conversation: Any, held: int) -> int:
     tokens: int = conversation.context + conversation.prompt
     if held == 0:
         return tokens + conversation.kept
-    if number.answer_kv_hit == 1:
+    if config.answer_kv_hit == 1:
         return conversation.prompt
     return conversation.prompt + conversation.previous

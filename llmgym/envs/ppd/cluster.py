@@ -70,7 +70,7 @@ class PPDCluster(Simulation):
     """
 
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "ttft_mean_s": "min",
         "ttft_p99_s": "min",
         "tpot_mean_s": "min",
@@ -238,8 +238,8 @@ class PPDCluster(Simulation):
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests, tokens and bytes from the raw arrays."""
-        me = state.lane[lane]
-        talks = state.conversation[lane, : me["conversations"]]
+        episode = state.lane[lane]
+        talks = state.conversation[lane, : episode["conversations"]]
         request = state.request[lane]
         stage = talks["stage"]
         running = np.isin(stage, (P_RUN, D_RUN))
@@ -267,12 +267,12 @@ class PPDCluster(Simulation):
         flying = (talks["context"] + talks["prompt"])[coming].sum() * self.kv_bytes
         links = state.link[lane]
         return {
-            "arrived": float(me["asked"]),
+            "arrived": float(episode["asked"]),
             "waiting": float(waiting.sum()),
             "running": float(running.sum()),
             "done": float(np.sum(request["e2e_s"][self.turn_numbers(state, lane)] >= 0.0)),
-            "done_counted": float(me["done"]),
-            "rejected": float(me["failed"]),
+            "done_counted": float(episode["done"]),
+            "rejected": float(episode["failed"]),
             "live": float(np.sum((stage > AWAY) & (stage < OVER))),
             "distinct": float(len(np.unique(found))),
             "found": float(len(found)),
@@ -284,15 +284,15 @@ class PPDCluster(Simulation):
             "bytes_sent": float(links["sent_bytes"].sum()),
             "bytes_received": float(links["received_bytes"].sum()),
             "bytes_in_flight": float(flying),
-            "clock_s": float(me["clock_s"]),
+            "clock_s": float(episode["clock_s"]),
         }
 
     def _found(self, state: State, lane: int) -> NDArray[np.int64]:
         """Conversations that are under way, gathered from the gate, the heap, the lines and the batches, int64 [n]."""
-        me = state.lane[lane]
-        found = [*range(me["gate"], me["next"]), *state.heap[lane, : me["size"]].tolist()]
-        if me["current"] >= 0:
-            found.append(int(me["current"]))
+        episode = state.lane[lane]
+        found = [*range(episode["gate"], episode["next"]), *state.heap[lane, : episode["size"]].tolist()]
+        if episode["current"] >= 0:
+            found.append(int(episode["current"]))
         for n, node in enumerate(state.node[lane]):
             c = int(node["head"])
             while c >= 0:

@@ -51,11 +51,19 @@ _OPENING, _FOLLOWING, _TURNS, _PLACE = 3, 4, 5, 6
 @kernel
 def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw conversations and their turns; every node is idle and empty, and nobody has come yet."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.clock_s, me.key = 0.0, key
-    me.next, me.gate, me.open, me.size, me.current = 0, 0, 0, 0, -1
-    me.asked, me.done, me.failed, me.later, me.later_asked, me.later_done, me.later_failed = (
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.clock_s, episode.key = 0.0, key
+    episode.next, episode.gate, episode.open, episode.size, episode.current = 0, 0, 0, 0, -1
+    (
+        episode.asked,
+        episode.done,
+        episode.failed,
+        episode.later,
+        episode.later_asked,
+        episode.later_done,
+        episode.later_failed,
+    ) = (
         0,
         0,
         0,
@@ -64,7 +72,15 @@ def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None
         0,
         0,
     )
-    me.local, me.met, me.ttft_missed, me.tpot_missed, me.invalid, me.evictions, me.preemptions = (
+    (
+        episode.local,
+        episode.met,
+        episode.ttft_missed,
+        episode.tpot_missed,
+        episode.invalid,
+        episode.evictions,
+        episode.preemptions,
+    ) = (
         0,
         0,
         0,
@@ -73,11 +89,23 @@ def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None
         0,
         0,
     )
-    me.rate_sum, me.rate_at_s, me.first_sum, me.first_at_s, me.sent = 0.0, 0.0, 0.0, 0.0, 0
-    me.output_tokens, me.p_tokens, me.d_tokens = 0.0, 0.0, 0.0
-    me.ttft_gain, me.tpot_loss, me.crowd_loss, me.later_ttft_s, me.later_tpot_s = 0.0, 0.0, 0.0, 0.0, 0.0
-    me.penalty, me.paid = 0.0, 0.0
-    for n in range(number.nodes):
+    episode.rate_sum, episode.rate_at_s, episode.first_sum, episode.first_at_s, episode.sent = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0,
+    )
+    episode.output_tokens, episode.p_tokens, episode.d_tokens = 0.0, 0.0, 0.0
+    episode.ttft_gain, episode.tpot_loss, episode.crowd_loss, episode.later_ttft_s, episode.later_tpot_s = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+    episode.penalty, episode.paid = 0.0, 0.0
+    for n in range(config.nodes):
         node = state.node[lane, n]
         node.kind = params.kind[n]
         node.since_s, node.at_s, node.oldest_ask_s = 0.0, math.inf, math.inf
@@ -85,7 +113,7 @@ def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None
         node.waiting, node.idle, node.blocked, node.running, node.decoding = 0, 0, 0, 0, 0
         node.active, node.context, node.tick, node.admitted, node.steps, node.kv_peak = 0, 0, 0, 0, 0, 0
         node.next_finish = FAR
-        node.backlog_s, node.busy_s, node.mean_step_s = 0.0, 0.0, number.step_s
+        node.backlog_s, node.busy_s, node.mean_step_s = 0.0, 0.0, config.step_s
         state.link[lane, n] = params.links[n]
         clear(state.link[lane, n])
     _draw_turns(state, params, lane, key)
@@ -93,13 +121,13 @@ def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None
 
 @kernel
 def _draw_turns(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     request = state.request[lane]
     room = state.conversation.shape[1]
-    count = draw(params.opening, substream(key, _OPENING), number.window_s, request[:room])
-    me.conversations = count
-    slots = number.nodes - number.ps
+    count = draw(params.opening, substream(key, _OPENING), config.window_s, request[:room])
+    episode.conversations = count
+    slots = config.nodes - config.ps
     total = count
     counts, places = substream(key, _TURNS), substream(key, _PLACE)
     for c in range(count):
@@ -108,13 +136,13 @@ def _draw_turns(state: State, params: Params, lane: int, key: np.uint64) -> None
         talk.later = total
         talk.turns = 1
         u = uniform(counts, c)
-        while talk.turns < number.max_turns and u > params.turns[talk.turns - 1]:
+        while talk.turns < config.max_turns and u > params.turns[talk.turns - 1]:
             talk.turns += 1
         total += talk.turns - 1
         # one number for both, as a conversation's id is hashed once
         hashed = int(bits(places, c) >> np.uint64(33))
-        talk.d = number.ps + hashed % slots
-        talk.p = hashed % number.ps if params.kind[talk.d] != R else -1
+        talk.d = config.ps + hashed % slots
+        talk.p = hashed % config.ps if params.kind[talk.d] != R else -1
         talk.turn, talk.stage, talk.route, talk.moving, talk.context, talk.previous = 0, AWAY, -1, 0, 0, 0
         talk.prompt, talk.output, talk.predicted = request[c].prompt, request[c].output, request[c].predicted
         talk.kept, talk.left, talk.run, talk.full, talk.next = 0, 0, 0, 0, -1
@@ -130,33 +158,33 @@ def _draw_turns(state: State, params: Params, lane: int, key: np.uint64) -> None
             asked = request[talk.later + turn - 1 if turn > 0 else c]
             asked.route, asked.ttft_s, asked.e2e_s, asked.moved_bytes = -1, -1.0, -1.0, 0.0
             if turn == 0:
-                asked.prompt = min(asked.prompt, number.longest - 1)
-                asked.output = min(asked.output, number.longest - asked.prompt)
-            elif context + asked.prompt + asked.output > number.longest:
+                asked.prompt = min(asked.prompt, config.longest - 1)
+                asked.output = min(asked.output, config.longest - asked.prompt)
+            elif context + asked.prompt + asked.output > config.longest:
                 talk.turns = turn
                 break
-            asked.predicted = min(asked.predicted, number.longest - context - asked.prompt)
+            asked.predicted = min(asked.predicted, config.longest - context - asked.prompt)
             context += asked.prompt + asked.output
             checksum += asked.prompt + 1e-3 * asked.output
         checksum += talk.arrival_s
-        me.later += talk.turns - 1
-    me.checksum = checksum
+        episode.later += talk.turns - 1
+    episode.checksum = checksum
 
 
 @kernel
 def _pop(state: State, lane: int) -> int:
     """Take the conversation with the earliest time off the heap."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     heap, talks = state.heap[lane], state.conversation[lane]
     top = heap[0]
-    me.size -= 1
-    last = heap[me.size]
+    episode.size -= 1
+    last = heap[episode.size]
     at = 0
     while True:
         below = 2 * at + 1
-        if below >= me.size:
+        if below >= episode.size:
             break
-        for k in range(below + 1, min(below + 2, me.size)):
+        for k in range(below + 1, min(below + 2, episode.size)):
             other, first = talks[heap[k]], talks[heap[below]]
             if other.at_s < first.at_s or (other.at_s == first.at_s and heap[k] < heap[below]):
                 below = k
@@ -172,31 +200,35 @@ def _pop(state: State, lane: int) -> int:
 @kernel
 def _ask(state: State, params: Params, lane: int, c: int, since_s: float) -> None:
     """A turn is asked: load it, and count it in the rate."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     talk = state.conversation[lane, c]
     asked = state.request[lane, talk.later + talk.turn - 1 if talk.turn > 0 else c]
     asked.arrival_s = since_s
     talk.prompt, talk.output, talk.predicted = asked.prompt, asked.output, asked.predicted
     talk.asked_s, talk.first_s, talk.kept = since_s, -1.0, 0
     talk.stage = ASKED
-    me.sent += 1
-    me.rate_sum = 1.0 + decayed(me.rate_sum, me.rate_at_s, me.clock_s, number.rate_window_s)
-    me.rate_at_s = me.clock_s
+    episode.sent += 1
+    episode.rate_sum = 1.0 + decayed(
+        episode.rate_sum, episode.rate_at_s, episode.clock_s, config.rate_window_s
+    )
+    episode.rate_at_s = episode.clock_s
     if talk.turn == 0:
-        me.first_sum = 1.0 + decayed(me.first_sum, me.first_at_s, me.clock_s, number.rate_window_s)
-        me.first_at_s = me.clock_s
+        episode.first_sum = 1.0 + decayed(
+            episode.first_sum, episode.first_at_s, episode.clock_s, config.rate_window_s
+        )
+        episode.first_at_s = episode.clock_s
     else:
-        me.asked += 1
-        me.later_asked += 1
-    if talk.turn > 0 or number.shaped == 1:
+        episode.asked += 1
+        episode.later_asked += 1
+    if talk.turn > 0 or config.shaped == 1:
         refer(state, params, lane, c)
 
 
 @kernel
 def refer(state: State, params: Params, lane: int, c: int) -> None:
     """What the reward compares this turn with: the table where it has an answer, else the way over P in an empty cluster."""
-    number = params.number[0]
+    config = params.config[0]
     talk = state.conversation[lane, c]
     context, kind = cell_of(talk.context, talk.prompt, talk.output)
     talk.ttft_ref_s = params.reference[0, context, kind]
@@ -205,41 +237,41 @@ def refer(state: State, params: Params, lane: int, c: int) -> None:
         return
     tokens = talk.context + talk.prompt
     new = talk.prompt + talk.previous
-    step_s = number.step_s
-    decode_s = number.step_s + number.sequence_s + number.context_token_s * tokens
-    if number.tables == 1:
+    step_s = config.step_s
+    decode_s = config.step_s + config.sequence_s + config.context_token_s * tokens
+    if config.tables == 1:
         step_s = step_time_s(params.cost, 1, 0.0, 0, 0, 1, tokens)
         decode_s = step_time_s(params.cost, 0, 0.0, 1, tokens, 1, tokens)
     link = state.link[lane, talk.d]
-    ttft = number.handoff_s + prefill_s(number, params, new, tokens - new) + number.remote_s
-    ttft += number.remote_token_s * tokens + step_s
-    talk.ttft_ref_s = ttft + link.setup_s + tokens * number.kv_bytes * link.seconds_per_byte
+    ttft = config.handoff_s + prefill_s(config, params, new, tokens - new) + config.remote_s
+    ttft += config.remote_token_s * tokens + step_s
+    talk.ttft_ref_s = ttft + link.setup_s + tokens * config.kv_bytes * link.seconds_per_byte
     talk.tpot_ref_s = decode_s
 
 
 @kernel
-def rate_rps(number: Any, me: Any) -> float:
+def rate_rps(config: Any, episode: Any) -> float:
     """Estimate of requests a second: a moving average, or all requests over all time."""
-    if number.average_rate == 1:
-        return me.sent / max(me.clock_s, 1.0)
-    return recent_rps(me.rate_sum, me.rate_at_s, me.clock_s, number.rate_window_s)
+    if config.average_rate == 1:
+        return episode.sent / max(episode.clock_s, 1.0)
+    return recent_rps(episode.rate_sum, episode.rate_at_s, episode.clock_s, config.rate_window_s)
 
 
 @kernel
 def _let_in(state: State, params: Params, lane: int) -> None:
     """Conversations that have come are let in, as far as the limit allows; their first turn goes through P, or to their R."""
-    me = state.lane[lane]
-    number = params.number[0]
-    while me.gate < me.next and (number.max_inflight == 0 or me.open < number.max_inflight):
-        c = me.gate
+    episode = state.lane[lane]
+    config = params.config[0]
+    while episode.gate < episode.next and (config.max_inflight == 0 or episode.open < config.max_inflight):
+        c = episode.gate
         talk = state.conversation[lane, c]
-        me.gate += 1
-        me.open += 1
-        if me.clock_s - talk.arrival_s > number.timeout_s:
+        episode.gate += 1
+        episode.open += 1
+        if episode.clock_s - talk.arrival_s > config.timeout_s:
             end_turn(state, params, lane, c, False)
             continue
         _ask(state, params, lane, c, talk.arrival_s)
-        if number.placement != HASHED:
+        if config.placement != HASHED:
             _place(state, params, lane, c)
         send_on(state, params, lane, c, LOCAL if talk.p < 0 else REMOTE)
 
@@ -259,10 +291,10 @@ def _freest(state: State, lane: int, first: int, last: int) -> int:
 @kernel
 def _place(state: State, params: Params, lane: int, c: int) -> None:
     """Give a new conversation to the nodes with the fewest requests."""
-    number = params.number[0]
+    config = params.config[0]
     talk = state.conversation[lane, c]
-    talk.d = _freest(state, lane, number.ps, number.nodes)
-    talk.p = _freest(state, lane, 0, number.ps)
+    talk.d = _freest(state, lane, config.ps, config.nodes)
+    talk.p = _freest(state, lane, 0, config.ps)
     if params.kind[talk.d] == R:
         talk.p = -1
 
@@ -270,13 +302,13 @@ def _place(state: State, params: Params, lane: int, c: int) -> None:
 @kernel
 def table_route(state: State, params: Params, lane: int, c: int, weight: int) -> int:
     """What the table says of a later turn, at the present rate."""
-    number = params.number[0]
+    config = params.config[0]
     talk = state.conversation[lane, c]
-    output = talk.predicted if talk.predicted > 0 else number.default_output
-    if params.kind[talk.d] != D or talk.prompt < number.bypass:
+    output = talk.predicted if talk.predicted > 0 else config.default_output
+    if params.kind[talk.d] != D or talk.prompt < config.bypass:
         return LOCAL
     context, kind = cell_of(talk.context, talk.prompt, output)
-    at = nearest(params.rates, rate_rps(number, state.lane[lane]))
+    at = nearest(params.rates, rate_rps(config, state.lane[lane]))
     return params.routes[weight, context, kind, at]
 
 
@@ -294,25 +326,25 @@ def advance(state: State, params: Params, lane: int, until_s: float, weight: int
     Returns:
         `DECISION`, `TIME` or `OVERALL`.
     """
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     while True:
-        if me.gate < me.next:
+        if episode.gate < episode.next:
             _let_in(state, params, lane)
         at_s, what = math.inf, -3
-        if me.size > 0:
+        if episode.size > 0:
             at_s, what = state.conversation[lane, state.heap[lane, 0]].at_s, -2
-        if me.next < me.conversations and state.conversation[lane, me.next].arrival_s < at_s:
-            at_s, what = state.conversation[lane, me.next].arrival_s, -1
-        for n in range(number.nodes):
+        if episode.next < episode.conversations and state.conversation[lane, episode.next].arrival_s < at_s:
+            at_s, what = state.conversation[lane, episode.next].arrival_s, -1
+        for n in range(config.nodes):
             if state.node[lane, n].at_s < at_s:
                 at_s, what = state.node[lane, n].at_s, n
         if what == -3:
             return OVERALL
         if at_s > until_s:
-            me.clock_s = until_s
+            episode.clock_s = until_s
             return TIME
-        me.clock_s = at_s
+        episode.clock_s = at_s
         if what == -2:
             c = _pop(state, lane)
             talk = state.conversation[lane, c]
@@ -321,14 +353,14 @@ def advance(state: State, params: Params, lane: int, until_s: float, weight: int
             else:
                 _ask(state, params, lane, c, at_s)
                 if weight < 0:
-                    me.current = c
+                    episode.current = c
                     return DECISION
                 send_on(state, params, lane, c, table_route(state, params, lane, c, weight))
         elif what == -1:
-            state.conversation[lane, me.next].stage = GATE
-            me.next += 1
-            me.asked += 1
-        elif what < number.ps:
+            state.conversation[lane, episode.next].stage = GATE
+            episode.next += 1
+            episode.asked += 1
+        elif what < config.ps:
             finish_p(state, params, lane, what)
         else:
             end_step(state, params, lane, what)

@@ -65,8 +65,8 @@ def redraw(params: Params, state: State, lane: int, other: State, rng: np.random
         other: one lane, another world.
         rng: draws what the other world does not say.
     """
-    me, talks, requests = state.lane[lane], state.conversation[lane], state.request[lane]
-    now, arrived = float(me["clock_s"]), int(me["next"])
+    episode, talks, requests = state.lane[lane], state.conversation[lane], state.request[lane]
+    now, arrived = float(episode["clock_s"]), int(episode["next"])
     mine, theirs = _scripts(state, lane)[:arrived], _scripts(other, 0)
     law = _Law(params, other, theirs, rng)
     produced = talks["kept"].copy()
@@ -93,9 +93,9 @@ def redraw(params: Params, state: State, lane: int, other: State, rng: np.random
     _not_yet_here(talks[arrived:count], requests[arrived:count], other.conversation[0, coming])
     for field, value in (("tokens", 0), ("older", -1), ("newer", -1), ("listed", 0)):
         state.cache[field][lane, 2 * arrived : 2 * count] = value
-    me["key"], me["conversations"], me["later"] = other.lane["key"][0], count, total - count
+    episode["key"], episode["conversations"], episode["later"] = other.lane["key"][0], count, total - count
     work = requests["prompt"][:total] + 1e-3 * requests["output"][:total]
-    me["checksum"] = work.sum() + talks["arrival_s"][:count].sum()
+    episode["checksum"] = work.sum() + talks["arrival_s"][:count].sum()
     _redraw_answers(params, state, lane, arrived)
     _redraw_ends(params, state, lane, rng)
 
@@ -126,7 +126,7 @@ class _Law:
         self._opening = np.concatenate([script[:1] for script in theirs] or [none])
         self._following = _fresh(np.concatenate([script[1:] for script in theirs] or [none]))
         self._turns = [len(script) for script in theirs] or [1]
-        self._longest = int(params.number["longest"][0])
+        self._longest = int(params.config["longest"][0])
         self._rng = rng
 
     def _turn(self, context: int) -> NDArray[Any]:
@@ -177,7 +177,7 @@ def _redraw_answers(params: Params, state: State, lane: int, arrived: int) -> No
             continue
         turn = int(talk["turn"])
         talk["output"] = requests["output"][int(talk["later"]) + turn - 1 if turn > 0 else c]
-        if talk["stage"] != GATE and (turn > 0 or params.number["shaped"][0]):
+        if talk["stage"] != GATE and (turn > 0 or params.config["shaped"][0]):
             refer(state, params, lane, c)
     for node, batch in zip(state.node[lane], state.running[lane], strict=True):
         decoding = batch[: node["decoding"]]
@@ -187,17 +187,17 @@ def _redraw_answers(params: Params, state: State, lane: int, arrived: int) -> No
 
 def _redraw_ends(params: Params, state: State, lane: int, rng: np.random.Generator) -> None:
     """When steps, prefills, deliveries and pauses under way end."""
-    me, talks, number = state.lane[lane], state.conversation[lane], params.number[0]
-    now = float(me["clock_s"])
+    episode, talks, config = state.lane[lane], state.conversation[lane], params.config[0]
+    now = float(episode["clock_s"])
     for node in state.node[lane]:
         if math.inf > node["at_s"] > now:
             more = rng.uniform(-0.5, 1.0) * (float(node["at_s"]) - now)
             node["at_s"] += more
             node["busy_s"] += more
-    queue = state.heap[lane, : me["size"]]
+    queue = state.heap[lane, : episode["size"]]
     queued = talks[queue]
     ends = now + rng.uniform(0.5, 2.0, len(queue)) * (queued["at_s"] - now)
-    pause = number["think_s"] * np.exp(number["think_sigma"] * rng.standard_normal(len(queue)))
+    pause = config["think_s"] * np.exp(config["think_sigma"] * rng.standard_normal(len(queue)))
     # of a pause some is left, nobody knows how much
     ends = np.where(queued["stage"] == THINK, now + rng.uniform(0.0, 1.0, len(queue)) * pause, ends)
     talks["at_s"][queue] = np.where(queued["at_s"] > now, ends, queued["at_s"])

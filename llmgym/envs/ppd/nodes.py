@@ -45,10 +45,10 @@ _THINK = 2
 @kernel
 def sift_in(state: State, lane: int, c: int) -> None:
     """Put a conversation with a time onto the heap; ties go by number."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     heap, all_of = state.heap[lane], state.conversation[lane]
-    at = me.size
-    me.size += 1
+    at = episode.size
+    episode.size += 1
     while at > 0:
         above = heap[(at - 1) // 2]
         if all_of[above].at_s < all_of[c].at_s or (all_of[above].at_s == all_of[c].at_s and above < c):
@@ -72,14 +72,14 @@ def recent_rps(total: float, at_s: float, clock_s: float, window_s: float) -> fl
 
 
 @kernel
-def prefill_s(number: Any, params: Params, tokens: int, before: int) -> float:
+def prefill_s(config: Any, params: Params, tokens: int, before: int) -> float:
     """Time to prefill `tokens` tokens alone behind `before` cached ones, s."""
-    if number.tables == 0:
-        return tokens * number.prefill_token_s
+    if config.tables == 0:
+        return tokens * config.prefill_token_s
     seconds = 0.0
     done = 0
     while done < tokens:
-        run = min(tokens - done, number.chunk)
+        run = min(tokens - done, config.chunk)
         attention = prefill_attention_s(params.cost, run, before + done)
         seconds += step_time_s(params.cost, run, attention, 0, 0, 1, before + done + run)
         done += run
@@ -89,44 +89,44 @@ def prefill_s(number: Any, params: Params, tokens: int, before: int) -> float:
 @kernel
 def end_turn(state: State, params: Params, lane: int, c: int, in_time: bool) -> None:
     """A request completes, or has timed out, which ends its conversation."""
-    number = params.number[0]
-    me = state.lane[lane]
+    config = params.config[0]
+    episode = state.lane[lane]
     talk = state.conversation[lane, c]
     later = talk.turn > 0
     if not in_time:
         talk.stage = FAILED
-        me.failed += 1
-        me.open -= 1
+        episode.failed += 1
+        episode.open -= 1
         if later:
-            me.later_failed += 1
+            episode.later_failed += 1
         return
     asked = state.request[lane, talk.later + talk.turn - 1 if later else c]
     ttft = talk.first_s - talk.asked_s
-    e2e = me.clock_s - talk.asked_s
+    e2e = episode.clock_s - talk.asked_s
     asked.ttft_s = ttft
     asked.e2e_s = e2e
-    me.done += 1
-    me.output_tokens += talk.output
+    episode.done += 1
+    episode.output_tokens += talk.output
     if later:
-        me.later_done += 1
+        episode.later_done += 1
         tpot = 0.0
         if talk.output > 1:
             tpot = (e2e - ttft) / (talk.output - 1)
-            me.tpot_loss += min(tpot / talk.tpot_ref_s - 1.0, 5.0)
-        me.ttft_gain += max(1.0 - ttft / talk.ttft_ref_s, -5.0)
-        me.later_ttft_s += ttft
-        me.later_tpot_s += tpot
-        slow_first, slow_rest = ttft > number.ttft_slo_s, tpot > number.tpot_slo_s
-        me.ttft_missed += slow_first
-        me.tpot_missed += slow_rest
+            episode.tpot_loss += min(tpot / talk.tpot_ref_s - 1.0, 5.0)
+        episode.ttft_gain += max(1.0 - ttft / talk.ttft_ref_s, -5.0)
+        episode.later_ttft_s += ttft
+        episode.later_tpot_s += tpot
+        slow_first, slow_rest = ttft > config.ttft_slo_s, tpot > config.tpot_slo_s
+        episode.ttft_missed += slow_first
+        episode.tpot_missed += slow_rest
         if not slow_first and not slow_rest:
-            me.met += 1
+            episode.met += 1
     talk.context += talk.prompt + talk.output
     talk.previous = talk.output
     talk.turn += 1
     talk.stage = OVER
     if talk.turn == talk.turns:
-        me.open -= 1
+        episode.open -= 1
 
 
 @kernel
@@ -158,12 +158,12 @@ def next_at(state: State, lane: int, n: int) -> int:
 @kernel
 def ask_p(state: State, params: Params, lane: int, c: int) -> None:
     """A request goes to its P node."""
-    number = params.number[0]
+    config = params.config[0]
     talk = state.conversation[lane, c]
     node = state.node[lane, talk.p]
     held = state.cache[lane, 2 * c].tokens
     tokens = talk.context + talk.prompt
-    talk.work_s = number.handoff_s + prefill_s(number, params, tokens - held, held)
+    talk.work_s = config.handoff_s + prefill_s(config, params, tokens - held, held)
     talk.stage = P_WAIT
     node.backlog_s += talk.work_s
     wait_at(state, lane, talk.p, c)
@@ -174,8 +174,8 @@ def ask_p(state: State, params: Params, lane: int, c: int) -> None:
 @kernel
 def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
     """P begins the next prompt of its line; requests that have timed out are left out."""
-    number = params.number[0]
-    me = state.lane[lane]
+    config = params.config[0]
+    episode = state.lane[lane]
     node = state.node[lane, n]
     node.serving, node.blocked = -1, 0
     node.at_s = math.inf
@@ -185,42 +185,42 @@ def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
         node.backlog_s -= talk.work_s
         if node.waiting == 0:
             node.backlog_s = 0.0
-        if me.clock_s - talk.asked_s > number.timeout_s:
+        if episode.clock_s - talk.asked_s > config.timeout_s:
             end_turn(state, params, lane, c, False)
             continue
         tokens = talk.context + talk.prompt
         held = take(state, lane, n, 2 * c)
-        keep(state, lane, n, number.kv_capacity - tokens)
+        keep(state, lane, n, config.kv_capacity - tokens)
         state.cache[lane, 2 * c].tokens = tokens
-        me.p_tokens += tokens - held
-        service_s = number.handoff_s + prefill_s(number, params, tokens - held, held)
+        episode.p_tokens += tokens - held
+        service_s = config.handoff_s + prefill_s(config, params, tokens - held, held)
         talk.stage, talk.work_s = P_RUN, service_s
-        node.serving, node.since_s = c, me.clock_s
+        node.serving, node.since_s = c, episode.clock_s
         node.busy_s += service_s
-        node.at_s = me.clock_s + service_s
+        node.at_s = episode.clock_s + service_s
         break
 
 
 @kernel
 def finish_p(state: State, params: Params, lane: int, n: int) -> None:
     """P has a prompt done: its KV goes to D, and the next one begins; or P waits for room in D's buffer."""
-    number = params.number[0]
-    me = state.lane[lane]
+    config = params.config[0]
+    episode = state.lane[lane]
     node = state.node[lane, n]
     c = node.serving
     talk = state.conversation[lane, c]
     tokens = talk.context + talk.prompt
     link = state.link[lane, talk.d]
-    if not has_room(link, tokens * number.kv_bytes):
+    if not has_room(link, tokens * config.kv_bytes):
         node.blocked = 1
         node.at_s = math.inf
         return
-    send(link, tokens * number.kv_bytes)
+    send(link, tokens * config.kv_bytes)
     request = talk.later + talk.turn - 1 if talk.turn > 0 else c
-    state.request[lane, request].moved_bytes = tokens * number.kv_bytes
+    state.request[lane, request].moved_bytes = tokens * config.kv_bytes
     put(state, lane, n, 2 * c)
     talk.stage = MOVE
-    talk.at_s = me.clock_s + number.remote_s + number.remote_token_s * tokens
+    talk.at_s = episode.clock_s + config.remote_s + config.remote_token_s * tokens
     sift_in(state, lane, c)
     _serve_next(state, params, lane, n)
 
@@ -228,8 +228,8 @@ def finish_p(state: State, params: Params, lane: int, n: int) -> None:
 @kernel
 def _unblock(state: State, params: Params, lane: int, d: int) -> None:
     """The buffer of D has changed: P nodes that wait for it try again."""
-    number = params.number[0]
-    for n in range(number.ps):
+    config = params.config[0]
+    for n in range(config.ps):
         node = state.node[lane, n]
         if node.blocked == 1 and state.conversation[lane, node.serving].d == d:
             finish_p(state, params, lane, n)
@@ -272,15 +272,15 @@ def _preempt(state: State, lane: int, n: int) -> None:
 @kernel
 def begin_step(state: State, params: Params, lane: int, n: int) -> None:
     """D puts its next batch together and runs it; with nothing to run it is idle."""
-    number = params.number[0]
-    me = state.lane[lane]
+    config = params.config[0]
+    episode = state.lane[lane]
     node = state.node[lane, n]
     link = state.link[lane, n]
     batch = state.running[lane, n]
     # one token more for each sequence; conversations are cut so that one alone always fits
-    while node.active + node.running > number.kv_capacity:
+    while node.active + node.running > config.kv_capacity:
         _preempt(state, lane, n)
-    budget = number.chunk
+    budget = config.chunk
     prefill, attention_s, receive_s = 0, 0.0, 0.0
     full = False
     came = False
@@ -288,33 +288,33 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
         talk = state.conversation[lane, batch[i]]
         talk.run = min(talk.left, budget)
         budget -= talk.run
-    while node.head >= 0 and node.running < number.seats:
+    while node.head >= 0 and node.running < config.seats:
         c = node.head
         talk = state.conversation[lane, c]
         tokens = talk.context + talk.prompt + talk.kept
-        if me.clock_s - talk.asked_s > number.timeout_s:
+        if episode.clock_s - talk.asked_s > config.timeout_s:
             next_at(state, lane, n)
             if talk.moving == 1:
-                discard(link, tokens * number.kv_bytes)
+                discard(link, tokens * config.kv_bytes)
                 came = True
             end_turn(state, params, lane, c, False)
             continue
-        if node.active + tokens + node.running + 1 > number.kv_capacity or (talk.moving == 0 and budget == 0):
+        if node.active + tokens + node.running + 1 > config.kv_capacity or (talk.moving == 0 and budget == 0):
             break
         next_at(state, lane, n)
         held = take(state, lane, n, 2 * c + 1)
         talk.left, talk.run, talk.full = 0, 0, 0
         if talk.moving == 1:
-            receive_s += receive(link, tokens * number.kv_bytes)
+            receive_s += receive(link, tokens * config.kv_bytes)
             talk.moving = 0
             came = True
         else:
-            talk.left = missing(number, talk, held)
+            talk.left = missing(config, talk, held)
             talk.full = 1 if held == 0 else 0
             talk.run = min(talk.left, budget)
             budget -= talk.run
-            me.d_tokens += talk.left
-        keep(state, lane, n, number.kv_capacity - node.active - tokens - node.running - 1)
+            episode.d_tokens += talk.left
+        keep(state, lane, n, config.kv_capacity - node.active - tokens - node.running - 1)
         state.cache[lane, 2 * c + 1].tokens = tokens
         node.active += tokens
         batch[node.running] = c
@@ -323,7 +323,7 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
         talk.age = node.admitted
         node.admitted += 1
         talk.stage = D_RUN
-    keep(state, lane, n, number.kv_capacity - node.active - node.running)
+    keep(state, lane, n, config.kv_capacity - node.active - node.running)
     node.kv_peak = max(node.kv_peak, node.active + node.idle)
     if came:
         _unblock(state, params, lane, n)
@@ -334,29 +334,29 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
         talk = state.conversation[lane, batch[i]]
         prefill += talk.run
         full = full or (talk.run > 0 and talk.full == 1)
-        if number.tables == 1 and talk.run > 0:
+        if config.tables == 1 and talk.run > 0:
             held = talk.context + talk.prompt + talk.kept - talk.left
             attention_s += prefill_attention_s(params.cost, talk.run, held)
     dt = 0.0
-    if number.tables == 1:
+    if config.tables == 1:
         dt = step_time_s(
             params.cost, prefill, attention_s, node.decoding, node.context, node.running, node.active
         )
     else:
-        dt = number.step_s
+        dt = config.step_s
         if prefill > 0:
-            dt = max(dt, number.prefill_step_s + number.prefill_token_s * prefill)
+            dt = max(dt, config.prefill_step_s + config.prefill_token_s * prefill)
         if node.kind == R:
-            dt += number.replica_sequence_s * node.decoding + number.replica_context_token_s * node.context
+            dt += config.replica_sequence_s * node.decoding + config.replica_context_token_s * node.context
             if node.decoding > 0:
-                dt += number.replica_prefill_token_s * prefill
+                dt += config.replica_prefill_token_s * prefill
         else:
-            dt += number.sequence_s * node.decoding + number.context_token_s * node.context
-    if number.interference == PAPER and prefill > 0 and node.decoding >= CROWD:
+            dt += config.sequence_s * node.decoding + config.context_token_s * node.context
+    if config.interference == PAPER and prefill > 0 and node.decoding >= CROWD:
         dt *= FULL_FACTOR if full else APPEND_FACTOR
     dt += receive_s
-    node.since_s = me.clock_s
-    node.at_s = me.clock_s + dt
+    node.since_s = episode.clock_s
+    node.at_s = episode.clock_s + dt
     node.busy_s += dt
     node.steps += 1
 
@@ -364,12 +364,12 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
 @kernel
 def end_step(state: State, params: Params, lane: int, n: int) -> None:
     """A step of D ends: who decodes has a token more, who has finished prefilling or receiving has the first one."""
-    number = params.number[0]
-    me = state.lane[lane]
+    config = params.config[0]
+    episode = state.lane[lane]
     node = state.node[lane, n]
     batch = state.running[lane, n]
     node.tick += 1
-    node.mean_step_s += MEAN_STEP_WEIGHT * (me.clock_s - node.since_s - node.mean_step_s)
+    node.mean_step_s += MEAN_STEP_WEIGHT * (episode.clock_s - node.since_s - node.mean_step_s)
     node.active += node.decoding
     node.context += node.decoding
     for i in range(node.decoding, node.running):
@@ -380,7 +380,7 @@ def end_step(state: State, params: Params, lane: int, n: int) -> None:
         if talk.left > 0:
             continue
         if talk.kept == 0:
-            talk.first_s = me.clock_s
+            talk.first_s = episode.clock_s
         talk.base = node.tick - talk.kept - 1
         talk.finish = talk.base + talk.output
         node.next_finish = min(node.next_finish, talk.finish)
@@ -390,7 +390,7 @@ def end_step(state: State, params: Params, lane: int, n: int) -> None:
             batch[k] = batch[k - 1]
         batch[node.decoding] = c
         node.decoding += 1
-    if node.tick >= node.next_finish or me.clock_s - node.oldest_ask_s > number.timeout_s:
+    if node.tick >= node.next_finish or episode.clock_s - node.oldest_ask_s > config.timeout_s:
         _sweep(state, params, lane, n)
 
 
@@ -408,7 +408,7 @@ def _excess(state: State, lane: int, n: int, c: int) -> float:
 @kernel
 def _charge_crowd(state: State, params: Params, lane: int, n: int) -> None:
     """Charge the later turns that complete now for how slowly the others of their batch decode."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     node = state.node[lane, n]
     batch = state.running[lane, n]
     crowd = 0.0
@@ -416,19 +416,19 @@ def _charge_crowd(state: State, params: Params, lane: int, n: int) -> None:
         crowd += _excess(state, lane, n, batch[i])
     for i in range(node.decoding):
         talk = state.conversation[lane, batch[i]]
-        in_time = me.clock_s - talk.asked_s <= params.number[0].timeout_s
+        in_time = episode.clock_s - talk.asked_s <= params.config[0].timeout_s
         if talk.turn > 0 and talk.finish <= node.tick and in_time:
-            me.crowd_loss += (crowd - _excess(state, lane, n, batch[i])) / max(node.decoding - 1, 1)
+            episode.crowd_loss += (crowd - _excess(state, lane, n, batch[i])) / max(node.decoding - 1, 1)
 
 
 @kernel
 def _sweep(state: State, params: Params, lane: int, n: int) -> None:
     """Take out of the batch who has completed or timed out."""
-    number = params.number[0]
-    me = state.lane[lane]
+    config = params.config[0]
+    episode = state.lane[lane]
     node = state.node[lane, n]
     batch = state.running[lane, n]
-    if number.shaped == 1:
+    if config.shaped == 1:
         _charge_crowd(state, params, lane, n)
     kept, decoding = 0, 0
     node.next_finish = FAR
@@ -437,7 +437,7 @@ def _sweep(state: State, params: Params, lane: int, n: int) -> None:
         c = batch[i]
         talk = state.conversation[lane, c]
         decodes = i < node.decoding
-        late = me.clock_s - talk.asked_s > number.timeout_s
+        late = episode.clock_s - talk.asked_s > config.timeout_s
         if not late and not (decodes and talk.finish <= node.tick):
             batch[kept] = c
             kept += 1
@@ -463,21 +463,21 @@ def _sweep(state: State, params: Params, lane: int, n: int) -> None:
 
 
 @kernel
-def pause_s(key: np.uint64, number: Any, c: int, turn: int) -> float:
+def pause_s(key: np.uint64, config: Any, c: int, turn: int) -> float:
     """Lognormal time until turn `turn` of conversation c, s; `think_s` is its median."""
     z = normal(substream(substream(key, _THINK), c), turn)
-    return number.think_s * math.exp(number.think_sigma * z)
+    return config.think_s * math.exp(config.think_sigma * z)
 
 
 @kernel
 def think(state: State, params: Params, lane: int, c: int) -> None:
     """The user reads the answer; then the next turn comes."""
-    number = params.number[0]
+    config = params.config[0]
     talk = state.conversation[lane, c]
     talk.stage = THINK
     talk.at_s = state.lane[lane].clock_s
-    if number.think_s > 0.0:
-        talk.at_s += pause_s(state.lane[lane].key, number, c, talk.turn)
+    if config.think_s > 0.0:
+        talk.at_s += pause_s(state.lane[lane].key, config, c, talk.turn)
     sift_in(state, lane, c)
 
 
@@ -494,24 +494,24 @@ def arrive_at_d(state: State, params: Params, lane: int, c: int) -> None:
 @kernel
 def send_on(state: State, params: Params, lane: int, c: int, route: int) -> None:
     """A request takes its route."""
-    number = params.number[0]
-    me = state.lane[lane]
+    config = params.config[0]
+    episode = state.lane[lane]
     talk = state.conversation[lane, c]
     talk.route = route
     request = c
     if talk.turn > 0:
         request = talk.later + talk.turn - 1
-        me.local += route == LOCAL
+        episode.local += route == LOCAL
     state.request[lane, request].route = route
     if route == LOCAL:
         talk.moving = 0
         talk.stage = MOVE
-        talk.at_s = me.clock_s + number.local_token_s * (talk.context + talk.prompt)
+        talk.at_s = episode.clock_s + config.local_token_s * (talk.context + talk.prompt)
         if talk.p < 0:
-            talk.at_s += number.replica_s
+            talk.at_s += config.replica_s
         else:
-            rate = recent_rps(me.first_sum, me.first_at_s, me.clock_s, number.rate_window_s)
-            talk.at_s += number.local_s + number.local_rate_s2 * rate
+            rate = recent_rps(episode.first_sum, episode.first_at_s, episode.clock_s, config.rate_window_s)
+            talk.at_s += config.local_s + config.local_rate_s2 * rate
         sift_in(state, lane, c)
     else:
         talk.moving = 1

@@ -5,7 +5,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.settings import settled
 from llmgym.envs.ppd.cells import RATES_RPS
 from llmgym.envs.ppd.state import HASHED, KINDS, LEAST_LOADED, PAPER, PD, PHYSICAL, D, P, R
 from llmgym.errors import InvalidArgument

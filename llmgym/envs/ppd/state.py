@@ -313,7 +313,7 @@ class Params(NamedTuple):
         weights: float64 [weights].
     """
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     kind: NDArray[np.int64]
     links: NDArray[Any]
     cost: StepCost

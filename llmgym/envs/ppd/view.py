@@ -14,12 +14,12 @@ SHOWN_ROUTES = 24
 
 
 def _pending(state: Any, lane: int) -> str:
-    me = state.lane[lane]
-    if me["current"] < 0:
+    episode = state.lane[lane]
+    if episode["current"] < 0:
         return "no turn waits for its route"
-    talk = state.conversation[lane, me["current"]]
+    talk = state.conversation[lane, episode["current"]]
     return (
-        f"conversation {me['current']}, turn {talk['turn'] + 1}: {talk['prompt']} new tokens behind {talk['context']}, "
+        f"conversation {episode['current']}, turn {talk['turn'] + 1}: {talk['prompt']} new tokens behind {talk['context']}, "
         f"through P {talk['p']} or on node {talk['d']}?"
     )
 
@@ -33,10 +33,11 @@ def text(nodes: NDArray[np.int64], kv_capacity: int, state: Any, lane: int) -> s
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     lines = [
-        f"t {me['clock_s']:8.2f} s   {me['done']} done, {me['failed']} timed out   {me['open']} conversations open, "
-        f"{me['next'] - me['gate']} at the gate   {me['local']} of {me['later_asked']} later turns local",
+        f"t {episode['clock_s']:8.2f} s   {episode['done']} done, {episode['failed']} timed out"
+        f"   {episode['open']} conversations open, "
+        f"{episode['next'] - episode['gate']} at the gate   {episode['local']} of {episode['later_asked']} later turns local",
         _pending(state, lane),
     ]
     for n, kind in enumerate(nodes):
@@ -76,7 +77,7 @@ def picture(
     """
     from matplotlib.patches import Patch, Rectangle
 
-    me = state.lane[lane]
+    episode = state.lane[lane]
     figure = blank(WIDTH, HEIGHT)
     cluster, turns = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2.6, 1], "hspace": 0.12})
     figure.subplots_adjust(left=0.07, right=0.98, top=0.87, bottom=0.07)
@@ -101,7 +102,7 @@ def picture(
                 _decode_node(cluster, kv_capacity, node, x, bottom, height)
     for n in sides[False].tolist():
         flying = int(state.link[lane, n]["in_flight"])
-        talks = state.conversation[lane, : me["conversations"]]
+        talks = state.conversation[lane, : episode["conversations"]]
         sent = (talks["d"] == n) & (talks["moving"] == 1) & np.isin(talks["stage"], (MOVE, D_WAIT))
         senders = {int(p) for p in talks["p"][sent]}
         for p in senders:
@@ -113,8 +114,8 @@ def picture(
             )
         if flying:
             cluster.text(4.95, middle[n] + 0.02, f"{flying} KV", fontsize=7, color="#0072B2", ha="right")
-    if me["current"] >= 0:
-        talk = state.conversation[lane, me["current"]]
+    if episode["current"] >= 0:
+        talk = state.conversation[lane, episode["current"]]
         cluster.plot(5.05, middle[int(talk["d"])] + 0.06, marker="*", color="#D55E00", markersize=13)
     key = {
         "#E69F00": "P works" if not np.any(state.node["blocked"][lane]) else "P works (red: blocked)",
@@ -134,9 +135,10 @@ def picture(
         handlelength=1.2,
     )
     figure.suptitle(
-        f"t = {me['clock_s']:.2f} s    {me['open']} conversations open, {me['next'] - me['gate']} at the gate    "
-        f"{me['done']} requests "
-        f"done, {me['failed']} timed out\n{_pending(state, lane)}",
+        f"t = {episode['clock_s']:.2f} s "
+        f"   {episode['open']} conversations open, {episode['next'] - episode['gate']} at the gate    "
+        f"{episode['done']} requests "
+        f"done, {episode['failed']} timed out\n{_pending(state, lane)}",
         fontsize=9,
     )
     _latest(turns, later, ttft_slo_s, state, lane)

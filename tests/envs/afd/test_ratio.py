@@ -163,7 +163,7 @@ class Reference:
             return
         before = self.clock
         if not first:
-            self.clock = max(self.clock, *self.back) + float(self.simulation.params.number["switch_cost"][0])
+            self.clock = max(self.clock, *self.back) + float(self.simulation.params.config["switch_cost"][0])
         self.pair = pair
         self.ffn_free = self.clock
         self.back = [self.clock] * self.m
@@ -249,11 +249,15 @@ def test_slots_are_those_of_a_plain_simulation(kwargs: dict[str, Any]) -> None:
             for _ in range(9):
                 drained |= other.paid() > sum(other.pair)
                 other.cycle(other.schedule[epoch])
-            me = env.lanes.state.lane[0]
+            episode = env.lanes.state.lane[0]
             assert env.lanes.state.table["load"][0].tolist() == other.loads()
-            assert (me["tokens"], me["completed"], me["taken"]) == (other.tokens, other.done, other.drawn)
-            assert me["clock"] == pytest.approx(other.clock, rel=1e-12)
-            assert me["paid"] == other.paid()
+            assert (episode["tokens"], episode["completed"], episode["taken"]) == (
+                other.tokens,
+                other.done,
+                other.drawn,
+            )
+            assert episode["clock"] == pytest.approx(other.clock, rel=1e-12)
+            assert episode["paid"] == other.paid()
             rate = (other.tokens - tokens) / (other.instance_time - instance_time)
             assert reward == pytest.approx(rate / env.simulation.best[other.schedule[0]], rel=1e-12)
             assert info["dt"] == pytest.approx((other.clock - clock) * 1e-6, rel=1e-9)
@@ -286,7 +290,7 @@ def test_a_cold_start_begins_with_prompts() -> None:
 def test_the_window_estimates_theta_from_finished_requests_alone() -> None:
     env = AFDRatioEnv(**{**TINY, "requests": ("geometric:prompt=5,decode=6", "constant:prompt=40,steps=20")})
     env.reset(seed=1)
-    layout, number, me = env.layout, env.simulation.params.number[0], env.lanes.state.lane[0]
+    layout, config, episode = env.layout, env.simulation.params.config[0], env.lanes.state.lane[0]
     first = env.simulation.laws[int(env.lanes.state.law[0, 0])]
     assert set(map(tuple, env.lanes.state.window[0].tolist())) <= set(
         zip(first.prompt_tokens.tolist(), first.steps.tolist(), strict=True)
@@ -294,11 +298,11 @@ def test_the_window_estimates_theta_from_finished_requests_alone() -> None:
     for _ in range(7):
         obs, *_ = env.step(3)
         prompts, steps = env.lanes.state.window[0].T
-        assert obs[layout["theta"]] == pytest.approx(theta(prompts, steps) / number["theta_ref"], rel=1e-6)
-        assert obs[layout["nu"]] == pytest.approx(nu(prompts, steps) / number["nu_ref"], rel=1e-6)
-        assert obs[layout["prompt.mean"]] == pytest.approx(prompts.mean() / number["prompt_ref"], rel=1e-6)
-        assert obs[layout["steps.mean"]] == pytest.approx(steps.mean() / number["steps_ref"], rel=1e-6)
-    assert me["completed"] > 16
+        assert obs[layout["theta"]] == pytest.approx(theta(prompts, steps) / config["theta_ref"], rel=1e-6)
+        assert obs[layout["nu"]] == pytest.approx(nu(prompts, steps) / config["nu_ref"], rel=1e-6)
+        assert obs[layout["prompt.mean"]] == pytest.approx(prompts.mean() / config["prompt_ref"], rel=1e-6)
+        assert obs[layout["steps.mean"]] == pytest.approx(steps.mean() / config["steps_ref"], rel=1e-6)
+    assert episode["completed"] > 16
 
 
 def test_observations_do_not_know_what_is_to_come() -> None:
@@ -401,18 +405,18 @@ def test_an_instance_that_is_taken_out_drains_and_is_paid_for() -> None:
     env = AFDRatioEnv(**{**TINY, "requests": "constant:prompt=2,steps=20", "start": "cold", "cycles": 5})
     env.reset(seed=0)
     env.step(3)
-    me = env.lanes.state.lane[0]
-    assert (me["workers"], me["paid"]) == (5, 6)
+    episode = env.lanes.state.lane[0]
+    assert (episode["workers"], episode["paid"]) == (5, 6)
     env.step(0)
-    assert (me["workers"], me["paid"]) == (1, 6)
+    assert (episode["workers"], episode["paid"]) == (1, 6)
     assert env.lanes.state.table["occupied"][0].tolist() == [4] * 5
     env.step(0)
     env.step(0)  # 20 steps are over
-    assert me["paid"] == 2
+    assert episode["paid"] == 2
     assert env.lanes.state.table["occupied"][0].tolist() == [4, 0, 0, 0, 0]
-    before = int(me["taken"])
+    before = int(episode["taken"])
     env.step(2)
-    assert me["taken"] == before + 2 * 4
+    assert episode["taken"] == before + 2 * 4
 
 
 def test_an_episode_stops_when_the_requests_are_done() -> None:
@@ -435,8 +439,8 @@ def test_starting_ages_are_not_counted_in_the_time_per_token() -> None:
     env = AFDRatioEnv(**{**TINY, "requests": "constant:prompt=2,steps=6"})
     env.reset(seed=0)
     env.step(2)
-    me, slots = env.lanes.state.lane[0], env.lanes.state.slot[0, :3]
-    assert me["completed"] >= 12 and me["timed"] < me["completed"]
+    episode, slots = env.lanes.state.lane[0], env.lanes.state.slot[0, :3]
+    assert episode["completed"] >= 12 and episode["timed"] < episode["completed"]
     assert (slots["began"] != NEVER).any()
     _, metrics = play(env, [2] * 8)
     assert metrics["tpot_mean_s"] == pytest.approx(metrics["tau_mean_cycles"] * 1e-6, rel=0.02)

@@ -93,8 +93,8 @@ def test_scores_place_the_best_on_the_least_loaded_in_turn() -> None:
     score.reset(seed=4)
     truncated = False
     while not truncated:
-        me = score.lanes.state.lane[0]
-        left, scores = min(int(me["left"]), 12), rng.random(12)
+        episode = score.lanes.state.lane[0]
+        left, scores = min(int(episode["left"]), 12), rng.random(12)
         numbers = score.lanes.state.waiting[0]["number"].tolist()
         order = [numbers[k] for k in np.argsort(-scores)[:left]]
         _, reward, _, truncated, _ = score.step(scores)

@@ -15,6 +15,7 @@ from llmgym.envs.kv.provision.env import KVProvisionEnv, KVProvisionVectorEnv
 from llmgym.envs.kv.provision.scenarios import SCENARIOS, mixtures, multipliers
 from llmgym.envs.kv.provision.state import ON
 from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded, UnknownName
+from llmgym.testing.drive import audited
 from llmgym.workloads import RequestClass, Workload
 
 ID = "llmgym/KVProvision-v0"
@@ -38,7 +39,7 @@ def play(
         target = targets if isinstance(targets, int) else targets[epoch]
         _, reward, terminated, truncated, info = env.step(int(target))
         rewards.append(reward)
-        audits.append(env.simulation.audit(env.lanes.state, 0))
+        audits.append(audited(env))
         if terminated or truncated:
             return rewards, info["metrics"], audits
 
@@ -90,7 +91,7 @@ def test_fluid_queue_grows_and_empties_as_computed_by_hand() -> None:
     assert metrics["waiting_mean"] * 480 == pytest.approx(area, rel=0.02)
     assert metrics["cost_waiting"] == pytest.approx(0.02 * metrics["waiting_mean"] * 480 / 3600, rel=1e-12)
     # three replicas more in epoch 0..2 were not there: initially ceil(10 / (0.9 mu)) = 4 are on and two drain
-    drain_s = float(env.simulation.params.number["drain_s"][0])
+    drain_s = float(env.simulation.params.config["drain_s"][0])
     assert metrics["gpu_hours"] * 3600 == pytest.approx(3 * 2 * 60 + 5 * 5 * 60 + 2 * drain_s, rel=1e-12)
 
 
@@ -195,7 +196,7 @@ def test_estimates_find_the_capacity() -> None:
     env.reset(seed=0)
     for _ in range(18):
         obs, *_ = env.step(6)
-    measured = obs[env.layout["mu"]][0] * env.simulation.params.number["mu_ref"][0]
+    measured = obs[env.layout["mu"]][0] * env.simulation.params.config["mu_ref"][0]
     before, after = (full.rate_rps for full in env.simulation.saturated)
     assert after < 0.75 * before
     assert measured == pytest.approx(after, rel=0.04)
@@ -231,12 +232,12 @@ def test_nothing_is_lost(kwargs: dict[str, Any]) -> None:
     moved = paid_before = 0.0
     for epoch in range(kwargs["epochs"]):
         _, _, terminated, truncated, info = env.step(int(rng.integers(least, most + 1)))
-        a = env.simulation.audit(env.lanes.state, 0)
+        a = audited(env)
         assert a["arrived"] == pytest.approx(
             a["waiting"] + a["running"] + a["done"] + a["rejected"], rel=1e-9
         )
         assert a["clock_s"] == (epoch + 1) * env.simulation.scenario.epoch_s == info["dt"] * (epoch + 1)
-        me = env.lanes.state.lane[0]
+        episode = env.lanes.state.lane[0]
         if env.simulation.scenario.mode == "event":
             assert a["waiting"] == a["waiting_counted"]
             assert a["waiting_area"] == a["waiting_area_counted"]
@@ -244,9 +245,13 @@ def test_nothing_is_lost(kwargs: dict[str, Any]) -> None:
             assert a["live"] == a["distinct"]
             assert a["kv_used"] == a["kv_resident"] and a["kv_fullest"] <= a["kv_capacity"]
         modes = env.lanes.state.engine.lane["mode"]
-        assert [np.sum(modes == m) for m in (1, 2, 3)] == [me["starting"], me["on"], me["draining"]]
-        assert paid_before <= me["gpu_s"] <= paid_before + most * env.simulation.scenario.epoch_s + 1e-9
-        moved, paid_before = max(moved, a["done"]), me["gpu_s"]
+        assert [np.sum(modes == m) for m in (1, 2, 3)] == [
+            episode["starting"],
+            episode["on"],
+            episode["draining"],
+        ]
+        assert paid_before <= episode["gpu_s"] <= paid_before + most * env.simulation.scenario.epoch_s + 1e-9
+        moved, paid_before = max(moved, a["done"]), episode["gpu_s"]
         if terminated or truncated:
             break
     assert moved > 0
@@ -347,13 +352,13 @@ def test_draining_and_starting_replicas_are_the_first_to_be_taken() -> None:
     env.reset(seed=1)
     for _ in range(6):
         env.step(4)
-    me = env.lanes.state.lane[0]
+    episode = env.lanes.state.lane[0]
     env.step(3)
-    assert (me["on"], me["draining"], me["starts"], me["stops"]) == (3, 1, 0, 1)
+    assert (episode["on"], episode["draining"], episode["starts"], episode["stops"]) == (3, 1, 0, 1)
     env.step(5)
-    assert (me["on"], me["draining"], me["starting"], me["starts"]) == (4, 0, 1, 2)
+    assert (episode["on"], episode["draining"], episode["starting"], episode["starts"]) == (4, 0, 1, 2)
     env.step(4)
-    assert (me["on"], me["draining"], me["starting"], me["stops"]) == (4, 0, 0, 2)
+    assert (episode["on"], episode["draining"], episode["starting"], episode["stops"]) == (4, 0, 0, 2)
 
 
 def test_masked_targets_are_a_counted_no_op_or_an_error() -> None:
@@ -466,10 +471,10 @@ def test_nothing_hidden_is_observed() -> None:
     for _ in range(8):
         obs, *_ = env.step(6)
     state = env.lanes.state
-    me = state.lane[0]
-    state.request["arrival_s"][0, me["arrived"] :] *= 7.0
-    state.request["prompt"][0, me["arrived"] :] = 3
-    state.request["output"][0, me["arrived"] :] = 999
+    episode = state.lane[0]
+    state.request["arrival_s"][0, episode["arrived"] :] *= 7.0
+    state.request["prompt"][0, episode["arrived"] :] = 3
+    state.request["output"][0, episode["arrived"] :] = 999
     state.engine.request["output"][:] = 777
     state.engine.resident["output"] = 777
     again = np.zeros_like(obs)

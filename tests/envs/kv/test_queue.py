@@ -145,18 +145,18 @@ def test_a_decision_can_last_several_batches() -> None:
 def test_masked_actions_are_counted_charged_and_admit_nobody(mode: str, reward: str) -> None:
     env = make(**CROWDED, action=mode, reward=reward, invalid_cost=0.25)
     _, info = env.reset(seed=0)
-    masked, total, me = 0, 0.0, env.lanes.state.lane[0]
+    masked, total, episode = 0, 0.0, env.lanes.state.lane[0]
     for k in range(400):
         refused = np.flatnonzero(info["action_mask"] == 0)
-        residents = int(me["residents"])
+        residents = int(episode["residents"])
         if k % 3 == 0 and len(refused):
             _, r, terminated, truncated, info = env.step(int(refused[-1]))
             masked += 1
-            assert me["residents"] <= residents and info["dt"] > 0
+            assert episode["residents"] <= residents and info["dt"] > 0
         else:
             _, r, terminated, truncated, info = env.step(greedy(env, info, np.random.default_rng()))
         total += r
-        assert me["invalid"] == masked
+        assert episode["invalid"] == masked
         if terminated or truncated:
             break
     metrics = info.get("metrics") or env.metrics()
@@ -233,24 +233,24 @@ def test_return_is_what_the_metrics_say(overflow: str, reward: str, mode: str) -
 def test_stability_reward_is_the_free_share_of_each_batch() -> None:
     env = make(**CROWDED, reward="stability")
     _, info = env.reset(seed=0)
-    me, end = env.lanes.state.lane[0], False
+    episode, end = env.lanes.state.lane[0], False
     while not end:
-        batches = int(me["batches"])
+        batches = int(episode["batches"])
         _, reward, end, _, info = env.step(greedy(env, info, np.random.default_rng()))
-        assert me["batches"] == batches + 1
-        assert reward == pytest.approx(me["batch_used"] / 400 - 1, abs=1e-12)
+        assert episode["batches"] == batches + 1
+        assert reward == pytest.approx(episode["batch_used"] / 400 - 1, abs=1e-12)
 
 
 def test_littles_law_also_where_an_episode_is_cut() -> None:
     """latency_mean_s counts everybody who arrived, up to the end of the episode."""
     env = make(scenario="tiny", requests=2000, load=1.5, horizon_s=3.0)
     total, metrics = play(env, greedy)
-    me, state = env.lanes.state.lane[0], env.lanes.state
-    arrived = np.arange(int(me["next"]))
+    episode, state = env.lanes.state.lane[0], env.lanes.state
+    arrived = np.arange(int(episode["next"]))
     spent = np.where(
         state.request["e2e_s"][0, arrived] >= 0,
         state.request["e2e_s"][0, arrived],
-        me["clock_s"] - state.request["arrival_s"][0, arrived],
+        episode["clock_s"] - state.request["arrival_s"][0, arrived],
     )
     assert metrics["completed"] < len(arrived) <= metrics["requests"]
     assert total == pytest.approx(-spent.sum() / metrics["requests"], rel=1e-5)
@@ -275,11 +275,11 @@ def test_truncation_at_the_horizon() -> None:
 def test_too_long_a_line_ends_the_episode_with_its_charge(reward: str) -> None:
     env = make(scenario="tiny", requests=400, load=4.0, waiting_cap=30, horizon_s=20.0, reward=reward)
     total, metrics = play(env, greedy)
-    me = env.lanes.state.lane[0]
+    episode = env.lanes.state.lane[0]
     assert metrics["unstable"] == 1 and metrics["waiting_end"] > 30
-    left_s = 20.0 - me["clock_s"]
+    left_s = 20.0 - episode["clock_s"]
     charge = {
-        "latency": (me["residents"] + me["waiting"]) * left_s / 400,
+        "latency": (episode["residents"] + episode["waiting"]) * left_s / 400,
         "slo": 0.0,
         "stability": left_s / 0.01,
     }[reward]
@@ -485,21 +485,21 @@ def test_metrics_are_those_of_the_raw_times(overflow: str) -> None:
         **{**CROWDED, "horizon_s": 4.0, "requests": 300}, overflow=overflow, ttft_slo_s=0.5, tpot_slo_s=0.03
     )
     _, metrics = play(env, greedy)
-    me, state = env.lanes.state.lane[0], env.lanes.state
-    n = int(me["next"])
+    episode, state = env.lanes.state.lane[0], env.lanes.state
+    n = int(episode["next"])
     ttft, e2e = state.request["ttft_s"][0, :n].astype(float), state.request["e2e_s"][0, :n].astype(float)
     done, started = e2e >= 0, ttft >= 0
     output = state.request["output"][0, :n]
     tpot = ((e2e - ttft) / np.maximum(output - 1, 1))[done]
     met = int(((ttft[done] <= 0.5) & (tpot <= 0.03)).sum())
     tpot = tpot[output[done] > 1]
-    duration = me["clock_s"] - state.request["arrival_s"][0, 0]
+    duration = episode["clock_s"] - state.request["arrival_s"][0, 0]
     expected = {
-        "requests": me["requests"],
+        "requests": episode["requests"],
         "completed": done.sum(),
         "waiting_end": n
         - started.sum()
-        - sum(r["decoding"] == 0 and r["kept"] == 0 for r in state.resident[0, : me["residents"]]),
+        - sum(r["decoding"] == 0 and r["kept"] == 0 for r in state.resident[0, : episode["residents"]]),
         "e2e_mean_s": e2e[done].mean(),
         "e2e_p50_s": np.quantile(e2e[done], 0.5),
         "e2e_p99_s": np.quantile(e2e[done], 0.99),
@@ -510,7 +510,7 @@ def test_metrics_are_those_of_the_raw_times(overflow: str) -> None:
         "tpot_p99_s": np.quantile(tpot, 0.99),
         "throughput_rps": done.sum() / duration,
         "duration_s": duration,
-        "batches": me["batches"],
+        "batches": episode["batches"],
         "batch_mean_s": 0.01,
     }
     if overflow == "recompute":
@@ -527,14 +527,14 @@ def test_metrics_are_those_of_the_raw_times(overflow: str) -> None:
 def test_means_over_time_are_integrals() -> None:
     env = make(**CROWDED)
     _, info = env.reset(seed=0)
-    me, end = env.lanes.state.lane[0], False
+    episode, end = env.lanes.state.lane[0], False
     held, waiting, tokens = 0.0, 0.0, 0
     while not end:
-        left = int(me["waiting"]) - greedy(env, info, np.random.default_rng())
+        left = int(episode["waiting"]) - greedy(env, info, np.random.default_rng())
         _, _, end, _, info = env.step(greedy(env, info, np.random.default_rng()))
-        held += me["batch_used"] * me["batch_s"]
-        waiting += left * me["batch_s"]
-        tokens += int(me["batch_decodes"])
+        held += episode["batch_used"] * episode["batch_s"]
+        waiting += left * episode["batch_s"]
+        tokens += int(episode["batch_decodes"])
     metrics = info["metrics"]
     assert metrics["kv_mean"] == pytest.approx(held / (metrics["batches"] * 0.01) / 400)
     # Between two batches the line also holds, for part of a batch, whoever arrived during it: half a batch on average.
@@ -677,10 +677,12 @@ def test_pictures(kwargs: dict[str, Any]) -> None:
             _, _, _, _, info = env.step(greedy(env, info, np.random.default_rng()))
     image = picture.render()
     assert image.shape == (420, 760, 3) and image.dtype == np.uint8 and image.std() > 10
-    words, me = text.render(), text.lanes.state.lane[0]
+    words, episode = text.render(), text.lanes.state.lane[0]
     assert len(words.splitlines()) == 3
-    assert f"{me['done']}/{me['requests']}" in words and f"{me['residents']} residents" in words
-    assert f"{me['waiting']} waiting" in words
+    assert (
+        f"{episode['done']}/{episode['requests']}" in words and f"{episode['residents']} residents" in words
+    )
+    assert f"{episode['waiting']} waiting" in words
     silent = make(**kwargs)
     silent.reset(seed=0)
     assert silent.render() is None

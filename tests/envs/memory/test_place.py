@@ -53,8 +53,8 @@ def test_rewards_by_hand() -> None:
     _, info = env.reset(seed=3)
     moved = 0.0
     for _ in range(60):
-        me = env.lanes.state.lane[0]
-        cell, scale = simulation.params.cells[me["cell"]], float(me["scale"])
+        episode = env.lanes.state.lane[0]
+        cell, scale = simulation.params.cells[episode["cell"]], float(episode["scale"])
         error = env.lanes.state.error[0].copy()
         action = int(rng.choice(np.flatnonzero(info["action_mask"])))
         alone_s, _, alone_j, _ = place(cell, links, scale, 0, error)
@@ -124,8 +124,12 @@ def test_the_optimum_counted_is_that_of_the_costs() -> None:
     for _ in range(20):
         state, params = envs.lanes.state, envs.simulation.params
         best = [
-            int(np.nanargmin(costs(params.cells[me["cell"]], params.links, float(me["scale"]))[:, 0]))
-            for me in state.lane
+            int(
+                np.nanargmin(
+                    costs(params.cells[episode["cell"]], params.links, float(episode["scale"]))[:, 0]
+                )
+            )
+            for episode in state.lane
         ]
         _, _, ended, _, infos = envs.step(np.array(best))
     assert ended.all() and infos["metrics"]["optimal_share"].tolist() == [1.0] * 16

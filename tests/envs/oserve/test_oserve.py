@@ -18,7 +18,7 @@ from llmgym.envs.oserve.env import OServe
 from llmgym.envs.oserve.scenarios import CORNERS, requests_of, resolve_scenario, spatial_mix
 from llmgym.envs.oserve.state import METRICS
 from llmgym.errors import InvalidArgument, UnknownName
-from llmgym.testing.drive import legal_action
+from llmgym.testing.drive import audited, legal_action
 
 ID = "llmgym/OServe-v0"
 QUICK = {"scenario": "small", "epochs": 12}
@@ -57,7 +57,7 @@ def test_nothing_is_lost(seed: int, action: str, switching: str, dispatch: str, 
     total, ended = 0.0, False
     while not ended:
         _, reward, terminated, truncated, info = env.step(legal_action(env, info["action_mask"], rng))
-        audit = env.simulation.audit(env.lanes.state, 0)
+        audit = audited(env)
         total, ended = total + reward, terminated or truncated
         assert audit["arrived"] == audit["waiting"] + audit["running"] + audit["done"]
         for name in audit:
@@ -399,8 +399,8 @@ def test_a_backlog_is_measured_in_the_mean_rate_of_the_scenario() -> None:
         error = np.std(drawn, ddof=1) / math.sqrt(len(drawn))
         assert abs(simulation.expected_rps - np.mean(drawn)) < 4.0 * error + 1e-6 * np.mean(drawn), kwargs
         backlog_s = simulation.scenario.backlog_s
-        assert simulation.params.number["cap"][0] == 1 + int(backlog_s * simulation.expected_rps)
-    assert OServe(**QUICK, backlog_s=1e12).params.number["cap"][0] == 2**31 - 1
+        assert simulation.params.config["cap"][0] == 1 + int(backlog_s * simulation.expected_rps)
+    assert OServe(**QUICK, backlog_s=1e12).params.config["cap"][0] == 2**31 - 1
 
 
 def test_what_waits_is_told_by_type_and_not_by_answer() -> None:

@@ -150,8 +150,8 @@ def test_events_are_those_of_a_plain_simulation(text: str, link: str, proactive:
         mine = Plain([bool(a) for a in path(text, key, 400)[:, 1]], env.simulation.scenario, LINKS[link])
         total, terminated = 0.0, False
         while not terminated:
-            me, c = env.lanes.state.lane[0], env.lanes.state.client[0, 0]
-            assert me["clock_s"] == pytest.approx(mine.t, abs=1e-9)
+            episode, c = env.lanes.state.lane[0], env.lanes.state.client[0, 0]
+            assert episode["clock_s"] == pytest.approx(mine.t, abs=1e-9)
             assert (c["block"], c["sent"], c["output"]) == (mine.block, mine.sent, mine.output)
             assert (c["phase"] == WAITING) == (mine.awaited is not None)
             assert env.lanes.state.link[0, 0]["free_s"] == pytest.approx(mine.free, abs=1e-9)

@@ -294,9 +294,9 @@ def test_the_request_rate_is_a_moving_average_or_the_mean_of_all() -> None:
         rates, means = [], []
         done = False
         while not done:
-            me = env.lanes.state.lane[0]
+            episode = env.lanes.state.lane[0]
             rates.append(20.0 * float(obs[env.layout["rate"]][0]))
-            means.append(float(me["sent"] / me["clock_s"]))
+            means.append(float(episode["sent"] / episode["clock_s"]))
             obs, _, done, _, _ = env.step(LOCAL)
         late = slice(len(rates) // 2, None)
         assert 7.0 < np.mean(rates[late]) < 10.5  # 4 conversations a second of two turns each

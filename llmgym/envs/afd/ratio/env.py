@@ -63,7 +63,7 @@ class AFDRatio(Simulation):
 
     kernels = KERNELS
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "relative_throughput": "max",
         "throughput_tokens_per_s": "max",
         "tpot_mean_s": "min",
@@ -151,7 +151,7 @@ class AFDRatio(Simulation):
     def allocate(self, lanes: int) -> State:
         """New arrays for this number of lanes."""
         chosen = self.scenario
-        workers = int(self.params.number["workers"][0])
+        workers = int(self.params.config["workers"][0])
         tables = self.batches * workers
         slots, buckets = 1, 8
         if FIDELITIES[chosen.fidelity] >= SLOT_LEVEL:
@@ -194,10 +194,10 @@ class AFDRatio(Simulation):
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other laws from the coming epoch on, other requests, and another rest of those in the slots; see `Simulation.redraw`."""
-        me, law = state.lane[lane], state.law[lane]
+        episode, law = state.lane[lane], state.law[lane]
         rng = np.random.default_rng(key)
-        chance = float(self.params.number["switch_chance"][0])
-        begun = max(int(me["epoch"]), 1)
+        chance = float(self.params.config["switch_chance"][0])
+        begun = max(int(episode["epoch"]), 1)
         for epoch in range(begun, len(law)):
             law[epoch] = law[epoch - 1]
             if len(self.laws) > 1 and rng.random() < chance:
@@ -206,14 +206,16 @@ class AFDRatio(Simulation):
         workers = state.worker.shape[1]
         for t in range(state.table.shape[1]):
             tick = int(state.microbatch["tick"][lane, t // workers])
-            me["asked_steps"] += redraw_steps(state.slot[lane, t], state.wheel[lane, t], tick, steps, rng)
-        me["key"] = key
-        me["checksum"] = rng.random() + float(np.arange(1, len(law) + 1) @ law)
+            episode["asked_steps"] += redraw_steps(
+                state.slot[lane, t], state.wheel[lane, t], tick, steps, rng
+            )
+        episode["key"] = key
+        episode["checksum"] = rng.random() + float(np.arange(1, len(law) + 1) @ law)
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests, their tokens and steps from the slots."""
-        me = state.lane[lane]
-        clock = {"clock_s": float(me["clock"] * self.coefficients.cycle_s)}
+        episode = state.lane[lane]
+        clock = {"clock_s": float(episode["clock"] * self.coefficients.cycle_s)}
         if FIDELITIES[self.scenario.fidelity] < SLOT_LEVEL:
             return clock
         workers = state.worker.shape[1]
@@ -225,17 +227,17 @@ class AFDRatio(Simulation):
             held += int(state.table["occupied"][lane, t])
         most = max(int((law.prompt_tokens + law.steps).max()) for law in self.laws)
         return clock | {
-            "arrived": float(me["taken"]),
+            "arrived": float(episode["taken"]),
             "waiting": 0.0,
             "running": float(running),
             "running_counted": float(held),
-            "done": float(me["completed"]),
+            "done": float(episode["completed"]),
             "rejected": 0.0,
             "kv_used": float(state.table["load"][lane].sum()),
             "kv_resident": float(tokens),
             "kv_capacity": float(most * state.slot[lane].size),
-            "work_asked": float(me["asked_steps"]),
-            "work_done": float(me["tokens"]),
+            "work_asked": float(episode["asked_steps"]),
+            "work_done": float(episode["tokens"]),
             "work_left": float(left),
         }
 

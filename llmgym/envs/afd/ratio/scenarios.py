@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llmgym import profiles
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.settings import settled
 from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, Coefficients, coefficients
 from llmgym.envs.afd.law import COMMUNICATION, feasible_ratios
 from llmgym.envs.afd.ratio.state import ABSOLUTE, DELTA, GAUSSIAN, MEANFIELD, PIPELINE, SLOT_LEVEL

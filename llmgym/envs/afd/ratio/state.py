@@ -167,7 +167,7 @@ class Params(NamedTuple):
     """What all lanes of AFDRatio share.
 
     Attributes:
-        number: record `NUMBER` [1].
+        config: record `NUMBER` [1].
         ratios: int32 [ratios, 2], attention and FFN instances of each action.
         law: records `LAW` [laws].
         requests: int32 [rows, 2], prompt and steps.
@@ -175,7 +175,7 @@ class Params(NamedTuple):
         coefficients: float64 [6], before they are varied.
     """
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     ratios: NDArray[np.int32]
     law: NDArray[Any]
     requests: NDArray[np.int32]

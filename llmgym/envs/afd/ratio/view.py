@@ -26,18 +26,18 @@ def step_times(
         state: of all lanes.
         lane: which one.
     """
-    me, number = state.lane[lane], params.number[0]
+    episode, config = state.lane[lane], params.config[0]
     alpha_a, beta_a, alpha_f, beta_f, alpha_c, beta_c = state.coefficients[lane]
-    loads = state.table["load"][lane].reshape(int(number["batches"]), -1)
-    taken = state.table["occupied"][lane].reshape(int(number["batches"]), -1)
-    if number["mode"] == MEANFIELD:
-        theta = laws[int(state.law[lane, max(int(me["epoch"]) - 1, 0)])].theta
-        loads = np.full((1, int(me["workers"])), scenario.batch * theta)
+    loads = state.table["load"][lane].reshape(int(config["batches"]), -1)
+    taken = state.table["occupied"][lane].reshape(int(config["batches"]), -1)
+    if config["mode"] == MEANFIELD:
+        theta = laws[int(state.law[lane, max(int(episode["epoch"]) - 1, 0)])].theta
+        loads = np.full((1, int(episode["workers"])), scenario.batch * theta)
         taken = np.full(loads.shape, scenario.batch)
     present = taken.sum(axis=0) > 0
     times = alpha_a * loads.mean(axis=0)[present] + beta_a
-    each = float(taken.mean(axis=0).sum()) / max(int(me["ffn"]), 1)
-    sent = each if number["aggregate"] else scenario.batch
+    each = float(taken.mean(axis=0).sum()) / max(int(episode["ffn"]), 1)
+    sent = each if config["aggregate"] else scenario.batch
     comm, ffn = float(alpha_c * sent + beta_c), float(alpha_f * each + beta_f)
     return times, comm, ffn, max(float(times.max(initial=0.0)), comm, ffn)
 
@@ -52,7 +52,7 @@ def text(scenario: Scenario, params: Params, laws: Sequence[Requests], state: An
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     times, comm, ffn, longest = step_times(scenario, params, laws, state, lane)
     rows = (("attention", float(times.max(initial=0.0))), ("link", comm), ("FFN", ffn))
     bars = [
@@ -61,8 +61,9 @@ def text(scenario: Scenario, params: Params, laws: Sequence[Requests], state: An
     ]
     return "\n".join(
         [
-            f"epoch {me['epoch']:4d}/{scenario.epochs}   {me['workers']}A-{me['ffn']}F   tau {me['tau']:.1f} cycles   "
-            f"{me['relative'] / max(me['epoch'], 1):.3f} of the best throughput",
+            f"epoch {episode['epoch']:4d}/{scenario.epochs}   {episode['workers']}A-{episode['ffn']}F"
+            f"   tau {episode['tau']:.1f} cycles   "
+            f"{episode['relative'] / max(episode['epoch'], 1):.3f} of the best throughput",
             *bars,
         ]
     )
@@ -86,14 +87,14 @@ def picture(
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     times, comm, ffn, longest = step_times(scenario, params, laws, state, lane)
     figure = blank(WIDTH, HEIGHT)
     figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.09)
     step, ratio, share = figure.subplots(3, 1, gridspec_kw={"hspace": 0.55, "height_ratios": [1.4, 1, 1]})
     names = [f"A{i + 1}" for i in range(len(times))] + ["link", "FFN"]
     heights = np.concatenate([times, [comm, ffn]])
-    working = min(int(me["workers"]), len(times))
+    working = min(int(episode["workers"]), len(times))
     colours = ["#0072B2"] * working + ["#56B4E9"] * (len(times) - working) + ["#E69F00", "#009E73"]
     step.bar(range(len(heights)), heights, color=colours)
     step.bar(
@@ -109,7 +110,7 @@ def picture(
         names[-2:] = ["", "link, FFN"]
     step.set_xticks(range(len(heights)), names)
     step.set(ylabel="cycles", ylim=(0, max(1.08 * longest, 1e-9)))
-    done = int(me["epoch"])
+    done = int(episode["epoch"])
     rows, epochs = state.history[lane, :done], np.arange(done)
     ratio.step(epochs, rows[:, 0], where="mid", color="#0072B2")
     ratio.set(ylabel="attention\nper FFN", ylim=(0, 1.05 * max(x / y for x, y in ratios)))
@@ -120,8 +121,8 @@ def picture(
     share.legend(fontsize=7, loc="upper right", ncols=3)
     law = laws[int(state.law[lane, max(done - 1, 0)])]
     step.set_title(
-        f"epoch {done}/{scenario.epochs}    {me['workers']}A-{me['ffn']}F    tau {me['tau']:.1f} cycles    "
-        f"{me['completed']:,} requests done\n{law.name.partition(',prompt_law')[0]}    "
+        f"epoch {done}/{scenario.epochs}    {episode['workers']}A-{episode['ffn']}F    tau {episode['tau']:.1f} cycles    "
+        f"{episode['completed']:,} requests done\n{law.name.partition(',prompt_law')[0]}    "
         "a step: attention (light blue: drains), link, FFN; hatched: waits",
         fontsize=9,
     )

@@ -55,7 +55,7 @@ class AFDRefill(Simulation):
 
     kernels = KERNELS
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "relative_excess": "min",
         "barrier_excess_cycles": "min",
         "tau_mean_cycles": "min",
@@ -171,45 +171,45 @@ class AFDRefill(Simulation):
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other requests to come, and other steps of those that wait or run; predictions stay. See `Simulation.redraw`."""
-        me, waiting = state.lane[lane], state.waiting[lane]
+        episode, waiting = state.lane[lane], state.waiting[lane]
         rng = np.random.default_rng(key)
         steps = np.sort(self.law.steps)
         grown = 0
         for slots, wheel in zip(state.slot[lane], state.wheel[lane], strict=True):
-            grown += redraw_steps(slots, wheel, int(me["tick"]), steps, rng)
-        me["asked_steps"] += grown
+            grown += redraw_steps(slots, wheel, int(episode["tick"]), steps, rng)
+        episode["asked_steps"] += grown
         drawn = rng.choice(steps, len(waiting))
         grown += int(drawn.sum() - waiting["steps"].sum())
         waiting["steps"] = drawn
-        me["key"] = key
-        me["checksum"] += 1e-3 * grown
+        episode["key"] = key
+        episode["checksum"] += 1e-3 * grown
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests, their tokens and steps from the slots."""
-        me = state.lane[lane]
+        episode = state.lane[lane]
         running = tokens = left = 0
         for i in range(self.scenario.ratio):
-            count, held, _, ahead = recount(state.slot[lane, i], state.wheel[lane, i], int(me["tick"]))
+            count, held, _, ahead = recount(state.slot[lane, i], state.wheel[lane, i], int(episode["tick"]))
             running, tokens, left = running + count, tokens + held, left + ahead
         waiting = state.waiting["number"][lane]
         return {
-            "arrived": float(me["taken"]),
+            "arrived": float(episode["taken"]),
             "waiting": float(len(np.unique(waiting))),
             "waiting_counted": float(self.scenario.window),
             "running": float(running),
             "running_counted": float(state.table["occupied"][lane].sum()),
-            "free": float(me["left"]),
+            "free": float(episode["left"]),
             "free_counted": float(state.slot[lane].size - running),
-            "done": float(me["completed"]),
+            "done": float(episode["completed"]),
             "rejected": 0.0,
             "kv_used": float(state.table["load"][lane].sum()),
             "kv_resident": float(tokens),
             "kv_capacity": float(
                 int((self.law.prompt_tokens + self.law.steps).max()) * state.slot[lane].size
             ),
-            "clock_s": float(me["clock"] * self.coefficients.cycle_s),
-            "work_asked": float(me["asked_steps"]),
-            "work_done": float(me["tokens"]),
+            "clock_s": float(episode["clock"] * self.coefficients.cycle_s),
+            "work_asked": float(episode["asked_steps"]),
+            "work_done": float(episode["tokens"]),
             "work_left": float(left),
         }
 
@@ -224,7 +224,7 @@ class AFDRefill(Simulation):
 
         if mode == "ansi":
             return text(self.scenario, state, lane)
-        return picture(self.scenario, self.coefficients, float(self.params.number["comm"][0]), state, lane)
+        return picture(self.scenario, self.coefficients, float(self.params.config["comm"][0]), state, lane)
 
     def settings(self) -> dict[str, Any]:
         """The scenario with everything resolved, for reports."""

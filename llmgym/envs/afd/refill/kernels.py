@@ -19,70 +19,83 @@ REQUESTS, AGES, NOISE = 0, 1, 2
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Fill the slots and the window of waiting requests, and run until a slot is free; the episode begins there."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.key = key
-    me.tick, me.left, me.invalid, me.most_skips, me.newest = 0, 0, 0, 0, -1
-    me.drawn, me.placed, me.skips, me.completed = 0, 0, 0, 0
-    me.clock, me.tau, me.penalty, me.tokens = 0.0, 0.0, 0.0, 0
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.key = key
+    episode.tick, episode.left, episode.invalid, episode.most_skips, episode.newest = 0, 0, 0, 0, -1
+    episode.drawn, episode.placed, episode.skips, episode.completed = 0, 0, 0, 0
+    episode.clock, episode.tau, episode.penalty, episode.tokens = 0.0, 0.0, 0.0, 0
     ages = substream(key, AGES)
-    for i in range(number.workers):
+    for i in range(config.workers):
         slots, wheel, table = state.slot[lane, i], state.wheel[lane, i], state.table[lane, i]
         state.order[lane, i] = i
         clear(slots, wheel, table)
-        for b in range(number.batch):
+        for b in range(config.batch):
             age = 0
-            if number.stationary != 0:
-                row, age = draw_running(params.law[0], params.until, ages, i * number.batch + b)
+            if config.stationary != 0:
+                row, age = draw_running(params.law[0], params.until, ages, i * config.batch + b)
             else:
-                row = draw(params.law[0], ages, i * number.batch + b)
+                row = draw(params.law[0], ages, i * config.batch + b)
             place(slots, wheel, table, 0, params.requests[row, 0], params.requests[row, 1], age, NEVER)
     checksum = 0.0
-    for k in range(number.window):
+    for k in range(config.window):
         _arrive(state, params, lane, k)
         checksum += state.waiting[lane, k].prompt + 1e-3 * state.waiting[lane, k].steps
-    while me.left == 0:
+    while episode.left == 0:
         _cycle(state, params, lane)
-    me.cycle, me.completed, me.tokens, me.timed, me.tpot, me.clock = 0, 0, 0, 0, 0.0, 0.0
-    me.excess, me.relative_excess, me.relative, me.load, me.output = 0.0, 0.0, 0.0, 0.0, 0.0
-    me.taken, me.asked_steps = number.window, 0
-    for i in range(number.workers):
-        me.taken += state.table[lane, i].occupied
+    episode.cycle, episode.completed, episode.tokens, episode.timed, episode.tpot, episode.clock = (
+        0,
+        0,
+        0,
+        0,
+        0.0,
+        0.0,
+    )
+    episode.excess, episode.relative_excess, episode.relative, episode.load, episode.output = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+    episode.taken, episode.asked_steps = config.window, 0
+    for i in range(config.workers):
+        episode.taken += state.table[lane, i].occupied
         checksum += (i + 1) * state.table[lane, i].load
-        for b in range(number.batch):
+        for b in range(config.batch):
             slot = state.slot[lane, i, b]
-            if slot.end > me.tick:
-                me.asked_steps += slot.end - me.tick
-    me.checksum = checksum
+            if slot.end > episode.tick:
+                episode.asked_steps += slot.end - episode.tick
+    episode.checksum = checksum
     _sort(state, params, lane)
 
 
 @kernel
 def _arrive(state: State, params: Params, lane: int, place_in_window: int) -> None:
     """The next request of the backlog comes into view."""
-    me = state.lane[lane]
-    number = params.number[0]
-    row = draw(params.law[0], substream(me.key, REQUESTS), me.drawn)
+    episode = state.lane[lane]
+    config = params.config[0]
+    row = draw(params.law[0], substream(episode.key, REQUESTS), episode.drawn)
     w = state.waiting[lane, place_in_window]
-    w.number, w.skips, w.chosen = me.drawn, 0, 0
+    w.number, w.skips, w.chosen = episode.drawn, 0, 0
     w.prompt, w.steps = params.requests[row, 0], params.requests[row, 1]
     w.predicted = 0
-    if number.information == EXACT:
+    if config.information == EXACT:
         w.predicted = w.steps
-    elif number.information == MEAN:
-        w.predicted = number.default_steps
-    elif number.information == NOISY:
-        error = number.noise * normal(substream(me.key, NOISE), me.drawn)
+    elif config.information == MEAN:
+        w.predicted = config.default_steps
+    elif config.information == NOISY:
+        error = config.noise * normal(substream(episode.key, NOISE), episode.drawn)
         w.predicted = max(1, int(math.floor(w.steps * math.exp(min(error, 10.0)) + 0.5)))
-    me.drawn += 1
-    me.taken += 1
+    episode.drawn += 1
+    episode.taken += 1
 
 
 @kernel
 def _sort(state: State, params: Params, lane: int) -> None:
     """Instances by rising load, by their number where loads are equal."""
     order, tables = state.order[lane], state.table[lane]
-    for i in range(1, params.number[0].workers):
+    for i in range(1, params.config[0].workers):
         moved = order[i]
         k = i - 1
         while k >= 0:
@@ -97,10 +110,10 @@ def _sort(state: State, params: Params, lane: int) -> None:
 @kernel(inline=True)
 def _current(state: State, params: Params, lane: int) -> int:
     """The instance with the least load among those with a free slot (the first one where none is free)."""
-    number = params.number[0]
-    for k in range(number.workers):
+    config = params.config[0]
+    for k in range(config.workers):
         i = state.order[lane, k]
-        if state.table[lane, i].occupied < number.batch:
+        if state.table[lane, i].occupied < config.batch:
             return i
     return state.order[lane, 0]
 
@@ -108,9 +121,9 @@ def _current(state: State, params: Params, lane: int) -> int:
 @kernel(inline=True)
 def _due(state: State, params: Params, lane: int) -> int:
     """Waiting requests that must not be skipped again. They are the oldest: who is skipped, is skipped with all older ones."""
-    number = params.number[0]
+    config = params.config[0]
     due = 0
-    while due < number.window and state.waiting[lane, due].skips >= number.patience:
+    while due < config.window and state.waiting[lane, due].skips >= config.patience:
         due += 1
     return due
 
@@ -118,24 +131,24 @@ def _due(state: State, params: Params, lane: int) -> int:
 @kernel
 def _put(state: State, params: Params, lane: int, choice: int) -> None:
     """Move a waiting request into the least loaded instance that has a free slot."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     i = _current(state, params, lane)
     w = state.waiting[lane, choice]
-    me.newest = max(me.newest, w.number)
-    me.placed += 1
-    me.skips += w.skips
-    me.most_skips = max(me.most_skips, w.skips)
-    me.asked_steps += w.steps
-    me.left -= 1
+    episode.newest = max(episode.newest, w.number)
+    episode.placed += 1
+    episode.skips += w.skips
+    episode.most_skips = max(episode.most_skips, w.skips)
+    episode.asked_steps += w.steps
+    episode.left -= 1
     place(
         state.slot[lane, i],
         state.wheel[lane, i],
         state.table[lane, i],
-        me.tick,
+        episode.tick,
         w.prompt,
         w.steps,
         0,
-        me.clock,
+        episode.clock,
     )
     _sort(state, params, lane)
 
@@ -144,7 +157,7 @@ def _put(state: State, params: Params, lane: int, choice: int) -> None:
 def _close(state: State, params: Params, lane: int, choice: int) -> None:
     """Close the gap of a placed request: the younger ones move up, and the backlog sends the next."""
     waiting = state.waiting[lane]
-    last = params.number[0].window - 1
+    last = params.config[0].window - 1
     for k in range(choice, last):
         waiting[k] = waiting[k + 1]
     _arrive(state, params, lane, last)
@@ -153,20 +166,20 @@ def _close(state: State, params: Params, lane: int, choice: int) -> None:
 @kernel
 def _pass_over(state: State, params: Params, lane: int) -> None:
     """At the end of a refill: who waits while a younger request was placed has been skipped."""
-    me = state.lane[lane]
-    for k in range(params.number[0].window):
+    episode = state.lane[lane]
+    for k in range(params.config[0].window):
         w = state.waiting[lane, k]
-        if w.number < me.newest:
+        if w.number < episode.newest:
             w.skips += 1
 
 
 @kernel
 def _by_score(state: State, params: Params, lane: int, scores: NDArray[np.float64]) -> None:
     """Fill all free slots: those that must not be skipped and the best scores, in the order of scores."""
-    me = state.lane[lane]
-    window = params.number[0].window
+    episode = state.lane[lane]
+    window = params.config[0].window
     waiting = state.waiting[lane]
-    count = min(me.left, window)
+    count = min(episode.left, window)
     due = min(_due(state, params, lane), count)
     for k in range(due):
         waiting[k].chosen = 1
@@ -186,7 +199,7 @@ def _by_score(state: State, params: Params, lane: int, scores: NDArray[np.float6
     for k in range(window - 1, -1, -1):
         if waiting[k].chosen == 2:
             _close(state, params, lane, k)
-    while me.left > 0:  # more free slots than the window shows
+    while episode.left > 0:  # more free slots than the window shows
         _put(state, params, lane, 0)
         _close(state, params, lane, 0)
 
@@ -194,48 +207,48 @@ def _by_score(state: State, params: Params, lane: int, scores: NDArray[np.float6
 @kernel
 def _cycle(state: State, params: Params, lane: int) -> float:
     """One step of the bundle; returns its reward."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     slowest, total = 0.0, 0.0
-    for i in range(number.workers):
+    for i in range(config.workers):
         load = state.table[lane, i].load
         slowest = max(slowest, load)
         total += load
-    mean = total / number.workers
-    requests = number.workers * number.batch
-    floor = max(number.comm, number.alpha_ffn * requests + number.beta_ffn)
-    tau = max(number.alpha_attention * slowest + number.beta_attention, floor)
-    ideal = max(number.alpha_attention * mean + number.beta_attention, floor)
-    throughput = requests / ((number.workers + 1) * tau)
-    if me.cycle < state.history.shape[1]:
-        row = state.history[lane, me.cycle]
-        row[0] = number.alpha_attention * slowest + number.beta_attention
-        row[1] = number.alpha_attention * mean + number.beta_attention
-    me.cycle += 1
-    me.tick += 1
-    me.tau = tau
-    me.clock += tau
-    me.tokens += requests
-    me.excess += number.alpha_attention * (slowest - mean)
-    me.relative_excess += (tau - ideal) / ideal
-    me.relative += throughput / number.best
-    me.load += mean / number.batch
-    me.output += requests
-    for i in range(number.workers):
+    mean = total / config.workers
+    requests = config.workers * config.batch
+    floor = max(config.comm, config.alpha_ffn * requests + config.beta_ffn)
+    tau = max(config.alpha_attention * slowest + config.beta_attention, floor)
+    ideal = max(config.alpha_attention * mean + config.beta_attention, floor)
+    throughput = requests / ((config.workers + 1) * tau)
+    if episode.cycle < state.history.shape[1]:
+        row = state.history[lane, episode.cycle]
+        row[0] = config.alpha_attention * slowest + config.beta_attention
+        row[1] = config.alpha_attention * mean + config.beta_attention
+    episode.cycle += 1
+    episode.tick += 1
+    episode.tau = tau
+    episode.clock += tau
+    episode.tokens += requests
+    episode.excess += config.alpha_attention * (slowest - mean)
+    episode.relative_excess += (tau - ideal) / ideal
+    episode.relative += throughput / config.best
+    episode.load += mean / config.batch
+    episode.output += requests
+    for i in range(config.workers):
         slots, table = state.slot[lane, i], state.table[lane, i]
-        done = advance(slots, state.wheel[lane, i], table, me.tick)
+        done = advance(slots, state.wheel[lane, i], table, episode.tick)
         s = table.free
         for _ in range(done):
             slot = slots[s]
             if slot.began != NEVER:
-                me.timed += 1
-                me.tpot += (me.clock - slot.began) / slot.steps
+                episode.timed += 1
+                episode.tpot += (episode.clock - slot.began) / slot.steps
             s = slot.next
-        me.completed += done
-        me.left += done
+        episode.completed += done
+        episode.left += done
     _sort(state, params, lane)
-    if number.reward == THROUGHPUT:
-        return float(throughput / number.best)
+    if config.reward == THROUGHPUT:
+        return float(throughput / config.best)
     return float((ideal - tau) / ideal)
 
 
@@ -244,26 +257,26 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Place one request, or all; when no slot is free any more, run cycles until one is."""
-    me = state.lane[lane]
-    number = params.number[0]
-    start, reward = me.clock, 0.0
-    if number.action == PICK:
+    episode = state.lane[lane]
+    config = params.config[0]
+    start, reward = episode.clock, 0.0
+    if config.action == PICK:
         choice = int(action[0])
-        if _due(state, params, lane) >= me.left and choice >= me.left:
-            me.invalid += 1
-            me.penalty += number.invalid_cost
-            reward -= number.invalid_cost
+        if _due(state, params, lane) >= episode.left and choice >= episode.left:
+            episode.invalid += 1
+            episode.penalty += config.invalid_cost
+            reward -= config.invalid_cost
             choice = 0
         _put(state, params, lane, choice)
         _close(state, params, lane, choice)
     else:
         _by_score(state, params, lane, action)
-    if me.left == 0:
+    if episode.left == 0:
         _pass_over(state, params, lane)
-        me.newest = -1
-        while me.left == 0 and me.cycle < number.cycles:
+        episode.newest = -1
+        while episode.left == 0 and episode.cycle < config.cycles:
             reward += _cycle(state, params, lane)
-    return reward, False, me.cycle >= number.cycles, (me.clock - start) * number.cycle_s
+    return reward, False, episode.cycle >= config.cycles, (episode.clock - start) * config.cycle_s
 
 
 @kernel(inline=True)
@@ -274,42 +287,42 @@ def _within(value: float, low: float, high: float) -> float:
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.afd.refill.env`."""
-    me = state.lane[lane]
-    number = params.number[0]
-    r, window = number.workers, number.window
+    episode = state.lane[lane]
+    config = params.config[0]
+    r, window = config.workers, config.window
     total = 0.0
     for i in range(r):
         total += state.table[lane, i].load
     mean = total / r
     most = state.table[lane, state.order[lane, r - 1]].load
     mine = state.table[lane, _current(state, params, lane)].load
-    floor = max(number.comm, number.alpha_ffn * r * number.batch + number.beta_ffn)
-    out[0] = min(me.left / window, 1.0)
-    out[1] = min(_due(state, params, lane), me.left) / max(me.left, 1)
-    out[2] = _within(floor / (number.alpha_attention * mean + number.beta_attention), 0.0, 4.0)
-    out[3] = _within((most - mean) / number.load_scale, 0.0, 4.0)
-    out[4] = _within((mine - mean) / number.load_scale, -4.0, 4.0)
-    out[5] = _within((most - mine) / number.load_scale, 0.0, 4.0)
-    out[6] = me.cycle / number.cycles
+    floor = max(config.comm, config.alpha_ffn * r * config.batch + config.beta_ffn)
+    out[0] = min(episode.left / window, 1.0)
+    out[1] = min(_due(state, params, lane), episode.left) / max(episode.left, 1)
+    out[2] = _within(floor / (config.alpha_attention * mean + config.beta_attention), 0.0, 4.0)
+    out[3] = _within((most - mean) / config.load_scale, 0.0, 4.0)
+    out[4] = _within((mine - mean) / config.load_scale, -4.0, 4.0)
+    out[5] = _within((most - mine) / config.load_scale, 0.0, 4.0)
+    out[6] = episode.cycle / config.cycles
     for k in range(r):
         table = state.table[lane, state.order[lane, k]]
-        out[GLOBALS + k] = _within((table.load - mean) / number.load_scale, -4.0, 4.0)
-        out[GLOBALS + r + k] = min((number.batch - table.occupied) / 4.0, 1.0)
+        out[GLOBALS + k] = _within((table.load - mean) / config.load_scale, -4.0, 4.0)
+        out[GLOBALS + r + k] = min((config.batch - table.occupied) / 4.0, 1.0)
     at = GLOBALS + 2 * r
     for k in range(window):
         w = state.waiting[lane, k]
-        out[at + k] = min(math.log1p(float(w.prompt)) * number.log_prompt, 1.0)
-        out[at + window + k] = min(math.log1p(float(w.predicted)) * number.log_steps, 1.0)
-        out[at + 2 * window + k] = min(w.skips / number.patience, 1.0)
+        out[at + k] = min(math.log1p(float(w.prompt)) * config.log_prompt, 1.0)
+        out[at + window + k] = min(math.log1p(float(w.predicted)) * config.log_steps, 1.0)
+        out[at + 2 * window + k] = min(w.skips / config.patience, 1.0)
 
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
     """Write which waiting requests may be placed: all, or only those that must not be skipped again."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     free = out.shape[0]
-    if free > 0 and _due(state, params, lane) >= me.left:
-        free = max(me.left, 1)
+    if free > 0 and _due(state, params, lane) >= episode.left:
+        free = max(episode.left, 1)
     for k in range(out.shape[0]):
         out[k] = 1 if k < free else 0
 
@@ -317,27 +330,27 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
     """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
-    me = state.lane[lane]
-    number = params.number[0]
-    cycles = float(me.cycle)
-    rate = ratio(me.output, (number.workers + 1) * me.clock)
-    out[0] = ratio(me.relative_excess, cycles)
-    out[1] = ratio(me.excess, cycles)
-    out[2] = ratio(me.clock, cycles)
-    out[3] = ratio(me.relative, cycles)
+    episode = state.lane[lane]
+    config = params.config[0]
+    cycles = float(episode.cycle)
+    rate = ratio(episode.output, (config.workers + 1) * episode.clock)
+    out[0] = ratio(episode.relative_excess, cycles)
+    out[1] = ratio(episode.excess, cycles)
+    out[2] = ratio(episode.clock, cycles)
+    out[3] = ratio(episode.relative, cycles)
     out[4] = rate
-    out[5] = rate / number.cycle_s
-    out[6] = ratio(me.tpot, me.timed) * number.cycle_s
-    out[7] = ratio(me.load, cycles)
-    out[8] = me.completed
-    out[9] = me.placed
-    out[10] = ratio(me.skips, me.placed)
-    out[11] = me.most_skips
-    out[12] = me.cycle
-    out[13] = me.penalty
-    out[14] = me.invalid
-    out[15] = me.clock * number.cycle_s
-    out[16] = me.checksum
+    out[5] = rate / config.cycle_s
+    out[6] = ratio(episode.tpot, episode.timed) * config.cycle_s
+    out[7] = ratio(episode.load, cycles)
+    out[8] = episode.completed
+    out[9] = episode.placed
+    out[10] = ratio(episode.skips, episode.placed)
+    out[11] = episode.most_skips
+    out[12] = episode.cycle
+    out[13] = episode.penalty
+    out[14] = episode.invalid
+    out[15] = episode.clock * config.cycle_s
+    out[16] = episode.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

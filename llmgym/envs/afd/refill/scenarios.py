@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.settings import settled
 from llmgym.envs.afd.costs import LINK_LATENCY_US, Coefficients
 from llmgym.envs.afd.law import COMMUNICATION
 from llmgym.envs.afd.ratio.scenarios import STARTS, Law

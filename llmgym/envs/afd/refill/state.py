@@ -134,13 +134,13 @@ class Params(NamedTuple):
     """What all lanes of AFDRefill share.
 
     Attributes:
-        number: record `NUMBER` [1].
+        config: record `NUMBER` [1].
         law: record `LAW` [1].
         requests: int32 [rows, 2], prompt and steps.
         until: int64 [rows], running sums of the steps.
     """
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     law: NDArray[Any]
     requests: NDArray[np.int32]
     until: NDArray[np.int64]

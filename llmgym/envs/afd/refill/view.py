@@ -20,7 +20,7 @@ def text(scenario: Scenario, state: Any, lane: int) -> str:
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     loads = state.table["load"][lane]
     most = max(float(loads.max()), 1.0)
     free = scenario.batch - state.table["occupied"][lane]
@@ -31,8 +31,8 @@ def text(scenario: Scenario, state: Any, lane: int) -> str:
     waiting = ", ".join(str(int(p)) for p in state.waiting["prompt"][lane][:12])
     return "\n".join(
         [
-            f"cycle {me['cycle']:5d}/{scenario.cycles}   tau {me['tau']:.1f} cycles   "
-            f"excess {me['excess'] / max(me['cycle'], 1):.2f} cycles",
+            f"cycle {episode['cycle']:5d}/{scenario.cycles}   tau {episode['tau']:.1f} cycles   "
+            f"excess {episode['excess'] / max(episode['cycle'], 1):.2f} cycles",
             *bars,
             f"waiting prompts: {waiting}",
         ]
@@ -51,7 +51,7 @@ def picture(
         state: of all lanes.
         lane: which one.
     """
-    me, c = state.lane[lane], coefficients
+    episode, c = state.lane[lane], coefficients
     times = c.attention(state.table["load"][lane])
     ffn = float(c.ffn(scenario.ratio * scenario.batch))
     longest = max(float(times.max()), ffn, comm)
@@ -89,7 +89,7 @@ def picture(
     line.set(ylabel="tokens", xlabel="waiting requests, oldest first")
     line.set(xlim=(-0.6, len(waiting) - 0.4), ylim=(0, 1.45 * line.get_ylim()[1]))
     line.legend(fontsize=7, loc="upper right", ncols=2)
-    done = int(me["cycle"])
+    done = int(episode["cycle"])
     first = max(done - 300, 0)
     rows = state.history[lane, first:done]
     past.plot(range(first, done), rows[:, 0], color="#D55E00", label="slowest instance")
@@ -100,8 +100,8 @@ def picture(
     past.set_ylim(low, high + 0.35 * (high - low))
     past.legend(fontsize=7, loc="upper right", ncols=3)
     step.set_title(
-        f"cycle {done}/{scenario.cycles}    tau {me['tau']:.1f} cycles    {me['left']} slots to fill    "
-        f"excess {me['excess'] / max(done, 1):.2f} cycles a cycle\n"
+        f"cycle {done}/{scenario.cycles}    tau {episode['tau']:.1f} cycles    {episode['left']} slots to fill    "
+        f"excess {episode['excess'] / max(done, 1):.2f} cycles a cycle\n"
         "one step: attention (white: free slots), link and FFN; hatched: waits for the slowest",
         fontsize=9,
     )

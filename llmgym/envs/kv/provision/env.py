@@ -290,19 +290,19 @@ class KVProvision(Simulation):
 
         A replica's last batch may end after its epoch; what completes with it counts as known.
         """
-        me, requests = state.lane[lane], state.request[lane]
+        episode, requests = state.lane[lane], state.request[lane]
         rng = np.random.default_rng(key)
         other = self.world(key)
         drawn = other.request[0, : other.lane[0]["requests"]]
-        arrived = int(me["arrived"])
-        coming = drawn[drawn["arrival_s"] >= me["epoch"] * self.scenario.epoch_s]
-        me["requests"] = redraw_arrivals(requests, arrived, coming, rng)
-        asked = requests[: me["requests"]]
-        me["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
+        arrived = int(episode["arrived"])
+        coming = drawn[drawn["arrival_s"] >= episode["epoch"] * self.scenario.epoch_s]
+        episode["requests"] = redraw_arrivals(requests, arrived, coming, rng)
+        asked = requests[: episode["requests"]]
+        episode["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
         if self.scenario.mode == "fluid":
             return
-        longest = int(self.params.number[0]["longest"])
-        door = requests[me["next"] : arrived]
+        longest = int(self.params.config[0]["longest"])
+        door = requests[episode["next"] : arrived]
         most = np.maximum(longest - door["prompt"], 1)
         door["output"] = np.minimum(rng.choice(drawn["output"], len(door)) if len(drawn) else 1, most)
         engine = state.engine
@@ -321,7 +321,7 @@ class KVProvision(Simulation):
         requests = state.request[lane, : state.lane[lane]["requests"]]
         per_class = self.params.work[requests["kind"], WORK_S]
         if chosen.mode == "fluid":
-            work_s = self.params.number["parcel"][0] * per_class
+            work_s = self.params.config["parcel"][0] * per_class
         else:
             first, _ = FIRST_TOKENS[chosen.first_token]
             areas = exact_area(requests["prompt"], requests["output"], chosen.chunk, first)
@@ -332,23 +332,26 @@ class KVProvision(Simulation):
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests and tokens of all replicas from the raw arrays."""
-        me = state.lane[lane]
+        episode = state.lane[lane]
         chosen = self.scenario
         if chosen.mode == "fluid":
             parcels = int(
-                np.sum(state.request["arrival_s"][lane, : me["requests"]] < me["epoch"] * chosen.epoch_s)
+                np.sum(
+                    state.request["arrival_s"][lane, : episode["requests"]]
+                    < episode["epoch"] * chosen.epoch_s
+                )
             )
             came = self.params.work[state.request["kind"][lane, :parcels], WORK_S].sum()
-            parcel = float(self.params.number["parcel"][0])
+            parcel = float(self.params.config["parcel"][0])
             return {
                 "arrived": parcels * parcel,
                 "waiting": float(state.fluid[lane, REQUESTS]),
                 "running": 0.0,
-                "done": float(me["completed"]),
+                "done": float(episode["completed"]),
                 "rejected": 0.0,
-                "clock_s": float(me["epoch"] * chosen.epoch_s),
+                "clock_s": float(episode["epoch"] * chosen.epoch_s),
                 "work_asked": float(came * parcel),
-                "work_done": float(me["used_s"]),
+                "work_done": float(episode["used_s"]),
                 "work_left": float(state.fluid[lane, WORK_S]),
             }
         begin = lane * chosen.max_replicas
@@ -375,13 +378,13 @@ class KVProvision(Simulation):
             resident_tokens += int(kv[residents["paused"] == 0].sum())
             live += int(r["filled"])
             distinct += len(np.unique(np.concatenate([residents["request"], queued])))
-        arrived = state.request["arrival_s"][lane, : me["requests"]] < me["epoch"] * chosen.epoch_s
-        prompts = state.request["prompt"][lane, : me["requests"]]
-        door = int(np.sum(prompts[me["next"] : me["arrived"]] > 0))
+        arrived = state.request["arrival_s"][lane, : episode["requests"]] < episode["epoch"] * chosen.epoch_s
+        prompts = state.request["prompt"][lane, : episode["requests"]]
+        door = int(np.sum(prompts[episode["next"] : episode["arrived"]] > 0))
         return {
             "arrived": float(arrived.sum()),
             "waiting": float(waiting + door),
-            "waiting_counted": float(me["waiting"]),
+            "waiting_counted": float(episode["waiting"]),
             "waiting_area": float(queued_area),
             "waiting_area_counted": float(
                 engine.lane["waiting_area"][begin : begin + chosen.max_replicas].sum()
@@ -389,14 +392,14 @@ class KVProvision(Simulation):
             "running": float(running),
             "live": float(live),
             "distinct": float(distinct),
-            "done": float(me["served"]),
+            "done": float(episode["served"]),
             "done_counted": float(engine.lane["done"][begin : begin + chosen.max_replicas].sum()),
-            "rejected": float(np.sum(prompts[: me["arrived"]] == 0)),
+            "rejected": float(np.sum(prompts[: episode["arrived"]] == 0)),
             "kv_used": float(used),
             "kv_resident": float(resident_tokens),
             "kv_fullest": float(fullest),
             "kv_capacity": float(self.kv_capacity),
-            "clock_s": float(me["epoch"] * chosen.epoch_s),
+            "clock_s": float(episode["epoch"] * chosen.epoch_s),
         }
 
     def expected_return(self, metrics: dict[str, float]) -> float:

@@ -39,22 +39,22 @@ def flow(state: State, params: Params, lane: int, start_s: float, end_s: float) 
     replicas on for T seconds, `max(0, w + w(in) - G T)` of it is left; requests, area and tokens leave in the proportion
     in which they are there. The line of waiting requests is straight, or falls to zero after w / (G - w(in) / T) seconds.
     """
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     stock = state.fluid[lane]
-    epoch_s = number.epoch_s
+    epoch_s = config.epoch_s
     waiting, backlog_s = stock[REQUESTS], stock[WORK_S]
     parcels = 0
-    while me.arrived < me.requests and state.request[lane, me.arrived].arrival_s < end_s:
-        kind = state.request[lane, me.arrived].kind
+    while episode.arrived < episode.requests and state.request[lane, episode.arrived].arrival_s < end_s:
+        kind = state.request[lane, episode.arrived].kind
         for i in range(stock.shape[0]):
-            stock[i] += number.parcel * params.work[kind, i]
-        me.arrived += 1
+            stock[i] += config.parcel * params.work[kind, i]
+        episode.arrived += 1
         parcels += 1
-    me.next = me.arrived
-    me.arrivals += parcels * number.parcel
-    me.rate = parcels * number.parcel / epoch_s
-    capacity_s = me.on * epoch_s
+    episode.next = episode.arrived
+    episode.arrivals += parcels * config.parcel
+    episode.rate = parcels * config.parcel / epoch_s
+    capacity_s = episode.on * epoch_s
     total_s = stock[WORK_S]
     share = 1.0
     if total_s > capacity_s:
@@ -63,63 +63,63 @@ def flow(state: State, params: Params, lane: int, start_s: float, end_s: float) 
     for i in range(stock.shape[0]):
         stock[i] *= 1.0 - share
     if share < 1.0:
-        me.waiting_s += 0.5 * (waiting + stock[REQUESTS]) * epoch_s
+        episode.waiting_s += 0.5 * (waiting + stock[REQUESTS]) * epoch_s
     elif backlog_s > 0.0:
-        me.waiting_s += 0.5 * waiting * backlog_s / (me.on - (total_s - backlog_s) / epoch_s)
-    me.waiting = stock[REQUESTS]
-    me.completed += share * completed
-    me.used_s += share * total_s
+        episode.waiting_s += 0.5 * waiting * backlog_s / (episode.on - (total_s - backlog_s) / epoch_s)
+    episode.waiting = stock[REQUESTS]
+    episode.completed += share * completed
+    episode.used_s += share * total_s
     load = share * total_s / capacity_s if capacity_s > 0.0 else 0.0
-    me.kv_mean, me.kv_max = load, load
-    _learn(number, me, share * completed, share * area, share * tokens)
+    episode.kv_mean, episode.kv_max = load, load
+    _learn(config, episode, share * completed, share * area, share * tokens)
     if load > BUSY:
-        _learn_batch(number, me, share * batches, share * total_s)
-    for g in range(number.replicas):
-        r = state.engine.lane[lane * number.replicas + g]
+        _learn_batch(config, episode, share * batches, share * total_s)
+    for g in range(config.replicas):
+        r = state.engine.lane[lane * config.replicas + g]
         if r.mode == DRAINING:
-            me.gpu_s += min(max(r.drained_s - start_s, 0.0), epoch_s)
+            episode.gpu_s += min(max(r.drained_s - start_s, 0.0), epoch_s)
             if r.drained_s <= end_s:
                 r.mode = OFF
-                me.draining -= 1
+                episode.draining -= 1
         elif r.mode != OFF:
-            me.gpu_s += epoch_s
+            episode.gpu_s += epoch_s
 
 
 @kernel
-def _learn(number: Any, me: Any, completed: float, area: float, tokens: float) -> None:
+def _learn(config: Any, episode: Any, completed: float, area: float, tokens: float) -> None:
     """Update the mean area and tokens of a request from those that completed in this epoch."""
     if completed > 0.0:
-        weight = 1.0 - math.exp(-completed / number.window)
-        me.area += weight * (area / completed - me.area)
-        me.tokens += weight * (tokens / completed - me.tokens)
+        weight = 1.0 - math.exp(-completed / config.window)
+        episode.area += weight * (area / completed - episode.area)
+        episode.tokens += weight * (tokens / completed - episode.tokens)
 
 
 @kernel
-def _learn_batch(number: Any, me: Any, batches: float, seconds: float) -> None:
+def _learn_batch(config: Any, episode: Any, batches: float, seconds: float) -> None:
     """Update the mean duration of a batch near saturation."""
     if batches > 0.0:
-        me.batch_s += (1.0 - math.exp(-batches / number.window)) * (seconds / batches - me.batch_s)
+        episode.batch_s += (1.0 - math.exp(-batches / config.window)) * (seconds / batches - episode.batch_s)
 
 
 @kernel
 def serve(state: State, params: Params, lane: int, start_s: float, end_s: float) -> None:
     """An epoch of engines: hand out its requests, let every replica run, look at what completed."""
-    me = state.lane[lane]
-    number = params.number[0]
-    base = lane * number.replicas
+    episode = state.lane[lane]
+    config = params.config[0]
+    base = lane * config.replicas
     arrived = _hand_out(state, params, lane, start_s, end_s)
-    me.arrivals += arrived
-    me.rate = arrived / number.epoch_s
-    me.waiting = me.door
-    me.kv_mean, me.kv_max = 0.0, 0.0
+    episode.arrivals += arrived
+    episode.rate = arrived / config.epoch_s
+    episode.waiting = episode.door
+    episode.kv_mean, episode.kv_max = 0.0, 0.0
     serving = 0
-    before = me.served
+    before = episode.served
     area, tokens, batches, batches_s = 0.0, 0.0, 0, 0.0
-    for g in range(number.replicas):
+    for g in range(config.replicas):
         r = state.engine.lane[base + g]
         if r.mode == OFF:
             continue
-        me.gpu_s += number.epoch_s
+        episode.gpu_s += config.epoch_s
         if r.mode == STARTING:
             continue
         r.waiting_s, r.kv_before_s, r.busy_batches, r.busy_batches_s = 0.0, r.kv_s, 0, 0.0
@@ -130,27 +130,27 @@ def serve(state: State, params: Params, lane: int, start_s: float, end_s: float)
         tokens += done_tokens
         batches += r.busy_batches
         batches_s += r.busy_batches_s
-        me.waiting_s += r.waiting_s
-        me.waiting += r.waiting
-        me.output_tokens += r.decoded - output_before
-        used_s = (r.kv_s - r.kv_before_s) / number.kv_capacity
-        me.used_s += used_s
+        episode.waiting_s += r.waiting_s
+        episode.waiting += r.waiting
+        episode.output_tokens += r.decoded - output_before
+        used_s = (r.kv_s - r.kv_before_s) / config.kv_capacity
+        episode.used_s += used_s
         if r.mode == DRAINING:
             if r.residents + r.waiting == 0 and r.clock_s < end_s:
-                me.gpu_s -= min(end_s - r.clock_s, number.epoch_s)
+                episode.gpu_s -= min(end_s - r.clock_s, config.epoch_s)
                 r.mode = OFF
-                me.draining -= 1
+                episode.draining -= 1
         else:
             serving += 1
-            me.kv_mean += used_s / number.epoch_s
-            me.kv_max = max(me.kv_max, used_s / number.epoch_s)
-    me.kv_mean /= max(serving, 1)
-    me.completed = me.served
-    _learn(number, me, float(me.served - before), area, tokens)
-    _learn_batch(number, me, float(batches), batches_s)
-    me.met = 0
-    for g in range(number.replicas):
-        me.met += state.engine.lane[base + g].met
+            episode.kv_mean += used_s / config.epoch_s
+            episode.kv_max = max(episode.kv_max, used_s / config.epoch_s)
+    episode.kv_mean /= max(serving, 1)
+    episode.completed = episode.served
+    _learn(config, episode, float(episode.served - before), area, tokens)
+    _learn_batch(config, episode, float(batches), batches_s)
+    episode.met = 0
+    for g in range(config.replicas):
+        episode.met += state.engine.lane[base + g].met
 
 
 @kernel
@@ -159,38 +159,38 @@ def _hand_out(state: State, params: Params, lane: int, start_s: float, end_s: fl
 
     Where none is on (or the next one in turn has no slot left) they wait at the door until the next epoch.
     """
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     engines = state.engine
     requests = state.request[lane]
-    base = lane * number.replicas
+    base = lane * config.replicas
     came = 0
-    while me.arrived < me.requests and state.request[lane, me.arrived].arrival_s < end_s:
-        if requests[me.arrived].prompt >= number.longest:
-            requests[me.arrived].prompt = 0
-            me.rejected += 1
+    while episode.arrived < episode.requests and state.request[lane, episode.arrived].arrival_s < end_s:
+        if requests[episode.arrived].prompt >= config.longest:
+            requests[episode.arrived].prompt = 0
+            episode.rejected += 1
         else:
-            me.door += 1
-        me.arrived += 1
+            episode.door += 1
+        episode.arrived += 1
         came += 1
-    while me.next < me.arrived and me.on > 0:
-        request = me.next
+    while episode.next < episode.arrived and episode.on > 0:
+        request = episode.next
         if requests[request].prompt > 0:
-            turn = (me.turn + 1) % number.replicas
+            turn = (episode.turn + 1) % config.replicas
             while engines.lane[base + turn].mode != ON:
-                turn = (turn + 1) % number.replicas
+                turn = (turn + 1) % config.replicas
             e = base + turn
             slot = engines.lane[e].filled
             if slot == engines.request.shape[1]:
                 break
-            me.turn = turn
-            me.door -= 1
+            episode.turn = turn
+            episode.door -= 1
             engines.lane[e].filled = slot + 1
             engines.request[e, slot] = requests[request]
-        me.next += 1
-    for request in range(me.next, me.arrived):
+        episode.next += 1
+    for request in range(episode.next, episode.arrived):
         if requests[request].prompt > 0:
-            me.waiting_s += end_s - max(requests[request].arrival_s, start_s)
+            episode.waiting_s += end_s - max(requests[request].arrival_s, start_s)
     return came
 
 
@@ -198,7 +198,7 @@ def _hand_out(state: State, params: Params, lane: int, start_s: float, end_s: fl
 def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s: float) -> None:
     """Run batches until the epoch is over; the last one may end after it, and the next epoch begins there."""
     r = engine.lane[e]
-    number = params.number[0]
+    config = params.config[0]
     rule = params.rules[0]
     requests = engine.request[e]
     while True:
@@ -226,9 +226,9 @@ def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s:
         dt = run_batch(engine, params, e)
         if dt == 0.0:
             following_s = requests[r.next].arrival_s if r.next < r.filled else math.inf
-            dt = held_up_s(engine, e, following_s, number.idle_s)
+            dt = held_up_s(engine, e, following_s, config.idle_s)
             r.clock_s += dt
-        elif r.batch_used > BUSY * number.kv_capacity:
+        elif r.batch_used > BUSY * config.kv_capacity:
             r.busy_batches += 1
             r.busy_batches_s += dt
         r.waiting_s += queued * dt
@@ -240,8 +240,8 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
 
     The others keep their order, which is all the queue needs.
     """
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     engine = state.engine
     r = engine.lane[e]
     requests, moved = engine.request[e], engine.moved[e]
@@ -250,12 +250,12 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
     for i in range(r.filled):
         asked = requests[i]
         if asked.e2e_s >= 0.0:
-            area += remaining_area(number, asked.prompt, 0, 0, 0, 0, asked.output)
+            area += remaining_area(config, asked.prompt, 0, 0, 0, 0, asked.output)
             total += asked.prompt + asked.output
-            state.served[lane, 0, me.served] = asked.ttft_s
-            state.served[lane, 1, me.served] = asked.e2e_s
-            state.served[lane, 2, me.served] = time_per_token(asked.ttft_s, asked.e2e_s, asked.output)
-            me.served += 1
+            state.served[lane, 0, episode.served] = asked.ttft_s
+            state.served[lane, 1, episode.served] = asked.e2e_s
+            state.served[lane, 2, episode.served] = time_per_token(asked.ttft_s, asked.e2e_s, asked.output)
+            episode.served += 1
             continue
         moved[i] = keep
         if keep < i:

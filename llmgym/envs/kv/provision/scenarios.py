@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym import workloads
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.settings import settled
 from llmgym.envs.kv.provision.state import EVENT, FLUID
 from llmgym.errors import InvalidArgument
 from llmgym.serving.capacity import UNLIMITED

@@ -193,7 +193,7 @@ class State(NamedTuple):
 class Params(NamedTuple):
     """What all lanes of KVProvision share; `work` is float64 [classes, 5], see `REQUESTS`."""
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     rules: NDArray[Any]
     class_budgets: NDArray[np.int32]
     orders: NDArray[np.int64]

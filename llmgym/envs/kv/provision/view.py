@@ -20,16 +20,16 @@ def text(scenario: Scenario, kv_capacity: int, state: Any, lane: int) -> str:
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     total = scenario.max_replicas
-    on, starting, draining = (int(me[name]) for name in ("on", "starting", "draining"))
+    on, starting, draining = (int(episode[name]) for name in ("on", "starting", "draining"))
     bar = "#" * on + "+" * starting + "-" * draining
-    mu = kv_capacity / (me["batch_s"] * me["area"])
+    mu = kv_capacity / (episode["batch_s"] * episode["area"])
     return (
-        f"epoch {me['epoch']:4d}/{scenario.epochs}   arrivals {me['rate']:8.2f} req/s (mean {me['rate_ema']:.2f})   "
+        f"epoch {episode['epoch']:4d}/{scenario.epochs}   arrivals {episode['rate']:8.2f} req/s (mean {episode['rate_ema']:.2f})   "
         f"one replica serves about {mu:.2f} req/s\n"
-        f"replicas [{bar.ljust(total, '.')}] target {me['target']}   cache used {me['kv_mean']:.0%}   "
-        f"{me['waiting']:,.0f} waiting"
+        f"replicas [{bar.ljust(total, '.')}] target {episode['target']}   cache used {episode['kv_mean']:.0%}   "
+        f"{episode['waiting']:,.0f} waiting"
     )
 
 
@@ -45,8 +45,8 @@ def picture(
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
-    done = int(me["epoch"])
+    episode = state.lane[lane]
+    done = int(episode["epoch"])
     rows = state.history[lane, : done + 1]
     edges = np.arange(done + 1)
     figure = blank(WIDTH, HEIGHT)
@@ -70,8 +70,8 @@ def picture(
     )
     line.set_ylim(0, max(10.0, 1.1 * float(rows[:, 4].max())))
     rate.set_title(
-        f"epoch {done}/{scenario.epochs}    {me['on']} on, {me['starting']} starting, {me['draining']} draining    "
-        f"{me['waiting']:,.0f} waiting    {gpus * me['gpu_s'] / 3600:.2f} GPU-hours",
+        f"epoch {done}/{scenario.epochs}    {episode['on']} on, {episode['starting']} starting, {episode['draining']} draining    "
+        f"{episode['waiting']:,.0f} waiting    {gpus * episode['gpu_s'] / 3600:.2f} GPU-hours",
         fontsize=9,
     )
     return pixels(figure, (rate, replicas, line))

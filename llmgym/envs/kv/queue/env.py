@@ -14,10 +14,11 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 
 from llmgym import profiles, workloads
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.settings import settled
 from llmgym.core.statistics import counted
 from llmgym.envs.kv.queue.kernels import (
     ADMIT,
@@ -61,7 +62,7 @@ class KVQueue(Simulation):
 
     kernels = KERNELS
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "latency_mean_s": "min",
         "e2e_p99_s": "min",
         "ttft_p50_s": "min",
@@ -257,27 +258,27 @@ class KVQueue(Simulation):
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other arrivals from now on, and another rest of every output; see `Simulation.redraw`."""
-        me, requests = state.lane[lane], state.request[lane]
+        episode, requests = state.lane[lane], state.request[lane]
         rng = np.random.default_rng(key)
         other = self.world(key)
         drawn = other.request[0, : other.lane[0]["requests"]]
-        arrived = int(me["next"])
-        coming = drawn[drawn["arrival_s"] > max(me["clock_s"], me["seen_s"])]
+        arrived = int(episode["next"])
+        coming = drawn[drawn["arrival_s"] > max(episode["clock_s"], episode["seen_s"])]
         count = redraw_arrivals(requests, arrived, coming, rng)
-        longest = int(self.params.number[0]["longest"])
+        longest = int(self.params.config[0]["longest"])
         redraw_outputs(state, lane, arrived, longest, drawn["output"], rng)
-        me["key"] = key
-        me["requests"], me["per_request"] = count, 1.0 / max(count, 1)
+        episode["key"] = key
+        episode["requests"], episode["per_request"] = count, 1.0 / max(count, 1)
         asked = requests[:count]
-        me["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
+        episode["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests and tokens from the raw arrays."""
-        me = state.lane[lane]
-        residents = state.resident[lane, : me["residents"]]
+        episode = state.lane[lane]
+        residents = state.resident[lane, : episode["residents"]]
         first, stored = FIRST_TOKENS[self.scenario.first_token]
         decoding = residents["decoding"] == 1
-        produced = np.where(decoding, me["tick"] - residents["base"], residents["kept"])
+        produced = np.where(decoding, episode["tick"] - residents["base"], residents["kept"])
         kv = np.where(
             decoding,
             residents["prompt"] - residents["kept"] + produced - (first - stored),
@@ -288,26 +289,26 @@ class KVQueue(Simulation):
         line = state.queue[lane, 0]
         waiting = line[2 + line[0] : 2 + line[1]]
         requests = state.request[lane]
-        served = np.flatnonzero(requests["e2e_s"][: me["next"]] >= 0)
-        prompts = requests["prompt"][: me["next"]]
-        rejected = np.flatnonzero(prompts >= int(self.params.number[0]["longest"]))
+        served = np.flatnonzero(requests["e2e_s"][: episode["next"]] >= 0)
+        prompts = requests["prompt"][: episode["next"]]
+        rejected = np.flatnonzero(prompts >= int(self.params.config[0]["longest"]))
         everyone = np.concatenate([residents["request"], waiting, served, rejected])
         outputs, kept = requests["output"], requests["kept"]
         return {
-            "arrived": float(me["next"]),
+            "arrived": float(episode["next"]),
             "waiting": float(len(waiting)),
-            "waiting_counted": float(me["waiting"]),
-            "running": float(me["residents"]),
+            "waiting_counted": float(episode["waiting"]),
+            "running": float(episode["residents"]),
             "done": float(len(served)),
-            "done_counted": float(me["done"]),
+            "done_counted": float(episode["done"]),
             "rejected": float(len(rejected)),
             "distinct": float(len(np.unique(everyone))),
-            "kv_used": float(me["used"]),
+            "kv_used": float(episode["used"]),
             "kv_resident": float(kv[residents["paused"] == 0].sum()),
             "kv_capacity": float(self.scenario.kv_capacity or 0),
-            "kv_planned": float(me["used"] + me["growth"]),
-            "clock_s": float(me["clock_s"]),
-            "work_asked": float(outputs[: me["next"]].sum() - outputs[rejected].sum()),
+            "kv_planned": float(episode["used"] + episode["growth"]),
+            "clock_s": float(episode["clock_s"]),
+            "work_asked": float(outputs[: episode["next"]].sum() - outputs[rejected].sum()),
             "work_done": float(outputs[served].sum() + produced.sum() + kept[waiting].sum()),
             "work_left": float(
                 (residents["output"] - produced).sum() + (outputs[waiting] - kept[waiting]).sum()
@@ -320,12 +321,12 @@ class KVQueue(Simulation):
         With no recompute and no budget, V falls in every batch by exactly the tokens of the residents that ran, and rises
         by the area of the requests that arrive (section 3 of the paper).
         """
-        me = state.lane[lane]
+        episode = state.lane[lane]
         chunk, (first, stored) = self.scenario.chunk, FIRST_TOKENS[self.scenario.first_token]
         total = 0
-        for r in state.resident[lane, : me["residents"]]:
+        for r in state.resident[lane, : episode["residents"]]:
             prompt, output = int(r["prompt"]), int(r["output"])
-            done = int(me["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
+            done = int(episode["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
             prefilled = int(r["prefilled"])
             while prefilled < prompt:
                 prefilled = min(prefilled + chunk, prompt)

@@ -128,7 +128,7 @@ class State(NamedTuple):
 class Params(NamedTuple):
     """What all lanes of KVQueue share."""
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     rules: NDArray[Any]
     class_budgets: NDArray[np.int32]
     orders: NDArray[np.int64]
@@ -139,26 +139,39 @@ class Params(NamedTuple):
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode and wait for the first of them."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     start(state, params, lane, key)
-    me.rule = 0
-    me.next, me.rejected, me.invalid, me.decisions, me.picked, me.unstable = 0, 0, 0, 0, 0, 0
-    me.in_system_s, me.waiting_s, me.area_rate, me.stability, me.penalty = 0.0, 0.0, 0.0, 0.0, 0.0
-    me.batch_estimate_s = number.batch_ref_s
+    episode.rule = 0
+    episode.next, episode.rejected, episode.invalid, episode.decisions, episode.picked, episode.unstable = (
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    )
+    episode.in_system_s, episode.waiting_s, episode.area_rate, episode.stability, episode.penalty = (
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+    episode.batch_estimate_s = config.batch_ref_s
     requests = state.request[lane]
-    count = draw(params.traffic, key, number.horizon_s, requests)
+    count = draw(params.traffic, key, config.horizon_s, requests)
     checksum = 0.0
     for i in range(count):
         asked = requests[i]
-        begin(asked, number.longest)
+        begin(asked, config.longest)
         checksum += asked.arrival_s + asked.prompt + 1e-3 * asked.output
-    me.requests = count
-    me.per_request = 1.0 / max(count, 1)
-    me.checksum = checksum
+    episode.requests = count
+    episode.per_request = 1.0 / max(count, 1)
+    episode.checksum = checksum
     if count > 0:
-        me.clock_s = requests[0].arrival_s
-    me.seen_s = me.clock_s
+        episode.clock_s = requests[0].arrival_s
+    episode.seen_s = episode.clock_s
     _arrive(state, params, lane, 0.0)
     _prepare(state, params, lane)
 
@@ -167,42 +180,42 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
 def _prepare(state: State, params: Params, lane: int) -> None:
     """Plan the coming batch and see how many could join it."""
     plan(state, params, lane)
-    me = state.lane[lane]
-    me.allowed = 0
-    if params.number[0].mode == ADMIT and me.waiting > 0:
-        me.allowed = admissible(state, params, lane, params.number[0].slots)
+    episode = state.lane[lane]
+    episode.allowed = 0
+    if params.config[0].mode == ADMIT and episode.waiting > 0:
+        episode.allowed = admissible(state, params, lane, params.config[0].slots)
 
 
 @kernel(inline=True)
 def _arrive(state: State, params: Params, lane: int, dt: float) -> None:
     """Queue everything that has been seen to arrive and update the estimate of the offered work."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     area = 0
-    if me.next < me.requests and state.request[lane, me.next].arrival_s <= me.seen_s:
+    if episode.next < episode.requests and state.request[lane, episode.next].arrival_s <= episode.seen_s:
         area = _enqueue(state, params, lane)
     if dt > 0.0:
-        me.area_rate += (area - dt * me.area_rate) / (dt + params.number[0].window_s)
+        episode.area_rate += (area - dt * episode.area_rate) / (dt + params.config[0].window_s)
 
 
 @kernel(inline=True)
 def _enqueue(state: State, params: Params, lane: int) -> int:
     """Queue every request that has been seen to arrive, with the time it has been in the system; returns its predicted area."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     area = 0
-    while me.next < me.requests and state.request[lane, me.next].arrival_s <= me.seen_s:
-        request = me.next
-        me.next += 1
+    while episode.next < episode.requests and state.request[lane, episode.next].arrival_s <= episode.seen_s:
+        request = episode.next
+        episode.next += 1
         asked = state.request[lane, request]
-        if asked.prompt >= number.longest:
-            me.rejected += 1
+        if asked.prompt >= config.longest:
+            episode.rejected += 1
             continue
-        since = me.clock_s - asked.arrival_s
-        me.in_system_s += since
-        me.waiting_s += since
-        before = me.waiting_area
+        since = episode.clock_s - asked.arrival_s
+        episode.in_system_s += since
+        episode.waiting_s += since
+        before = episode.waiting_area
         wait(state, params, lane, request)
-        area += me.waiting_area - before
+        area += episode.waiting_area - before
     return area
 
 
@@ -211,104 +224,108 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Carry out one decision; unless it only picks a request, run one batch."""
-    me = state.lane[lane]
-    number = params.number[0]
-    before_s = me.in_system_s
-    before_dropped = me.dropped
-    before_penalty = me.penalty
-    before_met = me.met
-    before_stability = me.stability
-    start_s = me.clock_s
-    me.decisions += 1
+    episode = state.lane[lane]
+    config = params.config[0]
+    before_s = episode.in_system_s
+    before_dropped = episode.dropped
+    before_penalty = episode.penalty
+    before_met = episode.met
+    before_stability = episode.stability
+    start_s = episode.clock_s
+    episode.decisions += 1
     rule, watermark = 0, params.rules[0].watermark
-    if number.mode <= PICK:
+    if config.mode <= PICK:
         chosen = int(action[0])
         position, count = 0, chosen
-        if number.mode == PICK:
+        if config.mode == PICK:
             position, count = chosen - 1, min(chosen, 1)
             if count == 1:
-                fits = position < me.waiting and fits_now(
+                fits = position < episode.waiting and fits_now(
                     state, params, lane, queue.at(state, lane, 0, position)
                 )
                 count = 1 if fits else _refuse(state, params, lane)
-            elif me.residents == 0 and _one_fits(state, params, lane):
+            elif episode.residents == 0 and _one_fits(state, params, lane):
                 _refuse(state, params, lane)
-        elif count > me.allowed or (count == 0 and me.allowed > 0 and me.residents == 0):
+        elif count > episode.allowed or (count == 0 and episode.allowed > 0 and episode.residents == 0):
             count = _refuse(state, params, lane)
         for _ in range(count):
             admit(state, params, lane, queue.at(state, lane, 0, position))
-        if number.mode == PICK:
+        if config.mode == PICK:
             if count == 1:
-                me.picked += 1
+                episode.picked += 1
                 return 0.0, False, False, 0.0
-            me.picked = 0
-    elif number.mode == WATERMARK:
+            episode.picked = 0
+    elif config.mode == WATERMARK:
         watermark = action[0]
     else:
         rule = int(action[0])
         watermark = params.rules[rule].watermark
-        if rule != me.rule:
-            me.rule = rule
+        if rule != episode.rule:
+            episode.rule = rule
             follow(state, params, lane, rule)
     terminated, truncated = False, False
-    for _ in range(number.every):
-        if number.mode > PICK:
-            if me.waiting > 0 and me.blocked == 0:
+    for _ in range(config.every):
+        if config.mode > PICK:
+            if episode.waiting > 0 and episode.blocked == 0:
                 admit_by_rule(state, params, lane, rule, watermark)
             if params.rules[rule].batch != 0:
                 compose(state, params, lane, params.rules[rule].batch)
-        population = me.residents + me.waiting
-        queued = me.waiting
+        population = episode.residents + episode.waiting
+        queued = episode.waiting
         dt = run_batch(state, params, lane)
         if dt == 0.0:
-            following_s = state.request[lane, me.next].arrival_s if me.next < me.requests else math.inf
-            dt = held_up_s(state, lane, following_s, number.idle_s)
-            me.clock_s += dt
-            me.seen_s = me.clock_s
-            me.stability -= dt * number.per_batch
+            following_s = (
+                state.request[lane, episode.next].arrival_s if episode.next < episode.requests else math.inf
+            )
+            dt = held_up_s(state, lane, following_s, config.idle_s)
+            episode.clock_s += dt
+            episode.seen_s = episode.clock_s
+            episode.stability -= dt * config.per_batch
         else:
-            me.batch_estimate_s += BATCH_WEIGHT * (dt - me.batch_estimate_s)
-            me.stability += me.batch_used * number.per_capacity - 1.0
-            me.seen_s = me.clock_s - dt if number.ahead == 1 else me.clock_s
-        me.in_system_s += population * dt
-        me.waiting_s += queued * dt
+            episode.batch_estimate_s += BATCH_WEIGHT * (dt - episode.batch_estimate_s)
+            episode.stability += episode.batch_used * config.per_capacity - 1.0
+            episode.seen_s = episode.clock_s - dt if config.ahead == 1 else episode.clock_s
+        episode.in_system_s += population * dt
+        episode.waiting_s += queued * dt
         _arrive(state, params, lane, dt)
-        if empty(state, lane) and me.next < me.requests:
+        if empty(state, lane) and episode.next < episode.requests:
             # An empty engine waits for the next arrival and sees it at once.
-            since_s = me.clock_s
-            me.clock_s = max(me.clock_s, min(state.request[lane, me.next].arrival_s, number.horizon_s))
-            me.seen_s = me.clock_s
-            _arrive(state, params, lane, me.clock_s - since_s)
+            since_s = episode.clock_s
+            episode.clock_s = max(
+                episode.clock_s, min(state.request[lane, episode.next].arrival_s, config.horizon_s)
+            )
+            episode.seen_s = episode.clock_s
+            _arrive(state, params, lane, episode.clock_s - since_s)
         _prepare(state, params, lane)
-        terminated = me.done + me.rejected >= me.requests
+        terminated = episode.done + episode.rejected >= episode.requests
         if not terminated:
-            if me.waiting > number.waiting_cap:
+            if episode.waiting > config.waiting_cap:
                 terminated = True
-                me.unstable = 1
-                left_s = max(number.horizon_s - me.clock_s, 0.0)
-                if number.reward == LATENCY:
-                    me.penalty += (me.residents + me.waiting) * left_s * me.per_request
-                elif number.reward == STABILITY:
-                    me.penalty += left_s * number.per_batch
+                episode.unstable = 1
+                left_s = max(config.horizon_s - episode.clock_s, 0.0)
+                if config.reward == LATENCY:
+                    episode.penalty += (episode.residents + episode.waiting) * left_s * episode.per_request
+                elif config.reward == STABILITY:
+                    episode.penalty += left_s * config.per_batch
             else:
-                truncated = me.clock_s >= number.horizon_s
+                truncated = episode.clock_s >= config.horizon_s
         if terminated or truncated:
             break
-    reward = before_penalty - me.penalty
-    if number.reward == LATENCY:
-        reward -= (me.in_system_s - before_s) * me.per_request
-        reward -= number.drop_cost * (me.dropped - before_dropped) * number.per_capacity
-    elif number.reward == SLO:
-        reward += (me.met - before_met) * me.per_request
+    reward = before_penalty - episode.penalty
+    if config.reward == LATENCY:
+        reward -= (episode.in_system_s - before_s) * episode.per_request
+        reward -= config.drop_cost * (episode.dropped - before_dropped) * config.per_capacity
+    elif config.reward == SLO:
+        reward += (episode.met - before_met) * episode.per_request
     else:
-        reward += me.stability - before_stability
-    return reward, terminated, truncated, me.clock_s - start_s
+        reward += episode.stability - before_stability
+    return reward, terminated, truncated, episode.clock_s - start_s
 
 
 @kernel
 def _one_fits(state: State, params: Params, lane: int) -> bool:
     """Whether any of the requests that an observation shows could be picked."""
-    for k in range(min(params.number[0].slots, state.lane[lane].waiting)):
+    for k in range(min(params.config[0].slots, state.lane[lane].waiting)):
         if fits_now(state, params, lane, queue.at(state, lane, 0, k)):
             return True
     return False
@@ -317,30 +334,30 @@ def _one_fits(state: State, params: Params, lane: int) -> bool:
 @kernel
 def _refuse(state: State, params: Params, lane: int) -> int:
     """A masked action: counted, charged, and nothing is admitted."""
-    me = state.lane[lane]
-    me.invalid += 1
-    me.penalty += params.number[0].invalid_cost
+    episode = state.lane[lane]
+    episode.invalid += 1
+    episode.penalty += params.config[0].invalid_cost
     return 0
 
 
 @kernel(inline=True)
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.kv.queue.env`."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     resident = state.resident[lane]
     remaining = state.scratch[lane, 0]
     held = state.scratch[lane, 1]
     footprint = state.scratch[lane, 2]
     for k in range(HISTOGRAM):
         remaining[k], held[k], footprint[k] = 0, 0, 0
-    per_step, per_token = number.bins_per_step, number.bins_per_token
+    per_step, per_token = config.bins_per_step, config.bins_per_token
     last = HISTOGRAM - 1
-    tick = me.tick
-    lag = number.first - number.first_stored
+    tick = episode.tick
+    lag = config.first - config.first_stored
     longest = 1
-    backlog = me.waiting_area
-    for i in range(me.residents):
+    backlog = episode.waiting_area
+    for i in range(episode.residents):
         r = resident[i]
         if r.decoding == 1:
             produced = tick - r.base
@@ -353,10 +370,10 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
         else:
             kv = r.prefilled
             predicted = max(r.predicted, r.kept + 1)
-            chunks = chunks_of(number, r.prompt - kv)
+            chunks = chunks_of(config, r.prompt - kv)
             left = predicted - r.kept + chunks
             stays = r.prompt - chunks
-            backlog += remaining_area(number, r.prompt, kv, r.kept, r.kept, 0, predicted)
+            backlog += remaining_area(config, r.prompt, kv, r.kept, r.kept, 0, predicted)
         # Unsigned, so that numba does not ask whether an index counts from the end.
         b = np.uint64(min((left * per_step) >> BIN_SHIFT, last))
         remaining[b] += 1
@@ -365,9 +382,9 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
         longest = max(longest, left)
     peak = 0.0
     alive, stay = 0, 0
-    width = number.steps_per_bin
-    seat = number.per_seat
-    per_capacity = number.per_capacity
+    width = config.steps_per_bin
+    seat = config.per_seat
+    per_capacity = config.per_capacity
     for k in range(HISTOGRAM):
         m = last - k
         alive += remaining[m]
@@ -376,25 +393,25 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
             peak = max(peak, stay + alive * min((m + 1) * width, float(longest)))
         out[SCALARS + m] = remaining[m] * seat
         out[SCALARS + HISTOGRAM + m] = footprint[m] * seat
-    out[0] = me.used * per_capacity
-    out[1] = (number.kv_capacity - me.used - me.growth) * per_capacity
+    out[0] = episode.used * per_capacity
+    out[1] = (config.kv_capacity - episode.used - episode.growth) * per_capacity
     out[2] = min(peak * per_capacity, 4.0)
-    out[3] = me.residents * seat
-    out[4] = min(me.waiting * number.per_cap, 1.0)
+    out[3] = episode.residents * seat
+    out[4] = min(episode.waiting * config.per_cap, 1.0)
     out[5] = min(backlog * per_capacity * BACKLOG_UNIT, 1.0)
-    out[6] = min(me.area_rate * me.batch_estimate_s * per_capacity, 4.0)
-    out[7] = min(me.batch_s * number.per_batch, 4.0)
-    out[8] = min(me.batch_prefill * number.per_prefill, 1.0)
-    out[9] = me.blocked
-    out[10] = min(me.preemptions * number.per_expected, 1.0)
-    out[11] = min(me.done * number.per_expected, 2.0)
-    out[12] = min(me.clock_s * number.per_horizon, 1.0)
-    out[13] = me.picked * seat
+    out[6] = min(episode.area_rate * episode.batch_estimate_s * per_capacity, 4.0)
+    out[7] = min(episode.batch_s * config.per_batch, 4.0)
+    out[8] = min(episode.batch_prefill * config.per_prefill, 1.0)
+    out[9] = episode.blocked
+    out[10] = min(episode.preemptions * config.per_expected, 1.0)
+    out[11] = min(episode.done * config.per_expected, 2.0)
+    out[12] = min(episode.clock_s * config.per_horizon, 1.0)
+    out[13] = episode.picked * seat
     at = SCALARS + 2 * HISTOGRAM
-    clock_s, window_s = me.clock_s, number.window_s
-    per_prompt, per_output, per_area = number.per_prompt, number.per_output, number.per_area
-    waiting = me.waiting
-    for k in range(number.slots):
+    clock_s, window_s = episode.clock_s, config.window_s
+    per_prompt, per_output, per_area = config.per_prompt, config.per_output, config.per_area
+    waiting = episode.waiting
+    for k in range(config.slots):
         if k < waiting:
             asked = state.request[lane, queue.at(state, lane, 0, k)]
             waited = clock_s - asked.arrival_s
@@ -411,19 +428,19 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
 @kernel(inline=True)
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
     """Write which actions are allowed."""
-    me = state.lane[lane]
-    number = params.number[0]
-    if number.mode == ADMIT:
-        least = 1 if me.residents == 0 and me.allowed > 0 else 0
-        for k in range(number.slots + 1):
-            out[k] = 1 if least <= k <= me.allowed else 0
-    elif number.mode == PICK:
+    episode = state.lane[lane]
+    config = params.config[0]
+    if config.mode == ADMIT:
+        least = 1 if episode.residents == 0 and episode.allowed > 0 else 0
+        for k in range(config.slots + 1):
+            out[k] = 1 if least <= k <= episode.allowed else 0
+    elif config.mode == PICK:
         out[0] = 1
-        for k in range(number.slots):
+        for k in range(config.slots):
             out[k + 1] = 0
-            if k < me.waiting and fits_now(state, params, lane, queue.at(state, lane, 0, k)):
+            if k < episode.waiting and fits_now(state, params, lane, queue.at(state, lane, 0, k)):
                 out[k + 1] = 1
-                if me.residents == 0:
+                if episode.residents == 0:
                     out[0] = 0
     else:
         for k in range(out.shape[0]):
@@ -433,14 +450,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 @kernel(allocates=True)
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
     """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
-    me = state.lane[lane]
-    number = params.number[0]
-    duration = me.clock_s - state.request[lane, 0].arrival_s if me.requests > 0 else 0.0
-    e2e = np.empty(me.done, np.float32)
-    tpot = np.empty(me.done, np.float32)
-    ttft = np.empty(me.next, np.float32)
+    episode = state.lane[lane]
+    config = params.config[0]
+    duration = episode.clock_s - state.request[lane, 0].arrival_s if episode.requests > 0 else 0.0
+    e2e = np.empty(episode.done, np.float32)
+    tpot = np.empty(episode.done, np.float32)
+    ttft = np.empty(episode.next, np.float32)
     finished, started, several = 0, 0, 0
-    for i in range(me.next):
+    for i in range(episode.next):
         asked = state.request[lane, i]
         first = asked.ttft_s
         last = asked.e2e_s
@@ -455,10 +472,10 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
                 tpot[several] = each
                 several += 1
     e2e, ttft, tpot = e2e[:finished], ttft[:started], tpot[:several]
-    out[0] = me.requests
-    out[1] = me.done
-    out[2] = me.rejected
-    out[3] = me.waiting
+    out[0] = episode.requests
+    out[1] = episode.done
+    out[2] = episode.rejected
+    out[3] = episode.waiting
     out[4] = mean(e2e)
     out[5] = quantile(e2e, 0.5)
     out[6] = quantile(e2e, 0.99)
@@ -468,26 +485,26 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[10] = mean(tpot)
     out[11] = quantile(tpot, 0.99)
     out[12] = math.nan
-    if me.rejected < me.requests:
-        out[12] = me.in_system_s / me.requests
-    out[13] = ratio(me.done, duration)
-    out[14] = ratio(me.decoded, duration)
-    out[15] = ratio(me.met, duration)
-    out[16] = ratio(me.met, me.requests)
-    out[17] = ratio(me.kv_s, me.busy_s) / number.kv_capacity
-    out[18] = me.kv_peak / number.kv_capacity
-    out[19] = me.preemptions
-    out[20] = me.dropped
-    out[21] = me.dropped / number.kv_capacity
-    out[22] = me.batches
-    out[23] = ratio(me.busy_s, me.batches)
+    if episode.rejected < episode.requests:
+        out[12] = episode.in_system_s / episode.requests
+    out[13] = ratio(episode.done, duration)
+    out[14] = ratio(episode.decoded, duration)
+    out[15] = ratio(episode.met, duration)
+    out[16] = ratio(episode.met, episode.requests)
+    out[17] = ratio(episode.kv_s, episode.busy_s) / config.kv_capacity
+    out[18] = episode.kv_peak / config.kv_capacity
+    out[19] = episode.preemptions
+    out[20] = episode.dropped
+    out[21] = episode.dropped / config.kv_capacity
+    out[22] = episode.batches
+    out[23] = ratio(episode.busy_s, episode.batches)
     out[24] = duration
-    out[25] = ratio(me.waiting_s, duration)
-    out[26] = me.invalid
-    out[27] = me.penalty
-    out[28] = me.stability
-    out[29] = me.unstable
-    out[30] = me.checksum
+    out[25] = ratio(episode.waiting_s, duration)
+    out[26] = episode.invalid
+    out[27] = episode.penalty
+    out[28] = episode.stability
+    out[29] = episode.unstable
+    out[30] = episode.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

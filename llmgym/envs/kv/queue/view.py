@@ -19,15 +19,16 @@ def text(scenario: Scenario, state: Any, lane: int) -> str:
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     capacity = scenario.kv_capacity or 1
-    full = round(40 * me["used"] / capacity)
+    full = round(40 * episode["used"] / capacity)
     return (
-        f"t {me['clock_s']:9.3f} s   batch {me['batches']:6d} of {1e3 * me['batch_s']:6.1f} ms   "
-        f"done {me['done']}/{me['requests']}\n"
-        f"cache [{'#' * full}{'.' * (40 - full)}] {me['used']:,}/{capacity:,} tokens, {me['residents']} residents"
-        f"{', ' + str(me['paused']) + ' paused' if me['paused'] else ''}\n"
-        f"queue [{('=' * min(40, int(me['waiting']))).ljust(40, '.')}] {me['waiting']} waiting, {me['preemptions']} preemptions"
+        f"t {episode['clock_s']:9.3f} s   batch {episode['batches']:6d} of {1e3 * episode['batch_s']:6.1f} ms   "
+        f"done {episode['done']}/{episode['requests']}\n"
+        f"cache [{'#' * full}{'.' * (40 - full)}] {episode['used']:,}/{capacity:,} tokens, {episode['residents']} residents"
+        f"{', ' + str(episode['paused']) + ' paused' if episode['paused'] else ''}\n"
+        f"queue [{('=' * min(40, int(episode['waiting']))).ljust(40, '.')}] {episode['waiting']} waiting, "
+        f"{episode['preemptions']} preemptions"
     )
 
 
@@ -39,14 +40,14 @@ def picture(scenario: Scenario, state: Any, lane: int) -> NDArray[np.uint8]:
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
+    episode = state.lane[lane]
     capacity = scenario.kv_capacity or 1
     figure = blank(WIDTH, HEIGHT)
     cache, line = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2, 1.2], "hspace": 0.75})
-    residents = state.resident[lane, : me["residents"]]
+    residents = state.resident[lane, : episode["residents"]]
     left = 0.0
     for r in residents:
-        produced = int(me["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
+        produced = int(episode["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
         held = int(r["prompt"] - r["kept"] + produced) if r["decoding"] else int(r["prefilled"])
         if r["paused"]:
             continue
@@ -70,9 +71,9 @@ def picture(scenario: Scenario, state: Any, lane: int) -> NDArray[np.uint8]:
         ylabel="output so far\nof predicted",
     )
     cache.set_title(
-        f"t = {me['clock_s']:.2f} s    batch {me['batches']} ({1e3 * me['batch_s']:.1f} ms)    "
-        f"{me['residents']} running ({me['paused']} paused)    {me['waiting']} waiting    "
-        f"{me['done']}/{me['requests']} done    {me['preemptions']} preemptions",
+        f"t = {episode['clock_s']:.2f} s    batch {episode['batches']} ({1e3 * episode['batch_s']:.1f} ms)    "
+        f"{episode['residents']} running ({episode['paused']} paused)    {episode['waiting']} waiting    "
+        f"{episode['done']}/{episode['requests']} done    {episode['preemptions']} preemptions",
         fontsize=9,
     )
     queue = state.queue[lane, 0]

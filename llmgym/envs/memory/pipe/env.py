@@ -36,7 +36,7 @@ class MemPipe(Simulation):
 
     kernels = KERNELS
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "latency_relative": "min",
         "e2e_p99_s": "min",
         "slowdown_mean": "min",
@@ -101,9 +101,9 @@ class MemPipe(Simulation):
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other requests at other times from now on; how many an episode has is a setting. See `Simulation.redraw`."""
-        me, requests, span = state.lane[lane], state.request[lane], state.span[lane]
+        episode, requests, span = state.lane[lane], state.request[lane], state.span[lane]
         other = self.world(key)
-        drawn, clock = other.request[0], me["clock"]
+        drawn, clock = other.request[0], episode["clock"]
         n = int(np.searchsorted(requests["arrival_s"], clock, side="right"))
         inside, future = requests[:n], requests[n:]
         before = future["arrival_s"].copy()
@@ -118,13 +118,13 @@ class MemPipe(Simulation):
         ready = inside["ready_s"][waits]
         ready = np.where(np.isin(ready, before), ends[ends > clock].min(initial=np.inf), ready)
         inside["ready_s"][waits] = np.minimum(ready, future["arrival_s"].min(initial=np.inf))
-        me["key"] = other.lane[0]["key"]
-        me["checksum"] = float((requests["arrival_s"] + requests["cell"]).sum())
+        episode["key"] = other.lane[0]["key"]
+        episode["checksum"] = float((requests["arrival_s"] + requests["cell"]).sum())
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests and stages from their records, and busy time from the spans of the stages."""
-        me, requests = state.lane[lane], state.request[lane]
-        clock = float(me["clock"])
+        episode, requests = state.lane[lane], state.request[lane]
+        clock = float(episode["clock"])
         arrived = requests["arrival_s"] <= clock
         placed_all = requests["stage"] == ALL_PLACED
         done = placed_all & (requests["ready_s"] <= clock)
@@ -139,12 +139,12 @@ class MemPipe(Simulation):
             "running": float(running.sum()),
             "done": float(done.sum()),
             "clock_s": clock,
-            "energy_j": float(me["joules"]),
+            "energy_j": float(episode["joules"]),
             "work_asked": busy,
             "work_done": kernels,
             "work_left": 0.0,
-            "stages": float(me["stages"]),
-            "offloaded": float(me["offloaded"]),
+            "stages": float(episode["stages"]),
+            "offloaded": float(episode["offloaded"]),
             "offloaded_counted": float(sum(int(p).bit_count() for p in self._real(requests))),
         }
 

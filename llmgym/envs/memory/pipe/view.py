@@ -27,12 +27,12 @@ def text(scenario: Scenario, params: Params, state: Any, lane: int) -> str:
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
-    one = state.request[lane, me["now"]]
-    clock = float(me["clock"])
+    episode = state.lane[lane]
+    one = state.request[lane, episode["now"]]
+    clock = float(episode["clock"])
     lines = [
-        f"{short_time(clock)}   done {me['first']}/{scenario.requests}   stages {me['stages']}, "
-        f"{me['offloaded']} of them on the FPGA   {me['joules']:.3g} J"
+        f"{short_time(clock)}   done {episode['first']}/{scenario.requests}   stages {episode['stages']}, "
+        f"{episode['offloaded']} of them on the FPGA   {episode['joules']:.3g} J"
     ]
     for name, resource in zip(ROWS, state.resource[lane], strict=True):
         left = max(float(resource["until_s"]) - clock, 0.0)
@@ -69,8 +69,8 @@ def picture(scenario: Scenario, params: Params, mean_s: float, state: Any, lane:
         state: of all lanes.
         lane: which one.
     """
-    me, requests = state.lane[lane], state.request[lane]
-    clock = float(me["clock"])
+    episode, requests = state.lane[lane], state.request[lane]
+    clock = float(episode["clock"])
     scale, unit = (1.0, "s") if mean_s >= 0.5 else (1e3, "ms") if mean_s >= 5e-4 else (1e6, "us")
     start = max(clock - WINDOW * mean_s, 0.0)
     stop = max(clock, float(state.resource["until_s"][lane].max()), start + WINDOW * mean_s)
@@ -106,10 +106,10 @@ def picture(scenario: Scenario, params: Params, mean_s: float, state: Any, lane:
     inside = [(requests["arrival_s"] <= t).sum() - (leaves <= t).sum() for t in moments]
     crowd.fill_between(scale * moments, inside, step="post", color="#0072B2", alpha=0.35)
     crowd.set(ylabel="requests\ninside", xlabel=f"time, {unit}", ylim=(0, 1.15 * max([*inside, 1])))
-    title = f"{short_time(clock)}: {me['first']} of {scenario.requests} done, {me['joules']:.3g} J"
-    one = requests[me["now"]]
+    title = f"{short_time(clock)}: {episode['first']} of {scenario.requests} done, {episode['joules']:.3g} J"
+    one = requests[episode["now"]]
     if one["stage"] < ALL_PLACED:
         cell = params.cells[one["cell"]]
-        title += f"\nto place: {STAGES[int(one['stage'])]} of request {me['now']}, {about(cell)}"
+        title += f"\nto place: {STAGES[int(one['stage'])]} of request {episode['now']}, {about(cell)}"
     figure.suptitle(title + "\nred: now; pale: booked", fontsize=9, x=0.11, ha="left")
     return pixels(figure, (chart, crowd))

@@ -34,7 +34,7 @@ class MemPlace(Simulation):
 
     kernels = KERNELS
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "speedup_geomean": "max",
         "energy_saving_geomean": "max",
         "regret_mean": "min",
@@ -90,30 +90,30 @@ class MemPlace(Simulation):
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other errors of the times predicted for the present request, and other requests after it; see `Simulation.redraw`."""
-        me, error = state.lane[lane], state.error[lane]
-        if me["request"] < self.scenario.requests:  # the last one has run
+        episode, error = state.lane[lane], state.error[lane]
+        if episode["request"] < self.scenario.requests:  # the last one has run
             before = error.sum()
             error[:] = np.exp(self.scenario.noise * np.random.default_rng(key).standard_normal(error.shape))
-            me["checksum"] += error.sum() - before
-        me["key"] = key
+            episode["checksum"] += error.sum() - before
+        episode["key"] = key
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount requests from the history; what is copied arrives within the step."""
-        me = state.lane[lane]
-        waiting = float(me["request"] < self.scenario.requests)
+        episode = state.lane[lane]
+        waiting = float(episode["request"] < self.scenario.requests)
         return {
-            "arrived": me["request"] + waiting,
+            "arrived": episode["request"] + waiting,
             "waiting": waiting,
             "running": 0.0,
-            "done": float(me["request"]),
-            "clock_s": float(me["clock"]),
-            "energy_j": float(me["joules"]),
-            "bytes_sent": float(me["moved"]),
-            "bytes_received": float(me["moved"]),
+            "done": float(episode["request"]),
+            "clock_s": float(episode["clock"]),
+            "energy_j": float(episode["joules"]),
+            "bytes_sent": float(episode["moved"]),
+            "bytes_received": float(episode["moved"]),
             "bytes_in_flight": 0.0,
             "work_asked": float(self.scenario.requests),
             "work_done": float(np.count_nonzero(state.history[lane, :, 2])),
-            "work_left": float(self.scenario.requests - me["request"]),
+            "work_left": float(self.scenario.requests - episode["request"]),
         }
 
     def expected_return(self, metrics: dict[str, float]) -> float:

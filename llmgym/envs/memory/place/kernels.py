@@ -23,12 +23,19 @@ TOP_SIZE, TOP_BATCH = SIZES - 1.0, len(BATCHES) - 1.0
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Nothing is placed yet; the first request is there."""
-    me = state.lane[lane]
-    me.key = key
-    me.request, me.optimal, me.offloaded, me.invalid, me.placement, me.best = 0, 0, 0, 0, -1, -1
-    me.clock, me.copying, me.joules, me.moved, me.penalty = 0.0, 0.0, 0.0, 0.0, 0.0
-    me.log_speedup, me.log_saving, me.regret, me.checksum = 0.0, 0.0, 0.0, 0.0
-    for k in range(params.number[0].requests):
+    episode = state.lane[lane]
+    episode.key = key
+    episode.request, episode.optimal, episode.offloaded, episode.invalid, episode.placement, episode.best = (
+        0,
+        0,
+        0,
+        0,
+        -1,
+        -1,
+    )
+    episode.clock, episode.copying, episode.joules, episode.moved, episode.penalty = 0.0, 0.0, 0.0, 0.0, 0.0
+    episode.log_speedup, episode.log_saving, episode.regret, episode.checksum = 0.0, 0.0, 0.0, 0.0
+    for k in range(params.config[0].requests):
         state.history[lane, k, 2] = 0.0
     _draw(state, params, lane)
 
@@ -36,29 +43,29 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
 @kernel
 def _draw(state: State, params: Params, lane: int) -> None:
     """The next request, with the link that it meets and how far its predicted times are off."""
-    me = state.lane[lane]
-    number = params.number[0]
-    me.cell = drawn(params.running, uniform(substream(me.key, CELLS), me.request))
-    octaves = number.link_low + (number.link_high - number.link_low) * uniform(
-        substream(me.key, SPEEDS), me.request
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.cell = drawn(params.running, uniform(substream(episode.key, CELLS), episode.request))
+    octaves = config.link_low + (config.link_high - config.link_low) * uniform(
+        substream(episode.key, SPEEDS), episode.request
     )
-    me.scale = 2.0**octaves
-    errors = substream(me.key, ERRORS)
+    episode.scale = 2.0**octaves
+    errors = substream(episode.key, ERRORS)
     for device in range(2):
         for stage in range(4):
             error = 1.0
-            if number.noise > 0.0:
-                error = math.exp(number.noise * normal(errors, 8 * me.request + 4 * device + stage))
+            if config.noise > 0.0:
+                error = math.exp(config.noise * normal(errors, 8 * episode.request + 4 * device + stage))
             state.error[lane, device, stage] = error
-            me.checksum += error
-    me.checksum += me.cell + octaves
+            episode.checksum += error
+    episode.checksum += episode.cell + octaves
 
 
 @kernel
 def _worth(state: State, params: Params, lane: int, placement: int) -> tuple[float, float, float, float]:
     """Seconds, of these for copies, joules and bytes of a placement of the present request."""
-    me = state.lane[lane]
-    return place(params.cells[me.cell], params.links, me.scale, placement, state.error[lane])
+    episode = state.lane[lane]
+    return place(params.cells[episode.cell], params.links, episode.scale, placement, state.error[lane])
 
 
 @kernel
@@ -66,13 +73,13 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Place the request; the next one comes."""
-    me = state.lane[lane]
-    number = params.number[0]
-    cell = params.cells[me.cell]
+    episode = state.lane[lane]
+    config = params.config[0]
+    cell = params.cells[episode.cell]
     placement, cost = int(action[0]), 0.0
     if not allowed(cell, placement):
-        me.invalid += 1
-        cost = number.invalid_cost
+        episode.invalid += 1
+        cost = config.invalid_cost
         placement = 0
     alone_s, _, alone_j, _ = _worth(state, params, lane, 0)
     best, best_value, value, speedup, saving = 0, 0.0, 0.0, 0.0, 0.0
@@ -81,26 +88,26 @@ def step_lane(
         if allowed(cell, other):
             time, copying, joules, moved = _worth(state, params, lane, other)
             faster, cheaper = math.log(alone_s / time), math.log(alone_j / joules)
-            worth = faster + number.energy_weight * cheaper
+            worth = faster + config.energy_weight * cheaper
             if worth > best_value:
                 best, best_value = other, worth
             if other == placement:
                 value, speedup, saving, seconds = worth, faster, cheaper, time
-                me.copying += copying
-                me.joules += joules
-                me.moved += moved
-    me.clock += seconds
-    me.log_speedup += speedup
-    me.log_saving += saving
-    me.regret += best_value - value
-    me.penalty += cost
-    me.optimal += 1 if value >= best_value else 0
-    me.offloaded += 1 if placement != 0 else 0
-    me.placement, me.best = placement, best
-    row = state.history[lane, me.request]
+                episode.copying += copying
+                episode.joules += joules
+                episode.moved += moved
+    episode.clock += seconds
+    episode.log_speedup += speedup
+    episode.log_saving += saving
+    episode.regret += best_value - value
+    episode.penalty += cost
+    episode.optimal += 1 if value >= best_value else 0
+    episode.offloaded += 1 if placement != 0 else 0
+    episode.placement, episode.best = placement, best
+    row = state.history[lane, episode.request]
     row[0], row[1], row[2] = speedup, best_value - value, 1.0
-    me.request += 1
-    ended = me.request >= number.requests
+    episode.request += 1
+    ended = episode.request >= config.requests
     if not ended:
         _draw(state, params, lane)
     return value - cost, ended, False, seconds
@@ -115,8 +122,8 @@ def squash(value: float) -> float:
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.memory.place.env`."""
-    me = state.lane[lane]
-    cell = params.cells[me.cell]
+    episode = state.lane[lane]
+    cell = params.cells[episode.cell]
     for k in range(KINDS):
         out[k] = 1.0 if k == cell.workload else 0.0
     at = KINDS
@@ -124,9 +131,9 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[at + 1] = cell.batch_index / TOP_BATCH
     out[at + 2] = min(max((math.log10(cell.gpu_s) + 5.0) / 8.0, 0.0), 1.0)
     out[at + 3] = squash(cell.fused_s / cell.gpu_s)
-    out[at + 4] = math.log2(me.scale) / LINK_OCTAVES
+    out[at + 4] = math.log2(episode.scale) / LINK_OCTAVES
     out[at + 5] = squash(params.links[0].setup_s / cell.gpu_s)
-    out[at + 6] = me.request / params.number[0].requests
+    out[at + 6] = episode.request / params.config[0].requests
     at += 7
     for stage in range(4):
         out[at + stage] = math.log10(1.0 + cell.intensity[stage]) / 3.01
@@ -158,23 +165,23 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
     """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
-    me = state.lane[lane]
-    count = float(me.request)
-    out[0] = math.exp(ratio(me.log_speedup, count))
-    out[1] = math.exp(ratio(me.log_saving, count))
-    out[2] = ratio(me.regret, count)
-    out[3] = ratio(me.optimal, count)
-    out[4] = ratio(me.clock, count)
-    out[5] = ratio(me.joules, count)
-    out[6] = ratio(me.copying, me.clock)
-    out[7] = me.moved
-    out[8] = ratio(me.offloaded, count)
-    out[9] = me.request
-    out[10] = me.penalty
-    out[11] = me.invalid
-    out[12] = me.joules
-    out[13] = me.clock
-    out[14] = me.checksum
+    episode = state.lane[lane]
+    count = float(episode.request)
+    out[0] = math.exp(ratio(episode.log_speedup, count))
+    out[1] = math.exp(ratio(episode.log_saving, count))
+    out[2] = ratio(episode.regret, count)
+    out[3] = ratio(episode.optimal, count)
+    out[4] = ratio(episode.clock, count)
+    out[5] = ratio(episode.joules, count)
+    out[6] = ratio(episode.copying, episode.clock)
+    out[7] = episode.moved
+    out[8] = ratio(episode.offloaded, count)
+    out[9] = episode.request
+    out[10] = episode.penalty
+    out[11] = episode.invalid
+    out[12] = episode.joules
+    out[13] = episode.clock
+    out[14] = episode.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

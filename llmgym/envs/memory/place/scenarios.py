@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
+from llmgym.core.settings import settled
 from llmgym.envs.memory.costs import BATCHES, HARDWARE, Mix
 from llmgym.envs.memory.law import WORKLOADS
 from llmgym.envs.memory.measured import MEASURED

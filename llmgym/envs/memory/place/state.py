@@ -84,13 +84,13 @@ class Params(NamedTuple):
     """What all lanes of MemPlace share.
 
     Attributes:
-        number: record `NUMBER` [1].
+        config: record `NUMBER` [1].
         cells: records `llmgym.envs.memory.placement.CELL` [n].
         running: float64 [n], running probabilities of the cells.
         links: records `llmgym.envs.memory.devices.LINK` [2].
     """
 
-    number: NDArray[Any]
+    config: NDArray[Any]
     cells: NDArray[Any]
     running: NDArray[np.float64]
     links: NDArray[Any]

@@ -37,9 +37,9 @@ def text(scenario: Scenario, params: Params, state: Any, lane: int) -> str:
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
-    cell = params.cells[me["cell"]]
-    rows = costs(cell, params.links, float(me["scale"]))[:, 0]
+    episode = state.lane[lane]
+    cell = params.cells[episode["cell"]]
+    rows = costs(cell, params.links, float(episode["scale"]))[:, 0]
     order = np.argsort(rows)[:4]
     stages = "   ".join(
         f"{name} {short_time(float(cell['time_s'][0, i]))} / {short_time(float(cell['time_s'][1, i]))}"
@@ -50,10 +50,10 @@ def text(scenario: Scenario, params: Params, state: Any, lane: int) -> str:
     best = ", ".join(f"{letters(int(i))} {short_time(float(rows[i]))}" for i in order if np.isfinite(rows[i]))
     return "\n".join(
         [
-            f"request {me['request']:4d}/{scenario.requests}   "
-            f"speed-up {np.exp(me['log_speedup'] / max(me['request'], 1)):.3f}   "
-            f"regret {me['regret'] / max(me['request'], 1):.4f}",
-            f"{about(cell)}, link x {me['scale']:.2g}",
+            f"request {episode['request']:4d}/{scenario.requests}   "
+            f"speed-up {np.exp(episode['log_speedup'] / max(episode['request'], 1)):.3f}   "
+            f"regret {episode['regret'] / max(episode['request'], 1):.4f}",
+            f"{about(cell)}, link x {episode['scale']:.2g}",
             f"GPU / FPGA: {stages}",
             f"predicted: {best}",
         ]
@@ -69,9 +69,9 @@ def picture(scenario: Scenario, params: Params, state: Any, lane: int) -> NDArra
         state: of all lanes.
         lane: which one.
     """
-    me = state.lane[lane]
-    cell = params.cells[me["cell"]]
-    rows = costs(cell, params.links, float(me["scale"]))
+    episode = state.lane[lane]
+    cell = params.cells[episode["cell"]]
+    rows = costs(cell, params.links, float(episode["scale"]))
     unit, scale = (
         ("s", 1.0) if cell["gpu_s"] >= 1.0 else ("ms", 1e3) if cell["gpu_s"] >= 1e-3 else ("us", 1e6)
     )
@@ -108,7 +108,7 @@ def picture(scenario: Scenario, params: Params, state: Any, lane: int) -> NDArra
     names = [letters(i).replace(" fused", "\nfused") for i in range(PLACEMENTS)]
     all_of_them.set_xticks(range(PLACEMENTS), names)
     all_of_them.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
-    done = int(me["request"])
+    done = int(episode["request"])
     gained = np.exp(state.history[lane, :done, 0])
     possible = np.exp(state.history[lane, :done, :2].sum(axis=1)) if scenario.energy_weight == 0.0 else None
     past.bar(range(done), gained, color="#0072B2", label="speed-up")
@@ -118,9 +118,9 @@ def picture(scenario: Scenario, params: Params, state: Any, lane: int) -> NDArra
     past.set(ylabel="x", xlabel="request", xlim=(-0.6, min(scenario.requests, 200) - 0.4))
     past.legend(fontsize=7, ncols=2, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
     figure.suptitle(
-        f"request {done}/{scenario.requests}: {about(cell)}, link x {me['scale']:.2g}\n"
-        f"speed-up so far {np.exp(me['log_speedup'] / max(done, 1)):.3f} (geometric mean), "
-        f"best placement chosen for {me['optimal']} of {done}",
+        f"request {done}/{scenario.requests}: {about(cell)}, link x {episode['scale']:.2g}\n"
+        f"speed-up so far {np.exp(episode['log_speedup'] / max(done, 1)):.3f} (geometric mean), "
+        f"best placement chosen for {episode['optimal']} of {done}",
         fontsize=9,
     )
     return pixels(figure, (stages, all_of_them, past))

@@ -14,10 +14,11 @@ from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-from llmgym.core.checks import choice, number, settled, whole
+from llmgym.core.checks import choice, number, whole
 from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.settings import settled
 from llmgym.envs.pipesd.batch.kernels import (
     KERNELS,
     LANE,
@@ -97,7 +98,7 @@ class PipeSDBatch(Simulation):
 
     kernels = KERNELS
     metric_names = METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {"regret": "min", "finish_s": "min", "batches": "min"}
+    headline_metrics = {"regret": "min", "finish_s": "min", "batches": "min"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -153,13 +154,13 @@ class PipeSDBatch(Simulation):
 
     def audit(self, state: State, lane: int) -> dict[str, float]:
         """Recount tokens from the batches that were sent."""
-        me = state.lane[lane]
-        sent = float(state.history[lane, : me["batches"], 0].sum())
+        episode = state.lane[lane]
+        sent = float(state.history[lane, : episode["batches"], 0].sum())
         return {
-            "clock_s": float(max(me["clock_s"], me["reached_s"])),
-            "arrived": float(me["tokens"]),
-            "waiting": float(me["tokens"] - me["drafted"]),
-            "running": float(me["drafted"] - me["sent"]),
+            "clock_s": float(max(episode["clock_s"], episode["reached_s"])),
+            "arrived": float(episode["tokens"]),
+            "waiting": float(episode["tokens"] - episode["drafted"]),
+            "running": float(episode["drafted"] - episode["sent"]),
             "done": sent,
             "rejected": 0.0,
         }
@@ -196,10 +197,10 @@ LAYOUT = Layout(
 
 def _best_batches(state: State, lane: int) -> list[tuple[int, float, float]]:
     """Tokens, start and end of each batch of the best plan."""
-    me, rows, done, sent = state.lane[lane], [], 0.0, 0
-    for end in state.ends[lane, : me["planned"]].tolist():
-        start = max(done, float(me["gamma"]) * end)
-        done = start + float(me["alpha"]) + float(me["beta"]) * (end - sent)
+    episode, rows, done, sent = state.lane[lane], [], 0.0, 0
+    for end in state.ends[lane, : episode["planned"]].tolist():
+        start = max(done, float(episode["gamma"]) * end)
+        done = start + float(episode["alpha"]) + float(episode["beta"]) * (end - sent)
         rows.append((end - sent, start, done))
         sent = end
     return rows
@@ -207,25 +208,26 @@ def _best_batches(state: State, lane: int) -> list[tuple[int, float, float]]:
 
 def text(state: State, lane: int) -> str:
     """The window, what was sent, and the best plan."""
-    me = state.lane[lane]
-    sizes = [int(row[0]) for row in state.history[lane, : me["batches"]]]
+    episode = state.lane[lane]
+    sizes = [int(row[0]) for row in state.history[lane, : episode["batches"]]]
     return (
-        f"N {me['tokens']}   alpha {1000 * me['alpha']:.0f}, beta {1000 * me['beta']:.0f}, gamma {1000 * me['gamma']:.0f} ms\n"
-        f"{me['drafted']} drafted, {me['sent']} sent as {sizes}, link free at {me['free_s']:.3f} s\n"
-        f"best plan {[n for n, _, _ in _best_batches(state, lane)]}: {me['best_s']:.3f} s"
+        f"N {episode['tokens']}   alpha {1000 * episode['alpha']:.0f}, "
+        f"beta {1000 * episode['beta']:.0f}, gamma {1000 * episode['gamma']:.0f} ms\n"
+        f"{episode['drafted']} drafted, {episode['sent']} sent as {sizes}, link free at {episode['free_s']:.3f} s\n"
+        f"best plan {[n for n, _, _ in _best_batches(state, lane)]}: {episode['best_s']:.3f} s"
     )
 
 
 def picture(state: State, lane: int) -> NDArray[np.uint8]:
     """uint8 [300, 760, 3]: drafted tokens, batches sent, and the best plan, against time."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     figure = blank(760, 300)
     axis = figure.add_axes((0.09, 0.17, 0.88, 0.68))
-    gamma = float(me["gamma"])
-    for i in range(int(me["drafted"])):
-        colour = "#0072B2" if i < me["sent"] else "#56B4E9"
+    gamma = float(episode["gamma"])
+    for i in range(int(episode["drafted"])):
+        colour = "#0072B2" if i < episode["sent"] else "#56B4E9"
         axis.barh(0, gamma, left=i * gamma, height=0.7, color=colour, edgecolor="white", linewidth=0.6)
-    mine = [tuple(row) for row in state.history[lane, : me["batches"]].tolist()]
+    mine = [tuple(row) for row in state.history[lane, : episode["batches"]].tolist()]
     for place, rows, colour in ((1, mine, "#E69F00"), (2, _best_batches(state, lane), "#009E73")):
         for tokens, start, end in rows:
             axis.barh(
@@ -234,13 +236,14 @@ def picture(state: State, lane: int) -> NDArray[np.uint8]:
             axis.text(
                 (start + end) / 2, place, int(tokens), color="white", fontsize=8, ha="center", va="center"
             )
-    axis.axvline(float(me["clock_s"]), color="black", linewidth=1, linestyle=":")
+    axis.axvline(float(episode["clock_s"]), color="black", linewidth=1, linestyle=":")
     axis.set_yticks(range(3), ["edge", "link", "best plan"])
-    longest = max(float(me["best_s"]), float(me["reached_s"]), float(me["clock_s"]))
+    longest = max(float(episode["best_s"]), float(episode["reached_s"]), float(episode["clock_s"]))
     axis.set(ylim=(2.6, -0.6), xlim=(0, 1.05 * longest), xlabel="s")
     axis.set_title(
-        f"N {me['tokens']}    alpha {1000 * me['alpha']:.0f}, beta {1000 * me['beta']:.0f}, gamma {1000 * gamma:.0f} ms a token    "
-        f"sent {me['sent']}, held {me['drafted'] - me['sent']} (light)    best {me['best_s']:.3f} s",
+        f"N {episode['tokens']}    alpha {1000 * episode['alpha']:.0f}, "
+        f"beta {1000 * episode['beta']:.0f}, gamma {1000 * gamma:.0f} ms a token    "
+        f"sent {episode['sent']}, held {episode['drafted'] - episode['sent']} (light)    best {episode['best_s']:.3f} s",
         fontsize=9,
     )
     return pixels(figure, (axis,))

@@ -85,10 +85,10 @@ class Params(NamedTuple):
     """What all lanes share.
 
     Attributes:
-        number: record `NUMBER` [1].
+        config: record `NUMBER` [1].
     """
 
-    number: NDArray[Any]
+    config: NDArray[Any]
 
 
 @kernel
@@ -100,15 +100,23 @@ def _between(key: np.uint64, number: int, low: float, high: float) -> float:
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw a window; its first token is drafted."""
-    me, number = state.lane[lane], params.number[0]
-    me.tokens = integer(key, 0, number.least, number.most)
-    me.alpha = _between(key, 1, number.alpha[0], number.alpha[1])
-    me.beta = _between(key, 2, number.beta[0], number.beta[1])
-    me.gamma = _between(key, 3, number.gamma[0], number.gamma[1])
-    me.drafted, me.sent, me.batches, me.invalid = 1, 0, 0, 0
-    me.clock_s, me.free_s, me.reached_s, me.busy_s, me.penalty = me.gamma, 0.0, 0.0, 0.0, 0.0
-    me.planned = plan_batches(me.tokens, me.alpha, me.beta, me.gamma, state.ends[lane], state.work[lane])
-    me.best_s = plan_time(state.ends[lane], me.planned, me.alpha, me.beta, me.gamma)
+    episode, config = state.lane[lane], params.config[0]
+    episode.tokens = integer(key, 0, config.least, config.most)
+    episode.alpha = _between(key, 1, config.alpha[0], config.alpha[1])
+    episode.beta = _between(key, 2, config.beta[0], config.beta[1])
+    episode.gamma = _between(key, 3, config.gamma[0], config.gamma[1])
+    episode.drafted, episode.sent, episode.batches, episode.invalid = 1, 0, 0, 0
+    episode.clock_s, episode.free_s, episode.reached_s, episode.busy_s, episode.penalty = (
+        episode.gamma,
+        0.0,
+        0.0,
+        0.0,
+        0.0,
+    )
+    episode.planned = plan_batches(
+        episode.tokens, episode.alpha, episode.beta, episode.gamma, state.ends[lane], state.work[lane]
+    )
+    episode.best_s = plan_time(state.ends[lane], episode.planned, episode.alpha, episode.beta, episode.gamma)
 
 
 @kernel
@@ -116,74 +124,74 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Send what is unsent, or hold it; then the next token is drafted."""
-    me, number = state.lane[lane], params.number[0]
-    before, reached, penalty = me.reached_s, max(me.clock_s, me.free_s), 0.0
+    episode, config = state.lane[lane], params.config[0]
+    before, reached, penalty = episode.reached_s, max(episode.clock_s, episode.free_s), 0.0
     send = int(action[0]) == SEND
-    last = me.drafted == me.tokens
+    last = episode.drafted == episode.tokens
     if last and not send:
         send = True
-        penalty = number.invalid_cost
-        me.invalid += 1
-        me.penalty += penalty
+        penalty = config.invalid_cost
+        episode.invalid += 1
+        episode.penalty += penalty
     if send:
-        tokens = me.drafted - me.sent
-        start = max(me.clock_s, me.free_s)
-        me.free_s = start + me.alpha + me.beta * tokens
-        row = state.history[lane, me.batches]
-        row[0], row[1], row[2] = tokens, start, me.free_s
-        me.busy_s += me.free_s - start
-        me.batches += 1
-        me.sent = me.drafted
+        tokens = episode.drafted - episode.sent
+        start = max(episode.clock_s, episode.free_s)
+        episode.free_s = start + episode.alpha + episode.beta * tokens
+        row = state.history[lane, episode.batches]
+        row[0], row[1], row[2] = tokens, start, episode.free_s
+        episode.busy_s += episode.free_s - start
+        episode.batches += 1
+        episode.sent = episode.drafted
     if not last:
-        me.drafted += 1
-        me.clock_s += me.gamma
-    me.reached_s = max(me.clock_s, me.free_s)
-    scale = 1.0 / me.best_s if number.reward == RELATIVE else 1.0
-    elapsed = me.reached_s - max(reached, before)
-    return -scale * (me.reached_s - before) - penalty, last, False, elapsed
+        episode.drafted += 1
+        episode.clock_s += episode.gamma
+    episode.reached_s = max(episode.clock_s, episode.free_s)
+    scale = 1.0 / episode.best_s if config.reward == RELATIVE else 1.0
+    elapsed = episode.reached_s - max(reached, before)
+    return -scale * (episode.reached_s - before) - penalty, last, False, elapsed
 
 
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.pipesd.batch.env`."""
-    me = state.lane[lane]
-    unit = me.alpha + me.beta + me.gamma
-    unsent, busy = me.drafted - me.sent, max(me.free_s - me.clock_s, 0.0)
-    out[0] = me.drafted / me.tokens
-    out[1] = unsent / me.tokens
-    out[2] = min(me.tokens / COUNT, 4.0)
+    episode = state.lane[lane]
+    unit = episode.alpha + episode.beta + episode.gamma
+    unsent, busy = episode.drafted - episode.sent, max(episode.free_s - episode.clock_s, 0.0)
+    out[0] = episode.drafted / episode.tokens
+    out[1] = unsent / episode.tokens
+    out[2] = min(episode.tokens / COUNT, 4.0)
     out[3] = min(unsent / COUNT, 4.0)
-    out[4] = min((me.tokens - me.drafted) / COUNT, 4.0)
+    out[4] = min((episode.tokens - episode.drafted) / COUNT, 4.0)
     out[5] = min(busy / (8.0 * unit), 4.0)
-    out[6] = min(math.log1p(busy / me.gamma) / 4.0, 4.0)
-    out[7] = me.alpha / unit
-    out[8] = me.beta / unit
-    out[9] = me.gamma / unit
+    out[6] = min(math.log1p(busy / episode.gamma) / 4.0, 4.0)
+    out[7] = episode.alpha / unit
+    out[8] = episode.beta / unit
+    out[9] = episode.gamma / unit
 
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
     """After the last token everything must be sent."""
-    me = state.lane[lane]
-    out[HOLD] = 0 if me.drafted == me.tokens else 1
+    episode = state.lane[lane]
+    out[HOLD] = 0 if episode.drafted == episode.tokens else 1
     out[SEND] = 1
 
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
     """Write the episode's metrics, in the order of `METRICS`."""
-    me = state.lane[lane]
-    out[0] = me.reached_s
-    out[1] = me.best_s
-    out[2] = me.reached_s / me.best_s - 1.0
-    out[3] = me.tokens
-    out[4] = me.batches
-    out[5] = me.planned
-    out[6] = ratio(me.busy_s, me.reached_s)
-    out[7] = me.penalty
-    out[8] = me.invalid
-    out[9] = me.reached_s
-    out[10] = me.tokens + me.alpha + 2.0 * me.beta + 3.0 * me.gamma
+    episode = state.lane[lane]
+    out[0] = episode.reached_s
+    out[1] = episode.best_s
+    out[2] = episode.reached_s / episode.best_s - 1.0
+    out[3] = episode.tokens
+    out[4] = episode.batches
+    out[5] = episode.planned
+    out[6] = ratio(episode.busy_s, episode.reached_s)
+    out[7] = episode.penalty
+    out[8] = episode.invalid
+    out[9] = episode.reached_s
+    out[10] = episode.tokens + episode.alpha + 2.0 * episode.beta + 3.0 * episode.gamma
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

@@ -36,18 +36,18 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Do what was decided on the drafted token of the client whose turn it is, and run until the next one."""
-    me, number = state.lane[lane], params.number[0]
-    clock, waited, energy = me.clock_s, me.client_s, me.energy_j
+    episode, config = state.lane[lane], params.config[0]
+    clock, waited, energy = episode.clock_s, episode.client_s, episode.energy_j
     chosen, penalty = int(action[0]), 0.0
-    if chosen != VERIFY and must_ask(state, params, lane, me.turn):
-        chosen, penalty = VERIFY, number.invalid_cost
-        me.invalid += 1
-        me.penalty += penalty
-    act(state, params, lane, me.turn, chosen)
+    if chosen != VERIFY and must_ask(state, params, lane, episode.turn):
+        chosen, penalty = VERIFY, config.invalid_cost
+        episode.invalid += 1
+        episode.penalty += penalty
+    act(state, params, lane, episode.turn, chosen)
     advance(state, params, lane)
-    spent = number.energy_weight * (me.energy_j - energy) / number.clients
-    reward = -(me.client_s - waited) / REWARD_S - spent - penalty
-    return reward, me.turn < 0, False, me.clock_s - clock
+    spent = config.energy_weight * (episode.energy_j - energy) / config.clients
+    reward = -(episode.client_s - waited) / REWARD_S - spent - penalty
+    return reward, episode.turn < 0, False, episode.clock_s - clock
 
 
 @kernel(inline=True)
@@ -83,8 +83,8 @@ def _busy_s(state: State, lane: int, k: int) -> float:
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.pipesd.nav.env`."""
-    me, number = state.lane[lane], params.number[0]
-    k = max(me.turn, 0)
+    episode, config = state.lane[lane], params.config[0]
+    k = max(episode.turn, 0)
     c, estimate = state.client[lane, k], state.estimate[lane, k]
     waiting = c.phase == WAITING
     out[0] = c.confidence
@@ -99,7 +99,7 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[at + 2] = _up_to(planned / LENGTH, 4.0)
     out[at + 3] = _up_to(_busy_s(state, lane, k) / WAIT_S, 4.0)
     out[at + 4] = 1.0 if waiting else 0.0
-    out[at + 5] = _up_to((me.clock_s - c.asked_s) / WAIT_S, 4.0) if waiting else 0.0
+    out[at + 5] = _up_to((episode.clock_s - c.asked_s) / WAIT_S, 4.0) if waiting else 0.0
     out[at + 6] = _shown(c.guessed) if waiting else 0.0
     out[at + 7] = _up_to(c.awaited / LENGTH, 4.0) if waiting else 0.0
     out[at + 8] = c.awaited_product if waiting else 0.0
@@ -113,8 +113,8 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     out[at + 16] = c.last_product
     out[at + 17] = _up_to(c.last_s / WAIT_S, 4.0)
     out[at + 18] = min(c.verdicts / 2.0, 1.0)
-    out[at + 19] = _up_to(left(state, params, lane, k) / number.tokens, 1.0)
-    out[at + 20] = k / number.clients
+    out[at + 19] = _up_to(left(state, params, lane, k) / config.tokens, 1.0)
+    out[at + 20] = k / config.clients
 
 
 @kernel
@@ -132,13 +132,13 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
     """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
-    me, number = state.lane[lane], params.number[0]
+    episode, config = state.lane[lane], params.config[0]
     tpt, output, accepted, judged, navs, rollbacks = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     promoted, dropped, wasted, uploads, carried, busy, plans = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    for k in range(number.clients):
+    for k in range(config.clients):
         c, link = state.client[lane, k], state.link[lane, k]
-        end = c.finish_s if c.phase == DONE else me.clock_s
-        tpt += ratio(end, c.made) / number.clients
+        end = c.finish_s if c.phase == DONE else episode.clock_s
+        tpt += ratio(end, c.made) / config.clients
         output += c.output
         accepted += c.accepted
         judged += c.judged
@@ -151,10 +151,10 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
         carried += link.queued
         busy += link.busy_s
         plans += state.estimate[lane, k].plans
-    clock = me.clock_s
+    clock = episode.clock_s
     out[0] = 1000.0 * tpt
-    out[1] = me.clock_s
-    out[2] = me.client_s
+    out[1] = episode.clock_s
+    out[2] = episode.client_s
     out[3] = output
     out[4] = accepted
     out[5] = ratio(navs, output)
@@ -162,18 +162,18 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     out[7] = ratio(accepted, navs)
     out[8] = ratio(accepted, judged)
     out[9] = ratio(rollbacks, navs)
-    out[10] = me.energy_j
-    out[11] = ratio(100.0 * me.energy_j, output)
+    out[10] = episode.energy_j
+    out[11] = ratio(100.0 * episode.energy_j, output)
     out[12] = promoted
     out[13] = dropped
     out[14] = uploads
     out[15] = ratio(wasted, carried)
-    out[16] = ratio(busy, clock) / number.clients
-    out[17] = ratio(me.cloud_busy_s, clock)
+    out[16] = ratio(busy, clock) / config.clients
+    out[17] = ratio(episode.cloud_busy_s, clock)
     out[18] = plans
-    out[19] = me.penalty
-    out[20] = me.invalid
-    out[21] = me.checksum
+    out[19] = episode.penalty
+    out[20] = episode.invalid
+    out[21] = episode.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

@@ -40,7 +40,7 @@ class PipeSDTune(Simulation):
 
     kernels = KERNELS
     metric_names = TUNE_METRICS
-    headline_metrics: ClassVar[dict[str, str]] = {
+    headline_metrics = {  # noqa: RUF012
         "step_tpt_mean_ms": "min",
         "tpt_ms": "min",
         "nav_per_token": "min",
@@ -91,9 +91,9 @@ class PipeSDTune(Simulation):
         """A picture or a text of one lane."""
         from llmgym.envs.pipesd.view import picture, text
 
-        me = state.lane[lane]
-        about = f"step {me['steps']}/{self.steps}   R_1 {me['sequence']:.3f}, R_2 {me['token']:.3f}"
-        about += f"   last step {1000 * me['step_tpt_s']:.0f} ms per token"
+        episode = state.lane[lane]
+        about = f"step {episode['steps']}/{self.steps}   R_1 {episode['sequence']:.3f}, R_2 {episode['token']:.3f}"
+        about += f"   last step {1000 * episode['step_tpt_s']:.0f} ms per token"
         if mode == "rgb_array":
             return picture(self.scenario, state, lane, about)
         return about + "\n" + text(self.scenario, state, lane)

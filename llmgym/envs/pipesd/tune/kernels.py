@@ -31,28 +31,28 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Run PipeSD's rule with these thresholds until the clients have made so many tokens."""
-    me, number = state.lane[lane], params.number[0]
-    clock, made, navs, judged, accepted = me.clock_s, 0, 0, 0, 0
-    for k in range(number.clients):
+    episode, config = state.lane[lane], params.config[0]
+    clock, made, navs, judged, accepted = episode.clock_s, 0, 0, 0, 0
+    for k in range(config.clients):
         c = state.client[lane, k]
         made -= c.made
         navs -= c.verdicts_all
         judged -= c.judged
         accepted -= c.accepted
-    if me.steps == 0 or action[0] != me.sequence or action[1] != me.token:
-        if me.steps > 0:
-            me.moves += 1
-        me.held = 0
-    me.held += 1
-    me.sequence, me.token = action[0], action[1]
-    goal = number.step_tokens * number.clients
+    if episode.steps == 0 or action[0] != episode.sequence or action[1] != episode.token:
+        if episode.steps > 0:
+            episode.moves += 1
+        episode.held = 0
+    episode.held += 1
+    episode.sequence, episode.token = action[0], action[1]
+    goal = config.step_tokens * config.clients
     new = 0
     while new < goal:
-        turn = me.turn
+        turn = episode.turn
         c, estimate = state.client[lane, turn], state.estimate[lane, turn]
         chosen = CONTINUE
         if must_ask(state, params, lane, turn) or wants_verdict(
-            c.confidence, c.product, me.sequence, me.token
+            c.confidence, c.product, episode.sequence, episode.token
         ):
             chosen = VERIFY
         elif next_end(state.ends[lane, turn], estimate.batches, c.sent) <= c.block:
@@ -60,36 +60,36 @@ def step_lane(
         act(state, params, lane, turn, chosen)
         advance(state, params, lane)
         new = made
-        for k in range(number.clients):
+        for k in range(config.clients):
             new += state.client[lane, k].made
-    for k in range(number.clients):
+    for k in range(config.clients):
         c = state.client[lane, k]
         navs += c.verdicts_all
         judged += c.judged
         accepted += c.accepted
-    me.step_tpt_s = (me.clock_s - me.mark_s) * number.clients / new
-    me.mark_s = me.clock_s
-    me.tpt_sum_s += me.step_tpt_s
-    me.step_acceptance = accepted / max(judged, 1)
-    me.step_length = judged / max(navs, 1)
-    me.steps += 1
-    return -me.step_tpt_s / REWARD_S, False, me.steps >= number.steps, me.clock_s - clock
+    episode.step_tpt_s = (episode.clock_s - episode.mark_s) * config.clients / new
+    episode.mark_s = episode.clock_s
+    episode.tpt_sum_s += episode.step_tpt_s
+    episode.step_acceptance = accepted / max(judged, 1)
+    episode.step_length = judged / max(navs, 1)
+    episode.steps += 1
+    return -episode.step_tpt_s / REWARD_S, False, episode.steps >= config.steps, episode.clock_s - clock
 
 
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.pipesd.tune.env`."""
-    me, number, estimate = state.lane[lane], params.number[0], state.estimate[lane, 0]
-    out[0] = min(me.step_tpt_s / SPEED_S, 4.0)
-    out[1] = me.step_acceptance
-    out[2] = min(me.step_length / LENGTH, 4.0)
+    episode, config, estimate = state.lane[lane], params.config[0], state.estimate[lane, 0]
+    out[0] = min(episode.step_tpt_s / SPEED_S, 4.0)
+    out[1] = episode.step_acceptance
+    out[2] = min(episode.step_length / LENGTH, 4.0)
     out[3] = min(estimate.alpha / SPEED_S, 4.0)
     out[4] = min(estimate.beta / SPEED_S, 4.0)
     out[5] = min(estimate.gamma / SPEED_S, 4.0)
-    out[6] = me.sequence
-    out[7] = me.token
-    out[8] = min(me.held / HELD, 4.0)
-    out[9] = me.steps / number.steps
+    out[6] = episode.sequence
+    out[7] = episode.token
+    out[8] = min(episode.held / HELD, 4.0)
+    out[9] = episode.steps / config.steps
 
 
 @kernel
@@ -100,11 +100,11 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
     """Write the episode's metrics, in the order of `TUNE_METRICS`."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     world_metrics(state, params, lane, out)
-    out[_FIRST] = ratio(1000.0 * me.tpt_sum_s, me.steps)
-    out[_FIRST + 1] = me.steps
-    out[_FIRST + 2] = me.moves
+    out[_FIRST] = ratio(1000.0 * episode.tpt_sum_s, episode.steps)
+    out[_FIRST + 1] = episode.steps
+    out[_FIRST + 2] = episode.moves
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

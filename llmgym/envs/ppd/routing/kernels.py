@@ -30,7 +30,7 @@ FIELDS = 23 + len(KINDS)
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw an episode and let it run until the first later turn."""
     begin_world(state, params, lane, key)
-    advance(state, params, lane, params.number[0].limit_s, -1)
+    advance(state, params, lane, params.config[0].limit_s, -1)
 
 
 @kernel
@@ -38,71 +38,71 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Route the turn that waits, and let the cluster run until the next one does."""
-    me = state.lane[lane]
-    number = params.number[0]
-    start_s = me.clock_s
+    episode = state.lane[lane]
+    config = params.config[0]
+    start_s = episode.clock_s
     reason = OVERALL
-    if me.current >= 0:
-        c = me.current
+    if episode.current >= 0:
+        c = episode.current
         route = int(action[0])
         if route == REMOTE and params.kind[state.conversation[lane, c].d] != D:
-            me.invalid += 1
-            me.penalty += number.invalid_cost
+            episode.invalid += 1
+            episode.penalty += config.invalid_cost
             route = LOCAL
-        me.current = -1
+        episode.current = -1
         send_on(state, params, lane, c, route)
-        reason = advance(state, params, lane, number.limit_s, -1)
-    elif me.clock_s >= number.limit_s:
+        reason = advance(state, params, lane, config.limit_s, -1)
+    elif episode.clock_s >= config.limit_s:
         reason = TIME
-    total = earned(number, me)
-    reward = total - me.paid
-    me.paid = total
-    return reward, reason == OVERALL, reason == TIME, me.clock_s - start_s
+    total = earned(config, episode)
+    reward = total - episode.paid
+    episode.paid = total
+    return reward, reason == OVERALL, reason == TIME, episode.clock_s - start_s
 
 
 @kernel(inline=True)
-def _log(tokens: float, number: Any) -> float:
-    return min(math.log1p(tokens) / math.log1p(float(number.longest)), 1.0)
+def _log(tokens: float, config: Any) -> float:
+    return min(math.log1p(tokens) / math.log1p(float(config.longest)), 1.0)
 
 
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.ppd.routing.env`."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     for k in range(out.shape[0]):
         out[k] = 0.0
-    out[16] = min(rate_rps(number, me) / 20.0, 4.0)
-    out[17] = min(number.w_ttft / 10.0, 4.0)
-    out[18] = min(number.w_tpot / 10.0, 4.0)
-    for n in range(number.nodes):
-        out[23 + params.kind[n]] += np.float32(1.0 / number.nodes)
-    if me.current < 0:
+    out[16] = min(rate_rps(config, episode) / 20.0, 4.0)
+    out[17] = min(config.w_ttft / 10.0, 4.0)
+    out[18] = min(config.w_tpot / 10.0, 4.0)
+    for n in range(config.nodes):
+        out[23 + params.kind[n]] += np.float32(1.0 / config.nodes)
+    if episode.current < 0:
         return
-    c = me.current
+    c = episode.current
     talk = state.conversation[lane, c]
     tokens = talk.context + talk.prompt
-    predicted = talk.predicted if talk.predicted > 0 else number.default_output
+    predicted = talk.predicted if talk.predicted > 0 else config.default_output
     held = state.cache[lane, 2 * c + 1].tokens
     out[0] = min(talk.turn / 20.0, 1.0)
-    out[1] = _log(talk.prompt, number)
-    out[2] = _log(predicted, number)
-    out[3] = _log(talk.context, number)
-    out[4] = _log(missing(number, talk, held), number)
+    out[1] = _log(talk.prompt, config)
+    out[2] = _log(predicted, config)
+    out[3] = _log(talk.context, config)
+    out[4] = _log(missing(config, talk, held), config)
     if talk.p >= 0:
         p = state.node[lane, talk.p]
-        out[5] = _log(tokens - state.cache[lane, 2 * c].tokens, number)
+        out[5] = _log(tokens - state.cache[lane, 2 * c].tokens, config)
         backlog_s = p.backlog_s
         if p.serving >= 0 and p.blocked == 0:  # what is left of it as reckoned, not as it will be
-            backlog_s += max(p.since_s + state.conversation[lane, p.serving].work_s - me.clock_s, 0.0)
+            backlog_s += max(p.since_s + state.conversation[lane, p.serving].work_s - episode.clock_s, 0.0)
         out[6] = min(backlog_s / 10.0, 1.0)
         out[7] = min((p.waiting + (1 if p.serving >= 0 else 0)) / 50.0, 1.0)
         out[8] = p.blocked
     d = state.node[lane, talk.d]
     link = state.link[lane, talk.d]
     out[9] = min(d.decoding / 256.0, 1.0)
-    out[10] = d.active / number.kv_capacity
-    out[11] = d.idle / number.kv_capacity
+    out[10] = d.active / config.kv_capacity
+    out[11] = d.idle / config.kv_capacity
     pending = 0
     for i in range(d.decoding, d.running):
         pending += state.conversation[lane, state.running[lane, talk.d, i]].left
@@ -110,7 +110,7 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     for _ in range(d.waiting):
         asked = state.conversation[lane, other]
         if asked.moving == 0:
-            pending += missing(number, asked, state.cache[lane, 2 * other + 1].tokens)
+            pending += missing(config, asked, state.cache[lane, 2 * other + 1].tokens)
         other = asked.next
     out[12] = min(pending / 4096.0, 4.0)
     out[13] = min(link.in_flight / 8.0, 4.0)
@@ -119,16 +119,16 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     busy_s = link.in_flight * link.setup_s + link.in_flight_bytes * link.seconds_per_byte
     out[19] = min(busy_s, 4.0)
     out[20] = min(d.waiting / 50.0, 1.0)
-    out[21] = (talk.d - number.ps) / max(number.nodes - number.ps - 1, 1)
-    out[22] = min(d.context / number.kv_capacity, 1.0)
+    out[21] = (talk.d - config.ps) / max(config.nodes - config.ps - 1, 1)
+    out[22] = min(d.context / config.kv_capacity, 1.0)
 
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
     """Both routes on D; pD and R always prefill themselves."""
-    me = state.lane[lane]
+    episode = state.lane[lane]
     out[1] = 1
-    out[0] = 1 if me.current < 0 or params.kind[state.conversation[lane, me.current].d] == D else 0
+    out[0] = 1 if episode.current < 0 or params.kind[state.conversation[lane, episode.current].d] == D else 0
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

@@ -16,27 +16,31 @@ SCALARS = 18 + len(KINDS)
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw an episode; nobody has come yet."""
     begin_world(state, params, lane, key)
-    me = state.lane[lane]
-    me.epoch = 0
-    me.weight = 0
+    episode = state.lane[lane]
+    episode.epoch = 0
+    episode.weight = 0
     for i in range(params.weights.shape[0]):
         if params.weights[i] == 1.0:
-            me.weight = i
+            episode.weight = i
     _remember(state, lane)
 
 
 @kernel
 def _remember(state: State, lane: int) -> None:
     """Note where the counts stand when an epoch begins."""
-    me = state.lane[lane]
-    me.before_done, me.before_asked, me.before_local, me.before_met = (
-        me.later_done,
-        me.later_asked,
-        me.local,
-        me.met,
+    episode = state.lane[lane]
+    episode.before_done, episode.before_asked, episode.before_local, episode.before_met = (
+        episode.later_done,
+        episode.later_asked,
+        episode.local,
+        episode.met,
     )
-    me.before_ttft_missed, me.before_tpot_missed, me.before_failed = me.ttft_missed, me.tpot_missed, me.failed
-    me.before_ttft_s, me.before_tpot_s = me.later_ttft_s, me.later_tpot_s
+    episode.before_ttft_missed, episode.before_tpot_missed, episode.before_failed = (
+        episode.ttft_missed,
+        episode.tpot_missed,
+        episode.failed,
+    )
+    episode.before_ttft_s, episode.before_tpot_s = episode.later_ttft_s, episode.later_tpot_s
 
 
 @kernel
@@ -44,65 +48,65 @@ def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
     """Route by the table under a weight for one epoch."""
-    me = state.lane[lane]
-    number = params.number[0]
-    start_s = me.clock_s
+    episode = state.lane[lane]
+    config = params.config[0]
+    start_s = episode.clock_s
     _remember(state, lane)
-    me.weight = int(action[0])
-    me.epoch += 1
-    reason = advance(state, params, lane, min(me.epoch * number.epoch_s, number.limit_s), me.weight)
-    total = earned(number, me)
-    reward = total - me.paid
-    me.paid = total
+    episode.weight = int(action[0])
+    episode.epoch += 1
+    reason = advance(state, params, lane, min(episode.epoch * config.epoch_s, config.limit_s), episode.weight)
+    total = earned(config, episode)
+    reward = total - episode.paid
+    episode.paid = total
     over = reason == OVERALL
-    cut = not over and (me.epoch >= number.epochs or me.clock_s >= number.limit_s)
-    return reward, over, cut, me.clock_s - start_s
+    cut = not over and (episode.epoch >= config.epochs or episode.clock_s >= config.limit_s)
+    return reward, over, cut, episode.clock_s - start_s
 
 
 @kernel
 def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
     """Write the observation: see `layout` in `llmgym.envs.ppd.weights.env`."""
-    me = state.lane[lane]
-    number = params.number[0]
+    episode = state.lane[lane]
+    config = params.config[0]
     for k in range(out.shape[0]):
         out[k] = 0.0
-    done = me.later_done - me.before_done
-    failed = me.failed - me.before_failed
-    asked = me.later_asked - me.before_asked
+    done = episode.later_done - episode.before_done
+    failed = episode.failed - episode.before_failed
+    asked = episode.later_asked - episode.before_asked
     ends = max(done, 1)
-    out[0] = min(rate_rps(number, me) / 20.0, 4.0)
-    out[1] = min(asked / number.epoch_s / 20.0, 4.0)
-    out[2] = min(done / number.epoch_s / 20.0, 4.0)
-    out[3] = (me.met - me.before_met) / ends
-    out[4] = (me.ttft_missed - me.before_ttft_missed) / ends
-    out[5] = (me.tpot_missed - me.before_tpot_missed) / ends
-    out[6] = min((me.later_ttft_s - me.before_ttft_s) / ends / number.ttft_slo_s, 4.0)
-    out[7] = min((me.later_tpot_s - me.before_tpot_s) / ends / number.tpot_slo_s, 4.0)
-    out[8] = (me.local - me.before_local) / max(asked, 1)
+    out[0] = min(rate_rps(config, episode) / 20.0, 4.0)
+    out[1] = min(asked / config.epoch_s / 20.0, 4.0)
+    out[2] = min(done / config.epoch_s / 20.0, 4.0)
+    out[3] = (episode.met - episode.before_met) / ends
+    out[4] = (episode.ttft_missed - episode.before_ttft_missed) / ends
+    out[5] = (episode.tpot_missed - episode.before_tpot_missed) / ends
+    out[6] = min((episode.later_ttft_s - episode.before_ttft_s) / ends / config.ttft_slo_s, 4.0)
+    out[7] = min((episode.later_tpot_s - episode.before_tpot_s) / ends / config.tpot_slo_s, 4.0)
+    out[8] = (episode.local - episode.before_local) / max(asked, 1)
     out[9] = min(failed / 10.0, 1.0)
-    out[10] = min((me.next - me.gate) / 50.0, 4.0)
+    out[10] = min((episode.next - episode.gate) / 50.0, 4.0)
     backlog_s, prompts, decoding, used, steps_s, fullest, receives = 0.0, 0, 0, 0, 0.0, 0.0, 0
-    for n in range(number.nodes):
+    for n in range(config.nodes):
         node = state.node[lane, n]
-        if n < number.ps:
+        if n < config.ps:
             backlog_s += node.backlog_s
             prompts += node.waiting + (1 if node.serving >= 0 else 0)
         else:
             decoding += node.decoding
             used += node.active
-            fullest = max(fullest, node.active / number.kv_capacity)
+            fullest = max(fullest, node.active / config.kv_capacity)
             steps_s += node.mean_step_s
             receives += state.link[lane, n].in_flight
-        out[18 + params.kind[n]] += np.float32(1.0 / number.nodes)
-    ds = float(number.nodes - number.ps)
-    out[11] = min(backlog_s / max(number.ps, 1) / 10.0, 4.0)
-    out[12] = min(prompts / max(number.ps, 1) / 50.0, 4.0)
+        out[18 + params.kind[n]] += np.float32(1.0 / config.nodes)
+    ds = float(config.nodes - config.ps)
+    out[11] = min(backlog_s / max(config.ps, 1) / 10.0, 4.0)
+    out[12] = min(prompts / max(config.ps, 1) / 50.0, 4.0)
     out[13] = min(decoding / ds / 256.0, 1.0)
-    out[14] = used / ds / number.kv_capacity
+    out[14] = used / ds / config.kv_capacity
     out[15] = fullest
     out[16] = min(steps_s / ds / 0.05, 4.0)
     out[17] = min(receives / 8.0, 4.0)
-    out[SCALARS + me.weight] = 1.0
+    out[SCALARS + episode.weight] = 1.0
 
 
 @kernel

@@ -1,0 +1,240 @@
+"""Records: what a simulation keeps, shows and measures, declared once, field by field.
+
+    class Episode(Record):
+        \"\"\"One lane of a queue.\"\"\"
+
+        key: int = uint64("Seeds everything that is drawn.")
+        clock_s: float = float64("Simulated time, seconds.")
+        waiting: NDArray[np.int64] = int64("Requests in each queue.", shape=2)
+
+`Episode.dtype` is numpy's dtype of it, aligned as C would; `Episode.blank` one record with every field at its beginning, so that a
+kernel resets a lane with `state.episode[lane] = BLANK[0]`; `Episode.pack(clock_s=0.0, ...)` one record with these values. Kernels
+read and write fields as attributes; annotated as `Records[Episode]`, a misspelled field or a wrong type is found by mypy before
+anything compiles.
+
+Two kinds of record mean more. The fields of an *observation* (`shown`) carry bounds and units, which the observation space and the
+documentation come from; those of *metrics* (`metric`) say which way is better. Kernels write both by name, so no order can drift.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
+
+import numba
+import numpy as np
+from numba.core import types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from llmgym.errors import InvalidArgument, UnknownArgument
+
+R = TypeVar("R", bound="Record")
+Direction = Literal["min", "max"]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One field of a record as it is declared.
+
+    Attributes:
+        kind: numpy's name of its type.
+        about: a sentence, with the unit.
+        shape: of an array; empty for a number.
+        blank: what it is when an episode begins.
+        name: what others call it, where that is no name of Python's, such as `queue.age`.
+        low: smallest value, for observations.
+        high: largest value, for observations.
+        unit: of an observation: what it is measured in, or the scale it is divided by.
+        best: of a metric that tables and pictures begin with, which way is better.
+    """
+
+    kind: str
+    about: str
+    shape: tuple[int, ...] = ()
+    blank: Any = 0
+    name: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    unit: str = ""
+    best: Direction | None = None
+
+
+def _declaring(kind: str) -> Callable[..., Any]:
+    def declare(about: str = "", *, shape: int | tuple[int, ...] = (), blank: Any = 0) -> Any:
+        return Slot(kind, about, (shape,) if isinstance(shape, int) else shape, blank)
+
+    declare.__name__ = declare.__qualname__ = kind
+    declare.__doc__ = (
+        f"A field of type {kind}: what it is, its shape if it is an array, and what an episode begins with."
+    )
+    return declare
+
+
+int8, int16, int32, int64 = (_declaring(kind) for kind in ("int8", "int16", "int32", "int64"))
+uint8, uint16, uint64 = (_declaring(kind) for kind in ("uint8", "uint16", "uint64"))
+float32, float64 = (_declaring(kind) for kind in ("float32", "float64"))
+boolean = _declaring("bool")
+
+
+def shown(
+    about: str, *, unit: str = "-", low: float = 0.0, high: float = 1.0, size: int = 1, name: str = ""
+) -> Any:
+    """A field of an observation.
+
+    Args:
+        about: what it is, for the documentation.
+        unit: what it is measured in, or the scale it is divided by.
+        low: smallest value.
+        high: largest value.
+        size: entries; one is a number, more are an array.
+        name: its name in the layout, where that is not the name of the attribute: `queue.age` is no name of Python's.
+    """
+    return Slot("float32", about, () if size == 1 else (size,), 0, name, low, high, unit)
+
+
+def metric(about: str, *, best: Direction | None = None, name: str = "") -> Any:
+    """A metric of an episode.
+
+    Args:
+        about: what it is, with its unit, and when it is NaN.
+        best: `"min"` or `"max"` for one that tables and pictures begin with; None: it is only told.
+        name: its name in tables, where that is not the name of the attribute.
+    """
+    return Slot("float64", about, name=name, best=best)
+
+
+class Record:
+    """What numpy calls a structured dtype, as a class: see this module."""
+
+    slots: ClassVar[Mapping[str, Slot]] = {}
+    """Its fields in order, by attribute."""
+    dtype: ClassVar[np.dtype[np.void]]
+    blank: ClassVar[NDArray[np.void]]
+    """One record, [1], with every field at its beginning; never written to."""
+
+    if TYPE_CHECKING:  # a record that is read from Python: `record["clock_s"]`
+
+        def __getitem__(self, name: str) -> Any: ...
+        def __setitem__(self, name: str, value: Any) -> None: ...
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = {name: slot for name, slot in vars(cls).items() if isinstance(slot, Slot)}
+        cls.slots = {**cls.slots, **own}
+        cls.dtype = np.dtype([(name, slot.kind, slot.shape) for name, slot in cls.slots.items()], align=True)
+        cls.blank = np.zeros(1, cls.dtype)
+        for name, slot in cls.slots.items():
+            cls.blank[name] = slot.blank
+        cls.blank.setflags(write=False)
+
+    @classmethod
+    def zeros(cls, *shape: int) -> Any:
+        """An array of such records with every byte 0; kernels give them their beginning."""
+        return np.zeros(shape, cls.dtype)
+
+    @classmethod
+    def pack(cls, source: Any = None, **values: Any) -> Any:
+        """One record, [1], of all fields.
+
+        Args:
+            source: an object with attributes, such as a scenario, which fields of the same name are taken from.
+            **values: the others, and what is to be used instead.
+
+        Raises:
+            UnknownArgument: a value that is no field.
+            InvalidArgument: a field without a value.
+        """
+        for name in values:
+            if name not in cls.slots:
+                raise UnknownArgument(cls.__name__, name, cls.slots)
+        record = np.zeros(1, cls.dtype)
+        for name in cls.slots:
+            if name in values:
+                record[0][name] = values[name]
+            elif hasattr(source, name):
+                record[0][name] = getattr(source, name)
+            else:
+                raise InvalidArgument(f"{cls.__name__} needs a value for {name!r}")
+        return record
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Its fields as others call them, in order."""
+        return tuple(slot.name or name for name, slot in cls.slots.items())
+
+    @classmethod
+    def headline(cls) -> dict[str, str]:
+        """The metrics that tables and pictures begin with, each with the better direction."""
+        return {slot.name or name: slot.best for name, slot in cls.slots.items() if slot.best is not None}
+
+
+if TYPE_CHECKING:
+    Array = np.ndarray[Any, Any]
+
+    class Records(Array, Generic[R]):
+        """An array of records with one axis: `[lane]` is a record, `["clock_s"]` a field of all."""
+
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: int | np.integer[Any]) -> R: ...
+        @overload
+        def __getitem__(self, key: Any) -> Any: ...
+        def __getitem__(self, key: Any) -> Any: ...
+
+    class Records2(Array, Generic[R]):
+        """The same with two axes: `[lane]` is `Records`, `[lane, i]` a record."""
+
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: int | np.integer[Any]) -> Records[R]: ...
+        @overload
+        def __getitem__(self, key: tuple[int, int]) -> R: ...
+        @overload
+        def __getitem__(self, key: Any) -> Any: ...
+        def __getitem__(self, key: Any) -> Any: ...
+
+    class Records3(Array, Generic[R]):
+        """The same with three axes."""
+
+        @overload  # type: ignore[override]
+        def __getitem__(self, key: int | np.integer[Any]) -> Records2[R]: ...
+        @overload
+        def __getitem__(self, key: tuple[int, int]) -> Records[R]: ...
+        @overload
+        def __getitem__(self, key: tuple[int, int, int]) -> R: ...
+        @overload
+        def __getitem__(self, key: Any) -> Any: ...
+        def __getitem__(self, key: Any) -> Any: ...
+
+else:
+
+    class _Plain:
+        """At run time an array of records is an array."""
+
+        def __class_getitem__(cls, item: Any) -> Any:
+            return NDArray[Any]
+
+    Records = Records2 = Records3 = _Plain
+
+
+def viewing(record: type[Record]) -> Callable[[NDArray[np.float32]], Any]:
+    """A function for compiled code that sees the first entries of a float32 row as a record, of which it writes the fields.
+
+    Args:
+        record: of float32 fields only, which lie one after the other.
+    """
+    dtype = record.dtype
+    if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+        width = dtype.itemsize // 4
+        return lambda row: row[:width].view(np.recarray).view(dtype)[0]
+    kind: Any = numba.from_dtype(dtype)  # type: ignore[attr-defined]
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def view(typing: Any, row: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+            return builder.bitcast(data, context.get_value_type(kind))
+
+        if not isinstance(row, types.Array) or row.ndim != 1:  # type: ignore[attr-defined]
+            return None
+        return kind(row), build
+
+    return view  # type: ignore[no-any-return]
