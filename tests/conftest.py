@@ -7,6 +7,8 @@ import gymnasium
 import pytest
 from hypothesis import settings
 
+pytest_plugins = ["tests.cpu_time"]
+
 # The checks of the test kit are functions of the package; pytest explains a failed assert in them as in a test.
 pytest.register_assert_rewrite("llmgym.testing")
 
