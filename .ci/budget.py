@@ -10,7 +10,17 @@ ALL_S = 960.0
 """Of all of them together: eight minutes on two cores."""
 
 spent: dict[str, float] = json.loads(Path(sys.argv[1]).read_text())
-folders = {"core", "testing", "policies", "evaluation", "profiles", "workloads", "serving", "baselines", "benchmarks"}
+folders = {
+    "core",
+    "testing",
+    "policies",
+    "evaluation",
+    "profiles",
+    "workloads",
+    "serving",
+    "baselines",
+    "benchmarks",
+}
 over = [
     f"{name}: {seconds:.0f} CPU s, {ENVIRONMENT_S:.0f} are allowed"
     for name, seconds in spent.items()

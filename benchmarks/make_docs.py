@@ -13,6 +13,7 @@ from matplotlib import image
 
 import llmgym
 from llmgym import baselines
+from llmgym.core import settings
 from llmgym.envs import ENVIRONMENTS
 from llmgym.envs.afd.law import optimal_ratio
 from llmgym.envs.afd.ratio.scenarios import SCENARIOS as RATIO
@@ -70,6 +71,15 @@ def deviations(of: str) -> str:
             )
             before = row["why"]
     return "\n".join(lines)
+
+
+def settings_tables() -> None:
+    """The settings of every environment of this package that has scenarios, where its page has a place for them."""
+    for spec in ENVIRONMENTS:
+        known = spec.scenarios_by_name()
+        page = DOCS.parent / spec.docs
+        if known and "<!-- settings -->" in page.read_text():
+            fill(page, "settings", settings.markdown(type(next(iter(known.values())))))
 
 
 def queue_scenarios() -> str:
@@ -271,6 +281,7 @@ def environments() -> str:
 def main() -> None:
     """Write everything."""
     fill(DOCS.parent / "README.md", "environments", environments())
+    settings_tables()
     for env_id in llmgym.env_ids():
         env = gymnasium.make(env_id).unwrapped
         page = DOCS.parent / llmgym.spec(env_id).docs

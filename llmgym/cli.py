@@ -1,4 +1,4 @@
-"""The command line: `llmgym list | compare | plan | replay | profiles | profile | throughput | check | new | compile`.
+"""The command line: `llmgym list | settings | compare | plan | replay | profiles | profile | throughput | check | new | compile`.
 
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
@@ -426,6 +426,7 @@ class Arguments:
 
     command: (
         Annotated[List, tyro.conf.subcommand("list")]
+        | Annotated[Settings, tyro.conf.subcommand("settings")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]

@@ -63,7 +63,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[Any]:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Add it up where all reports come together."""
     if report.when == "teardown":
-        _spent[owner(report.nodeid)] += sum(value for name, value in report.user_properties if name == "cpu_s")
+        _spent[owner(report.nodeid)] += sum(
+            value for name, value in report.user_properties if name == "cpu_s"
+        )
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

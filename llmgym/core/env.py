@@ -400,8 +400,8 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         infos = self._infos(self._all)
         if done:
             ended = buffers.terminated | buffers.truncated
-            columns = np.where(ended[:, None], lanes.metric_columns(), 0.0).T
-            metrics: dict[str, Any] = dict(zip(self.simulation.metric_names, columns, strict=True))
+            columns = np.where(ended[:, None], buffers.metrics, 0.0).T
+            metrics: dict[str, Any] = dict(zip(self.simulation.metric_names, columns))
             metrics.update(dict.fromkeys(self._metric_flags, ended))
             if self._mode == core.SAME_STEP:
                 infos["final_obs"], infos["_final_obs"] = (
@@ -468,6 +468,20 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         """Release the threads."""
         if hasattr(self, "lanes"):  # gymnasium 1.2 also closes what a failing constructor left behind
             self.lanes.close()
+
+
+def env_classes(simulation: type[Simulation]) -> tuple[type[LaneEnv], type[LaneVectorEnv]]:
+    """The single and the vector environment of a simulation.
+
+    One line of its module, `QueueEnv, QueueVectorEnv = env_classes(Queue)`; they are found again by just these names. Write a class of its own where the environment needs words for its users.
+    """
+    home = {
+        "simulation_class": simulation,
+        "__module__": simulation.__module__,
+        "__doc__": simulation.__doc__,
+    }
+    single = type(f"{simulation.__name__}Env", (LaneEnv,), home)
+    return single, vector_env(single)
 
 
 def vector_env(env: type[LaneEnv]) -> type[LaneVectorEnv]:

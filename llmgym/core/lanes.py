@@ -75,11 +75,22 @@ class Kernels(NamedTuple):
         return cls(reset_lane, step_lane, observe_lane, all_allowed, metrics_lane)
 
 
+class Episodes(NamedTuple):
+    """The state of an environment that keeps one record a lane.
+
+    Attributes:
+        episode: records [lanes].
+    """
+
+    episode: NDArray[Any]
+
+
 class Simulation(ABC):
     """Everything one environment is, apart from gymnasium.
 
     Attributes:
         kernels: its compiled functions.
+        episode: the record of a lane, where it is all that a lane remembers; None: `allocate` says what it does.
         metrics: the record that `metrics_lane` writes; None: a row in the order of `metric_names`.
         view: name of the module that draws a lane: functions `text` (for `ansi`) and `picture` (for `rgb_array`), each called with
             the scenario, the params, the state and the lane; empty: the observation is told field by field, as text.
@@ -100,6 +111,7 @@ class Simulation(ABC):
     """
 
     kernels: ClassVar[Kernels]
+    episode: ClassVar[type[Record] | None] = None
     metrics: ClassVar[type[Record] | None] = None
     view: ClassVar[str] = ""
     render_modes: ClassVar[Sequence[str]] = ("rgb_array", "ansi")
@@ -138,9 +150,13 @@ class Simulation(ABC):
         self.raise_on_masked = choice("invalid_action", invalid_action, ("penalize", "raise")) == "raise"
         self.invalid_cost = number("invalid_cost", invalid_cost, zero=True)
 
-    @abstractmethod
     def allocate(self, lanes: int) -> Any:
-        """New state arrays (a NamedTuple) for this number of lanes."""
+        """New state arrays (a NamedTuple) for this number of lanes; of `episode` alone where that is all there is."""
+        if self.episode is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no `episode` record and defines no `allocate`"
+            )
+        return Episodes(self.episode.zeros(lanes))
 
     @abstractmethod
     def expected_return(self, metrics: dict[str, float]) -> float:
@@ -194,6 +210,11 @@ class Simulation(ABC):
         return 0
 
     @property
+    def metric_size(self) -> int:
+        """Entries of a row of metrics: all that the kernel writes, of which `metric_names` are the first."""
+        return len(self.metrics.slots) if self.metrics is not None else len(self.metric_names)
+
+    @property
     def action_size(self) -> int:
         """Entries of one action row."""
         return 1 if isinstance(self.action_space, Discrete) else int(np.prod(self.action_space.shape or (1,)))
@@ -209,7 +230,7 @@ class Buffers(NamedTuple):
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     dt: NDArray[np.float64]
-    metrics: NDArray[Any]
+    metrics: NDArray[np.float64]
     final_obs: NDArray[np.float32]
     final_mask: NDArray[np.int8]
     ended: NDArray[np.bool_]
@@ -220,7 +241,7 @@ class Buffers(NamedTuple):
 
 
 _compiled: dict[Any, tuple[Callable[..., int], Callable[..., int]]] = {}
-_observing: dict[Any, Callable[..., None]] = {}
+_by_row: dict[Any, Callable[..., None]] = {}
 
 
 def observing(simulation: Simulation) -> Callable[..., None]:
@@ -228,15 +249,31 @@ def observing(simulation: Simulation) -> Callable[..., None]:
     observe_lane, head = simulation.kernels.observe_lane, simulation.layout.head
     if head is None:
         return observe_lane
-    if (observe_lane, head) not in _observing:
+    if (observe_lane, head) not in _by_row:
         view, width = viewing(head), head.dtype.itemsize // 4
 
         @kernel(inline=True)
         def observe_row(state: Any, params: Any, lane: int, row: NDArray[np.float32]) -> None:
             observe_lane(state, params, lane, view(row), row[width:])
 
-        _observing[observe_lane, head] = observe_row
-    return _observing[observe_lane, head]
+        _by_row[observe_lane, head] = observe_row
+    return _by_row[observe_lane, head]
+
+
+def measuring(simulation: Simulation) -> Callable[..., None]:
+    """The compiled function `(state, params, lane, row)` that writes all metrics, a float64 row."""
+    metrics_lane, metrics = simulation.kernels.metrics_lane, simulation.metrics
+    if metrics is None:
+        return metrics_lane
+    if (metrics_lane, metrics) not in _by_row:
+        view = viewing(metrics)
+
+        @kernel(inline=True)
+        def measure_row(state: Any, params: Any, lane: int, row: NDArray[np.float64]) -> None:
+            metrics_lane(state, params, lane, view(row))
+
+        _by_row[metrics_lane, metrics] = measure_row
+    return _by_row[metrics_lane, metrics]
 
 
 def _loops(simulation: Simulation, arrays: Any) -> tuple[Callable[..., int], Callable[..., int]]:
@@ -244,7 +281,9 @@ def _loops(simulation: Simulation, arrays: Any) -> tuple[Callable[..., int], Cal
 
     They take the frame of `arrays`, which are (state, params, buffers); see `llmgym.core.frames`.
     """
-    kernels = simulation.kernels._replace(observe_lane=observing(simulation))
+    kernels = simulation.kernels._replace(
+        observe_lane=observing(simulation), metrics_lane=measuring(simulation)
+    )
     key = (kernels, numba.typeof(arrays))
     if key not in _compiled or numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         _compiled[key] = _compile(kernels, type(simulation).__name__, unpacking(arrays))
@@ -340,17 +379,6 @@ def _compile(
     return step_lanes, run_lanes
 
 
-def _metric_rows(simulation: Simulation, count: int) -> NDArray[Any]:
-    if simulation.metrics is not None:
-        return np.zeros(count, simulation.metrics.dtype)
-    return np.zeros((count, len(simulation.metric_names)))
-
-
-def _plain(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Rows of metrics as numbers, float64 [rows, metrics], in the same memory."""
-    return rows if rows.dtype.names is None else rows.view(np.float64).reshape(len(rows), -1)
-
-
 def _freeze(params: Any) -> None:
     """Make the arrays of params read-only: nothing may write them, and numba takes a writable copy for another type."""
     if isinstance(params, np.ndarray):
@@ -379,7 +407,7 @@ class Lanes:
             terminated=np.zeros(count, np.bool_),
             truncated=np.zeros(count, np.bool_),
             dt=np.zeros(count),
-            metrics=_metric_rows(simulation, count),
+            metrics=np.zeros((count, simulation.metric_size)),
             final_obs=np.zeros((count, d), np.float32),
             final_mask=np.zeros((count, a), np.int8),
             ended=np.ones(count, np.bool_),
@@ -543,20 +571,18 @@ class Lanes:
 
     def metrics(self, lane: int) -> dict[str, float]:
         """Metrics of the episode that ended last in this lane."""
-        return self._named(self.buffers.metrics[lane : lane + 1])
+        return self._named(self.buffers.metrics[lane])
 
     def metrics_now(self, lane: int) -> dict[str, float]:
         """Metrics of the running episode of this lane so far."""
-        rows = _metric_rows(self.simulation, 1)
-        self.simulation.kernels.metrics_lane(self.state, self.simulation.params, lane, rows[0])
-        return self._named(rows)
+        row = np.zeros(self.simulation.metric_size)
+        measuring(self.simulation)(self.state, self.simulation.params, lane, row)
+        return self._named(row)
 
-    def metric_columns(self) -> NDArray[np.float64]:
-        """Metrics of the episodes that ended last, float64 [lanes, metrics]."""
-        return _plain(self.buffers.metrics)[:, : len(self.simulation.metric_names)]
-
-    def _named(self, rows: NDArray[Any]) -> dict[str, float]:
-        return dict(zip(self.simulation.metric_names, _plain(rows)[0].tolist()))  # a scenario may tell fewer
+    def _named(self, row: NDArray[np.float64]) -> dict[str, float]:
+        return dict(
+            zip(self.simulation.metric_names, row.tolist())
+        )  # a scenario may tell fewer than there are
 
     def close(self) -> None:
         """Stop the threads, if there are any."""

@@ -215,16 +215,15 @@ else:
     Records = Records2 = Records3 = _Plain
 
 
-def viewing(record: type[Record]) -> Callable[[NDArray[np.float32]], Any]:
-    """A function for compiled code that sees the first entries of a float32 row as a record, of which it writes the fields.
+def viewing(record: type[Record]) -> Callable[[NDArray[Any]], Any]:
+    """A function for compiled code that sees the first entries of a row as a record, of which it writes the fields.
 
     Args:
-        record: of float32 fields only, which lie one after the other.
+        record: of fields of the row's type only, which lie one after the other: float32 of observations, float64 of metrics.
     """
     dtype = record.dtype
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        width = dtype.itemsize // 4
-        return lambda row: row[:width].view(np.recarray).view(dtype)[0]
+        return lambda row: row[: dtype.itemsize // row.itemsize].view(np.recarray).view(dtype)[0]
     kind: Any = numba.from_dtype(dtype)  # type: ignore[attr-defined]
 
     @intrinsic  # type: ignore[untyped-decorator]

@@ -55,7 +55,7 @@ def test_every_order_is_that_of_a_sorted_list(
     lengths, history = world
     assert PARAMS.orders.tolist() == [queue.BY_ARRIVAL, queue.BY_OUTPUT, queue.BY_AREA]
     state = SIMULATION.allocate(1)
-    default = int(PARAMS.number[0]["default_output"])
+    default = int(PARAMS.config[0]["default_output"])
     state.request["prompt"][0], state.request["predicted"][0] = np.array(lengths).T
     state.request["output"][0] = 9
     kept = [0] * SIZE

@@ -93,7 +93,7 @@ def test_the_command_line_tells_it_in_one_line(tmp_path):
     ), err
 
 
-OUT_OF_BOUNDS = ("now.waiting[int(action[0])] += 1", "now.waiting[int(action[0]) + now.tick // 9] += 1")
+OUT_OF_BOUNDS = ("now.waiting[int(action[0])] += 1", "now.waiting[int(action[0]) + now.second // 9] += 1")
 
 
 def test_an_index_out_of_bounds_is_told_under_debug_alone(tmp_path):
