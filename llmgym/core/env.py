@@ -473,7 +473,8 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
 def env_classes(simulation: type[Simulation]) -> tuple[type[LaneEnv], type[LaneVectorEnv]]:
     """The single and the vector environment of a simulation.
 
-    One line of its module, `QueueEnv, QueueVectorEnv = env_classes(Queue)`; they are found again by just these names. Write a class of its own where the environment needs words for its users.
+    One line of its module, `QueueEnv, QueueVectorEnv = env_classes(Queue)`; they are found again by just these names.
+    Write a class of its own where the environment needs words for its users.
     """
     home = {
         "simulation_class": simulation,

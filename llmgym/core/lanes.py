@@ -132,7 +132,9 @@ class Simulation(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if (metrics := vars(cls).get("metrics")) is not None:
-            cls.metric_names, cls.headline_metrics = metrics.names(), metrics.headline()
+            cls.metric_names = metrics.names()
+            if "headline_metrics" not in vars(cls):  # else in another order than that of the record
+                cls.headline_metrics = metrics.headline()
         if not cls.view and cls.render is Simulation.render:
             cls.render_modes = ("ansi",)
 
@@ -578,6 +580,10 @@ class Lanes:
         row = np.zeros(self.simulation.metric_size)
         measuring(self.simulation)(self.state, self.simulation.params, lane, row)
         return self._named(row)
+
+    def metric_columns(self) -> NDArray[np.float64]:
+        """Metrics of the episodes that ended last, float64 [lanes, metrics], in the order of `metric_names`."""
+        return self.buffers.metrics[:, : len(self.simulation.metric_names)]
 
     def _named(self, row: NDArray[np.float64]) -> dict[str, float]:
         return dict(

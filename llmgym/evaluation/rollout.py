@@ -192,7 +192,7 @@ def run(
             rows["steps"][here] = buffers.steps[:count]
             rows["terminated"][here] = buffers.terminated[:count]
             rows["truncated"][here] = buffers.truncated[:count]
-            metrics[here] = buffers.metrics[:count, : len(names)]
+            metrics[here] = env.lanes.metric_columns()[:count]
             calls, act_s = calls + chunk.calls, act_s + chunk.act_s
         wall_s = time.perf_counter() - started
         headline = dict(getattr(env.simulation, "headline_metrics", {}))

@@ -149,7 +149,7 @@ def _train(plan: Plan, run: Run) -> None:
                 cut_off = np.flatnonzero(truncated[t] & ~terminated[t])
                 last_obs.append(infos["final_obs"][cut_off])
                 last_at.append(t * N + cut_off)
-            episodes.step(reward, ended, env.lanes.buffers.metrics)
+            episodes.step(reward, ended, env.lanes.metric_columns())
             rewards[t] = reward
             discounts[t] = config.gamma if config.discount == "step" else config.gamma**dt
             discounted = discounted * discounts[t] + reward

@@ -206,8 +206,8 @@ class _Recorder(BaseCallback):
         self._mark = time.perf_counter()
 
     def _on_step(self) -> bool:
-        raw = self._run.env.lanes.buffers
-        self._episodes.step(raw.reward, self.locals["dones"], raw.metrics)
+        lanes = self._run.env.lanes
+        self._episodes.step(lanes.buffers.reward, self.locals["dones"], lanes.metric_columns())
         return True
 
     def _on_rollout_end(self) -> None:

@@ -7,7 +7,9 @@ what their own text says, and a third one that repeats the first must find its m
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -76,13 +78,18 @@ def loaded(folder: Path, text: str) -> tuple[str, str]:
 WAYS = [script, command, notebook, two_names, module, loaded]
 
 
+def first_quick(cases: Iterable[Any], count: int) -> list[Any]:
+    """All cases, of which those after the first few are left to the slow pass: each compiles in processes of its own."""
+    return [case if k < count else pytest.param(case, marks=pytest.mark.slow) for k, case in enumerate(cases)]
+
+
 def check(told: list[tuple[str, str]], one: str, other: str) -> None:
     assert [out for out, _ in told] == [one, other, one]
     assert "compiling whole for this machine (once" in told[0][1] and "compiling whole" in told[1][1]
     assert told[2][1] == "", "what was there before is found again"
 
 
-@pytest.mark.parametrize("way", WAYS, ids=[way.__name__ for way in WAYS])
+@pytest.mark.parametrize("way", first_quick(WAYS, 2), ids=[way.__name__ for way in WAYS])
 def test_its_own_code_and_what_it_takes_from_its_module(tmp_path, way):
     text = HEAD + "SCALE = {}\n@kernel\ndef part(x):\n    return {} * SCALE * x\n"
     text += f"{ENTRY}def whole(x):\n    return part(x) + 1.0\nprint(whole(10.0))"
@@ -90,7 +97,9 @@ def test_its_own_code_and_what_it_takes_from_its_module(tmp_path, way):
     assert way(tmp_path, text.format("5.0", "2.0"))[0] == "101.0"
 
 
-@pytest.mark.parametrize("use", ["import helper", "from helper import part, SCALE", "import helper as h"])
+@pytest.mark.parametrize(
+    "use", first_quick(["import helper", "from helper import part, SCALE", "import helper as h"], 1)
+)
 @pytest.mark.parametrize("decorated", ["@kernel", "@numba.njit"])
 def test_a_helper_of_another_top_level_module(tmp_path, use, decorated):
     prefix = {"import helper": "helper.", "import helper as h": "h."}.get(use, "")
@@ -254,7 +263,7 @@ IN_EVERY_PROCESS = ("passed in", "universal function", "mutual recursion")
 """These are right, but their machine code is not kept."""
 
 
-@pytest.mark.parametrize("kind", LANGUAGE)
+@pytest.mark.parametrize("kind", first_quick(LANGUAGE, 4))
 def test_whatever_a_function_can_refer_to(tmp_path, kind):
     text = f"import enum, types\nfrom typing import NamedTuple\nimport numba\nimport numpy as np\n{HEAD}"
     text += f"entry = kernel(announce='whole')\n{LANGUAGE[kind]}\nprint(float(whole(10.0)))"
@@ -296,7 +305,7 @@ EXTENSIONS = {
 }
 
 
-@pytest.mark.parametrize("kind", EXTENSIONS)
+@pytest.mark.parametrize("kind", first_quick(EXTENSIONS, 1))
 def test_an_extension_of_numba_in_another_module(tmp_path, kind):
     text = f"{HEAD}import extension\n{ENTRY}def whole(x):\n    return extension.twice(x)\nprint(whole(10.0))"
     told = []
@@ -474,7 +483,7 @@ print(env.step(1)[1], env.metrics()["level"], env.step(1)[1])
 """
 
 
-@pytest.mark.parametrize("way", WAYS, ids=[way.__name__ for way in WAYS])
+@pytest.mark.parametrize("way", first_quick(WAYS, 2), ids=[way.__name__ for way in WAYS])
 def test_an_environment_written_outside_of_the_package(tmp_path, way):
     told = [way(tmp_path, TWO_QUEUES.format(reward=reward)) for reward in ("-1.0", "2.0", "-1.0")]
     assert [out for out, _ in told] == ["-1.0 1.0 -1.0", "2.0 1.0 2.0", "-1.0 1.0 -1.0"]
