@@ -56,6 +56,7 @@ ENVIRONMENTS = (
         decision="how many attention instances feed one FFN instance",
         source="Song et al., ICML 2026, arXiv 2601.21351",
         docs="afd_ratio",
+        audit="afd.audit:ratio",
     ),
     _ours(
         "AFDRefill",
@@ -64,6 +65,7 @@ ENVIRONMENTS = (
         decision="which waiting request refills which slot",
         source="Song et al., ICML 2026, arXiv 2601.21351",
         docs="afd_refill",
+        audit="afd.audit:refill",
     ),
     _ours(
         "PPDRouting",

@@ -36,16 +36,16 @@ def score(env_id: str, name: str, lanes: int = 8, seed: int = 20, **kwargs: Any)
     assert isinstance(policy, Policy) and policy.name == name
     obs, infos = env.reset(seed=seed)
     policy.reset(np.ones(lanes, np.bool_))
-    found: dict[int, dict[str, float]] = {}
-    while len(found) < lanes:
+    ended: dict[int, dict[str, float]] = {}
+    while len(ended) < lanes:
         actions = policy.act(obs, infos["action_mask"])
         assert actions.shape == (lanes,) and actions.dtype.kind == "i"
         obs, _, terminated, truncated, infos = env.step(actions)
         for lane in np.flatnonzero(terminated | truncated):
-            found.setdefault(
+            ended.setdefault(
                 int(lane), {key: float(infos["metrics"][key][lane]) for key in env.simulation.metric_names}
             )
-    return {key: float(np.mean([row[key] for row in found.values()])) for key in found[0]}
+    return {key: float(np.mean([row[key] for row in ended.values()])) for key in ended[0]}
 
 
 # ---------------------------------------------------------------------------------------------------------------- AFDRatio
@@ -138,8 +138,8 @@ def test_idle_balance_follows_the_pool_that_waits() -> None:
         return 1 + int(policy.act(obs, None)[0])
 
     assert [ask(0.1, 0.3), ask(0.3, 0.1), ask(0.3, 0.32), ask(0.0, 0.0)] == [9, 7, 8, 8]
-    found = score(RATIO, "idle-balance", lanes=2, scenario="paper-stationary", epochs=40)
-    assert abs(found["idle_attention"] - found["idle_ffn"]) < 0.1
+    metrics = score(RATIO, "idle-balance", lanes=2, scenario="paper-stationary", epochs=40)
+    assert abs(metrics["idle_attention"] - metrics["idle_ffn"]) < 0.1
 
 
 def test_fixed_ratios_are_the_closest_there_are() -> None:
@@ -171,13 +171,13 @@ def test_the_oracle_knows_the_best_ratio_of_each_law() -> None:
 
 def test_knowing_the_law_and_theta_is_worth_something() -> None:
     """On the small scenario: the oracle first; estimates of theta with a barrier before what the means say; fixed ratios last."""
-    found = {
+    value = {
         name: score(RATIO, name, scenario="small")["relative_throughput"]
         for name in (*baselines.names(RATIO), "gaussian:margin=0.02")
     }
-    assert max(found, key=lambda name: found[name]) == "oracle"
-    assert found["oracle"] > found["gaussian:margin=0.02"] > found["gaussian"] > found["v1"]
-    assert found["mean-field"] > found["fixed-16"] and found["gaussian"] > found["fixed-1"] + 0.2
+    assert max(value, key=lambda name: value[name]) == "oracle"
+    assert value["oracle"] > value["gaussian:margin=0.02"] > value["gaussian"] > value["v1"]
+    assert value["mean-field"] > value["fixed-16"] and value["gaussian"] > value["fixed-1"] + 0.2
     marked = {name: baselines.make(name, AFDRatioEnv(scenario="small")).privileged for name in BASELINES}
     assert [name for name, privileged in marked.items() if privileged] == ["oracle"]
 
@@ -243,11 +243,11 @@ def test_both_can_be_compared() -> None:
 
 def test_balancing_beats_first_come_first_served() -> None:
     for kwargs in ({"scenario": "small"}, {"scenario": "stress", "ratio": 8, "cycles": 300}):
-        found = {name: score(RE, name, lanes=6, **kwargs) for name in REFILL}
-        excess = {name: row["relative_excess"] for name, row in found.items()}
+        metrics = {name: score(RE, name, lanes=6, **kwargs) for name in REFILL}
+        excess = {name: row["relative_excess"] for name, row in metrics.items()}
         assert max(excess["least-loaded"], excess["min-max"]) < 0.75 * min(excess["fcfs"], excess["random"])
-        assert found["fcfs"]["skips_max"] == found["least-loaded"]["skips_max"] == 0
-        assert all(row["invalid_actions"] == 0 for row in found.values())
+        assert metrics["fcfs"]["skips_max"] == metrics["least-loaded"]["skips_max"] == 0
+        assert all(row["invalid_actions"] == 0 for row in metrics.values())
         assert not any(baselines.make(name, AFDRefillEnv()).privileged for name in REFILL)
 
 
@@ -272,11 +272,11 @@ def test_the_longest_prompt_of_those_whose_turn_it_is_goes_first() -> None:
     policy, layout = baselines.make("least-loaded", env), env.layout
     obs = np.zeros((1, layout.size), np.float32)
     obs[:, layout["window.prompt"]] = np.array([0.2, 0.5, 0.3, 0.9, 0.1, 0.8, 0.7, 0.6])
-    found = []
+    chosen = []
     for left in (1, 2, 3, 4, 8):
         obs[:, layout["left"]] = left / 8
-        found.append(int(policy.act(obs, None)[0]))
-    assert found == [0, 1, 1, 3, 3]
+        chosen.append(int(policy.act(obs, None)[0]))
+    assert chosen == [0, 1, 1, 3, 3]
 
 
 def test_rules_score_too() -> None:

@@ -26,18 +26,20 @@ from llmgym.envs.afd.law import (
     barrier_time,
     communication_time,
     expected_slowest,
-    finite_load,
     kappa,
     microbatch_ratio,
     microbatch_time,
-    nu,
-    nu_geometric,
     optimal_ratio,
     step_time,
+    throughput,
+)
+from llmgym.envs.afd.occupancy import (
+    finite_load,
+    nu,
+    nu_geometric,
     theta,
     theta_from_moments,
     theta_geometric,
-    throughput,
 )
 from llmgym.envs.afd.ratio.env import AFDRatio
 from llmgym.envs.afd.refill.env import AFDRefillVectorEnv
@@ -106,9 +108,8 @@ def simulate(ratios: Any, seeds: int = 1, epochs: int = 1, first: int = 0, **kwa
         if k == first:
             before = {name: runs.state.lane[name].copy() for name in names}
         runs.step(HOLD)
-    found: dict[str, Any] = {
-        name: runs.buffers.metrics[:, i].reshape(seeds, -1).mean(axis=0)
-        for i, name in enumerate(simulation.metric_names)
+    metrics: dict[str, Any] = {
+        name: runs.buffers.metrics[name].reshape(seeds, -1).mean(axis=0) for name in simulation.metric_names
     }
     counted = {name: runs.state.lane[name] - before[name] for name in names}
     per = {
@@ -116,7 +117,7 @@ def simulate(ratios: Any, seeds: int = 1, epochs: int = 1, first: int = 0, **kwa
         "tau": counted["cycle_time"] / counted["cycle"],
         "barrier": counted["excess"] / counted["cycle"],
     }
-    return found | {name: value.reshape(seeds, -1).mean(axis=0) for name, value in per.items()}
+    return metrics | {name: value.reshape(seeds, -1).mean(axis=0) for name, value in per.items()}
 
 
 def long_run(ratios: Any, seeds: int = 4, cycles: int = 20_000, **kwargs: Any) -> dict[str, Any]:
@@ -143,9 +144,9 @@ def test_best_ratios_as_printed(row: tuple[int, int, int]) -> None:
 
 
 def test_the_row_whose_ffn_peaks() -> None:
-    found = optimal_ratio(PAPER, 256, 200.0)
-    assert round(found.attention_ratio, 2) == 1.62
-    assert found.ratio == found.peak_ratio == pytest.approx(np.sqrt(100.0 / (0.083 * 256)))
+    optimum = optimal_ratio(PAPER, 256, 200.0)
+    assert round(optimum.attention_ratio, 2) == 1.62
+    assert optimum.ratio == optimum.peak_ratio == pytest.approx(np.sqrt(100.0 / (0.083 * 256)))
 
 
 def test_baseline_latencies_balance() -> None:
@@ -218,8 +219,8 @@ def test_the_barrier_integral() -> None:
             return float(-np.expm1(n * log_ndtr(x)))
 
         area = quad(tail, (floor - mean) / spread, 40.0, epsabs=1e-12, epsrel=1e-12, limit=500)[0]
-        found = float(expected_slowest(floor, mean, spread, workers))
-        assert found == pytest.approx(floor + spread * area, rel=1e-10)
+        slowest = float(expected_slowest(floor, mean, spread, workers))
+        assert slowest == pytest.approx(floor + spread * area, rel=1e-10)
     z = np.random.default_rng(0).standard_normal((400_000, 6)).max(axis=1)
     sampled = np.maximum(305.0, 300.0 + 12.0 * z)
     assert float(expected_slowest(305.0, 300.0, 12.0, 6)) == pytest.approx(
@@ -239,13 +240,13 @@ def test_the_regime_of_communication() -> None:
     from dataclasses import replace
 
     slow = replace(PAPER, beta_comm=400.0)
-    found = optimal_ratio(slow, B, THETA)
+    optimum = optimal_ratio(slow, B, THETA)
     assert float(communication_time(slow, B, 1.0)) == pytest.approx(405.6, abs=0.05)
-    assert (round(found.ratio, 2), round(found.attention_ratio, 2)) == (14.38, 9.57)
-    assert found.binding == "communication"
-    at = throughput([found.ratio * (1 - 1e-9), found.ratio * (1 + 1e-9)], B, 1.0)
-    times = step_time(slow, B, THETA, [found.ratio * (1 - 1e-9), found.ratio * (1 + 1e-9)])
-    assert at[0] / times[0] == pytest.approx(at[1] / times[1], rel=1e-6)
+    assert (round(optimum.ratio, 2), round(optimum.attention_ratio, 2)) == (14.38, 9.57)
+    assert optimum.binding == "communication"
+    rates = throughput([optimum.ratio * (1 - 1e-9), optimum.ratio * (1 + 1e-9)], B, 1.0)
+    times = step_time(slow, B, THETA, [optimum.ratio * (1 - 1e-9), optimum.ratio * (1 + 1e-9)])
+    assert rates[0] / times[0] == pytest.approx(rates[1] / times[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("comm", ["per_instance", "aggregate"])
@@ -258,15 +259,15 @@ def test_the_optimum_is_that_of_a_fine_grid(comm: str) -> None:
         a, b, c, d, e, f = np.exp(rng.normal(0.0, 1.5, 6)) * np.array([0.002, 50, 0.08, 100, 0.05, 60])
         costs = Coefficients(a, b, c, d, e, f)
         batch, mean = int(rng.integers(1, 600)), float(np.exp(rng.normal(6.0, 1.0)))
-        found = optimal_ratio(costs, batch, mean, comm)
+        optimum = optimal_ratio(costs, batch, mean, comm)
         values = throughput(ratios, batch, step_time(costs, batch, mean, ratios, comm))
-        assert found.throughput >= values.max() * (1 - 1e-12)
-        assert found.throughput == pytest.approx(values.max(), rel=1e-3)
-        assert found.feasible_throughput <= found.throughput * (1 + 1e-12)
+        assert optimum.throughput >= values.max() * (1 - 1e-12)
+        assert optimum.throughput == pytest.approx(values.max(), rel=1e-3)
+        assert optimum.feasible_throughput <= optimum.throughput * (1 + 1e-12)
         whole = throughput(np.arange(1, 3000), batch, step_time(costs, batch, mean, np.arange(1, 3000), comm))
-        if found.ratio < 2000:
-            assert found.feasible_throughput == pytest.approx(whole.max(), rel=1e-12)
-        bound.add(found.binding)
+        if optimum.ratio < 2000:
+            assert optimum.feasible_throughput == pytest.approx(whole.max(), rel=1e-12)
+        bound.add(optimum.binding)
     assert bound == {"attention", "communication", "FFN"}
 
 
@@ -318,16 +319,16 @@ def test_a_heavy_tail_by_formula() -> None:
 @pytest.mark.parametrize("text", LAWS)
 def test_the_best_ratio_of_each_law_in_the_simulation(text: str) -> None:
     """The ratio that was best in the other simulation is within half a percent of the best here: neighbours differ by less."""
-    found = long_run(TESTED, seeds=2, cycles=10_000, requests=text)["rate"]
+    rates = long_run(TESTED, seeds=2, cycles=10_000, requests=text)["rate"]
     *_, best = LAWS[text]
-    assert found[TESTED.index(best)] >= 0.995 * found.max()
+    assert rates[TESTED.index(best)] >= 0.995 * rates.max()
 
 
 def test_means_alone_choose_a_bad_ratio() -> None:
     """mu_P + mu_D = 600 for the constant law asks for 9.57; it loses a fifth of the throughput."""
-    found = long_run((4, 9), requests="constant:prompt=100,steps=500")["rate"]
+    rates = long_run((4, 9), requests="constant:prompt=100,steps=500")["rate"]
     assert round(optimal_ratio(PAPER, B, 600.0).ratio, 2) == 9.57
-    assert found == pytest.approx([1.01, 0.79], rel=0.01)
+    assert rates == pytest.approx([1.01, 0.79], rel=0.01)
 
 
 # -- experiments (section 5) --------------------------------------------------------------------------------------------------
@@ -337,15 +338,15 @@ TOLERANCE = np.array(
 )  # one instance mixes slowly: a memory of mu_D steps
 
 
-def check(found: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
-    assert (np.abs(found / expected - 1.0) <= TOLERANCE).all(), np.round(found, 4)
+def check(simulated: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
+    assert (np.abs(simulated / expected - 1.0) <= TOLERANCE).all(), np.round(simulated, 4)
 
 
 def test_synchronous_bundle_in_the_long_run() -> None:
-    found = long_run(RATIOS)
-    check(found["rate"], column(2))
-    check(found["rate"], column(1))
-    assert RATIOS[int(np.argmax(found["rate"]))] == 10
+    metrics = long_run(RATIOS)
+    check(metrics["rate"], column(2))
+    check(metrics["rate"], column(1))
+    assert RATIOS[int(np.argmax(metrics["rate"]))] == 10
 
 
 def test_thr80_of_the_synchronous_bundle() -> None:
@@ -372,11 +373,11 @@ def test_thr80_with_two_microbatches() -> None:
 
 def test_idle_shares_follow_from_the_throughput() -> None:
     """An instance idles for 1 - t_A / tau, whatever the schedule."""
-    found = in_flight()
-    mean = PAPER.attention(B * found["load_mean_tokens"])
-    assert found["idle_attention"] == pytest.approx(1.0 - mean / found["tau_mean_cycles"], abs=0.01)
+    metrics = in_flight()
+    mean = PAPER.attention(B * metrics["load_mean_tokens"])
+    assert metrics["idle_attention"] == pytest.approx(1.0 - mean / metrics["tau_mean_cycles"], abs=0.01)
     ffn = PAPER.ffn(B * np.array(RATIOS))
-    assert found["idle_ffn"] == pytest.approx(1.0 - ffn / found["tau_mean_cycles"], abs=0.01)
+    assert metrics["idle_ffn"] == pytest.approx(1.0 - ffn / metrics["tau_mean_cycles"], abs=0.01)
 
 
 @pytest.mark.parametrize(
@@ -436,19 +437,19 @@ def test_without_pipeline_effects_the_simulated_ratio_is_within_ten_percent_of_t
 def test_the_barrier_form_against_slots(text: str) -> None:
     """Error at most 2.5 % (one instance: 3 %, see `TOLERANCE`), typically 0.7 %; the mean field is up to 8 % low near r*."""
     law = load(text)
-    found = long_run(TESTED, seeds=4, cycles=10_000, requests=text)["tau"]
-    error = barrier_time(PAPER, B, law.theta, law.nu, TESTED) / found - 1.0
+    simulated = long_run(TESTED, seeds=4, cycles=10_000, requests=text)["tau"]
+    error = barrier_time(PAPER, B, law.theta, law.nu, TESTED) / simulated - 1.0
     assert abs(error[1:]).max() < 0.025 and abs(error[0]) < 0.03, np.round(error, 4)
     assert np.median(abs(error)) < 0.01
-    field = step_time(PAPER, B, law.theta, TESTED) / found - 1.0
+    field = step_time(PAPER, B, law.theta, TESTED) / simulated - 1.0
     assert -0.085 < field.min() < -0.01
 
 
 def test_the_form_with_two_microbatches_against_the_pipeline() -> None:
     """Within 2 % for r = 4 .. 12, and 3.5 % at r = 2."""
     ratios = (2, 4, 6, 8, 10, 12)
-    found = long_run(ratios, seeds=4, fidelity="pipeline")["tau"]
-    error = microbatch_time(PAPER, B, THETA, ratios, 2, NU) / found - 1.0
+    simulated = long_run(ratios, seeds=4, fidelity="pipeline")["tau"]
+    error = microbatch_time(PAPER, B, THETA, ratios, 2, NU) / simulated - 1.0
     assert abs(error[1:]).max() < 0.02 and abs(error[0]) < 0.035, np.round(error, 4)
 
 
@@ -457,8 +458,12 @@ def test_the_whole_table_over_many_worlds() -> None:
     """Twenty worlds each: the columns of the other simulation, which had one, lie within its tolerance; optima are those stated."""
     sync, flight = simulate(RATIOS, seeds=20, fidelity="slot"), simulate(RATIOS, seeds=20)
     steady = long_run(RATIOS, seeds=20, cycles=50_000)["rate"]
-    for found, i in ((sync["thr80_tokens_per_cycle"], 3), (flight["thr80_tokens_per_cycle"], 4), (steady, 2)):
-        check(found, column(i))
+    for simulated, i in (
+        (sync["thr80_tokens_per_cycle"], 3),
+        (flight["thr80_tokens_per_cycle"], 4),
+        (steady, 2),
+    ):
+        check(simulated, column(i))
     assert RATIOS[int(np.argmax(steady))] == 10
     assert RATIOS[int(np.argmax(flight["thr80_tokens_per_cycle"]))] == 8
     assert steady == pytest.approx(column(1), rel=0.015)
@@ -531,17 +536,17 @@ def test_first_come_first_served_is_what_the_normal_approximation_says() -> None
 @pytest.mark.parametrize(("ratio", "taus"), [(8, (743.2, 688.7)), (16, (761.5, 697.2))])
 def test_balanced_refill_shortens_the_cycle(ratio: int, taus: tuple[float, float]) -> None:
     """tau before and after, and 7.3 % less with 8 instances."""
-    found = [excess("lognormal", ratio, name)[1] for name in ("fcfs", "least-loaded")]
-    assert found == pytest.approx(taus, rel=0.02)
-    assert 1.0 - found[1] / found[0] == pytest.approx(1.0 - taus[1] / taus[0], abs=0.015)
+    simulated = [excess("lognormal", ratio, name)[1] for name in ("fcfs", "least-loaded")]
+    assert simulated == pytest.approx(taus, rel=0.02)
+    assert 1.0 - simulated[1] / simulated[0] == pytest.approx(1.0 - taus[1] / taus[0], abs=0.015)
 
 
 def test_constant_prompts_leave_nothing_to_balance() -> None:
-    found = {
+    excesses = {
         name: refill(name, scenario="constant-prompt", lanes=2, cycles=400)
         for name in ("fcfs", "least-loaded", "min-max")
     }
-    assert found["fcfs"] == found["least-loaded"] == found["min-max"]
+    assert excesses["fcfs"] == excesses["least-loaded"] == excesses["min-max"]
 
 
 # -- deviations ----------------------------------------------------------------------------------------------------------------

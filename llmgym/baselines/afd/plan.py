@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from llmgym.core.checks import choice, number, whole
-from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, ProfileFit, fit
+from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, Coefficients, ProfileFit, fit
 from llmgym.envs.afd.law import (
     COMMUNICATION,
+    Optimum,
     barrier_ratio,
     communication_time,
     feasible_ratios,
@@ -22,14 +23,15 @@ from llmgym.envs.afd.law import (
     optimal_ratio,
 )
 from llmgym.envs.afd.requests import Requests, load, of_workload
+from llmgym.envs.afd.settings import MOST_BATCH
 from llmgym.errors import InvalidArgument
 
 _AROUND = 1.8
-"""Ratios that are simulated lie within this factor of the formulas' ones."""
+"""Factor around the ratios of the formulas within which others are simulated."""
 _MOST_RATIOS = 48
-"""So many of them are simulated at most, beside the formulas' own; bundles of many instances have thousands."""
+"""Ratios that are simulated at most, beside those of the formulas; bundles of many instances have thousands."""
 _MOST_SLOTS = 2**19
-"""Requests in the simulated pipeline, at most: a minute."""
+"""Requests in the simulated pipeline, at most: they take a minute of computing."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,11 @@ class Afd:
     batches: int = 2
     """m: microbatches in flight."""
     instances: int | None = None
-    """Instances of a bundle, at most: then ratios such as 5A-2F count too. Without it, one FFN instance."""
+    """Most instances of a bundle, with which ratios such as 5A-2F count too. Without it, there is one FFN instance."""
     link_gb_per_s: float = 50.0
     """Bandwidth between two instances, GB/s (400 Gb/s is 50)."""
     link_latency_us: float = LINK_LATENCY_US
-    """One way, us."""
+    """Latency of one way between two instances, microseconds."""
     comm: str = "per_instance"
     """What communication grows with: per_instance or aggregate."""
     simulate: bool = True
@@ -61,23 +63,23 @@ class Afd:
         """Print what was found.
 
         Raises:
-            LlmgymError: a trace, name or number that does not do.
+            LlmgymError: a trace that cannot be read, an unknown name, or a number out of range.
         """
-        b, m = whole("batch", self.batch, 1, 65_536), whole("batches", self.batches, 1, 8)
+        b, m = whole("batch", self.batch, 1, MOST_BATCH), whole("batches", self.batches, 1, 8)
         if self.instances is not None:
             whole("instances", self.instances, 2, 256)
         choice("comm", self.comm, COMMUNICATION)
         number("link_gb_per_s", self.link_gb_per_s)
         number("link_latency_us", self.link_latency_us, zero=True)
         law = self._requests()
-        found, profile = self._latencies()
+        fitted, profile = self._latencies()
         if profile is not None:
             self._fits(law, profile)
-        c = PAPER if found is None else found.coefficients
+        c = PAPER if fitted is None else fitted.coefficients
         field = optimal_ratio(c, b, law.theta, self.comm, self.instances)
         barrier = barrier_ratio(c, b, law.theta, law.nu, self.comm, self.instances)
         flight = microbatch_ratio(c, b, law.theta, m, self.comm, self.instances)
-        unit = "cycles" if found is None else "us"
+        unit = "cycles" if fitted is None else "us"
         attention = float(c.attention(b * law.theta))
         link = float(communication_time(c, b, field.ratio, self.comm))
         table = Table(title=f"{law.name} on {self.profile}, B = {b}", title_justify="left", show_header=False)
@@ -104,7 +106,7 @@ class Afd:
                 f"[bold]{best.attention_instances}A-{best.ffn_instances}F[/bold] by the {how}: "
                 f"{best.feasible_throughput / c.cycle_s:,.0f} tokens/s an instance"
             )
-        self._warn(console, law, found, profile, barrier.ratio)
+        self._warn(console, law, fitted, profile, barrier.ratio)
         if self.simulate:
             self._simulate(console, law, c, (field, barrier, flight))
 
@@ -133,46 +135,48 @@ class Afd:
             )
 
     def _warn(
-        self, console: Console, law: Requests, found: ProfileFit | None, profile: Any, ratio: float
+        self, console: Console, law: Requests, fitted: ProfileFit | None, profile: Any, ratio: float
     ) -> None:
         """Say where the affine latencies, or the memory, do not reach."""
-        if found is None:
+        if fitted is None:
             return
         from llmgym.profiles.cost import dense_s
 
-        console.print(f"Fit: R^2 {found.attention_r2:.4f} (attention), {found.ffn_r2:.4f} (FFN).")
+        console.print(f"Fit: R^2 {fitted.attention_r2:.4f} (attention), {fitted.ffn_r2:.4f} (FFN).")
         held = self.batch * self.batches * law.theta
         if profile.memory_bytes and profile.kv_bytes_per_token and held > profile.kv_capacity_tokens():
             console.print(
                 f"[yellow]KV cache:[/yellow] {held:,.0f} tokens on average in {self.batches} microbatches, "
                 f"{profile.kv_capacity_tokens():,} fit beside all weights of the model."
             )
-        if not found.attention_tokens[0] <= self.batch * law.theta <= found.attention_tokens[1]:
+        if not fitted.attention_tokens[0] <= self.batch * law.theta <= fitted.attention_tokens[1]:
             console.print(
                 f"[yellow]Attention:[/yellow] {self.batch * law.theta:,.0f} tokens lie outside the fitted range "
-                f"{found.attention_tokens[0]:,}..{found.attention_tokens[1]:,}."
+                f"{fitted.attention_tokens[0]:,}..{fitted.attention_tokens[1]:,}."
             )
         tokens = round(ratio * self.batch)
-        if tokens < found.ffn_tokens[0]:
-            line = float(found.coefficients.ffn(tokens)) * found.coefficients.cycle_s
+        if tokens < fitted.ffn_tokens[0]:
+            line = float(fitted.coefficients.ffn(tokens)) * fitted.coefficients.cycle_s
             console.print(
-                f"[yellow]FFN:[/yellow] {tokens:,} tokens are not compute bound (from {found.ffn_tokens[0]:,} on); there "
+                f"[yellow]FFN:[/yellow] {tokens:,} tokens are not compute bound (from {fitted.ffn_tokens[0]:,} on); there "
                 "the line is "
                 f"{line / dense_s(profile.step_cost(), tokens) - 1:+.0%} off, so the true ratio is smaller: take a larger batch."
             )
 
-    def _simulate(self, console: Console, law: Requests, coefficients: Any, found: Any) -> None:
-        """Every feasible ratio near those of the formulas, in the pipeline with m microbatches."""
+    def _simulate(
+        self, console: Console, law: Requests, coefficients: Coefficients, optima: tuple[Optimum, ...]
+    ) -> None:
+        """Simulate feasible ratios near those of the formulas, in the pipeline with m microbatches, and print the best."""
         import gymnasium
 
         from llmgym.baselines.afd.ratio import OraclePolicy
 
-        low = min(best.ratio for best in found) / _AROUND
-        high = max(best.ratio for best in found) * _AROUND
+        low = min(best.ratio for best in optima) / _AROUND
+        high = max(best.ratio for best in optima) * _AROUND
         pairs = [(r, 1) for r in range(1, int(high) + 2)]
         if self.instances is not None:
             pairs = list(feasible_ratios(self.instances))
-        chosen = {(best.attention_instances, best.ffn_instances) for best in found}
+        chosen = {(best.attention_instances, best.ffn_instances) for best in optima}
         near = [pair for pair in pairs if low <= pair[0] / pair[1] <= high]
         chosen_or_even = chosen | set(near[:: -(-len(near) // _MOST_RATIOS)])
         tried = [pair for pair in pairs if pair in chosen_or_even]

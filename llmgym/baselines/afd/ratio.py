@@ -1,9 +1,9 @@
 """Rules for AFDRatio: the paper's closed forms on estimated lengths, feedback rules, fixed ratios, and a search by simulation.
 
-The closed forms are those of Song et al., arXiv 2601.21351 (`llmgym.envs.afd.law`): the mean field of version 1 with
-mu_P + mu_D, that of the later versions with theta, the barrier with theta and nu, and microbatches in flight. They read
-theta and nu from the observation, which estimates them from the requests that finished last. Hill climbing and balancing
-idle times are what an operator does without a model.
+The closed forms are those of Song et al., arXiv 2601.21351 (`llmgym.envs.afd.law`): the mean field of version 1 with mu_P + mu_D,
+that of the later versions with theta, the barrier with theta and nu, and microbatches in flight. They read theta and nu from the
+observation, which estimates them from the requests that finished last. Hill climbing and balancing idle times are what an operator
+does without a model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,60 +18,16 @@ from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import number
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
-from llmgym.envs.afd.costs import NAMES, PAPER, Coefficients, coefficients, from_shape
-from llmgym.envs.afd.law import (
-    Optimum,
-    barrier_ratio,
-    barrier_time,
-    expected_slowest,
-    feasible_ratios,
-    finite_load,
-    kappa,
-    microbatch_ratio,
-    microbatch_time,
-    nu,
-    nu_geometric,
-    optimal_ratio,
-    step_time,
-    theta,
-    theta_from_moments,
-    theta_geometric,
-    throughput,
-)
+from llmgym.envs.afd.costs import NAMES
+from llmgym.envs.afd.law import expected_slowest, kappa
 from llmgym.envs.afd.ratio.env import AFDRatio
 from llmgym.errors import InvalidArgument
-
-__all__ = [
-    "BASELINES",
-    "GRIDS",
-    "PAPER",
-    "Coefficients",
-    "Optimum",
-    "barrier_ratio",
-    "barrier_time",
-    "coefficients",
-    "expected_slowest",
-    "feasible_ratios",
-    "finite_load",
-    "from_shape",
-    "kappa",
-    "microbatch_ratio",
-    "microbatch_time",
-    "nu",
-    "nu_geometric",
-    "optimal_ratio",
-    "step_time",
-    "theta",
-    "theta_from_moments",
-    "theta_geometric",
-    "throughput",
-]
 
 Floats = NDArray[np.float64]
 
 
 class _Rule(Rule[AFDRatio]):
-    """What every rule needs: actions that name a ratio."""
+    """A rule whose actions name a ratio."""
 
     env_kwargs: Mapping[str, Any] = MappingProxyType({"action": "ratio"})
 
@@ -82,14 +38,14 @@ class _Rule(Rule[AFDRatio]):
             raise InvalidArgument(
                 f"baseline {name!r} needs action='ratio', the environment was made with {simulation.action_mode!r}"
             )
-        self._number = simulation.params.config[0]
+        self._config = simulation.params.config[0]
         pairs = np.array(simulation.ratios, np.float64)
         self._workers, self._ffn = pairs[:, 0], pairs[:, 1]
         self._ratio = self._workers / self._ffn
 
     def _now(self, obs: NDArray[np.float32]) -> NDArray[np.int64]:
         """Index of the ratio that runs, [lanes]; -1 before the first decision."""
-        ratio = self._read(obs, "ratio") * float(self._number["ratio_scale"])
+        ratio = self._read(obs, "ratio") * float(self._config["ratio_scale"])
         nearest = np.argmin(np.abs(ratio[:, None] - self._ratio), axis=1)
         return np.where(ratio > 0.0, nearest, -1)
 
@@ -102,9 +58,9 @@ class FormulaPolicy(_Rule):
     Args:
         env: the environment.
         name: of the policy.
-        form: "mean-field" (theta), "v1" (mu_P + mu_D), "gaussian" (theta, nu, barrier), "pipeline" (theta, nu, and the
-            microbatches that are in flight; the cheap form of "gaussian" where all communication is hidden).
-        margin: change only for a gain of more than this share.
+        form: "mean-field" (theta), "v1" (mu_P + mu_D), "gaussian" (theta, nu, barrier), "pipeline" (theta, nu, and the microbatches
+            that are in flight; the cheap form of "gaussian" where all communication is hidden).
+        margin: share by which the throughput must rise for a change of the ratio.
     """
 
     def __init__(self, env: Any, name: str, form: str, margin: float = 0.0) -> None:
@@ -119,11 +75,11 @@ class FormulaPolicy(_Rule):
         alpha_a, beta_a, alpha_f, beta_f, alpha_c, beta_c = (
             factors * np.array(simulation.coefficients.values)
         ).T[:, :, None]
-        mean = self._read(obs, "theta") * self._number["theta_ref"]
+        mean = self._read(obs, "theta") * self._config["theta_ref"]
         if self.form == "v1":
-            prompt = self._read(obs, "prompt.mean") * self._number["prompt_ref"]
-            mean = prompt + self._read(obs, "steps.mean") * self._number["steps_ref"] - 1.0
-        deviation = self._read(obs, "nu") * self._number["nu_ref"]
+            prompt = self._read(obs, "prompt.mean") * self._config["prompt_ref"]
+            mean = prompt + self._read(obs, "steps.mean") * self._config["steps_ref"] - 1.0
+        deviation = self._read(obs, "nu") * self._config["nu_ref"]
         attention = alpha_a * batch * mean[:, None] + beta_a
         sent = self._ratio if scenario.comm == "aggregate" else 1.0
         comm, ffn = alpha_c * batch * sent + beta_c, alpha_f * batch * self._ratio + beta_f
@@ -156,16 +112,14 @@ class ProbePolicy(_Rule):
     Args:
         env: the environment.
         name: of the policy.
-        tolerance: a change of less than this share is no change, and the ratio stays.
-        patience: epochs a ratio is kept before it is judged, so that instances that drain are not counted against it.
+        tolerance: share of the throughput; what changes it by less is no change, and the ratio stays.
+        patience: epochs that a ratio is kept before it is judged, so that instances that drain are not counted against it.
     """
 
     def __init__(self, env: Any, name: str = "probe", tolerance: float = 0.01, patience: float = 2) -> None:
         super().__init__(env, name)
-        self.tolerance, self.patience = (
-            number("tolerance", tolerance, zero=True),
-            int(number("patience", patience)),
-        )
+        self.tolerance = number("tolerance", tolerance, zero=True)
+        self.patience = int(number("patience", patience))
         self._start = FormulaPolicy(env, "start", "v1")
         self._lanes(0)
 
@@ -248,7 +202,7 @@ class OraclePolicy(_Rule):
         env: the environment.
         name: of the policy.
         stays: length of a simulation, in mean stays of a request; as much before it is not counted.
-        least: cycles it lasts at least.
+        least: fewest cycles of a simulation.
     """
 
     privileged = True
@@ -259,20 +213,23 @@ class OraclePolicy(_Rule):
         self._known: dict[tuple[int, tuple[float, ...]], int] = {}
 
     def search(self, law: int, values: Sequence[float]) -> Floats:
-        """Simulated throughput of every ratio, tokens per cycle and instance, float64 [ratios].
+        """Simulated throughput of every ratio.
 
         Args:
             law: number of the law.
             values: the six coefficients, in the order of `NAMES`.
+
+        Returns:
+            Tokens per cycle and instance, float64 [ratios].
         """
         simulation, requests = self._simulation, self._simulation.laws[law]
         cycles = max(self.least, round(self.stays * requests.mean_steps)) * simulation.batches
         pairs = simulation.ratios
-        given: dict[str, Any] = dict(zip(NAMES, values, strict=True))
+        costs: dict[str, Any] = dict(zip(NAMES, values, strict=True))
         quiet = replace(
             simulation.scenario,
             requests=(requests,),
-            coefficients=replace(simulation.coefficients, **given),
+            coefficients=replace(simulation.coefficients, **costs),
             ratios=pairs,
             instances=None,
             initial=None,

@@ -1,8 +1,8 @@
 """Rules for AFDRefill: first come first served, random, the longest prompt to the least loaded instance, and one-step min-max.
 
-First come, first served is the buffer of Song et al., arXiv 2601.21351v1, section 4, which names load balancing (Chen et
-al., arXiv 2601.17855) as the remedy for the barrier; the balancing rules here are greedy ones and not those of that paper.
-All read nothing but the observation.
+First come, first served is the buffer of Song et al., arXiv 2601.21351v1, section 4, which names load balancing (Chen et al., arXiv
+2601.17855) as the remedy for the barrier; the balancing rules here are greedy ones and not those of that paper. All read nothing
+but the observation.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +30,7 @@ class _Rule(Rule[AFDRefill], ABC):
         super().__init__(env, name, AFDRefill)
         simulation = self._simulation
         self._scores = simulation.action_mode == "score"
-        self._number, self._window = simulation.params.config[0], simulation.scenario.window
+        self._config, self._window = simulation.params.config[0], simulation.scenario.window
 
     def _left(self, obs: NDArray[np.float32]) -> NDArray[np.int64]:
         """Free slots still to fill, as many as the window has at most: int64 [lanes]."""
@@ -38,7 +38,7 @@ class _Rule(Rule[AFDRefill], ABC):
 
     @abstractmethod
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
-        """In [0, 1], float64 [lanes, window]."""
+        """How much each waiting request is preferred, in [0, 1]: float64 [lanes, window]."""
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Waiting requests [lanes], or scores [lanes, window] on an environment made with `action="score"`."""
@@ -55,7 +55,7 @@ class FcfsPolicy(_Rule):
         super().__init__(env, name)
 
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
-        """The older, the better."""
+        """The older a request, the more it is preferred."""
         return np.tile(np.linspace(1.0, 0.0, self._window), (len(obs), 1))
 
 
@@ -73,22 +73,22 @@ class RandomPolicy(_Rule):
         self._generator = np.random.default_rng(seed)
 
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
-        """Uniform numbers."""
+        """Uniform random numbers."""
         return self._generator.random((len(obs), self._window))
 
 
 class LeastLoadedPolicy(_Rule):
     """`least-loaded`: of the requests whose turn it is, as many as there are free slots, the longest prompt goes first.
 
-    As the next slot is always that of the least loaded instance, that pairs long prompts with light instances, and nobody is
-    overtaken by who came for a later cycle.
+    As the next slot is always that of the least loaded instance, that pairs long prompts with light instances, and no request is
+    overtaken by one that came for a later cycle.
     """
 
     def __init__(self, env: Any, name: str = "least-loaded") -> None:
         super().__init__(env, name)
 
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
-        """Prompts of the first as many as there are free slots; the others come after them, the oldest first."""
+        """The longest prompt first among the oldest, as many as there are free slots; after them the others, the oldest first."""
         turn = np.arange(self._window) < self._left(obs)[:, None]
         prompt = self._rows(obs, "window.prompt")
         return np.where(turn, 0.5 + 0.5 * prompt, np.linspace(0.4, 0.0, self._window))
@@ -111,8 +111,8 @@ class MinMaxPolicy(_Rule):
     def preferences(self, obs: NDArray[np.float32]) -> Floats:
         """Above 1/2 for prompts that fit under the largest load, the longer the better; below for others."""
         prompt = self._rows(obs, "window.prompt")
-        tokens = np.expm1(prompt / self._number["log_prompt"])
-        room = self._read(obs, "room") * self._number["load_scale"]
+        tokens = np.expm1(prompt / self._config["log_prompt"])
+        room = self._read(obs, "room") * self._config["load_scale"]
         return np.where(tokens <= room[:, None] + 0.5, 0.5 + 0.5 * prompt, 0.49 * (1.0 - prompt))
 
 

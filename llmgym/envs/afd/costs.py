@@ -26,14 +26,14 @@ class Coefficients:
     """Latencies of one step, in one unit of time ("cycles" in the paper, microseconds for a GPU).
 
     Attributes:
-        alpha_attention: alpha_A, a token in the KV cache of a microbatch.
-        beta_attention: beta_A.
-        alpha_ffn: alpha_F, a request.
-        beta_ffn: beta_F.
-        alpha_comm: alpha_C, a request, both ways.
-        beta_comm: beta_C, both ways.
-        cycle_s: seconds of the unit of time.
-        source: where they come from.
+        alpha_attention: alpha_A, time of attention for each token in the KV cache of a microbatch.
+        beta_attention: beta_A, time of attention without any token.
+        alpha_ffn: alpha_F, time of the FFN for each request.
+        beta_ffn: beta_F, time of the FFN without any request.
+        alpha_comm: alpha_C, time of the link for each request, both ways together.
+        beta_comm: beta_C, time of the link without any request, both ways together.
+        cycle_s: length of the unit of time, seconds.
+        source: where the numbers come from.
 
     Raises:
         InvalidArgument: a slope of attention or FFN that is not positive, or any number that is negative or not finite.
@@ -55,23 +55,24 @@ class Coefficients:
             number(name, getattr(self, name), zero=True)
 
     def attention(self, load_tokens: ArrayLike) -> NDArray[np.float64]:
-        """t_A of a microbatch with so many tokens in the KV cache; shape of the argument."""
+        """t_A of a microbatch with so many tokens in its KV cache, in the unit of time; shape of the argument."""
         return np.asarray(self.alpha_attention * np.asarray(load_tokens, np.float64) + self.beta_attention)
 
     def ffn(self, requests: ArrayLike) -> NDArray[np.float64]:
-        """t_F of so many requests; shape of the argument."""
+        """t_F of so many requests, in the unit of time; shape of the argument."""
         return np.asarray(self.alpha_ffn * np.asarray(requests, np.float64) + self.beta_ffn)
 
     @property
     def values(self) -> tuple[float, float, float, float, float, float]:
-        """alpha_A, beta_A, alpha_F, beta_F, alpha_C, beta_C."""
+        """The six numbers alpha_A, beta_A, alpha_F, beta_F, alpha_C, beta_C."""
         a, b, c, d, e, f = (getattr(self, name) for name in NAMES)
         return a, b, c, d, e, f
 
 
 NAMES = tuple(field.name for field in fields(Coefficients))[:6]
 """The six coefficients in the order of `Coefficients.values`."""
-
+ALPHA_A, BETA_A, ALPHA_F, BETA_F, ALPHA_C, BETA_C = range(6)
+"""Where each of the six coefficients is in a row of them."""
 
 PAPER = Coefficients(
     0.00165,
@@ -101,13 +102,13 @@ def from_shape(
 ) -> Coefficients:
     """Coefficients from sizes and *effective* rates, in microseconds.
 
-    alpha_A = KV bytes of a token / memory bandwidth, alpha_F = operations of a token / compute rate, alpha_C = activation bytes
-    of a token both ways / link bandwidth; the intercepts are launches, weights that have to be read, and latencies.
+    alpha_A = KV bytes of a token / memory bandwidth, alpha_F = operations of a token / compute rate, alpha_C = activation bytes of
+    a token both ways / link bandwidth; the intercepts are launches, weights that have to be read, and latencies.
 
     Args:
-        kv_bytes_per_token: read for each cached token in a step.
-        flop_per_token: of the FFN side in a step.
-        activation_bytes_per_token: sent for each request in a step, both ways.
+        kv_bytes_per_token: bytes that attention reads for each cached token in a step.
+        flop_per_token: operations of the FFN side for each request in a step.
+        activation_bytes_per_token: bytes sent for each request in a step, both ways together.
         hbm_gb_per_s: memory bandwidth that attention reaches, GB/s.
         tflop_per_s: compute rate that the FFN reaches, TFLOP/s.
         link_gb_per_s: bandwidth between an attention and an FFN instance, GB/s.
@@ -115,6 +116,9 @@ def from_shape(
         ffn_us: beta_F, us.
         link_us: beta_C, us.
         source: where the numbers come from.
+
+    Returns:
+        The coefficients, in microseconds.
 
     Raises:
         InvalidArgument: a number that is zero or negative where it must not be.
@@ -145,11 +149,11 @@ class ProfileFit:
     """Coefficients fitted to a profile, and how well they fit.
 
     Attributes:
-        coefficients: in microseconds, of a whole forward pass: all layers.
+        coefficients: latencies of a whole forward pass (all layers), microseconds.
         attention_r2: R^2 of the fit of decode attention.
         ffn_r2: R^2 of the fit of dense work.
-        attention_tokens: cached tokens the fit of attention spans.
-        ffn_tokens: tokens the fit of dense work spans.
+        attention_tokens: fewest and most cached tokens that the fit of attention spans.
+        ffn_tokens: fewest and most tokens that the fit of dense work spans.
     """
 
     coefficients: Coefficients
@@ -159,10 +163,10 @@ class ProfileFit:
     ffn_tokens: tuple[int, int]
 
 
-_POINTS = 48
+_POINTS = 48  # of each fit; this and the ranges are chosen here
 _COMPUTE_BOUND = 2.0  # dense work counts as compute bound where it takes twice as long as for a single token
 _MOST_FFN_TOKENS = 8192
-_LEAST_CONTEXT, _MOST_CONTEXT = 64, 16_384
+_LEAST_CONTEXT, _MOST_CONTEXT = 64, 16_384  # cached tokens of a sequence
 
 
 def _line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float, float]:
@@ -186,18 +190,21 @@ def fit(
     - Attention: least squares of decode attention of `batch` sequences over 64 to 16,384 cached tokens each, as far as was
       measured.
     - FFN: least squares of dense work (in these profiles with projections and output head) over the tokens where it is compute
-      bound, at least twice as long as for one token, up to 8,192. Below that range the line is too low by up to the time
-      it takes to read the weights once.
+      bound, at least twice as long as for one token, up to 8,192. Below that range the line is too low by up to the time it takes
+      to read the weights once.
     - Link: hidden width in bf16, both ways, in each layer, over the bandwidth; two latencies a layer.
 
-    A step of the paper's model is then a whole forward pass. Layers alternate between the pools one after the other, so with
-    all layers alike the ratio is that of a single layer.
+    A step of the paper's model is then a whole forward pass. Layers alternate between the pools one after the other, so with all
+    layers alike the ratio is that of a single layer.
 
     Args:
         profile: of kind "tables", of a model in `llmgym.profiles.models.MODELS`.
         batch: B, requests of a microbatch of one attention instance.
         link_gb_per_s: bandwidth between two instances, GB/s each way.
-        link_latency_us: one way, us.
+        link_latency_us: latency of one way, us.
+
+    Returns:
+        The coefficients, in microseconds, and how well they fit.
 
     Raises:
         InvalidArgument: a profile without kernel costs or of an unknown model, or a number out of range.
@@ -255,5 +262,18 @@ def fit(
 def coefficients(
     profile: "Profile", batch: int, link_gb_per_s: float, link_latency_us: float = LINK_LATENCY_US
 ) -> Coefficients:
-    """The coefficients of `fit`, in microseconds."""
+    """Affine latencies of a profile, in microseconds: those of `fit`, without how well they fit.
+
+    Args:
+        profile: of kind "tables", of a model in `llmgym.profiles.models.MODELS`.
+        batch: B, requests of a microbatch of one attention instance.
+        link_gb_per_s: bandwidth between two instances, GB/s each way.
+        link_latency_us: latency of one way, us.
+
+    Returns:
+        The coefficients, in microseconds.
+
+    Raises:
+        InvalidArgument: a profile without kernel costs or of an unknown model, or a number out of range.
+    """
     return fit(profile, batch, link_gb_per_s, link_latency_us).coefficients

@@ -8,8 +8,8 @@ instance that serves all r B tokens of a step. With latencies that are affine in
     tau = max(t_A, t_C, t_F(r)),    throughput = r B / ((r + 1) tau)  tokens per time and instance,
 
 and the best r is max(r_A, r_C, r_peak) (Theorem 4.4). The workload enters through theta, the mean tokens a slot holds (versions 2
-and later), and, where the FFN waits for the slowest instance, through nu, its standard deviation. What is worked out here and not
-in the paper says so: `microbatch_time`, `expected_slowest` for any floor, and rational ratios.
+and later), and, where the FFN waits for the slowest instance, through nu, its standard deviation (`llmgym.envs.afd.occupancy`).
+What is worked out here and not in the paper says so: `microbatch_time`, `expected_slowest` for any floor, and rational ratios.
 
 Times are in the unit of the coefficients (see `llmgym.envs.afd.costs`): "cycles" in the paper.
 """
@@ -27,108 +27,15 @@ from llmgym.envs.afd.costs import Coefficients
 from llmgym.errors import InvalidArgument
 
 COMMUNICATION = ("per_instance", "aggregate")
-"""What t_C grows with: the B requests of one attention instance (v1), or all r B requests at the FFN instance."""
+"""What t_C grows with: the B requests of one attention instance (version 1), or all r B requests at the FFN instance."""
 
 ATTENTION, LINK, FFN, WAY = "attention", "communication", "FFN", "round trip"
-"""What binds at an optimum: attention or communication balances the FFN, or the FFN alone decides (r_peak); with few
-microbatches in flight also their whole round trip."""
+"""What binds at an optimum: attention or communication balances the FFN, or the FFN alone decides (r_peak); with few microbatches
+in flight also their whole round trip."""
 
 Floats = NDArray[np.float64]
 
-
-# -- what a slot holds ---------------------------------------------------------------------------------------------------
-
-
-def _requests(prompt_tokens: ArrayLike, steps: ArrayLike) -> tuple[Floats, Floats]:
-    prompt, length = np.asarray(prompt_tokens, np.float64), np.asarray(steps, np.float64)
-    if prompt.shape != length.shape or prompt.ndim != 1 or prompt.size == 0:
-        raise InvalidArgument(
-            f"prompt_tokens has shape {prompt.shape}, steps {length.shape}: expected one shape [n], n >= 1"
-        )
-    if not (np.isfinite(prompt) & (prompt >= 0)).all():
-        raise InvalidArgument("prompt_tokens: expected finite numbers >= 0")
-    if not (np.isfinite(length) & (length >= 1)).all():
-        raise InvalidArgument(
-            "steps: expected finite numbers >= 1 (a request is in its slot for at least one step)"
-        )
-    return prompt, length
-
-
-def theta(prompt_tokens: ArrayLike, steps: ArrayLike) -> float:
-    """Mean tokens of a slot, E[P L + L (L - 1) / 2] / E[L], estimated from finished requests (v2, renewal reward).
-
-    A request with prompt P holds P, P + 1, ..., P + L - 1 tokens in the L steps it stays. It is a mean over steps, so
-    long requests count for longer; and P and L of one request belong together, as their covariance counts.
-
-    Args:
-        prompt_tokens: [n], tokens.
-        steps: L, [n], steps in the slot: for a decode length D of version 1, which stays D + 1 steps, it is D + 1.
-
-    Returns:
-        Tokens.
-
-    Raises:
-        InvalidArgument: shapes differ, no request, a negative prompt or less than one step.
-    """
-    p, n = _requests(prompt_tokens, steps)
-    return float((p * n + n * (n - 1) / 2).sum() / n.sum())
-
-
-def nu(prompt_tokens: ArrayLike, steps: ArrayLike) -> float:
-    """Standard deviation of the tokens of a slot, from finished requests; arguments as for `theta`. Tokens."""
-    p, n = _requests(prompt_tokens, steps)
-    second = (n * p * p + p * n * (n - 1) + n * (n - 1) * (2 * n - 1) / 6).sum() / n.sum()
-    return math.sqrt(max(float(second) - theta(p, n) ** 2, 0.0))
-
-
-def theta_geometric(mean_prompt: float, mean_decode: float) -> float:
-    """`theta` of geometric decode lengths D = 0, 1, ... with prompts independent of them: mu_P + mu_D (v1), tokens."""
-    return number("mean_prompt", mean_prompt, zero=True) + number("mean_decode", mean_decode)
-
-
-def nu_geometric(prompt_variance: float, mean_decode: float) -> float:
-    """`nu` of the same: sqrt(Var(P) + mu_D (mu_D + 1)), tokens."""
-    variance = number("prompt_variance", prompt_variance, zero=True)
-    decode = number("mean_decode", mean_decode)
-    return math.sqrt(variance + decode * (decode + 1.0))
-
-
-def theta_from_moments(steps: float, steps_squared: float, prompt_steps: float) -> float:
-    """`theta` from E[L], E[L^2] and E[P L], tokens.
-
-    Args:
-        steps: E[L], at least 1.
-        steps_squared: E[L^2].
-        prompt_steps: E[P L]; E[P] E[L] where they are independent.
-    """
-    first, second = number("steps", steps), number("steps_squared", steps_squared)
-    if first < 1.0:
-        raise InvalidArgument(f"steps={steps!r}: expected a mean of at least one step")
-    if second < first * first * (1.0 - 1e-12):
-        raise InvalidArgument(
-            f"steps_squared={steps_squared!r}: must be at least steps^2 = {first * first:g}"
-        )
-    return (number("prompt_steps", prompt_steps, zero=True) + (second - first) / 2.0) / first
-
-
-def finite_load(batch: int, mean_prompt: float, mean_decode: float, requests: int) -> float:
-    """Mean load of an instance over the steps in which it finishes `requests` requests from a cold start, tokens.
-
-    B mu_P + B mu_D (1 - (1 - (1 - p)^K) / (K p)) with p = 1 / (mu_D + 1) and K = N / (B p) (v1, section 4, summed in closed
-    form). It tends to B (mu_P + mu_D); the ratios that the paper prints are those of this load with N = 10,000.
-
-    Args:
-        batch: B.
-        mean_prompt: mu_P, tokens.
-        mean_decode: mu_D, tokens.
-        requests: N.
-    """
-    b, n = whole("batch", batch), whole("requests", requests)
-    prompt, decode = number("mean_prompt", mean_prompt, zero=True), number("mean_decode", mean_decode)
-    p = 1.0 / (decode + 1.0)
-    steps = n / (b * p)
-    missing = -math.expm1(steps * math.log1p(-p)) / (steps * p)
-    return b * prompt + b * decode * (1.0 - missing)
+_EQUAL = 1e-9  # times that differ by less than this share are equal: far above rounding errors
 
 
 # -- time of a step ----------------------------------------------------------------------------------------------------------
@@ -144,7 +51,21 @@ def _positive(name: str, values: ArrayLike) -> Floats:
 def communication_time(
     coefficients: Coefficients, batch: int, ratio: ArrayLike, comm: str = "per_instance"
 ) -> Floats:
-    """t_C of a step: alpha_C B + beta_C, or alpha_C r B + beta_C with `comm="aggregate"`; shape of `ratio`."""
+    """t_C of a step: alpha_C B + beta_C, or alpha_C r B + beta_C with `comm="aggregate"`.
+
+    Args:
+        coefficients: the latencies.
+        batch: B, requests of a microbatch of one instance.
+        ratio: r, attention instances per FFN instance.
+        comm: what communication grows with, one of `COMMUNICATION`.
+
+    Returns:
+        Time of the round trip, float64, shape of `ratio`.
+
+    Raises:
+        UnknownName: another `comm`.
+        InvalidArgument: a number out of range.
+    """
     choice("comm", comm, COMMUNICATION)
     r = _positive("ratio", ratio)
     requests = whole("batch", batch) * (r if comm == "aggregate" else np.ones_like(r))
@@ -154,14 +75,21 @@ def communication_time(
 def step_time(
     coefficients: Coefficients, batch: int, theta: float, ratio: ArrayLike, comm: str = "per_instance"
 ) -> Floats:
-    """Mean-field tau = max(t_A, t_C, t_F(r)) of a step whose communication is hidden (section 4); shape of `ratio`.
+    """Mean-field tau = max(t_A, t_C, t_F(r)) of a step whose communication is hidden (section 4).
 
     Args:
         coefficients: the latencies.
         batch: B, requests of a microbatch of one instance.
         theta: mean tokens of a slot.
         ratio: r, attention instances per FFN instance.
-        comm: see `COMMUNICATION`.
+        comm: what communication grows with, one of `COMMUNICATION`.
+
+    Returns:
+        Time, float64, shape of `ratio`.
+
+    Raises:
+        UnknownName: another `comm`.
+        InvalidArgument: a number out of range.
     """
     b, r = whole("batch", batch), _positive("ratio", ratio)
     attention = coefficients.attention(b * number("theta", theta))
@@ -170,15 +98,24 @@ def step_time(
     )
 
 
-_SPAN = 9.0  # standard deviations beyond which a normal law is taken to be nothing
+_SPAN = 9.0  # standard deviations beyond which a normal law is taken to be nothing: 1e-19 of it lies there
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(96)
 
 
 def expected_slowest(floor: ArrayLike, mean: ArrayLike, spread: ArrayLike, workers: ArrayLike) -> Floats:
-    """E[max(floor, mean + spread max(Z_1 .. Z_workers))] with independent standard normal Z; arguments are broadcast.
+    """E[max(floor, mean + spread max(Z_1 .. Z_workers))] with independent standard normal Z.
 
     It is floor + spread * the integral of 1 - Phi(x)^workers from (floor - mean) / spread, by Gauss-Legendre (96 nodes, in
-    logarithms). `workers` need not be whole. A spread of 0 gives max(floor, mean).
+    logarithms). The arguments are broadcast against each other.
+
+    Args:
+        floor: what the maximum is at least.
+        mean: of each normal variable.
+        spread: standard deviation of each; 0 gives max(floor, mean).
+        workers: how many there are, above 0; it need not be whole.
+
+    Returns:
+        float64, of the shape that the arguments have together, in their unit.
     """
     from scipy.special import log_ndtr
 
@@ -205,19 +142,23 @@ def barrier_time(
     comm: str = "per_instance",
     workers: ArrayLike | None = None,
 ) -> Floats:
-    """tau_G(r): a step where the FFN waits for the slowest attention instance, whose loads are normal (v2 and later).
+    """tau_G(r): a step where the FFN waits for the slowest attention instance, whose loads are normal (versions 2 and later).
 
     Args:
         coefficients: the latencies.
-        batch: B.
+        batch: B, requests of a microbatch of one instance.
         theta: mean tokens of a slot.
-        nu: their standard deviation; the load of an instance is N(B theta, B nu^2). 0 gives `step_time`.
-        ratio: r.
-        comm: see `COMMUNICATION`.
+        nu: standard deviation of the tokens of a slot; the load of an instance is N(B theta, B nu^2). 0 gives `step_time`.
+        ratio: r, attention instances per FFN instance.
+        comm: what communication grows with, one of `COMMUNICATION`.
         workers: instances that the barrier waits for: x of a bundle xA-yF; r, but at least one, if left out.
 
     Returns:
-        Time, shape of `ratio`.
+        Time, float64, shape of `ratio`.
+
+    Raises:
+        UnknownName: another `comm`.
+        InvalidArgument: a number out of range.
     """
     b, r = whole("batch", batch), _positive("ratio", ratio)
     mean = coefficients.attention(b * number("theta", theta))
@@ -243,22 +184,26 @@ def microbatch_time(
 ) -> Floats:
     """Time per step of one microbatch with m of them in flight: max(t_A, t_F, (t_A + t_C + t_F) / m) (worked out here).
 
-    A microbatch goes through attention, link, FFN and link in turn, so m of them cannot go round faster than the whole
-    way divided by m, nor faster than either pool. With a barrier (`nu`), t_A is m0 + kappa sigma where a microbatch waits
-    for its slowest instance, and m0 + kappa sigma / sqrt(m) where instances that are fast can begin the next one.
+    A microbatch goes through attention, link, FFN and link in turn, so m of them cannot go round faster than the whole way divided
+    by m, nor faster than either pool. With a barrier (`nu`), t_A is m0 + kappa sigma where a microbatch waits for its slowest
+    instance, and m0 + kappa sigma / sqrt(m) where instances that are fast can begin the next one.
 
     Args:
         coefficients: the latencies.
-        batch: B of one microbatch.
+        batch: B, requests of one microbatch of one instance.
         theta: mean tokens of a slot.
-        ratio: r.
+        ratio: r, attention instances per FFN instance.
         batches: m. With 1 nothing overlaps; from 3 on the link is hidden wherever t_C < t_A + t_F.
         nu: standard deviation of the tokens of a slot; 0 for the mean field.
-        comm: see `COMMUNICATION`.
-        workers: as in `barrier_time`.
+        comm: what communication grows with, one of `COMMUNICATION`.
+        workers: instances that the barrier waits for: x of a bundle xA-yF; r, but at least one, if left out.
 
     Returns:
-        Time, shape of `ratio`; a request gets a token every `batches` times that.
+        Time, float64, shape of `ratio`; a request gets a token every `batches` times that.
+
+    Raises:
+        UnknownName: another `comm`.
+        InvalidArgument: a number out of range.
     """
     b, r, m = whole("batch", batch), _positive("ratio", ratio), whole("batches", batches)
     mean = coefficients.attention(b * number("theta", theta))
@@ -270,7 +215,19 @@ def microbatch_time(
 
 
 def throughput(ratio: ArrayLike, batch: int, step_time: ArrayLike) -> Floats:
-    """Output tokens per time and instance, r B / ((r + 1) tau); shape of `ratio`."""
+    """Output tokens per time and instance, r B / ((r + 1) tau).
+
+    Args:
+        ratio: r, attention instances per FFN instance.
+        batch: B, requests of a microbatch of one instance.
+        step_time: tau of a step, shape of `ratio`.
+
+    Returns:
+        Tokens per time, float64, shape of `ratio`.
+
+    Raises:
+        InvalidArgument: a number out of range.
+    """
     r = _positive("ratio", ratio)
     return np.asarray(r * whole("batch", batch) / ((r + 1.0) * _positive("step_time", step_time)))
 
@@ -289,11 +246,11 @@ class Optimum:
         binding: "attention" or "communication" where that balances the FFN, "FFN" where r_peak decides, "round trip" where
             microbatches wait for their own return.
         attention_ratio: r_A, where attention and FFN take equally long; negative if the FFN is always slower.
-        communication_ratio: r_C, where communication and FFN do, likewise.
+        communication_ratio: r_C, where communication and FFN take equally long; negative if the FFN is always slower.
         peak_ratio: r_peak, where the throughput of the FFN alone is largest.
         attention_instances: x of the best bundle xA-yF that can be built.
-        ffn_instances: y.
-        feasible_throughput: of that bundle.
+        ffn_instances: y of the best bundle xA-yF that can be built.
+        feasible_throughput: of the best bundle that can be built, tokens per time and instance.
     """
 
     ratio: float
@@ -317,8 +274,8 @@ def feasible_ratios(instances: int) -> tuple[tuple[int, int], ...]:
         InvalidArgument: fewer than 2 instances.
     """
     most = whole("instances", instances, 2, 4096)
-    found = [(x, y) for y in range(1, most) for x in range(1, most - y + 1) if math.gcd(x, y) == 1]
-    return tuple(sorted(found, key=lambda pair: pair[0] / pair[1]))
+    pairs = [(x, y) for y in range(1, most) for x in range(1, most - y + 1) if math.gcd(x, y) == 1]
+    return tuple(sorted(pairs, key=lambda pair: pair[0] / pair[1]))
 
 
 def _neighbours(ratio: float, instances: int | None) -> list[tuple[int, int]]:
@@ -327,8 +284,8 @@ def _neighbours(ratio: float, instances: int | None) -> list[tuple[int, int]]:
         below = max(math.floor(ratio), 1)
         return [(below, 1), (below + 1, 1)]
     pairs = feasible_ratios(instances)
-    at = int(np.searchsorted([x / y for x, y in pairs], ratio))
-    return list(pairs[max(at - 1, 0) : at + 1])
+    above = int(np.searchsorted([x / y for x, y in pairs], ratio))
+    return list(pairs[max(above - 1, 0) : above + 1])
 
 
 def _balance(coefficients: Coefficients, batch: int, theta: float) -> tuple[float, float, float]:
@@ -356,16 +313,16 @@ def _best(
         return float(throughput(r, batch, tau)), tau
 
     best, tau = value(ratio, max(ratio, 1.0))
-    found = [(value(x / y, x)[0], x, y) for x, y in _neighbours(ratio, instances)]
-    feasible, x, y = max(found, key=lambda entry: entry[0])
+    bundles = [(value(x / y, x)[0], x, y) for x, y in _neighbours(ratio, instances)]
+    feasible, x, y = max(bundles, key=lambda entry: entry[0])
     return Optimum(ratio, best, tau, binding, *balance, x, y, feasible)
 
 
 def _best_of_pieces(pieces: list[tuple[float, float]], batch: int) -> float:
     """The r that maximises r / ((r + 1) max_i(slope_i r + base_i)); each piece is (slope, base).
 
-    (1 + 1/r) (slope r + base) is convex in r, so is the largest of several: the optimum is where one piece is least, at
-    sqrt(base / slope), or where two of them cross.
+    (1 + 1/r) (slope r + base) is convex in r, so is the largest of several: the optimum is where one piece is least, at sqrt(base /
+    slope), or where two of them cross.
     """
     candidates = [math.sqrt(base / slope) for slope, base in pieces if slope > 0 and base > 0]
     for i, (slope, base) in enumerate(pieces):
@@ -388,17 +345,21 @@ def optimal_ratio(
 ) -> Optimum:
     """The mean-field optimum r* = max(r_A, r_C, r_peak) (Theorem 4.4), and the better of the bundles next to it.
 
-    With `comm="aggregate"` communication grows with r as the FFN does; then the candidates are the balance points of
-    the three latencies and the least points of those that grow.
+    With `comm="aggregate"` communication grows with r as the FFN does; then the candidates are the balance points of the three
+    latencies and the least points of those that grow.
 
     Args:
         coefficients: the latencies.
-        batch: B.
-        theta: mean tokens of a slot (`theta`, or `finite_load` / B).
-        comm: see `COMMUNICATION`.
-        instances: of a bundle, at most; None allows any number of attention instances and one of FFN.
+        batch: B, requests of a microbatch of one instance.
+        theta: mean tokens of a slot (`theta`, or `finite_load` / B, of `llmgym.envs.afd.occupancy`).
+        comm: what communication grows with, one of `COMMUNICATION`.
+        instances: most instances of a bundle; None allows any number of attention instances and one of FFN.
+
+    Returns:
+        The optimum, with times in the unit of the coefficients.
 
     Raises:
+        UnknownName: another `comm`.
         InvalidArgument: a number out of range.
     """
     b, t = whole("batch", batch), number("theta", theta)
@@ -416,10 +377,9 @@ def optimal_ratio(
         ratio = _best_of_pieces(pieces, b)
         times = [slope * ratio + base for slope, base in pieces]
         longest = max(times)
-        # At a balance point two latencies are equal, and the one that does not grow is what binds; otherwise the one that is
-        # longest.
+        # At a balance point two latencies are equal, and the one that does not grow binds; elsewhere the longest does.
         names = (ATTENTION, LINK, FFN)
-        binding = next(n for n, x in zip(names, times, strict=True) if x >= longest * (1.0 - 1e-9))
+        binding = next(n for n, x in zip(names, times, strict=True) if x >= longest * (1.0 - _EQUAL))
     return _best(ratio, lambda r, _: step_time(coefficients, b, t, r, comm), b, binding, balance, instances)
 
 
@@ -431,10 +391,25 @@ def microbatch_ratio(
     comm: str = "per_instance",
     instances: int | None = None,
 ) -> Optimum:
-    """The optimum of the mean field with m microbatches in flight (`microbatch_time`); arguments as for `optimal_ratio`.
+    """The optimum of the mean field with m microbatches in flight (`microbatch_time`).
 
-    With m = 2 the best ratio is (t_A - t_C - beta_F) / (alpha_F B) where that exceeds r_peak: communication is not hidden
-    at balance. From m = 3 on it is that of `optimal_ratio` wherever t_C < t_A + t_F.
+    With m = 2 the best ratio is (t_A - t_C - beta_F) / (alpha_F B) where that exceeds r_peak: communication is not hidden at
+    balance. From m = 3 on it is that of `optimal_ratio` wherever t_C < t_A + t_F.
+
+    Args:
+        coefficients: the latencies.
+        batch: B, requests of one microbatch of one instance.
+        theta: mean tokens of a slot.
+        batches: m, microbatches in flight.
+        comm: what communication grows with, one of `COMMUNICATION`.
+        instances: most instances of a bundle; None allows any number of attention instances and one of FFN.
+
+    Returns:
+        The optimum, with times in the unit of the coefficients.
+
+    Raises:
+        UnknownName: another `comm`.
+        InvalidArgument: a number out of range.
     """
     b, t, m = whole("batch", batch), number("theta", theta), whole("batches", batches)
     choice("comm", comm, COMMUNICATION)
@@ -447,7 +422,7 @@ def microbatch_ratio(
     pieces = [(0.0, attention), ffn, way]
     ratio = _best_of_pieces(pieces, b)
     times = [slope * ratio + base for slope, base in pieces]
-    binding = (ATTENTION, FFN, WAY)[int(np.argmax(np.array(times) >= max(times) * (1.0 - 1e-9)))]
+    binding = (ATTENTION, FFN, WAY)[int(np.argmax(np.array(times) >= max(times) * (1.0 - _EQUAL)))]
     return _best(
         ratio,
         lambda r, _: microbatch_time(coefficients, b, t, r, m, 0.0, comm),
@@ -466,9 +441,22 @@ def barrier_ratio(
     comm: str = "per_instance",
     instances: int | None = None,
 ) -> Optimum:
-    """The optimum r*_G with a barrier (`barrier_time`), found numerically; arguments as for `optimal_ratio`, and `nu`.
+    """The optimum r*_G with a barrier (`barrier_time`), searched numerically.
 
-    `binding` and the three balance ratios are those of the mean field.
+    Args:
+        coefficients: the latencies.
+        batch: B, requests of a microbatch of one instance.
+        theta: mean tokens of a slot.
+        nu: standard deviation of the tokens of a slot.
+        comm: what communication grows with, one of `COMMUNICATION`.
+        instances: most instances of a bundle; None allows any number of attention instances and one of FFN.
+
+    Returns:
+        The optimum, with times in the unit of the coefficients; `binding` and the three balance ratios are those of the mean field.
+
+    Raises:
+        UnknownName: another `comm`.
+        InvalidArgument: a number out of range.
     """
     from scipy.optimize import minimize_scalar
 
@@ -480,13 +468,13 @@ def barrier_ratio(
 
     # The barrier lifts attention, so the optimum is near r* or above; on a logarithmic grid first, as a bracket.
     grid = np.exp(np.linspace(math.log(field.ratio / 8.0), math.log(field.ratio * 8.0), 193))
-    at = int(np.argmax(throughput(grid, b, time(grid, np.maximum(grid, 1.0)))))
-    low, high = grid[max(at - 1, 0)], grid[min(at + 1, len(grid) - 1)]
-    found = minimize_scalar(
+    peak = int(np.argmax(throughput(grid, b, time(grid, np.maximum(grid, 1.0)))))
+    low, high = grid[max(peak - 1, 0)], grid[min(peak + 1, len(grid) - 1)]
+    best = minimize_scalar(
         lambda r: -float(throughput(r, b, time(r, max(r, 1.0)))),
         bounds=(low, high),
         method="bounded",
         options={"xatol": 1e-9 * field.ratio},
     )
     balance = (field.attention_ratio, field.communication_ratio, field.peak_ratio)
-    return _best(float(found.x), time, b, field.binding, balance, instances)
+    return _best(float(best.x), time, b, field.binding, balance, instances)

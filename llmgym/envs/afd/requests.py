@@ -1,9 +1,8 @@
 """Requests as a decode pool meets them: laws of (prompt, steps in the slot), each a table of equally likely requests.
 
-A table says everything: compiled code draws a row, the trace estimators `theta` and `nu` of `llmgym.envs.afd.law`
-are exact on it, and a law, a workload and a trace look the same. Tables of laws are even in the quantiles (the midpoints of
-2^15 equal parts), and where prompt and steps are independent their quantiles form a golden-ratio lattice, which has next to
-no correlation.
+A table says everything: compiled code draws a row, the trace estimators `theta` and `nu` of `llmgym.envs.afd.law` are exact on it,
+and a law, a workload and a trace look the same. Tables of laws are even in the quantiles (the midpoints of 2^15 equal parts), and
+where prompt and steps are independent their quantiles form a golden-ratio lattice, which has next to no correlation.
 
 The laws are those of Song et al., arXiv 2601.21351: geometric decode lengths in version 1, any law in the later ones.
 """
@@ -19,29 +18,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from llmgym import workloads
 from llmgym.core.checks import number
-from llmgym.envs.afd.law import nu, theta
+from llmgym.core.records import Record, Records, float64, int32
+from llmgym.envs.afd.occupancy import nu, theta
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.workloads import RequestClass, Workload
 
 ROWS = 2**15
+"""Requests in the table of a law, chosen here: the means of a geometric law are then right to 1e-3."""
 MOST_TOKENS = 2**24
 """The longest prompt, and the longest stay: sums of loads then stay exact in double precision."""
 _GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
-LAW = np.dtype(
-    [
-        ("begin", "i4"),  # rows in the table of requests
-        ("count", "i4"),
-        ("theta", "f8"),
-        ("nu", "f8"),
-        ("mean_prompt", "f8"),
-        ("mean_steps", "f8"),
-        ("best", "f8"),  # largest throughput with a barrier, tokens per cycle and instance
-    ],
-    align=True,
-)
-"""A law as compiled code sees it; `begin` and `count` say where its rows are in the table of all."""
+class Law(Record):
+    """A law of requests as compiled code sees it."""
+
+    begin: int = int32("First of its rows in the table of all requests.")
+    count: int = int32("Its rows in that table.")
+    theta: float = float64("Mean tokens of a slot.")
+    nu: float = float64("Standard deviation of the tokens of a slot.")
+    mean_prompt: float = float64("Mean prompt of a request, tokens.")
+    mean_steps: float = float64("Mean steps of a request in its slot.")
+    best: float = float64("Largest throughput with a barrier, tokens per cycle and instance.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +47,13 @@ class Requests:
     """A law of requests: one of the rows, each with the same probability.
 
     Attributes:
-        name: for people.
-        prompt_tokens: int32 [n], at least 0.
-        steps: int32 [n], steps in the slot, at least 1: its KV cache holds prompt, prompt + 1, ..., prompt + steps - 1 tokens.
+        name: what tables and pictures call it.
+        prompt_tokens: int32 [n], tokens, at least 0.
+        steps: int32 [n], steps in the slot, at least 1. In these the KV cache of a request holds prompt, prompt + 1, ...,
+            prompt + steps - 1 tokens.
+
+    Raises:
+        InvalidArgument: the two have different shapes, or a number is out of range.
     """
 
     name: str
@@ -130,14 +132,21 @@ def geometric(
     prompt_cv: float = 1.0,
     prompt_per_step: float = 0.0,
 ) -> Requests:
-    """Geometric decode lengths D on 0, 1, ... (v1): L = D + 1 steps, memoryless.
+    """Geometric decode lengths D on 0, 1, ... (version 1 of the paper): L = D + 1 steps, memoryless.
 
     Args:
         prompt: mean prompt, tokens.
         decode: mean of D, tokens.
-        prompt_law: "constant", "geometric" or "lognormal"; the paper says only that it has the mean `prompt`.
-        prompt_cv: coefficient of variation of "lognormal".
+        prompt_law: "constant", "geometric" or "lognormal"; the paper says only that prompts have the mean `prompt`.
+        prompt_cv: coefficient of variation of a "lognormal" prompt.
         prompt_per_step: if positive, the prompt is this times D instead: long answers to long prompts.
+
+    Returns:
+        A table of `ROWS` requests.
+
+    Raises:
+        UnknownName: another `prompt_law`.
+        InvalidArgument: a number out of range.
     """
     length = _geometric(number("decode", decode), _even(ROWS))
     if number("prompt_per_step", prompt_per_step, zero=True) > 0.0:
@@ -148,13 +157,25 @@ def geometric(
 
 
 def constant(prompt: float = 100.0, steps: float = 500.0) -> Requests:
-    """Every request alike."""
+    """Requests that are all alike: their prompt in tokens, and the steps they stay."""
     number("prompt", prompt, zero=True)
     return Requests("constant", np.array([prompt], np.int32), np.array([number("steps", steps)], np.int32))
 
 
 def uniform(prompt: float = 100.0, low: float = 1.0, high: float = 999.0) -> Requests:
-    """Steps uniform in low..high, a constant prompt."""
+    """Steps that are uniform in low..high, and a constant prompt.
+
+    Args:
+        prompt: of every request, tokens.
+        low: fewest steps, at least 1.
+        high: most steps.
+
+    Returns:
+        A table with one request for each number of steps.
+
+    Raises:
+        InvalidArgument: a number out of range.
+    """
     number("prompt", prompt, zero=True)
     if not 1.0 <= number("low", low) <= number("high", high):
         raise InvalidArgument(f"low={low!r}, high={high!r}: expected 1 <= low <= high")
@@ -169,7 +190,22 @@ def lognormal(
     prompt_law: str = "constant",
     prompt_cv: float = 1.0,
 ) -> Requests:
-    """Lognormal steps with this mean and coefficient of variation, at least 1; the prompt as for `geometric`."""
+    """Lognormal steps, at least 1.
+
+    Args:
+        prompt: mean prompt, tokens.
+        steps: mean steps.
+        cv: coefficient of variation of the steps.
+        prompt_law: "constant", "geometric" or "lognormal".
+        prompt_cv: coefficient of variation of a "lognormal" prompt.
+
+    Returns:
+        A table of `ROWS` requests.
+
+    Raises:
+        UnknownName: another `prompt_law`.
+        InvalidArgument: a number out of range.
+    """
     length = np.maximum(_lognormal(number("steps", steps), number("cv", cv), _even(ROWS)), 1.0)
     prompts = _prompts(prompt, prompt_cv, prompt_law, ROWS)
     return Requests("lognormal", prompts.astype(np.int32), np.minimum(length, MOST_TOKENS).astype(np.int32))
@@ -184,40 +220,53 @@ LAWS: dict[str, Callable[..., Requests]] = {
 
 
 def of_workload(workload: Workload, rows: int = ROWS) -> Requests:
-    """The prompts and outputs of a workload: an output token is a step. Classes by their mean share over the phases.
+    """The prompts and outputs of a workload: an output token is a step. Classes count by their mean share over the phases.
 
     Args:
         workload: its arrivals do not matter, as a decode pool in this model always has work waiting.
         rows: of the table; a class made of trace rows keeps them all if it is the only one.
     """
-    if len(workload.classes) == 1 and workload.classes[0].rows is not None:
-        found = workload.classes[0].rows
-        return Requests(workload.name, found.prompt_tokens, found.output_tokens)
+    if len(workload.classes) == 1 and (trace := workload.classes[0].rows) is not None:
+        return Requests(workload.name, trace.prompt_tokens, trace.output_tokens)
     shares = np.mean([np.array(phase.weights) / sum(phase.weights) for phase in workload.phases], axis=0)
     counts = np.diff(np.rint(np.concatenate([[0.0], np.cumsum(shares)]) * rows)).astype(int)
     parts = [
-        _of_class(kind, count) for kind, count in zip(workload.classes, counts, strict=True) if count > 0
+        _of_class(request_class, count)
+        for request_class, count in zip(workload.classes, counts, strict=True)
+        if count > 0
     ]
     prompts, steps = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     return Requests(workload.name, prompts, steps)
 
 
-def _of_class(kind: RequestClass, rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
+def _of_class(request_class: RequestClass, rows: int) -> tuple[NDArray[Any], NDArray[Any]]:
     u, v = _even(rows), _lattice(rows)
-    if kind.rows is not None:
-        at = np.minimum((u * len(kind.rows)).astype(int), len(kind.rows) - 1)
-        return kind.rows.prompt_tokens[at], kind.rows.output_tokens[at]
-    assert kind.prompt is not None and kind.output is not None
-    if kind.correlation != 0.0:
+    if request_class.rows is not None:
+        chosen = np.minimum((u * len(request_class.rows)).astype(int), len(request_class.rows) - 1)
+        return request_class.rows.prompt_tokens[chosen], request_class.rows.output_tokens[chosen]
+    assert request_class.prompt is not None and request_class.output is not None
+    if request_class.correlation != 0.0:
         from scipy.special import ndtr, ndtri
 
-        rho = kind.correlation
+        rho = request_class.correlation
         v = ndtr(rho * ndtri(u) + math.sqrt(1.0 - rho * rho) * ndtri(v))
-    return kind.prompt.quantile(u), kind.output.quantile(v)
+    return request_class.prompt.quantile(u), request_class.output.quantile(v)
 
 
 def of_arrays(prompt_tokens: ArrayLike, steps: ArrayLike, name: str = "trace") -> Requests:
-    """Requests that were seen, int [n] each; the same checks as for `theta`."""
+    """Requests that were seen.
+
+    Args:
+        prompt_tokens: [n], tokens.
+        steps: [n], steps that each was in its slot.
+        name: what tables and pictures call them.
+
+    Returns:
+        A table with a row for each of them.
+
+    Raises:
+        InvalidArgument: shapes differ, no request, a negative prompt or less than one step.
+    """
     theta(prompt_tokens, steps)
     return Requests(name, np.asarray(prompt_tokens, np.float64), np.asarray(steps, np.float64))  # type: ignore[arg-type]
 
@@ -245,7 +294,11 @@ def _named(text: str) -> Requests:
     return of_workload(workloads.load(text))
 
 
-def load(requests: "str | Requests | Workload") -> Requests:
+RequestSource = str | Requests | Workload
+"""What a law of requests can be given as; see `load`."""
+
+
+def load(requests: RequestSource) -> Requests:
     """Requests by text, such as `"geometric:prompt=100,decode=500"` or the name of a workload; or from an object.
 
     Raises:
@@ -261,20 +314,18 @@ def load(requests: "str | Requests | Workload") -> Requests:
     raise InvalidArgument(f"requests={requests!r}: expected a text, Requests or a Workload")
 
 
-def pack(laws: tuple[Requests, ...]) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
+def pack(laws: tuple[Requests, ...]) -> tuple[Records[Law], NDArray[np.int32], NDArray[np.int64]]:
     """Laws of requests for compiled code.
 
     Returns:
-        Records `LAW` [laws] (`best` is left 0), rows of (prompt, steps) int32 [n, 2], and the running sum of the steps of each
+        Records `Law` [laws] (`best` is left 0), rows of (prompt, steps) int32 [n, 2], and the running sum of the steps of each
         law's rows, int64 [n].
     """
-    records = np.zeros(len(laws), LAW)
-    at = 0
-    for record, law in zip(records, laws, strict=True):
-        record["begin"], record["count"] = at, len(law.steps)
-        record["theta"], record["nu"] = law.theta, law.nu
-        record["mean_prompt"], record["mean_steps"] = law.mean_prompt, law.mean_steps
-        at += len(law.steps)
+    records = Law.zeros(len(laws))
+    begin = 0
+    for k, law in enumerate(laws):
+        records[k] = Law.pack(law, begin=begin, count=len(law.steps), best=0.0)[0]
+        begin += len(law.steps)
     rows = np.concatenate([np.stack([law.prompt_tokens, law.steps], axis=1) for law in laws]).astype(np.int32)
     until = np.concatenate([np.cumsum(law.steps, dtype=np.int64) for law in laws])
     return records, rows, until

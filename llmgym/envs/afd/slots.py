@@ -1,68 +1,77 @@
 """What AFDRatio and AFDRefill share: slots that requests move through, and the requests that fill them.
 
-Song et al., arXiv 2601.21351v1, sections 3 and 4: an attention instance has B slots for each microbatch, and a request that
-is done frees its slot, which is refilled before the next step. A microbatch of one instance is a *table* here: its slots,
-the steps at which they will be free (a wheel of linked lists, so that a step costs what finishes in it and not B), and its load,
-which grows by one token for every occupied slot and step.
+Song et al., arXiv 2601.21351v1, sections 3 and 4: an attention instance has B slots for each microbatch, and a request that is done
+frees its slot, which is refilled before the next step. A microbatch of one instance is a *table* here: its slots, the steps at
+which they will be free (a wheel of linked lists, so that a step costs what finishes in it and not B), and its load, which grows by
+one token for every occupied slot and step.
 
-Steps of a microbatch are counted by its `tick`. A request placed at tick t with L steps holds its prompt at t, one token
-more at each later step, and is done when the tick is t + L.
+Steps of a microbatch are counted by its `tick`. A request placed at tick t with L steps holds its prompt at t, one token more at
+each later step, and is done when the tick is t + L.
 """
-
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
+from llmgym.core.records import Record, Records, float64, int32
 from llmgym.core.rng import integer, uniform
+from llmgym.envs.afd.requests import Law
 
 NONE = -1
+"""Ends a list of slots."""
 NEVER = -1.0
+"""The first step of a request that was already running when the episode began."""
+LEAST_BUCKETS, MOST_BUCKETS = 8, 1024
+"""Sizes of a wheel, chosen here: larger ones take more memory than they save time."""
 
-SLOT = np.dtype(
-    [
-        ("began", "f8"),  # time of the first step; NEVER where it was not seen
-        ("prompt", "i4"),
-        ("steps", "i4"),
-        ("end", "i4"),  # tick at which it is free
-        ("next", "i4"),  # slot after it in its list
-    ],
-    align=True,
-)
-TABLE = np.dtype(
-    [
-        ("load", "f8"),  # tokens; whole numbers in all modes with slots
-        ("occupied", "i4"),
-        ("free", "i4"),  # first free slot
-    ],
-    align=True,
-)
+
+class Slot(Record):
+    """A place for one request on an attention instance."""
+
+    began: float = float64("Time of the request's first step, cycles; NEVER where it was not seen.")
+    prompt: int = int32("Prompt of the request, tokens.")
+    steps: int = int32("Steps that the request stays.")
+    end: int = int32("Tick at which the slot is free.")
+    next: int = int32("Slot after this one in its list; NONE for the last.")
+
+
+class Table(Record):
+    """The slots of one microbatch on one attention instance."""
+
+    load: float = float64("Tokens in the KV cache; a whole number wherever requests have slots.")
+    occupied: int = int32("Slots that hold a request.")
+    free: int = int32("First free slot; NONE if all are occupied.")
 
 
 def wheel_size(mean_steps: float) -> int:
-    """Buckets of a wheel: a power of two near the mean stay, at most 1,024."""
-    size = 8
-    while size < min(mean_steps, 1024.0):
+    """Buckets of a wheel: a power of two near the mean stay of a request (in steps), 8 to 1,024."""
+    size = LEAST_BUCKETS
+    while size < min(mean_steps, MOST_BUCKETS):
         size *= 2
     return size
 
 
 @kernel(inline=True)
-def draw(law: Any, key: np.uint64, number: int) -> int:
-    """Row of request `number` of a stream: each of the law's rows is equally likely."""
-    return law.begin + min(int(uniform(key, number) * law.count), law.count - 1)
+def draw(law: Law, key: np.uint64, index: int) -> int:
+    """Draw request `index` of a stream: the row of the table of requests, each row of the law being equally likely."""
+    return law.begin + min(int(uniform(key, index) * law.count), law.count - 1)
 
 
 @kernel
-def draw_running(law: Any, until: NDArray[np.int64], key: np.uint64, number: int) -> tuple[int, int]:
-    """A request met in a slot in the long run, and the steps it has had: longer ones are met more often.
+def draw_running(law: Law, until: NDArray[np.int64], key: np.uint64, index: int) -> tuple[int, int]:
+    """Draw a request as it is met in a slot in the long run, where longer ones are met more often.
+
+    Args:
+        law: of the requests.
+        until: int64 [rows], running sums of the steps of the law's rows.
+        key: of the stream.
+        index: of the draw.
 
     Returns:
-        Its row, and its age in 0..steps - 1.
+        Its row in the table of requests, and the steps it has had, 0..steps - 1.
     """
     last = law.begin + law.count - 1
-    point = min(integer(key, number, 0, until[last] - 1), until[last] - 1)
+    point = min(integer(key, index, 0, until[last] - 1), until[last] - 1)
     low, high = law.begin, last
     while low < high:
         middle = (low + high) // 2
@@ -76,28 +85,45 @@ def draw_running(law: Any, until: NDArray[np.int64], key: np.uint64, number: int
 
 
 @kernel
-def clear(slots: NDArray[Any], wheel: NDArray[np.int32], table: Any) -> None:
-    """Make every slot of a table free."""
+def clear(slots: Records[Slot], wheel: NDArray[np.int32], table: Table) -> None:
+    """Free every slot of a table.
+
+    Args:
+        slots: [B], of the table.
+        wheel: int32 [buckets], of the table.
+        table: its load and its free slots.
+    """
     last = slots.shape[0] - 1
     for s in range(last + 1):
         slots[s].next = s + 1 if s < last else NONE
-    for k in range(wheel.shape[0]):
-        wheel[k] = NONE
+    for bucket in range(wheel.shape[0]):
+        wheel[bucket] = NONE
     table.load, table.occupied, table.free = 0.0, 0, 0
 
 
 @kernel
 def place(
-    slots: NDArray[Any],
+    slots: Records[Slot],
     wheel: NDArray[np.int32],
-    table: Any,
+    table: Table,
     tick: int,
     prompt: int,
     steps: int,
     age: int,
     began: float,
 ) -> None:
-    """Put a request that has had `age` steps into the first free slot."""
+    """Put a request into the first free slot.
+
+    Args:
+        slots: [B], of the table.
+        wheel: int32 [buckets], of the table.
+        table: its load and its free slots, of which there is at least one.
+        tick: steps of the microbatch so far.
+        prompt: of the request, tokens.
+        steps: that the request stays in all.
+        age: steps that it has had.
+        began: time of its first step, cycles; NEVER where it was not seen.
+    """
     s = table.free
     slot = slots[s]
     table.free = slot.next
@@ -110,10 +136,17 @@ def place(
 
 
 @kernel
-def advance(slots: NDArray[Any], wheel: NDArray[np.int32], table: Any, tick: int) -> int:
-    """Let a table take the step that ends with this tick; returns how many requests are done with it.
+def advance(slots: Records[Slot], wheel: NDArray[np.int32], table: Table, tick: int) -> int:
+    """Let a table take the step that ends with this tick.
 
-    Their slots are the first of the free ones, in turn.
+    Args:
+        slots: [B], of the table.
+        wheel: int32 [buckets], of the table.
+        table: its load and its free slots.
+        tick: steps of the microbatch, this one included.
+
+    Returns:
+        How many requests are done with the step. Their slots are the first of the free ones, in turn.
     """
     table.load += table.occupied
     bucket = tick & (wheel.shape[0] - 1)
@@ -136,19 +169,19 @@ def advance(slots: NDArray[Any], wheel: NDArray[np.int32], table: Any, tick: int
     return done
 
 
-def _running(slots: NDArray[Any], wheel: NDArray[np.int32]) -> list[int]:
-    """The slots of one table that hold a request."""
-    found = []
+def running_slots(slots: Records[Slot], wheel: NDArray[np.int32]) -> NDArray[np.int64]:
+    """The slots [B] of one table that hold a request, read from its wheel (int32 [buckets]): int64 [requests]."""
+    running = []
     for head in wheel:
         s = int(head)
         while s != NONE:
-            found.append(s)
+            running.append(s)
             s = int(slots["next"][s])
-    return found
+    return np.array(running, np.int64)
 
 
 def redraw_steps(
-    slots: NDArray[Any],
+    slots: Records[Slot],
     wheel: NDArray[np.int32],
     tick: int,
     steps: NDArray[np.int32],
@@ -157,16 +190,16 @@ def redraw_steps(
     """Give every request in a table other steps, more than it has had: what it holds stays, when it will be done does not.
 
     Args:
-        slots: records `SLOT` [B].
-        wheel: int32 [buckets].
+        slots: [B], of the table.
+        wheel: int32 [buckets], of the table.
         tick: steps of the microbatch so far.
-        steps: of the requests to draw from, each equally likely, rising; the last is more than any request here has had.
+        steps: int32 [n], of the requests to draw from, each equally likely, rising; the last is more than any request here has had.
         rng: draws them.
 
     Returns:
         By how many the steps of all requests together have grown.
     """
-    running = np.array(_running(slots, wheel), np.int64)
+    running = running_slots(slots, wheel)
     old, end = slots["steps"][running], slots["end"][running]
     had = old - (end - tick)
     drawn = steps[rng.integers(np.searchsorted(steps, had, side="right"), len(steps))]
@@ -176,12 +209,3 @@ def redraw_steps(
         bucket = int(slots["end"][s]) & (len(wheel) - 1)
         slots["next"][s], wheel[bucket] = wheel[bucket], s
     return int(drawn.sum() - old.sum())
-
-
-def recount(slots: NDArray[Any], wheel: NDArray[np.int32], tick: int) -> tuple[int, int, int, int]:
-    """Requests, tokens, steps had and steps left of one table, from its slots and not from its counters."""
-    running = _running(slots, wheel)
-    mine = slots[np.array(running, np.int64)]
-    left = (mine["end"] - tick).astype(np.int64)
-    had = mine["steps"] - left
-    return len(np.unique(running)), int((mine["prompt"] + had).sum()), int(had.sum()), int(left.sum())

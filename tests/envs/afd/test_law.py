@@ -11,8 +11,10 @@ import pytest
 
 from llmgym import profiles, workloads
 from llmgym.envs.afd import law as forms
+from llmgym.envs.afd import occupancy
 from llmgym.envs.afd.costs import PAPER, coefficients, fit, from_shape
-from llmgym.envs.afd.law import optimal_ratio, theta
+from llmgym.envs.afd.law import optimal_ratio
+from llmgym.envs.afd.occupancy import theta
 from llmgym.envs.afd.requests import Requests, load, of_arrays, of_workload
 from llmgym.errors import InvalidArgument
 from llmgym.workloads import RequestClass, Rows, Workload, poisson, replay
@@ -54,10 +56,10 @@ def test_latencies_of_a_gpu() -> None:
     assert made.values == pytest.approx((0.04369, 0.0, 20.0, 0.0, 10.48576, 10.0), rel=1e-3)
     slopes = {}
     for gpu in ("h100", "h200"):
-        found = fit(profiles.load(f"{gpu}/llama-3.1-8b"), 128, 50.0)
-        assert min(found.attention_r2, found.ffn_r2) > 0.999
-        assert found.coefficients == coefficients(profiles.load(f"{gpu}/llama-3.1-8b"), 128, 50.0)
-        slopes[gpu] = found.coefficients.values
+        fitted = fit(profiles.load(f"{gpu}/llama-3.1-8b"), 128, 50.0)
+        assert min(fitted.attention_r2, fitted.ffn_r2) > 0.999
+        assert fitted.coefficients == coefficients(profiles.load(f"{gpu}/llama-3.1-8b"), 128, 50.0)
+        slopes[gpu] = fitted.coefficients.values
     # 131,072 bytes a token at 3.35 and 4.8 TB/s take 0.0391 and 0.0273 us
     assert slopes["h100"][0] == pytest.approx(0.0391, rel=0.15)
     assert slopes["h200"][0] == pytest.approx(0.0273, rel=0.15)
@@ -93,14 +95,14 @@ def test_wrong_numbers_of_the_closed_forms_are_named() -> None:
         (lambda: forms.step_time(PAPER, 256, 600.0, [1.0, 0.0]), "ratio"),
         (lambda: forms.barrier_time(PAPER, 256, 600.0, 1.0, 2.0, workers=0), "workers"),
         (lambda: forms.throughput(-1.0, 256, 300.0), "ratio"),
-        (lambda: forms.finite_load(256, 100.0, 0.0, 10), "mean_decode"),
-        (lambda: forms.finite_load(256, 100.0, 5.0, 0), "requests"),
-        (lambda: forms.theta([1.0], [0.0]), "steps"),
-        (lambda: forms.theta([-1.0], [2.0]), "prompt_tokens"),
-        (lambda: forms.theta([], []), "n >= 1"),
-        (lambda: forms.theta([1.0, 2.0], [2.0]), "shape"),
-        (lambda: forms.theta_from_moments(0.5, 1.0, 1.0), "steps"),
-        (lambda: forms.theta_from_moments(5.0, 20.0, 1.0), "steps_squared"),
+        (lambda: occupancy.finite_load(256, 100.0, 0.0, 10), "mean_decode"),
+        (lambda: occupancy.finite_load(256, 100.0, 5.0, 0), "requests"),
+        (lambda: occupancy.theta([1.0], [0.0]), "steps"),
+        (lambda: occupancy.theta([-1.0], [2.0]), "prompt_tokens"),
+        (lambda: occupancy.theta([], []), "n >= 1"),
+        (lambda: occupancy.theta([1.0, 2.0], [2.0]), "shape"),
+        (lambda: occupancy.theta_from_moments(0.5, 1.0, 1.0), "steps"),
+        (lambda: occupancy.theta_from_moments(5.0, 20.0, 1.0), "steps_squared"),
         (lambda: forms.feasible_ratios(1), "instances"),
         (lambda: Requests("x", np.array([1]), np.array([0])), "steps"),
         (lambda: Requests("x", np.array([1, 2]), np.array([3])), "shape"),

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import llmgym
+from llmgym.core.lanes import observing
 from llmgym.core.rng import integer, substream, uniform
 from llmgym.envs.afd.costs import PAPER, Coefficients, coefficients
-from llmgym.envs.afd.law import barrier_time, feasible_ratios, nu, step_time, theta, throughput
+from llmgym.envs.afd.law import barrier_time, feasible_ratios, step_time, throughput
+from llmgym.envs.afd.occupancy import nu, theta
 from llmgym.envs.afd.ratio.env import AFDRatioEnv, AFDRatioVectorEnv
 from llmgym.envs.afd.ratio.epoch import AGES, REQUESTS
 from llmgym.envs.afd.ratio.scenarios import SCENARIOS
@@ -122,7 +124,7 @@ def test_gaussian_loads_of_a_new_instance_begin_at_fresh_prompts_and_rise() -> N
 class Reference:
     """The bundle in plain Python: a list of [prompt, steps, age] for each microbatch and instance, and the event recursion.
 
-    Requests finish at once in any order within an instance and step; as the next requests of the stream fill whatever slots an
+    Requests finish row once in any order within an instance and step; as the next requests of the stream fill whatever slots an
     instance has free, only their number matters.
     """
 
@@ -144,17 +146,21 @@ class Reference:
     def fresh(self, law: int) -> list[int]:
         rows = self.simulation.laws[law]
         n = len(rows.steps)
-        at = min(int(uniform(np.uint64(substream(self.key, REQUESTS)), self.drawn) * n), n - 1)
+        row = min(int(uniform(np.uint64(substream(self.key, REQUESTS)), self.drawn) * n), n - 1)
         self.drawn += 1
-        return [int(rows.prompt_tokens[at]), int(rows.steps[at]), 0]
+        return [int(rows.prompt_tokens[row]), int(rows.steps[row]), 0]
 
     def running(self, law: int, number: int) -> list[int]:
         rows = self.simulation.laws[law]
         until = np.cumsum(rows.steps)
         point = integer(np.uint64(substream(self.key, AGES)), number, 0, int(until[-1]) - 1)
-        at = int(np.searchsorted(until, point, side="right"))
+        row = int(np.searchsorted(until, point, side="right"))
         self.drawn += 1
-        return [int(rows.prompt_tokens[at]), int(rows.steps[at]), int(point - (until[at - 1] if at else 0))]
+        return [
+            int(rows.prompt_tokens[row]),
+            int(rows.steps[row]),
+            int(point - (until[row - 1] if row else 0)),
+        ]
 
     def switch(self, choice: int, law: int) -> None:
         pair = self.simulation.ratios[choice]
@@ -171,10 +177,10 @@ class Reference:
         stationary = first and self.simulation.scenario.start == "stationary"
         for i in range(pair[0]):
             for x in range(self.m):
-                mine = self.slots[x][i]
-                while len(mine) < self.b:
-                    number = (x * len(self.free) + i) * self.b + len(mine)
-                    mine.append(self.running(law, number) if stationary else self.fresh(law))
+                requests = self.slots[x][i]
+                while len(requests) < self.b:
+                    number = (x * len(self.free) + i) * self.b + len(requests)
+                    requests.append(self.running(law, number) if stationary else self.fresh(law))
         self.instance_time += (self.clock - before) * self.paid()
 
     def paid(self) -> int:
@@ -186,7 +192,7 @@ class Reference:
     def cycle(self, law: int) -> None:
         a, a0, f, f0, k, k0 = self.c
         x, before, paid = self.turn, self.clock, self.paid()
-        here = [i for i, mine in enumerate(self.slots[x]) if mine]
+        here = [i for i, requests in enumerate(self.slots[x]) if requests]
         times = {i: a * sum(p + age for p, _, age in self.slots[x][i]) + a0 for i in here}
         active = sum(len(self.slots[x][i]) for i in here)
         each = active / self.pair[1]
@@ -213,7 +219,7 @@ class Reference:
         self.turn = (x + 1) % self.m
 
     def loads(self) -> list[int]:
-        return [sum(p + age for p, _, age in mine) for some in self.slots for mine in some]
+        return [sum(p + age for p, _, age in requests) for some in self.slots for requests in some]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +325,7 @@ def test_observations_do_not_know_what_is_to_come() -> None:
     other.lanes.state.law[0, 4:] = 1 - other.lanes.state.law[0, 4:]
     rows = [np.zeros(env.layout.size, np.float32) for _ in range(2)]
     for one, row in zip((env, other), rows, strict=True):
-        one.simulation.kernels.observe_lane(one.lanes.state, one.simulation.params, 0, row)
+        observing(one.simulation)(one.lanes.state, one.simulation.params, 0, row)
     assert rows[0].tobytes() == rows[1].tobytes()
     third, fourth = copy.deepcopy(env), copy.deepcopy(env)
     fourth.lanes.state.law[0, 4:] = 1 - fourth.lanes.state.law[0, 4:]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import llmgym  # noqa: F401
+from llmgym.core.lanes import observing
 from llmgym.envs.afd.costs import Coefficients
 from llmgym.envs.afd.law import step_time, throughput
 from llmgym.envs.afd.refill.env import AFDRefillEnv, AFDRefillVectorEnv
@@ -54,28 +55,28 @@ def test_placements_are_those_of_a_plain_simulation(reward: str, start: str) -> 
     rng = np.random.default_rng(0)
     for seed in range(3):
         _, info = env.reset(seed=seed)
-        mine, queue = tables(env), env.lanes.state.waiting[0].copy()
-        assert any(len(table) < 5 for table in mine)
+        plain, queue = tables(env), env.lanes.state.waiting[0].copy()
+        assert any(len(table) < 5 for table in plain)
         clock, cycles, truncated = 0.0, 0, False
         while not truncated:
             choice = int(rng.choice(np.flatnonzero(info["action_mask"])))
             _, got, _, truncated, info = env.step(choice)
             # the least loaded instance with a free slot
-            target = min((t for t in mine if len(t) < 5), key=load_of)
+            target = min((t for t in plain if len(t) < 5), key=load_of)
             w = queue[choice]
             target.append([int(w["prompt"]), int(w["steps"]), int(w["steps"])])
             expected, before = 0.0, clock
-            while all(len(t) == 5 for t in mine) and cycles < 60:
-                loads = [load_of(t) for t in mine]
+            while all(len(t) == 5 for t in plain) and cycles < 60:
+                loads = [load_of(t) for t in plain]
                 tau = max(0.5 * max(loads) + 3.0, 1.0 * 15 + 4.0)
                 ideal = max(0.5 * sum(loads) / 3 + 3.0, 1.0 * 15 + 4.0)
                 expected += float(15 / (4 * tau) / best) if reward == "throughput" else -(tau - ideal) / ideal
                 clock, cycles = clock + tau, cycles + 1
-                mine = [[[p, n, left - 1] for p, n, left in t if left > 1] for t in mine]
+                plain = [[[p, n, left - 1] for p, n, left in t if left > 1] for t in plain]
             assert got == pytest.approx(expected, rel=1e-12, abs=1e-15)
             assert info["dt"] == pytest.approx((clock - before) * 1e-6, rel=1e-9, abs=1e-15)
-            assert [load_of(t) for t in mine] == env.lanes.state.table["load"][0].tolist()
-            for ours, theirs in zip(mine, tables(env), strict=True):
+            assert [load_of(t) for t in plain] == env.lanes.state.table["load"][0].tolist()
+            for ours, theirs in zip(plain, tables(env), strict=True):
                 assert sorted(ours) == sorted(theirs)
             after = env.lanes.state.waiting[0]
             assert after["number"].tolist()[:-1] == np.delete(queue["number"], choice).tolist()
@@ -100,8 +101,8 @@ def test_scores_place_the_best_on_the_least_loaded_in_turn() -> None:
         _, reward, _, truncated, _ = score.step(scores)
         total = 0.0
         for number in order:
-            at = pick.lanes.state.waiting[0]["number"].tolist().index(number)
-            _, part, _, ended, _ = pick.step(at)
+            choice = pick.lanes.state.waiting[0]["number"].tolist().index(number)
+            _, part, _, ended, _ = pick.step(choice)
             total += part
         assert total == pytest.approx(reward, rel=1e-12, abs=1e-15) and ended == truncated
         assert pick.lanes.state.table.tobytes() == score.lanes.state.table.tobytes()
@@ -177,7 +178,7 @@ def test_observations_do_not_know_how_long_requests_stay(information: str) -> No
     rows = []
     for one in (env, other):
         row = np.zeros(layout.size, np.float32)
-        one.simulation.kernels.observe_lane(one.lanes.state, one.simulation.params, 0, row)
+        observing(one.simulation)(one.lanes.state, one.simulation.params, 0, row)
         rows.append(row)
     assert rows[0].tobytes() == rows[1].tobytes()
     steps = rows[0][layout["window.steps"]]
@@ -194,18 +195,18 @@ def test_observations_do_not_know_how_long_requests_stay(information: str) -> No
 
 
 def test_predictions_are_as_good_as_they_are_said_to_be() -> None:
-    kinds = {}
+    waiting = {}
     for information in ("exact", "noisy", "mean", "none"):
         env = AFDRefillVectorEnv(
             200, **{**TINY, "requests": "geometric:prompt=9,decode=200", "information": information}
         )
         env.reset(seed=0)
-        kinds[information] = env.lanes.state.waiting.ravel()
-    steps = kinds["exact"]["steps"]
-    assert all((kinds[name]["steps"] == steps).all() for name in kinds)
-    assert (kinds["exact"]["predicted"] == steps).all() and (kinds["none"]["predicted"] == 0).all()
-    assert set(kinds["mean"]["predicted"].tolist()) == {201}
-    errors = np.log(kinds["noisy"]["predicted"] / steps)[steps > 50]
+        waiting[information] = env.lanes.state.waiting.ravel()
+    steps = waiting["exact"]["steps"]
+    assert all((waiting[name]["steps"] == steps).all() for name in waiting)
+    assert (waiting["exact"]["predicted"] == steps).all() and (waiting["none"]["predicted"] == 0).all()
+    assert set(waiting["mean"]["predicted"].tolist()) == {201}
+    errors = np.log(waiting["noisy"]["predicted"] / steps)[steps > 50]
     assert errors.std() == pytest.approx(0.5, abs=0.05) and abs(errors.mean()) < 0.06
 
 
@@ -233,8 +234,8 @@ def best_return(env: AFDRefillEnv) -> tuple[float, list[float]]:
                 array[...] = old
         return returns
 
-    found = search()
-    return max(found), found
+    every = search()
+    return max(every), every
 
 
 def test_the_optimum_of_a_toy() -> None:

@@ -1,24 +1,30 @@
 """How an epoch of AFDRatio passes: by formula, with Gaussian loads, or request by request.
 
-Song et al., arXiv 2601.21351: mean field and step time from section 4 of version 1, Gaussian loads from the later versions,
-slots and the two microbatches in flight from the simulator of section 5.
+Song et al., arXiv 2601.21351: mean field and step time from section 4 of version 1, Gaussian loads from the later versions, slots
+and the two microbatches in flight from the simulator of section 5.
 """
 
 import math
-from typing import Any
+
+import numpy as np
 
 from llmgym.core.jit import kernel
 from llmgym.core.rng import normal, substream
-from llmgym.envs.afd.ratio.state import GAUSSIAN, MEANFIELD, PIPELINE, Params, State
+from llmgym.envs.afd.costs import ALPHA_A, ALPHA_C, ALPHA_F, BETA_A, BETA_C, BETA_F
+from llmgym.envs.afd.ratio.state import GAUSSIAN, MEANFIELD, PIPELINE, Episode, Params, State
 from llmgym.envs.afd.slots import NEVER, NONE, advance, clear, draw, draw_running, place
 
 REQUESTS, SCHEDULE, COEFFICIENTS, AGES, WINDOW, NOISE = 0, 1, 2, 3, 4, 5
 """Sub-streams of the key of an episode."""
+EARLY_SHARE = 0.8
+"""Share of the completions that Thr80, the throughput of Song et al., section 5, is taken over."""
+ONE_WAY = 0.5
+"""Part of t_C, the time of a round trip, that each way takes."""
 
 
 @kernel(inline=True)
-def _tally(episode: Any, sign: int, prompt: int, steps: int) -> None:
-    """Add a request to the sums over the window, or take it out."""
+def _count(episode: Episode, sign: int, prompt: int, steps: int) -> None:
+    """Add a request to the sums over the window (`sign` 1), or take it out of them (-1)."""
     p, n = int(prompt), int(steps)
     episode.sum_prompt += sign * p
     episode.sum_steps += sign * n
@@ -27,40 +33,52 @@ def _tally(episode: Any, sign: int, prompt: int, steps: int) -> None:
 
 
 @kernel
-def see(state: State, params: Params, lane: int, prompt: int, steps: int) -> None:
-    """Put a finished request into the window, whose oldest one leaves when it is full."""
+def remember(state: State, params: Params, lane: int, prompt: int, steps: int) -> None:
+    """Put a finished request into the window, whose oldest one leaves when it is full.
+
+    Args:
+        state: of all lanes.
+        params: of all lanes.
+        lane: which one.
+        prompt: of the request, tokens.
+        steps: that it stayed.
+    """
     episode = state.lane[lane]
     size = params.config[0].window
     row = state.window[lane, episode.newest]
     if episode.seen == size:
-        _tally(episode, -1, row[0], row[1])
+        _count(episode, -1, row[0], row[1])
     else:
         episode.seen += 1
     row[0], row[1] = prompt, steps
-    _tally(episode, 1, prompt, steps)
+    _count(episode, 1, prompt, steps)
     episode.newest = (episode.newest + 1) % size
 
 
 @kernel
-def empty(state: State, params: Params, lane: int) -> None:
-    """No instance holds a request, and the clock is at 0."""
-    episode = state.lane[lane]
+def empty(state: State, lane: int) -> None:
+    """Take all requests out of the instances of a lane, at time 0."""
     for t in range(state.table.shape[1]):
         clear(state.slot[lane, t], state.wheel[lane, t], state.table[lane, t])
     for i in range(state.worker.shape[1]):
-        w = state.worker[lane, i]
-        w.free, w.busy, w.occupied = 0.0, 0.0, 0
-    for x in range(state.microbatch.shape[1]):
-        state.microbatch[lane, x].back, state.microbatch[lane, x].tick = 0.0, 0
-    episode.clock, episode.ffn_free = 0.0, 0.0
+        state.worker[lane, i].free, state.worker[lane, i].occupied = 0.0, 0
+    for m in range(state.microbatch.shape[1]):
+        state.microbatch[lane, m].back, state.microbatch[lane, m].tick = 0.0, 0
 
 
 @kernel
 def switch(state: State, params: Params, lane: int, choice: int, law: int) -> None:
     """Change the ratio: the pipeline runs empty and stands still for a while, then new instances begin with fresh requests.
 
-    The first bundle is built for nothing. An instance that is taken out gets no more requests, but takes part in steps, and is
-    paid for, until it has none.
+    The first bundle is built for nothing. An instance that is taken out gets no more requests, but takes part in steps, and is paid
+    for, until it has none.
+
+    Args:
+        state: of all lanes.
+        params: of all lanes.
+        lane: which one.
+        choice: index of the ratio.
+        law: number of the law that fresh requests come from.
     """
     episode = state.lane[lane]
     config = params.config[0]
@@ -70,14 +88,14 @@ def switch(state: State, params: Params, lane: int, choice: int, law: int) -> No
     before = episode.clock
     if not first:
         episode.switches += 1
-        for x in range(config.batches):
-            episode.clock = max(episode.clock, state.microbatch[lane, x].back)
+        for m in range(config.batches):
+            episode.clock = max(episode.clock, state.microbatch[lane, m].back)
         episode.clock += config.switch_cost
     episode.choice, episode.built = choice, 1
     episode.workers, episode.ffn = params.ratios[choice, 0], params.ratios[choice, 1]
     episode.ffn_free = episode.clock
-    for x in range(config.batches):
-        state.microbatch[lane, x].back = episode.clock
+    for m in range(config.batches):
+        state.microbatch[lane, m].back = episode.clock
     for i in range(config.workers):
         state.worker[lane, i].free = episode.clock
     draining = 0
@@ -107,16 +125,17 @@ def switch(state: State, params: Params, lane: int, choice: int, law: int) -> No
 
 
 @kernel
-def _fill(state: State, params: Params, lane: int, worker: int, law: int, running: bool, ages: Any) -> None:
-    """Give every free slot of an attention instance a request: a fresh one, or one that is on its way."""
+def _fill(
+    state: State, params: Params, lane: int, worker: int, law: int, running: bool, ages: np.uint64
+) -> None:
+    """Give every free slot of an attention instance a request: a fresh one, or one that is on its way (`running`)."""
     episode = state.lane[lane]
     config = params.config[0]
     requests = substream(episode.key, REQUESTS)
-    w = state.worker[lane, worker]
-    for x in range(config.batches):
-        t = x * config.workers + worker
+    for m in range(config.batches):
+        t = m * config.workers + worker
         table = state.table[lane, t]
-        tick = state.microbatch[lane, x].tick
+        tick = state.microbatch[lane, m].tick
         while table.free != NONE:
             age, began = 0, episode.clock
             if running:
@@ -128,86 +147,87 @@ def _fill(state: State, params: Params, lane: int, worker: int, law: int, runnin
                 row = draw(params.law[law], requests, episode.taken)
             episode.taken += 1
             prompt, steps = params.requests[row, 0], params.requests[row, 1]
-            episode.asked_steps += steps - age
-            w.occupied += 1
+            episode.demand_steps += steps - age
+            state.worker[lane, worker].occupied += 1
             place(state.slot[lane, t], state.wheel[lane, t], table, tick, prompt, steps, age, began)
 
 
 @kernel
 def run(state: State, params: Params, lane: int, law: int) -> None:
-    """Let an epoch pass."""
+    """Let an epoch pass.
+
+    Args:
+        state: of all lanes.
+        params: of all lanes.
+        lane: which one.
+        law: number of the law that fresh requests come from.
+    """
     episode = state.lane[lane]
     mode = params.config[0].mode
     before = episode.clock
     if mode == MEANFIELD:
-        _flow(state, params, lane, law)
+        _run_by_formula(state, params, lane, law)
     elif mode == GAUSSIAN:
-        _sample(state, params, lane, law)
+        _run_gaussian(state, params, lane, law)
     else:
-        _serve(state, params, lane, law)
+        _run_slots(state, params, lane, law)
     episode.cycle_time += episode.clock - before
 
 
 @kernel
-def _others(state: State, params: Params, lane: int, requests: float) -> tuple[float, float]:
-    """t_C and t_F of a step with so many requests in all."""
-    episode = state.lane[lane]
+def _comm_and_ffn(state: State, params: Params, lane: int, requests: float) -> tuple[float, float]:
+    """t_C and t_F of a step with so many requests in all, cycles."""
     config = params.config[0]
     c = state.coefficients[lane]
-    each = requests / episode.ffn
+    each = requests / state.lane[lane].ffn
     sent = each if config.aggregate != 0 else float(config.batch)
-    return c[4] * sent + c[5], c[2] * each + c[3]
+    return c[ALPHA_C] * sent + c[BETA_C], c[ALPHA_F] * each + c[BETA_F]
 
 
 @kernel
-def _add(
-    state: State,
-    lane: int,
-    cycles: int,
-    slowest_load: float,
-    mean_load: float,
-    comm: float,
-    ffn: float,
+def _book(
+    state: State, lane: int, cycles: int, slowest_load: float, mean_load: float, comm: float, ffn: float
 ) -> float:
-    """Book cycles that are alike, and return the time of the synchronous one: max(t_A, t_C, t_F)."""
+    """Book cycles that are alike, and return the time of a synchronous one: max(t_A, t_C, t_F)."""
     episode = state.lane[lane]
     c = state.coefficients[lane]
-    attention = c[0] * slowest_load + c[1]
+    attention = c[ALPHA_A] * slowest_load + c[BETA_A]
     if attention >= comm and attention >= ffn:
         episode.bound_attention += cycles
     elif comm >= ffn:
         episode.bound_comm += cycles
     episode.cycle += cycles
-    episode.excess += cycles * c[0] * (slowest_load - mean_load)
+    episode.excess += cycles * c[ALPHA_A] * (slowest_load - mean_load)
     return max(attention, max(comm, ffn))
 
 
 @kernel
-def _flow(state: State, params: Params, lane: int, law: int) -> None:
-    """The mean field: every step is like every other."""
+def _run_by_formula(state: State, params: Params, lane: int, law: int) -> None:
+    """An epoch of the mean field: every step is like every other."""
     episode = state.lane[lane]
     config = params.config[0]
     c = state.coefficients[lane]
-    load = config.batch * params.law[law].theta
-    comm, ffn = _others(state, params, lane, float(episode.workers * config.batch))
-    tau = _add(state, lane, config.cycles, load, load, comm, ffn)
+    theta = params.law[law].theta
+    load = config.batch * theta
+    comm, ffn = _comm_and_ffn(state, params, lane, float(episode.workers * config.batch))
+    tau = _book(state, lane, config.cycles, load, load, comm, ffn)
     episode.clock += config.cycles * tau
-    episode.idle_attention = 1.0 - (c[0] * load + c[1]) / tau
+    episode.idle_attention = 1.0 - (c[ALPHA_A] * load + c[BETA_A]) / tau
     episode.idle_ffn = 1.0 - ffn / tau
-    episode.load_mean, episode.load_max = params.law[law].theta, params.law[law].theta
-    episode.load_sum += config.cycles * params.law[law].theta
+    episode.load_mean, episode.load_max = theta, theta
+    episode.load_sum += config.cycles * theta
     episode.output += config.cycles * episode.workers * config.batch
     episode.instance_time += config.cycles * tau * episode.paid
 
 
 @kernel
-def _sample(state: State, params: Params, lane: int, law: int) -> None:
-    """Gaussian loads N(B theta, B nu^2) with a memory of exp(-1 / mean steps) a step, drawn every `stride` steps."""
+def _run_gaussian(state: State, params: Params, lane: int, law: int) -> None:
+    """An epoch of Gaussian loads N(B theta, B nu^2) with a memory of exp(-1 / mean steps) a step, drawn every `stride` steps."""
     episode = state.lane[lane]
     config = params.config[0]
     c = state.coefficients[lane]
     noise = substream(episode.key, NOISE)
-    comm, ffn = _others(state, params, lane, float(episode.workers * config.batch))
+    comm, ffn = _comm_and_ffn(state, params, lane, float(episode.workers * config.batch))
     mean = config.batch * params.law[law].theta
     spread = params.law[law].nu * math.sqrt(config.batch)
     start, idle, done, average, slowest = episode.clock, 0.0, 0, 0.0, 0.0
@@ -225,9 +245,9 @@ def _sample(state: State, params: Params, lane: int, law: int) -> None:
             slowest = max(slowest, table.load)
             total += table.load
         average = total / episode.workers
-        tau = _add(state, lane, n, slowest, average, comm, ffn)
+        tau = _book(state, lane, n, slowest, average, comm, ffn)
         episode.clock += n * tau
-        idle += n * (tau - c[0] * average - c[1])
+        idle += n * (tau - c[ALPHA_A] * average - c[BETA_A])
         episode.load_sum += n * average / config.batch
         done += n
         draws += 1
@@ -239,8 +259,8 @@ def _sample(state: State, params: Params, lane: int, law: int) -> None:
 
 
 @kernel
-def _serve(state: State, params: Params, lane: int, law: int) -> None:
-    """Step by step: attention of every instance, FFN when the slowest has arrived, refill; microbatches in turn."""
+def _run_slots(state: State, params: Params, lane: int, law: int) -> None:
+    """An epoch step by step: attention of every instance, FFN when the slowest has arrived, refill; microbatches in turn."""
     episode = state.lane[lane]
     config = params.config[0]
     c = state.coefficients[lane]
@@ -251,31 +271,30 @@ def _serve(state: State, params: Params, lane: int, law: int) -> None:
             top = i + 1
     start, busy, worker_time, ffn_busy, cycles = episode.clock, 0.0, 0.0, 0.0, 0
     while cycles < config.cycles:
-        x = episode.turn
-        microbatch = state.microbatch[lane, x]
-        first = x * config.workers
+        m = episode.turn
+        microbatch = state.microbatch[lane, m]
+        first = m * config.workers
         slowest, total, active, busy_workers, arrived = 0.0, 0.0, 0, 0, 0.0
         for i in range(top):
             table = state.table[lane, first + i]
             if table.occupied == 0:
                 continue
-            w = state.worker[lane, i]
-            attention = c[0] * table.load + c[1]
-            w.free = max(microbatch.back, w.free) + attention
-            w.busy += attention
+            worker = state.worker[lane, i]
+            attention = c[ALPHA_A] * table.load + c[BETA_A]
+            worker.free = max(microbatch.back, worker.free) + attention
             busy += attention
-            arrived = max(arrived, w.free)
+            arrived = max(arrived, worker.free)
             slowest = max(slowest, table.load)
             total += table.load
             active += table.occupied
             busy_workers += 1
-        comm, ffn = _others(state, params, lane, float(active))
-        tau = _add(state, lane, 1, slowest, total / busy_workers, comm, ffn)
+        comm, ffn = _comm_and_ffn(state, params, lane, float(active))
+        tau = _book(state, lane, 1, slowest, total / busy_workers, comm, ffn)
         before = episode.clock
         if config.mode == PIPELINE:
-            episode.ffn_free = max(arrived + 0.5 * comm, episode.ffn_free) + ffn
+            episode.ffn_free = max(arrived + ONE_WAY * comm, episode.ffn_free) + ffn
             episode.clock = episode.ffn_free
-            microbatch.back = episode.ffn_free + 0.5 * comm
+            microbatch.back = episode.ffn_free + ONE_WAY * comm
         else:
             episode.clock += tau
             microbatch.back = episode.clock
@@ -286,31 +305,34 @@ def _serve(state: State, params: Params, lane: int, law: int) -> None:
         episode.tokens += active
         episode.load_sum += total / active
         microbatch.tick += 1
-        episode.turn = (x + 1) % config.batches
+        episode.turn = (m + 1) % config.batches
         cycles += 1
-        _finish(state, params, lane, law, x, top, requests)
+        _refill(state, params, lane, law, m, top, requests)
         if config.stop > 0 and episode.completed >= config.stop * episode.workers:
             break
     time = episode.clock - start
     episode.idle_attention = min(max(1.0 - busy / worker_time, 0.0), 1.0)
     episode.idle_ffn = min(max(1.0 - ffn_busy / time, 0.0), 1.0)
     episode.load_mean, episode.load_max = 0.0, 0.0
-    for x in range(config.batches):
+    for m in range(config.batches):
         for i in range(episode.workers):
-            load = state.table[lane, x * config.workers + i].load / config.batch
+            load = state.table[lane, m * config.workers + i].load / config.batch
             episode.load_mean += load / (config.batches * episode.workers)
             episode.load_max = max(episode.load_max, load)
 
 
 @kernel
-def _finish(state: State, params: Params, lane: int, law: int, x: int, top: int, requests: Any) -> None:
-    """After a step of a microbatch: what is done leaves, and its slots are refilled at once."""
+def _refill(state: State, params: Params, lane: int, law: int, m: int, top: int, requests: np.uint64) -> None:
+    """After a step of microbatch m: the requests that are done leave, and their slots are refilled at once.
+
+    Instances from `top` on hold nothing; `requests` is the key of the stream of fresh ones.
+    """
     episode = state.lane[lane]
     config = params.config[0]
-    microbatch = state.microbatch[lane, x]
-    early = math.ceil(0.8 * config.stop * episode.workers)
+    microbatch = state.microbatch[lane, m]
+    early = math.ceil(EARLY_SHARE * config.stop * episode.workers)
     for i in range(top):
-        t = x * config.workers + i
+        t = m * config.workers + i
         table = state.table[lane, t]
         if table.occupied == 0:
             continue
@@ -326,17 +348,17 @@ def _finish(state: State, params: Params, lane: int, law: int, x: int, top: int,
             if slot.began != NEVER:
                 episode.timed += 1
                 episode.tpot += (microbatch.back - slot.began) / slot.steps
-            see(state, params, lane, slot.prompt, slot.steps)
+            remember(state, params, lane, slot.prompt, slot.steps)
             s = slot.next
         if i >= episode.workers:
-            w = state.worker[lane, i]
-            w.occupied -= done
-            if done > 0 and w.occupied == 0:
+            worker = state.worker[lane, i]
+            worker.occupied -= done
+            if done > 0 and worker.occupied == 0:
                 episode.paid -= 1
             continue
         for _ in range(done):
             row = draw(params.law[law], requests, episode.taken)
             episode.taken += 1
             prompt, steps = params.requests[row, 0], params.requests[row, 1]
-            episode.asked_steps += steps
+            episode.demand_steps += steps
             place(slots, wheel, table, microbatch.tick, prompt, steps, 0, microbatch.back)

@@ -3,76 +3,90 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmgym import profiles
-from llmgym.core.checks import choice, number, whole
-from llmgym.core.settings import settled
-from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, Coefficients, coefficients
+from llmgym.core.checks import number, whole
+from llmgym.core.settings import count, given, option, quantity, settled
+from llmgym.envs.afd.costs import Coefficients
 from llmgym.envs.afd.law import COMMUNICATION, feasible_ratios
 from llmgym.envs.afd.ratio.state import ABSOLUTE, DELTA, GAUSSIAN, MEANFIELD, PIPELINE, SLOT_LEVEL
 from llmgym.envs.afd.requests import Requests, load
+from llmgym.envs.afd.settings import MOST_BATCH, STARTS, Bundle
 from llmgym.errors import InvalidArgument
-from llmgym.workloads import Workload
 
 FIDELITIES = {"meanfield": MEANFIELD, "gaussian": GAUSSIAN, "slot": SLOT_LEVEL, "pipeline": PIPELINE}
 ACTIONS = {"ratio": ABSOLUTE, "delta": DELTA}
-STARTS = ("stationary", "cold")
 MOST_CYCLES = 1_000_000
-"""Cycles of an epoch that are simulated one by one."""
-Law = str | Requests | Workload
+"""Cycles of an epoch that are simulated one by one, at most: seconds of computing."""
+MOST_INSTANCES = 1024
+"""Instances of a bundle, at most; a lane holds memory for each."""
+
+
+def _check_spread(name: str, value: Any) -> None:
+    if number(name, value, zero=True) >= 1.0:
+        raise InvalidArgument(f"{name}={value!r}: expected a share below 1, coefficients stay positive")
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """Settings of AFDRatio; every one of them is also an argument of the environment.
+class Scenario(Bundle):
+    """Settings of AFDRatio; every one of them is also an argument of the environment."""
 
-    Attributes:
-        about: one line.
-        requests: laws of the requests, see `llmgym.envs.afd.requests.load`; the load changes between them.
-        coefficients: latencies; None fits them to `profile`, or takes the paper's where that is None too.
-        profile: name of a profile to fit latencies to.
-        link_gb_per_s: bandwidth between two instances, for a fitted profile, GB/s.
-        link_latency_us: one way, for a fitted profile, us.
-        fidelity: "meanfield", "gaussian", "slot" or "pipeline".
-        batch: B, requests of a microbatch of one attention instance.
-        batches: microbatches in flight, with "pipeline".
-        comm: "per_instance" or "aggregate": what communication grows with.
-        ratios: what can be chosen: whole numbers r (rA-1F) or pairs (x, y) (xA-yF); None: 1 to `max_ratio`, or all that
-            `instances` can build.
-        max_ratio: largest ratio where `ratios` is None.
-        instances: of a bundle, at most; None: no limit.
-        initial: index of the ratio before the first decision, for `action="delta"`; None: the closest to r* of the first law.
-        cycles: of an epoch: steps of one microbatch.
-        epochs: of an episode.
-        stop: an episode also ends when so many requests are done for each attention instance; 0: it does not.
-        start: "stationary" (slots as in the long run) or "cold" (all requests new) for the first bundle.
-        switch_epochs: mean epochs between two changes of the law; None: the first one stays.
-        spread: the coefficients of an episode differ from the nominal ones by up to this share, each for itself.
-        switch_cycles: time that a change of the ratio takes, cycles; None: five times t_A.
-        window: finished requests over which theta and nu are estimated.
-    """
-
-    about: str
-    requests: Law | tuple[Law, ...]
-    coefficients: Coefficients | None = None
-    profile: str | None = None
-    link_gb_per_s: float = 50.0
-    link_latency_us: float = LINK_LATENCY_US
-    fidelity: str = "slot"
-    batch: int = 256
-    batches: int = 2
-    comm: str = "per_instance"
-    ratios: tuple[int | tuple[int, int], ...] | None = None
-    max_ratio: int = 32
-    instances: int | None = None
-    initial: int | None = None
-    cycles: int = 500
-    epochs: int = 100
-    stop: int = 0
-    start: str = "stationary"
-    switch_epochs: float | None = None
-    spread: float = 0.0
-    switch_cycles: float | None = None
-    window: int = 2048
+    fidelity: str = option(
+        "slot", "How an epoch passes: by formula, with Gaussian loads, or request by request.", FIDELITIES
+    )
+    batch: int = count(
+        256, "B: requests of a microbatch of one attention instance.", high=MOST_BATCH, unit="requests"
+    )
+    batches: int = count(2, "Microbatches in flight in the pipeline.", high=8, unit="microbatches")
+    comm: str = option(
+        "per_instance",
+        "What communication grows with: the requests of one attention instance, or all of the FFN instance.",
+        COMMUNICATION,
+    )
+    ratios: tuple[int | tuple[int, int], ...] | None = given(
+        None,
+        "Ratios that can be chosen; None: 1 to `max_ratio`, or all that `instances` can build.",
+        allowed="whole numbers r (rA-1F) or pairs (x, y) (xA-yF)",
+    )
+    max_ratio: int = count(32, "Largest ratio where `ratios` is None.", high=MOST_INSTANCES)
+    instances: int | None = count(
+        None, "Most instances of a bundle; None: no limit.", low=2, high=MOST_INSTANCES, unit="instances"
+    )
+    initial: int | None = count(
+        None,
+        'Index of the ratio before the first decision, for `action="delta"`; None: the closest to r* of the first law.',
+        low=0,
+    )
+    cycles: int = count(500, "Steps of one microbatch in an epoch.", unit="cycles")
+    epochs: int = count(100, "Length of an episode, epochs.", high=100_000, unit="epochs")
+    stop: int = count(
+        0,
+        "Requests done for each attention instance with which an episode ends too; 0: it does not.",
+        low=0,
+        unit="requests",
+    )
+    start: str = option(
+        "stationary",
+        "What the first bundle begins with: slots as in the long run, or requests that are all new.",
+        STARTS,
+    )
+    switch_epochs: float | None = quantity(
+        None,
+        "Mean time between two changes of the law, epochs; None: the first one stays.",
+        low=1.0,
+        unit="epochs",
+    )
+    spread: float = given(
+        0.0,
+        "Share by which each coefficient of an episode differs from the nominal one at most.",
+        allowed="from 0, below 1",
+        unit="share",
+        check=_check_spread,
+    )
+    switch_cycles: float | None = quantity(
+        None, "Time that a change of the ratio takes, cycles; None: five times t_A.", zero=True, unit="cycles"
+    )
+    window: int = count(
+        2048, "Finished requests that theta and nu are estimated from.", high=2**20, unit="requests"
+    )
 
 
 _GEOMETRIC = "geometric:prompt={},decode={},prompt_law=constant"
@@ -165,30 +179,6 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
         InvalidArgument: a number out of range.
     """
     chosen: Scenario = settled(scenario, SCENARIOS, settings, "AFDRatio", ("about", "profile"))
-    for name, options in (("fidelity", FIDELITIES), ("comm", COMMUNICATION), ("start", STARTS)):
-        choice(name, getattr(chosen, name), options)
-    for name, most in (
-        ("batch", 65_536),
-        ("batches", 8),
-        ("max_ratio", 1024),
-        ("cycles", 2**30),
-        ("epochs", 100_000),
-        ("window", 2**20),
-    ):
-        whole(name, getattr(chosen, name), 1, most)
-    whole("stop", chosen.stop, 0)
-    if chosen.instances is not None:
-        whole("instances", chosen.instances, 2, 1024)
-    for name in ("link_gb_per_s", "switch_epochs"):
-        if getattr(chosen, name) is not None:
-            number(name, getattr(chosen, name))
-    for name in ("link_latency_us", "spread", "switch_cycles"):
-        if getattr(chosen, name) is not None:
-            number(name, getattr(chosen, name), zero=True)
-    if chosen.spread >= 1.0:
-        raise InvalidArgument(
-            f"spread={chosen.spread!r}: expected a share below 1, coefficients stay positive"
-        )
     if chosen.stop and FIDELITIES[chosen.fidelity] < SLOT_LEVEL:
         raise InvalidArgument(
             f"stop={chosen.stop!r}: needs fidelity='slot' or 'pipeline', a formula has no requests to count"
@@ -197,8 +187,6 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
         raise InvalidArgument(
             f"cycles={chosen.cycles!r}: at most {MOST_CYCLES:,} in fidelity={chosen.fidelity!r} without `stop`"
         )
-    if chosen.switch_epochs is not None and chosen.switch_epochs < 1.0:
-        raise InvalidArgument(f"switch_epochs={chosen.switch_epochs!r}: expected at least one epoch")
     return chosen
 
 
@@ -215,12 +203,12 @@ def resolve_ratios(scenario: Scenario) -> tuple[tuple[int, int], ...]:
         return tuple((r, 1) for r in range(1, scenario.max_ratio + 1))
     pairs = []
     try:
-        given = list(scenario.ratios)
+        entries = list(scenario.ratios)
     except TypeError:
         raise InvalidArgument(f"ratios={scenario.ratios!r}: expected whole numbers or pairs (x, y)") from None
-    for entry in given:
+    for entry in entries:
         x, y = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, 1)
-        pair = whole("ratios", x, 1, 1024), whole("ratios", y, 1, 1024)
+        pair = whole("ratios", x, 1, MOST_INSTANCES), whole("ratios", y, 1, MOST_INSTANCES)
         if budget is not None and sum(pair) > budget:
             raise InvalidArgument(
                 f"ratios: {pair[0]}A-{pair[1]}F needs {sum(pair)} instances, instances={budget} are there"
@@ -233,7 +221,7 @@ def resolve_ratios(scenario: Scenario) -> tuple[tuple[int, int], ...]:
 
 
 def resolve_requests(requests: Any) -> tuple[Requests, ...]:
-    """The laws, as tables.
+    """The laws of the requests, as tables.
 
     Raises:
         UnknownName: a law or workload that does not exist.
@@ -243,21 +231,3 @@ def resolve_requests(requests: Any) -> tuple[Requests, ...]:
     if not laws:
         raise InvalidArgument(f"requests={requests!r}: expected at least one law")
     return tuple(load(law) for law in laws)
-
-
-def resolve_coefficients(
-    given: Coefficients | None,
-    profile: "str | profiles.Profile | None",
-    batch: int,
-    link_gb_per_s: float,
-    link_latency_us: float,
-) -> Coefficients:
-    """The latencies: given ones, those of a profile, or the paper's."""
-    if given is not None:
-        if not isinstance(given, Coefficients):
-            raise InvalidArgument(f"coefficients={given!r}: expected llmgym.envs.afd.costs.Coefficients")
-        return given
-    if profile is None:
-        return PAPER
-    found = profile if isinstance(profile, profiles.Profile) else profiles.load(profile)
-    return coefficients(found, batch, link_gb_per_s, link_latency_us)

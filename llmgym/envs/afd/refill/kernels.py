@@ -9,22 +9,38 @@ from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import normal, substream
 from llmgym.core.statistics import ratio
-from llmgym.envs.afd.refill.state import EXACT, GLOBALS, MEAN, NOISY, PICK, THROUGHPUT, Params, State
+from llmgym.envs.afd.refill.state import (
+    EXACT,
+    FREE_SHOWN,
+    MEAN,
+    MOST_SHOWN,
+    NOISY,
+    PICK,
+    THROUGHPUT,
+    Episode,
+    Metrics,
+    Observation,
+    Params,
+    State,
+)
 from llmgym.envs.afd.slots import NEVER, advance, clear, draw, draw_running, place
 
 REQUESTS, AGES, NOISE = 0, 1, 2
 """Sub-streams of the key of an episode."""
+MOST_LOG_ERROR = 10.0
+"""Predictions are at most e^10 times the truth, twenty standard deviations with the default `noise_scale`; chosen here."""
+STEPS_IN_CHECKSUM = 1e-3
+"""Weight of a step beside a prompt's token in the checksum of a world."""
+EMPTY = Episode.blank
 
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Fill the slots and the window of waiting requests, and run until a slot is free; the episode begins there."""
+    state.lane[lane] = EMPTY[0]
     episode = state.lane[lane]
     config = params.config[0]
     episode.key = key
-    episode.tick, episode.left, episode.invalid, episode.most_skips, episode.newest = 0, 0, 0, 0, -1
-    episode.drawn, episode.placed, episode.skips, episode.completed = 0, 0, 0, 0
-    episode.clock, episode.tau, episode.penalty, episode.tokens = 0.0, 0.0, 0.0, 0
     ages = substream(key, AGES)
     for i in range(config.workers):
         slots, wheel, table = state.slot[lane, i], state.wheel[lane, i], state.table[lane, i]
@@ -40,32 +56,20 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     checksum = 0.0
     for k in range(config.window):
         _arrive(state, params, lane, k)
-        checksum += state.waiting[lane, k].prompt + 1e-3 * state.waiting[lane, k].steps
+        checksum += state.waiting[lane, k].prompt + STEPS_IN_CHECKSUM * state.waiting[lane, k].steps
     while episode.left == 0:
         _cycle(state, params, lane)
-    episode.cycle, episode.completed, episode.tokens, episode.timed, episode.tpot, episode.clock = (
-        0,
-        0,
-        0,
-        0,
-        0.0,
-        0.0,
-    )
-    episode.excess, episode.relative_excess, episode.relative, episode.load, episode.output = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-    episode.taken, episode.asked_steps = config.window, 0
+    tick, left, drawn, tau = episode.tick, episode.left, episode.drawn, episode.tau
+    state.lane[lane] = EMPTY[0]  # what has happened so far is not of the episode
+    episode.key, episode.tick, episode.left, episode.drawn, episode.tau = key, tick, left, drawn, tau
+    episode.taken = config.window
     for i in range(config.workers):
         episode.taken += state.table[lane, i].occupied
         checksum += (i + 1) * state.table[lane, i].load
         for b in range(config.batch):
             slot = state.slot[lane, i, b]
             if slot.end > episode.tick:
-                episode.asked_steps += slot.end - episode.tick
+                episode.demand_steps += slot.end - episode.tick
     episode.checksum = checksum
     _sort(state, params, lane)
 
@@ -76,17 +80,18 @@ def _arrive(state: State, params: Params, lane: int, place_in_window: int) -> No
     episode = state.lane[lane]
     config = params.config[0]
     row = draw(params.law[0], substream(episode.key, REQUESTS), episode.drawn)
-    w = state.waiting[lane, place_in_window]
-    w.number, w.skips, w.chosen = episode.drawn, 0, 0
-    w.prompt, w.steps = params.requests[row, 0], params.requests[row, 1]
-    w.predicted = 0
+    request = state.waiting[lane, place_in_window]
+    request.number, request.skips, request.chosen = episode.drawn, 0, 0
+    request.prompt, request.steps = params.requests[row, 0], params.requests[row, 1]
+    request.predicted = 0
     if config.information == EXACT:
-        w.predicted = w.steps
+        request.predicted = request.steps
     elif config.information == MEAN:
-        w.predicted = config.default_steps
+        request.predicted = config.default_steps
     elif config.information == NOISY:
         error = config.noise * normal(substream(episode.key, NOISE), episode.drawn)
-        w.predicted = max(1, int(math.floor(w.steps * math.exp(min(error, 10.0)) + 0.5)))
+        predicted = request.steps * math.exp(min(error, MOST_LOG_ERROR))
+        request.predicted = max(1, int(math.floor(predicted + 0.5)))
     episode.drawn += 1
     episode.taken += 1
 
@@ -120,7 +125,7 @@ def _current(state: State, params: Params, lane: int) -> int:
 
 @kernel(inline=True)
 def _due(state: State, params: Params, lane: int) -> int:
-    """Waiting requests that must not be skipped again. They are the oldest: who is skipped, is skipped with all older ones."""
+    """Waiting requests that must not be skipped again. They are the oldest: a request is skipped together with all older ones."""
     config = params.config[0]
     due = 0
     while due < config.window and state.waiting[lane, due].skips >= config.patience:
@@ -133,23 +138,15 @@ def _put(state: State, params: Params, lane: int, choice: int) -> None:
     """Move a waiting request into the least loaded instance that has a free slot."""
     episode = state.lane[lane]
     i = _current(state, params, lane)
-    w = state.waiting[lane, choice]
-    episode.newest = max(episode.newest, w.number)
+    request = state.waiting[lane, choice]
+    episode.newest = max(episode.newest, request.number)
     episode.placed += 1
-    episode.skips += w.skips
-    episode.most_skips = max(episode.most_skips, w.skips)
-    episode.asked_steps += w.steps
+    episode.skips += request.skips
+    episode.most_skips = max(episode.most_skips, request.skips)
+    episode.demand_steps += request.steps
     episode.left -= 1
-    place(
-        state.slot[lane, i],
-        state.wheel[lane, i],
-        state.table[lane, i],
-        episode.tick,
-        w.prompt,
-        w.steps,
-        0,
-        episode.clock,
-    )
+    slots, wheel, table = state.slot[lane, i], state.wheel[lane, i], state.table[lane, i]
+    place(slots, wheel, table, episode.tick, request.prompt, request.steps, 0, episode.clock)
     _sort(state, params, lane)
 
 
@@ -165,12 +162,12 @@ def _close(state: State, params: Params, lane: int, choice: int) -> None:
 
 @kernel
 def _pass_over(state: State, params: Params, lane: int) -> None:
-    """At the end of a refill: who waits while a younger request was placed has been skipped."""
-    episode = state.lane[lane]
+    """Count, at the end of a refill, every request that still waits while a younger one was placed as skipped."""
+    newest = state.lane[lane].newest
     for k in range(params.config[0].window):
-        w = state.waiting[lane, k]
-        if w.number < episode.newest:
-            w.skips += 1
+        request = state.waiting[lane, k]
+        if request.number < newest:
+            request.skips += 1
 
 
 @kernel
@@ -221,9 +218,9 @@ def _cycle(state: State, params: Params, lane: int) -> float:
     ideal = max(config.alpha_attention * mean + config.beta_attention, floor)
     throughput = requests / ((config.workers + 1) * tau)
     if episode.cycle < state.history.shape[1]:
-        row = state.history[lane, episode.cycle]
-        row[0] = config.alpha_attention * slowest + config.beta_attention
-        row[1] = config.alpha_attention * mean + config.beta_attention
+        past = state.history[lane, episode.cycle]
+        past.slowest = config.alpha_attention * slowest + config.beta_attention
+        past.mean = config.alpha_attention * mean + config.beta_attention
     episode.cycle += 1
     episode.tick += 1
     episode.tau = tau
@@ -233,7 +230,6 @@ def _cycle(state: State, params: Params, lane: int) -> float:
     episode.relative_excess += (tau - ideal) / ideal
     episode.relative += throughput / config.best
     episode.load += mean / config.batch
-    episode.output += requests
     for i in range(config.workers):
         slots, table = state.slot[lane, i], state.table[lane, i]
         done = advance(slots, state.wheel[lane, i], table, episode.tick)
@@ -285,8 +281,10 @@ def _within(value: float, low: float, high: float) -> float:
 
 
 @kernel
-def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    """Write the observation: see `layout` in `llmgym.envs.afd.refill.env`."""
+def observe_lane(
+    state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
+) -> None:
+    """Write the observation: after the record the loads and free slots of r instances, then W prompts, predictions and skips."""
     episode = state.lane[lane]
     config = params.config[0]
     r, window = config.workers, config.window
@@ -295,25 +293,25 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
         total += state.table[lane, i].load
     mean = total / r
     most = state.table[lane, state.order[lane, r - 1]].load
-    mine = state.table[lane, _current(state, params, lane)].load
+    current = state.table[lane, _current(state, params, lane)].load
     floor = max(config.comm, config.alpha_ffn * r * config.batch + config.beta_ffn)
-    out[0] = min(episode.left / window, 1.0)
-    out[1] = min(_due(state, params, lane), episode.left) / max(episode.left, 1)
-    out[2] = _within(floor / (config.alpha_attention * mean + config.beta_attention), 0.0, 4.0)
-    out[3] = _within((most - mean) / config.load_scale, 0.0, 4.0)
-    out[4] = _within((mine - mean) / config.load_scale, -4.0, 4.0)
-    out[5] = _within((most - mine) / config.load_scale, 0.0, 4.0)
-    out[6] = episode.cycle / config.cycles
+    out.left = min(episode.left / window, 1.0)
+    out.due = min(_due(state, params, lane), episode.left) / max(episode.left, 1)
+    out.floor = _within(floor / (config.alpha_attention * mean + config.beta_attention), 0.0, MOST_SHOWN)
+    out.spread = _within((most - mean) / config.load_scale, 0.0, MOST_SHOWN)
+    out.current = _within((current - mean) / config.load_scale, -MOST_SHOWN, MOST_SHOWN)
+    out.room = _within((most - current) / config.load_scale, 0.0, MOST_SHOWN)
+    out.progress = episode.cycle / config.cycles
     for k in range(r):
         table = state.table[lane, state.order[lane, k]]
-        out[GLOBALS + k] = _within((table.load - mean) / config.load_scale, -4.0, 4.0)
-        out[GLOBALS + r + k] = min((config.batch - table.occupied) / 4.0, 1.0)
-    at = GLOBALS + 2 * r
+        rest[k] = _within((table.load - mean) / config.load_scale, -MOST_SHOWN, MOST_SHOWN)
+        rest[r + k] = min((config.batch - table.occupied) / FREE_SHOWN, 1.0)
+    prompts, steps, skips = 2 * r, 2 * r + window, 2 * r + 2 * window
     for k in range(window):
-        w = state.waiting[lane, k]
-        out[at + k] = min(math.log1p(float(w.prompt)) * config.log_prompt, 1.0)
-        out[at + window + k] = min(math.log1p(float(w.predicted)) * config.log_steps, 1.0)
-        out[at + 2 * window + k] = min(w.skips / config.patience, 1.0)
+        request = state.waiting[lane, k]
+        rest[prompts + k] = min(math.log1p(float(request.prompt)) * config.log_prompt, 1.0)
+        rest[steps + k] = min(math.log1p(float(request.predicted)) * config.log_steps, 1.0)
+        rest[skips + k] = min(request.skips / config.patience, 1.0)
 
 
 @kernel
@@ -328,29 +326,30 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 
 @kernel
-def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
+def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
+    """Write the metrics of the episode so far."""
     episode = state.lane[lane]
     config = params.config[0]
     cycles = float(episode.cycle)
-    rate = ratio(episode.output, (config.workers + 1) * episode.clock)
-    out[0] = ratio(episode.relative_excess, cycles)
-    out[1] = ratio(episode.excess, cycles)
-    out[2] = ratio(episode.clock, cycles)
-    out[3] = ratio(episode.relative, cycles)
-    out[4] = rate
-    out[5] = rate / config.cycle_s
-    out[6] = ratio(episode.tpot, episode.timed) * config.cycle_s
-    out[7] = ratio(episode.load, cycles)
-    out[8] = episode.completed
-    out[9] = episode.placed
-    out[10] = ratio(episode.skips, episode.placed)
-    out[11] = episode.most_skips
-    out[12] = episode.cycle
-    out[13] = episode.penalty
-    out[14] = episode.invalid
-    out[15] = episode.clock * config.cycle_s
-    out[16] = episode.checksum
+    rate = ratio(episode.tokens, (config.workers + 1) * episode.clock)
+    out.relative_excess = ratio(episode.relative_excess, cycles)
+    out.barrier_excess_cycles = ratio(episode.excess, cycles)
+    out.tau_mean_cycles = ratio(episode.clock, cycles)
+    out.relative_throughput = ratio(episode.relative, cycles)
+    out.throughput_tokens_per_cycle = rate
+    out.throughput_tokens_per_s = rate / config.cycle_s
+    out.tpot_mean_s = ratio(episode.tpot, episode.timed) * config.cycle_s
+    out.load_mean_tokens = ratio(episode.load, cycles)
+    out.completed = episode.completed
+    out.placed = episode.placed
+    out.skips_mean = ratio(episode.skips, episode.placed)
+    out.skips_max = episode.most_skips
+    out.cycles = episode.cycle
+    out.penalty = episode.penalty
+    out.invalid_actions = episode.invalid
+    out.duration_s = episode.clock * config.cycle_s
+    out.world_checksum = episode.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)
+"""The compiled functions of AFDRefill."""

@@ -1,55 +1,47 @@
 """Scenarios of AFDRefill: named settings of latencies, requests, bundle and episode."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from llmgym.core.checks import choice, number, whole
-from llmgym.core.settings import settled
-from llmgym.envs.afd.costs import LINK_LATENCY_US, Coefficients
+from llmgym.core.settings import count, given, option, quantity
+from llmgym.envs.afd.costs import Coefficients
 from llmgym.envs.afd.law import COMMUNICATION
-from llmgym.envs.afd.ratio.scenarios import STARTS, Law
 from llmgym.envs.afd.refill.state import EXACT, MEAN, NO_PREDICTION, NOISY
+from llmgym.envs.afd.requests import RequestSource
+from llmgym.envs.afd.settings import MOST_BATCH, STARTS, Bundle
 
 INFORMATION = {"exact": EXACT, "noisy": NOISY, "mean": MEAN, "none": NO_PREDICTION}
 
 
 @dataclass(frozen=True)
-class Scenario:
-    """Settings of AFDRefill; every one of them is also an argument of the environment.
+class Scenario(Bundle):
+    """Settings of AFDRefill; every one of them is also an argument of the environment."""
 
-    Attributes:
-        about: one line.
-        requests: law of the requests, see `llmgym.envs.afd.requests.load`.
-        coefficients: latencies; None fits them to `profile`, or takes the paper's where that is None too.
-        profile: name of a profile to fit latencies to.
-        link_gb_per_s: bandwidth between two instances, for a fitted profile, GB/s.
-        link_latency_us: one way, for a fitted profile, us.
-        batch: B, slots of an attention instance.
-        ratio: r, attention instances; there is one FFN instance.
-        comm: "per_instance" or "aggregate": what communication grows with.
-        window: W, waiting requests that can be chosen from.
-        cycles: of an episode.
-        patience: A, times a request may be skipped.
-        information: what is told of a request's steps: "exact", "noisy", "mean" or "none".
-        noise_scale: standard deviation of the log error of "noisy".
-        start: "stationary" (slots as in the long run) or "cold" (all requests new).
-    """
-
-    about: str
-    requests: Law
-    coefficients: Coefficients | None = None
-    profile: str | None = None
-    link_gb_per_s: float = 50.0
-    link_latency_us: float = LINK_LATENCY_US
-    batch: int = 256
-    ratio: int = 8
-    comm: str = "per_instance"
-    window: int = 16
-    cycles: int = 1000
-    patience: int = 8
-    information: str = "noisy"
-    noise_scale: float = 0.5
-    start: str = "stationary"
+    requests: RequestSource = given(  # noqa: RUF009
+        ...,
+        "Law of the requests, see `llmgym.envs.afd.requests.load`.",
+        allowed="law by text, `Requests`, `Workload`",
+    )
+    batch: int = count(256, "B: slots of an attention instance.", high=MOST_BATCH, unit="slots")
+    ratio: int = count(8, "r: attention instances; there is one FFN instance.", high=1024, unit="instances")
+    comm: str = option(
+        "per_instance",
+        "What communication grows with: the requests of one attention instance, or all of the FFN instance.",
+        COMMUNICATION,
+    )
+    window: int = count(16, "W: waiting requests that can be chosen from.", high=1024, unit="requests")
+    cycles: int = count(1000, "Length of an episode, cycles.", high=10_000_000, unit="cycles")
+    patience: int = count(8, "A: times that a request may be skipped.", unit="times")
+    information: str = option(
+        "noisy", "What is told of the steps that a waiting request will stay.", INFORMATION
+    )
+    noise_scale: float = quantity(
+        0.5, 'Standard deviation of the logarithm of a "noisy" prediction\'s error.', zero=True
+    )
+    start: str = option(
+        "stationary",
+        "What the slots begin with: requests as in the long run, or all new ones.",
+        STARTS,
+    )
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -96,27 +88,3 @@ SCENARIOS: dict[str, Scenario] = {
         cycles=200,
     ),
 }
-
-
-def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scenario:
-    """The scenario with the arguments put in, checked.
-
-    Raises:
-        UnknownName: a scenario, a setting or a choice that does not exist.
-        InvalidArgument: a number out of range.
-    """
-    chosen: Scenario = settled(scenario, SCENARIOS, settings, "AFDRefill", ("about", "profile"))
-    for name, options in (("comm", COMMUNICATION), ("information", INFORMATION), ("start", STARTS)):
-        choice(name, getattr(chosen, name), options)
-    for name, most in (
-        ("batch", 65_536),
-        ("ratio", 1024),
-        ("window", 1024),
-        ("cycles", 10_000_000),
-        ("patience", 2**30),
-    ):
-        whole(name, getattr(chosen, name), 1, most)
-    number("link_gb_per_s", chosen.link_gb_per_s)
-    for name in ("link_latency_us", "noise_scale"):
-        number(name, getattr(chosen, name), zero=True)
-    return chosen

@@ -1,22 +1,27 @@
 """Pictures of AFDRefill: the instances with their slots, who waits for whom, and the waiting requests."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-from llmgym.envs.afd.costs import Coefficients
 from llmgym.envs.afd.refill.scenarios import Scenario
+from llmgym.envs.afd.refill.state import Params, State
 
 WIDTH, HEIGHT = 760, 520
+WIDE = 16
+"""With more attention instances than this the bars have no names."""
+SHOWN_CYCLES = 300
+"""Cycles that fit into the picture."""
+SHOWN_PROMPTS = 12
+"""Waiting requests that fit into the line of text."""
 
 
-def text(scenario: Scenario, state: Any, lane: int) -> str:
+def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
     """A line of state, a bar for the load of each instance, and the prompts that wait.
 
     Args:
         scenario: the settings.
+        params: of all lanes.
         state: of all lanes.
         lane: which one.
     """
@@ -28,7 +33,7 @@ def text(scenario: Scenario, state: Any, lane: int) -> str:
         f"A{i + 1:<3} [{('#' * round(40 * load / most)).ljust(40, '.')}] {int(load):9,} tokens, {int(free[i])} free"
         for i, load in enumerate(loads)
     ]
-    waiting = ", ".join(str(int(p)) for p in state.waiting["prompt"][lane][:12])
+    waiting = ", ".join(str(int(p)) for p in state.waiting["prompt"][lane][:SHOWN_PROMPTS])
     return "\n".join(
         [
             f"cycle {episode['cycle']:5d}/{scenario.cycles}   tau {episode['tau']:.1f} cycles   "
@@ -39,21 +44,19 @@ def text(scenario: Scenario, state: Any, lane: int) -> str:
     )
 
 
-def picture(
-    scenario: Scenario, coefficients: Coefficients, comm: float, state: Any, lane: int
-) -> NDArray[np.uint8]:
-    """uint8 [520, 760, 3]: time of each instance with what it waits, waiting requests, slowest and mean over time.
+def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDArray[np.uint8]:
+    """Time of each instance with what it waits, waiting requests, slowest and mean over time: uint8 [520, 760, 3].
 
     Args:
         scenario: the settings.
-        coefficients: what attention and FFN take.
-        comm: time of the link in a step, cycles.
+        params: of all lanes.
         state: of all lanes.
         lane: which one.
     """
-    episode, c = state.lane[lane], coefficients
-    times = c.attention(state.table["load"][lane])
-    ffn = float(c.ffn(scenario.ratio * scenario.batch))
+    episode, config = state.lane[lane], params.config[0]
+    times = config["alpha_attention"] * state.table["load"][lane] + config["beta_attention"]
+    comm = float(config["comm"])
+    ffn = float(config["alpha_ffn"] * (scenario.ratio * scenario.batch) + config["beta_ffn"])
     longest = max(float(times.max()), ffn, comm)
     figure = blank(WIDTH, HEIGHT)
     figure.subplots_adjust(left=0.09, right=0.98, top=0.88, bottom=0.09)
@@ -72,11 +75,11 @@ def picture(
     free = scenario.batch - state.table["occupied"][lane]
     for i in np.flatnonzero(free):
         step.text(i, 0.03 * longest, f"+{free[i]}", ha="center", fontsize=8, color="white", weight="bold")
-    names = [f"A{i + 1}" for i in range(len(times))] if len(times) <= 16 else [""] * len(times)
+    names = [f"A{i + 1}" for i in range(len(times))] if len(times) <= WIDE else [""] * len(times)
     step.set_xticks(range(len(heights)), [*names, "link", "FFN"])
     step.set(ylabel="cycles", ylim=(0, 1.08 * longest))
     waiting = state.waiting[lane]
-    colours = ["#D55E00" if w["skips"] >= scenario.patience else "#E69F00" for w in waiting]
+    colours = ["#D55E00" if request["skips"] >= scenario.patience else "#E69F00" for request in waiting]
     line.bar(range(len(waiting)), waiting["prompt"], color=colours, label="prompt (red: due)")
     if scenario.information != "none":
         line.bar(
@@ -90,12 +93,12 @@ def picture(
     line.set(xlim=(-0.6, len(waiting) - 0.4), ylim=(0, 1.45 * line.get_ylim()[1]))
     line.legend(fontsize=7, loc="upper right", ncols=2)
     done = int(episode["cycle"])
-    first = max(done - 300, 0)
+    first = max(done - SHOWN_CYCLES, 0)
     rows = state.history[lane, first:done]
-    past.plot(range(first, done), rows[:, 0], color="#D55E00", label="slowest instance")
-    past.plot(range(first, done), rows[:, 1], color="#0072B2", label="mean")
+    past.plot(range(first, done), rows["slowest"], color="#D55E00", label="slowest instance")
+    past.plot(range(first, done), rows["mean"], color="#0072B2", label="mean")
     past.axhline(max(ffn, comm), color="#009E73", linestyle="--", linewidth=1, label="FFN or link")
-    past.set(ylabel="attention\n(cycles)", xlabel="cycle", xlim=(first, first + 300))
+    past.set(ylabel="attention\n(cycles)", xlabel="cycle", xlim=(first, first + SHOWN_CYCLES))
     low, high = past.get_ylim()
     past.set_ylim(low, high + 0.35 * (high - low))
     past.legend(fontsize=7, loc="upper right", ncols=3)
