@@ -257,23 +257,3 @@ def fit(
     return ProfileFit(
         made, attention_r2, ffn_r2, (int(cached[0]), int(cached[-1])), (int(tokens[0]), int(tokens[-1]))
     )
-
-
-def coefficients(
-    profile: "Profile", batch: int, link_gb_per_s: float, link_latency_us: float = LINK_LATENCY_US
-) -> Coefficients:
-    """Affine latencies of a profile, in microseconds: those of `fit`, without how well they fit.
-
-    Args:
-        profile: of kind "tables", of a model in `llmgym.profiles.models.MODELS`.
-        batch: B, requests of a microbatch of one attention instance.
-        link_gb_per_s: bandwidth between two instances, GB/s each way.
-        link_latency_us: latency of one way, us.
-
-    Returns:
-        The coefficients, in microseconds.
-
-    Raises:
-        InvalidArgument: a profile without kernel costs or of an unknown model, or a number out of range.
-    """
-    return fit(profile, batch, link_gb_per_s, link_latency_us).coefficients

@@ -6,7 +6,7 @@ from typing import Any
 
 from llmgym import profiles
 from llmgym.core.settings import given, quantity
-from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, Coefficients, coefficients
+from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, Coefficients, fit
 from llmgym.envs.afd.requests import RequestSource
 from llmgym.errors import InvalidArgument
 
@@ -73,4 +73,4 @@ def latencies(
     if profile is None:
         return PAPER
     loaded = profile if isinstance(profile, profiles.Profile) else profiles.load(profile)
-    return coefficients(loaded, batch, scenario.link_gb_per_s, scenario.link_latency_us)
+    return fit(loaded, batch, scenario.link_gb_per_s, scenario.link_latency_us).coefficients

@@ -1,6 +1,6 @@
 """Attention and FFN pools: requests as tables, latencies of GPUs, and the wrong numbers of the closed forms.
 
-What the closed forms say is tested against the paper in `tests/papers/test_afd_ratio.py`.
+What the closed forms say is tested against the paper in `tests/papers/test_afd_law.py`.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ import pytest
 from llmgym import profiles, workloads
 from llmgym.envs.afd import law as forms
 from llmgym.envs.afd import occupancy
-from llmgym.envs.afd.costs import PAPER, coefficients, fit, from_shape
+from llmgym.envs.afd.costs import PAPER, fit, from_shape
 from llmgym.envs.afd.law import optimal_ratio
 from llmgym.envs.afd.occupancy import theta
 from llmgym.envs.afd.requests import Requests, load, of_arrays, of_workload
@@ -58,7 +58,6 @@ def test_latencies_of_a_gpu() -> None:
     for gpu in ("h100", "h200"):
         fitted = fit(profiles.load(f"{gpu}/llama-3.1-8b"), 128, 50.0)
         assert min(fitted.attention_r2, fitted.ffn_r2) > 0.999
-        assert fitted.coefficients == coefficients(profiles.load(f"{gpu}/llama-3.1-8b"), 128, 50.0)
         slopes[gpu] = fitted.coefficients.values
     # 131,072 bytes a token at 3.35 and 4.8 TB/s take 0.0391 and 0.0273 us
     assert slopes["h100"][0] == pytest.approx(0.0391, rel=0.15)
