@@ -200,10 +200,10 @@ class Observation(Record):
 
 
 class Metrics(Record):
-    """What AFDRatio measures; a mean, share or rate is NaN before the first epoch.
+    """What AFDRatio measures.
 
-    The time per token counts from a request's entry into its slot, where the first token of its prefill is already there, over the
-    tokens after that.
+    A cycle is bound by what takes longest in it. The time per token counts from a request's entry into its slot, where the first
+    token of its prefill is already there, over the tokens after that.
     """
 
     relative_throughput: float = metric(
@@ -229,28 +229,16 @@ class Metrics(Record):
     barrier_excess_cycles: float = metric(
         "Mean over the cycles of slowest less mean attention, cycles; NaN before the first epoch."
     )
-    load_mean_tokens: float = metric(
-        "Mean over the cycles of the tokens of a slot; NaN before the first epoch."
-    )
-    idle_attention: float = metric(
-        "Idle share of the attention instances; NaN before the first epoch.", best="min"
-    )
-    idle_ffn: float = metric("Idle share of the FFN instances; NaN before the first epoch.", best="min")
-    bound_attention: float = metric(
-        "Share of the cycles in which attention took longest; NaN before the first epoch."
-    )
-    bound_communication: float = metric(
-        "Share of the cycles in which communication took longest; NaN before the first epoch."
-    )
-    bound_ffn: float = metric(
-        "Share of the cycles in which the FFN took longest; NaN before the first epoch."
-    )
+    load_mean_tokens: float = metric("Mean tokens of a slot over the cycles; NaN before the first epoch.")
+    idle_attention: float = metric("Idle share of attention; NaN before the first epoch.", best="min")
+    idle_ffn: float = metric("Idle share of the FFN; NaN before the first epoch.", best="min")
+    bound_attention: float = metric("Share of cycles bound by attention; NaN before the first epoch.")
+    bound_communication: float = metric("Share of cycles bound by communication; NaN before the first epoch.")
+    bound_ffn: float = metric("Share of cycles bound by the FFN; NaN before the first epoch.")
     ratio_mean: float = metric(
         "Mean over the epochs of attention over FFN instances; NaN before the first epoch.", best="min"
     )
-    instances_mean: float = metric(
-        "Mean over time of the instances that are paid for; NaN before the first epoch."
-    )
+    instances_mean: float = metric("Mean instances paid for, over time; NaN before the first epoch.")
     switches: float = metric("Changes of the ratio.", best="min")
     switch_time_s: float = metric("Time that changes of the ratio took, seconds.")
     completed: float = metric("Requests that are done; 0 without slots.")

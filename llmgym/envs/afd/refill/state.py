@@ -143,7 +143,7 @@ class Observation(Record):
 
 
 class Metrics(Record):
-    """What AFDRefill measures; a mean or rate is NaN before the first cycle.
+    """What AFDRefill measures.
 
     The time per token counts from a request's entry into its slot, where the first token of its prefill is already there, over the
     tokens after that.
@@ -170,9 +170,7 @@ class Metrics(Record):
         "Mean time per output token, seconds; NaN where no request that was placed in the episode is done.",
         best="min",
     )
-    load_mean_tokens: float = metric(
-        "Mean over the cycles of the tokens of a slot; NaN before the first cycle."
-    )
+    load_mean_tokens: float = metric("Mean tokens of a slot over the cycles; NaN before the first cycle.")
     completed: float = metric("Requests that are done.")
     placed: float = metric("Requests that were placed.")
     skips_mean: float = metric(
