@@ -23,7 +23,7 @@ from llmgym.envs.memory.pipe.scenarios import SCENARIOS as PIPE
 from llmgym.envs.memory.place.scenarios import SCENARIOS as PLACE
 from llmgym.envs.memory.place.view import short_time
 from llmgym.envs.oserve.scenarios import SCENARIOS as OSERVE
-from llmgym.envs.pipesd.batch.env import SCENARIOS as BATCH
+from llmgym.envs.pipesd.batch.scenarios import SCENARIOS as BATCH
 from llmgym.envs.pipesd.scenarios import SCENARIOS as PIPESD
 from llmgym.envs.pipesd.scenarios import TUNING
 from llmgym.envs.pipesd.scenarios import Scenario as Speculation

@@ -99,14 +99,16 @@ ENVIRONMENTS = (
         decision="token by token: keep drafting, upload, or have the draft verified across a slow link",
         source="PipeSD, ICML 2026, arXiv 2605.13319",
         docs="pipesd_nav",
+        audit="pipesd.audit:cloud",
     ),
     _ours(
         "PipeSDBatch",
         "pipesd.batch",
-        "pipesd.batch.env:SCENARIOS",
+        "pipesd.batch.scenarios:SCENARIOS",
         decision="when to upload the tokens of a window that is being drafted",
         source="PipeSD, ICML 2026, arXiv 2605.13319",
         docs="pipesd_batch",
+        audit="pipesd.audit:window",
     ),
     _ours(
         "PipeSDTune",
@@ -115,6 +117,7 @@ ENVIRONMENTS = (
         decision="which confidence thresholds ask for a verdict, twenty tokens at a time",
         source="PipeSD, ICML 2026, arXiv 2605.13319",
         docs="pipesd_tune",
+        audit="pipesd.audit:cloud",
     ),
     _ours(
         "MemPlace",

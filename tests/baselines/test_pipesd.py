@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import llmgym
-from llmgym.envs.pipesd.nav.env import LAYOUT
+from llmgym.envs.pipesd.nav.env import PipeSDNav
 from llmgym.envs.pipesd.state import CONTINUE, UPLOAD, VERIFY
 from llmgym.errors import InvalidArgument, UnknownName
 
@@ -21,7 +21,8 @@ def made(name: str, **kwargs: Any) -> Any:
 
 def choose(policy: Any, mask: tuple[int, int, int] = (1, 1, 1), **fields: float) -> int:
     """The action on an observation with these fields (tokens in tokens), everything else certain and empty."""
-    row = np.zeros((1, LAYOUT.size), np.float32)
+    layout = PipeSDNav.layout
+    row = np.zeros((1, layout.size), np.float32)
     for name, value in {"confidence": 1.0, "product": 1.0, "plan": 5, **fields}.items():
         name = name.replace("_", ".")
         tokens = name in (
@@ -33,7 +34,7 @@ def choose(policy: Any, mask: tuple[int, int, int] = (1, 1, 1), **fields: float)
             "last.accepted",
             "waiting.tokens",
         )
-        row[0, LAYOUT[name].start] = value / 32 if tokens else value
+        row[0, layout[name].start] = value / 32 if tokens else value
     return int(policy.act(row, np.array([mask], np.int8))[0])
 
 

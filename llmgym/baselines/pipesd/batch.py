@@ -109,8 +109,8 @@ class RandomPolicy(_Rule):
 
     Args:
         env: the environment.
-        name: of the policy.
-        seed: of the coins.
+        name: name of the policy.
+        seed: seeds the coins.
     """
 
     def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:

@@ -1,10 +1,8 @@
 """Rules for PipeSDNav: those PipeSD is compared with, PipeSD itself, and what is left of it without its parts.
 
-PipeSD (ICML 2026, arXiv 2605.13319) compares with Vanilla speculative decoding (a verdict every n tokens), HSL
-(where a token is
+PipeSD (ICML 2026, arXiv 2605.13319) compares with Vanilla speculative decoding (a verdict every n tokens), HSL (where a token is
 unsure) and EdgeLLM (where the draft as a whole is unsure, with a threshold that follows the verdicts). Thresholds are those of
-its text and of
-its authors' scripts, for HumanEval, or for GSM8K where the scenario has that text.
+its text and of its authors' scripts, for HumanEval, or for GSM8K where the scenario has that text.
 
 All read nothing but the observation.
 """
@@ -27,10 +25,26 @@ from llmgym.errors import InvalidArgument
 Bools = NDArray[np.bool_]
 IDLE = {"proactive": False}
 """What an environment needs to be made with for rules that do nothing while they wait."""
+MOST_START, LEAST_LIMIT = 1.99, 1e-4
+"""Largest and smallest R_1 of EdgeLLM; one above 1 asks for a verdict on every token."""
+LEAST_POWER, IN_ITS_PLACE = 1e-12, 0.5
+"""A power in EdgeLLM's rule that is as good as 0, and what is used in its place."""
 
 
 def threshold(name: str, value: float, most: float = 1.0) -> float:
-    """A confidence threshold. Raises `InvalidArgument` unless it is between 0 and `most`."""
+    """A confidence threshold, checked.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        most: largest value that is allowed.
+
+    Returns:
+        The value.
+
+    Raises:
+        InvalidArgument: it is not between 0 and `most`.
+    """
     if number(name, value, zero=True) > most:
         raise InvalidArgument(f"{name}={value!r}: expected a number from 0 to {most:g}")
     return float(value)
@@ -93,9 +107,8 @@ class EdgeLlmPolicy(_Rule):
     """`edgellm:start=0.92,factor=0.95,batch=0`: a verdict where C_1 < R_1, and R_1 follows the verdicts.
 
     All n accepted: R_1 becomes factor R_1. Otherwise R_1 / C^((n - a) / n), C being the product of the confidences of that
-    draft (1/2 in place of the
-    power where that is 0), at most 1.99, at least 1e-4. While waiting it drafts on and uploads every `batch` tokens; 0 stands
-    for N^.
+    draft (1/2 in place of the power where that is 0), at most 1.99, at least 1e-4. While waiting it drafts on and uploads every
+    `batch` tokens; 0 stands for N^.
 
     The authors' scripts upload every token (`batch=1`) and have factors of 0.95 (code) and 0.7 (mathematics).
     """
@@ -109,7 +122,9 @@ class EdgeLlmPolicy(_Rule):
         batch: int = 0,
     ) -> None:
         super().__init__(env, name)
-        self.start = threshold("start", (0.5 if self._unsure else 0.92) if start is None else start, 1.99)
+        self.start = threshold(
+            "start", (0.5 if self._unsure else 0.92) if start is None else start, MOST_START
+        )
         self.factor = threshold("factor", (0.7 if self._unsure else 0.95) if factor is None else factor)
         self.batch = whole("batch", batch, 0)
         self._clients = self._simulation.scenario.clients
@@ -124,12 +139,11 @@ class EdgeLlmPolicy(_Rule):
         client = np.rint(self._read(obs, "client") * self._clients).astype(np.int64)
         rows = np.arange(len(obs))
         old = self._limit[rows, client]
-        n, a = self._tokens(obs, "last.tokens"), self._tokens(obs, "last.accepted")
-        power = self._read(obs, "last.product") ** ((n - a) / np.maximum(n, 1))
-        raised = np.minimum(old / np.where(power > 1e-12, power, 0.5), 1.99)
-        new = np.maximum(np.where(a == n, old * self.factor, raised), 1e-4)
-        told = self._read(obs, "verdicts") > 0
-        self._limit[rows, client] = np.where(told, new, old)
+        tokens, accepted = self._tokens(obs, "last.tokens"), self._tokens(obs, "last.accepted")
+        power = self._read(obs, "last.product") ** ((tokens - accepted) / np.maximum(tokens, 1))
+        raised = np.minimum(old / np.where(power > LEAST_POWER, power, IN_ITS_PLACE), MOST_START)
+        new = np.maximum(np.where(accepted == tokens, old * self.factor, raised), LEAST_LIMIT)
+        self._limit[rows, client] = np.where(self._read(obs, "verdicts") > 0, new, old)
         return self._limit[rows, client]
 
     def asks(self, obs: NDArray[np.float32]) -> Bools:
@@ -149,9 +163,9 @@ class DualPolicy(_Rule):
 
     Args:
         env: the environment.
-        name: of the policy.
-        sequence: R_1.
-        token: R_2.
+        name: name of the policy.
+        sequence: threshold R_1 of the product; None: the authors' for the text.
+        token: threshold R_2 of a confidence; None: the authors' for the text.
         send: when to upload before a verdict: `plan`, `all` (every token at once), `none`, or `free` (whatever is ready when
             the link is free).
     """
@@ -202,8 +216,8 @@ class RandomPolicy(Rule[PipeSDNav]):
 
     Args:
         env: the environment.
-        name: of the policy.
-        seed: of the choices.
+        name: name of the policy.
+        seed: seeds the choices.
     """
 
     def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
@@ -212,7 +226,7 @@ class RandomPolicy(Rule[PipeSDNav]):
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Actions [lanes]."""
-        weights = self._generator.random((len(obs), 3))
+        weights = self._generator.random((len(obs), self._simulation.mask_size))
         chosen: NDArray[Any] = (weights if mask is None else weights * mask).argmax(axis=1)
         return chosen
 

@@ -1,11 +1,9 @@
-"""Rules for PipeSDTune: Bayesian optimisation as PipeSD does it, random and grid search with as many evaluations, and fixed
-thresholds.
+"""Rules for PipeSDTune: Bayesian optimisation as PipeSD does it, random and grid search, and fixed thresholds.
 
-PipeSD (arXiv 2605.13319, and its released code): a Gaussian process with a Matern kernel over (R_1, R_2), expected
-improvement with xi = 0.1, 16 evaluations of 20
-tokens, the first at random; tuned anew when the mean time per token changes by more than a fifth. The paper does not state nu;
-5/2 is used.
-The Gaussian process is scikit-learn's.
+PipeSD (arXiv 2605.13319, and its released code): a Gaussian process with a Matern kernel over (R_1, R_2), expected improvement
+with xi = 0.1, 16 evaluations of 20 tokens, the first at random; tuned anew when the mean time per token changes by more than a
+fifth. The paper does not state nu; 5/2 is used. The Gaussian process is scikit-learn's. Random and grid search have as many
+evaluations.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +22,14 @@ from llmgym.envs.pipesd.tune.env import PipeSDTune
 
 Floats = NDArray[np.float64]
 EVALUATIONS = 16
+"""Pairs that a search tries, as in the paper."""
 GATE = 0.2
-"""delta_1, of the released code."""
+"""Change of the time per token after which a search begins anew: the paper's delta_1, of the released code."""
 AVERAGED = 10
 """Steps that a mean time per token is taken over: a single step of 20 tokens varies by a fifth by itself."""
+CANDIDATES, NEAR, SPREAD = 600, 100, 0.05
+"""Pairs that expected improvement is compared at: uniform ones, ones around the best pair, and their standard deviation; chosen
+here."""
 
 
 class _Search(Rule[PipeSDTune], ABC):
@@ -57,7 +59,13 @@ class _Search(Rule[PipeSDTune], ABC):
 
     @abstractmethod
     def propose(self, tried: Floats, times: Floats, generator: np.random.Generator) -> tuple[float, float]:
-        """The next pair, after pairs float64 [n, 2] and their times per token float64 [n], s."""
+        """The next pair of thresholds.
+
+        Args:
+            tried: pairs so far, float64 [n, 2].
+            times: their times per token, float64 [n], seconds.
+            generator: of the lane.
+        """
 
     def choose(self, tried: Floats, times: Floats) -> int:
         """Which of the tried pairs to hold: here the fastest."""
@@ -65,7 +73,8 @@ class _Search(Rule[PipeSDTune], ABC):
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Pairs of thresholds [lanes, 2]."""
-        return np.array([self._one(lane, float(obs[lane, 0]) * SPEED_S) for lane in range(len(obs))])
+        times = self._read(obs, "tpt") * SPEED_S
+        return np.array([self._one(lane, time) for lane, time in enumerate(times.tolist())])
 
     def _one(self, lane: int, time: float) -> tuple[float, float]:
         """The pair for one lane, whose last step took `time` seconds a token (0 before the first)."""
@@ -83,11 +92,10 @@ class _Search(Rule[PipeSDTune], ABC):
             times.append(time)
         points, seconds = np.array(tried).reshape(-1, 2), np.array(times)
         if len(tried) == self.evaluations:
-            self._best[lane] = tried[self.choose(points, seconds)]
-            return tried[self.choose(points, seconds)]
-        point = self.propose(points, seconds, self._generators[lane])
-        tried.append(point)
-        return point
+            best = self._best[lane] = tried[self.choose(points, seconds)]
+            return best
+        tried.append(self.propose(points, seconds, self._generators[lane]))
+        return tried[-1]
 
 
 def _process(points: Floats, times: Floats, seed: int) -> Any:
@@ -111,7 +119,7 @@ def _process(points: Floats, times: Floats, seed: int) -> Any:
 class BayesianPolicy(_Search):
     """`bo:evaluations=16,xi=0.1`: Bayesian optimisation; holds the evaluated pair with the lowest posterior mean.
 
-    Expected improvement is maximised over 600 uniform candidates and 100 around the best pair so far.
+    Expected improvement is maximised over 600 uniform pairs and 100 around the best pair so far.
     """
 
     def __init__(
@@ -119,6 +127,13 @@ class BayesianPolicy(_Search):
     ) -> None:
         super().__init__(env, name, evaluations, seed)
         self.xi = number("xi", xi, zero=True)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Pairs of thresholds [lanes, 2]; matrices are so small that several threads would only wait for each other."""
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn needs it
+
+        with threadpool_limits(1, "blas"):
+            return super().act(obs, mask)
 
     def propose(self, tried: Floats, times: Floats, generator: np.random.Generator) -> tuple[float, float]:
         """Where the improvement that can be expected is largest; at random at first."""
@@ -129,8 +144,8 @@ class BayesianPolicy(_Search):
             return float(first), float(second)
         process = _process(tried, times, int(generator.integers(2**31)))
         best = tried[int(np.argmin(process.predict(tried)))]
-        near = np.clip(best + 0.05 * generator.standard_normal((100, 2)), 0.0, 1.0)
-        candidates = np.concatenate([generator.random((600, 2)), near])
+        near = np.clip(best + SPREAD * generator.standard_normal((NEAR, 2)), 0.0, 1.0)
+        candidates = np.concatenate([generator.random((CANDIDATES, 2)), near])
         mean, deviation = process.predict(candidates, return_std=True)
         gain = float(process.predict(tried).min()) - mean - self.xi
         deviation = np.maximum(deviation, 1e-9)

@@ -1,14 +1,12 @@
 """Bandwidth of an uplink over time: constant, a new level now and then, a fitted random walk, or a trace.
 
-A law is drawn at the start of an episode into a table with one number for each second, so that a world does not depend on what
-is done in it.
+A law is drawn at the start of an episode into a table with one number for each second, so that a world does not depend on what is
+done in it.
 
 The random walk is of ln(Mbit/s), x' = mu + rho (x - mu) + N(0, innovation^2), a second a step. Its parameters were fitted to
-public traces of
-downloads in mobile networks, which are not part of this package: US 4G of Narayanan et al., "A Variegated Look at 5G in the
-Wild" (SIGCOMM 2021), and the 5G
-production dataset of Raca et al., "Beyond Throughput, the Next Generation" (MMSys 2020). An uplink is slower; `scale` says how
-much.
+public traces of downloads in mobile networks, which are not part of this package: US 4G of Narayanan et al., "A Variegated
+Look at 5G in the Wild" (SIGCOMM 2021), and the 5G production dataset of Raca et al., "Beyond Throughput, the Next Generation"
+(MMSys 2020). An uplink is slower; `scale` says how much.
 """
 
 import csv
@@ -23,26 +21,28 @@ from numpy.typing import NDArray
 
 from llmgym.core.checks import number, whole
 from llmgym.core.jit import kernel
+from llmgym.core.records import Record, Records, float64, int32
 from llmgym.core.rng import integer, normal
 from llmgym.errors import InvalidArgument, UnknownName
 
 CONSTANT, LEVELS, WALK, TRACE = 0, 1, 2, 3
 SECONDS = 1024
-"""Of a drawn table; it is gone through again where an episode lasts longer."""
+"""Length of a drawn table, seconds; it is gone through again where an episode lasts longer."""
 
-LAW = np.dtype(
-    [
-        ("kind", "i4"),
-        ("every", "i4"),  # seconds of a level
-        ("mu", "f8"),
-        ("rho", "f8"),
-        ("innovation", "f8"),
-        ("scale", "f8"),  # MB/s of one Mbit/s, times the scale asked for
-        ("floor", "f8"),  # MB/s
-        ("ceiling", "f8"),
-    ],
-    align=True,
-)
+MB_PER_MBIT = 1.0 / 8.0
+
+
+class Law(Record):
+    """A law of bandwidth as compiled code reads it."""
+
+    kind: int = int32("CONSTANT, LEVELS, WALK or TRACE.")
+    every_s: int = int32("Time until a new level is drawn, seconds.")
+    mu: float = float64("Mean of ln(Mbit/s) of a random walk.")
+    rho: float = float64("Correlation of a second of a random walk with the next.")
+    innovation: float = float64("Standard deviation of what a second adds to ln(Mbit/s) of a random walk.")
+    scale: float = float64("MB/s of one Mbit/s of the law.")
+    floor: float = float64("Least bandwidth of a random walk, MB/s.")
+    ceiling: float = float64("Largest bandwidth of a random walk, MB/s.")
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class Bandwidth:
 
     Attributes:
         kind: `CONSTANT`, `LEVELS`, `WALK` or `TRACE`.
-        levels_mbps: the constant, the levels that are drawn from, or the trace, one a second.
-        every_s: seconds until a new level is drawn.
-        mu: mean of ln(Mbit/s), of a random walk.
-        rho: correlation of a second with the next.
-        innovation: standard deviation of what a second adds.
-        floor_mbps: no second is below.
-        ceiling_mbps: no second is above.
+        levels_mbps: the constant, the levels that are drawn from, or the trace with one number a second, Mbit/s.
+        every_s: time until a new level is drawn, seconds.
+        mu: mean of ln(Mbit/s) of a random walk.
+        rho: correlation of a second of a random walk with the next.
+        innovation: standard deviation of what a second adds to ln(Mbit/s) of a random walk.
+        floor_mbps: least bandwidth of a random walk, Mbit/s.
+        ceiling_mbps: largest bandwidth of a random walk, Mbit/s.
         source: where the numbers come from.
     """
 
@@ -73,19 +73,19 @@ class Bandwidth:
 
     @property
     def seconds(self) -> int:
-        """Length of a drawn table."""
+        """Length of a drawn table, seconds."""
         if self.kind == CONSTANT:
             return 1
         return len(self.levels_mbps) if self.kind == TRACE else SECONDS
 
     @property
     def typical_mbps(self) -> float:
-        """Median of the law."""
+        """Median of the law, Mbit/s."""
         return math.exp(self.mu) if self.kind == WALK else float(np.median(self.levels_mbps))
 
 
 def constant(mbps: float) -> Bandwidth:
-    """The same all the time. Raises `InvalidArgument` unless it is above zero."""
+    """A bandwidth that is always the same, Mbit/s. Raises `InvalidArgument` unless it is above zero."""
     return Bandwidth(CONSTANT, (number("bandwidth", mbps),))
 
 
@@ -98,11 +98,11 @@ def levels(mbps: tuple[float, ...], every_s: int = 20) -> Bandwidth:
 
 
 def trace(path: str | PathLike[str], column: int | str = 0) -> Bandwidth:
-    """A file with one number a second, Mbit/s.
+    """The law of a file with one number a second, Mbit/s.
 
     Args:
-        path: CSV, with or without a header.
-        column: its number, or its name in the header.
+        path: a CSV file, with or without a header.
+        column: number of the column, or its name in the header.
 
     Raises:
         InvalidArgument: no such file or column, or a value that is no number above zero; the message names the line.
@@ -161,22 +161,26 @@ def load(law: Any) -> Bandwidth:
     return constant(law)
 
 
-def pack(law: Bandwidth, scale: float = 1.0) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """A record `LAW` [1] and the levels, float32, MB/s."""
-    record = np.zeros(1, LAW)
-    scale *= 1e6 / 8 / 1e6
-    for name in ("kind", "mu", "rho", "innovation"):
-        record[name] = getattr(law, name)
-    record["every"], record["scale"] = law.every_s, scale
+def pack(law: Bandwidth, scale: float = 1.0) -> tuple[Records[Law], NDArray[np.float32]]:
+    """The law as compiled code reads it: a record `Law` [1], and its levels, float32 [levels], MB/s."""
+    scale *= MB_PER_MBIT
     walk = law.kind == WALK
-    record["floor"] = scale * law.floor_mbps if walk else 0.0
-    record["ceiling"] = scale * law.ceiling_mbps if walk else math.inf
+    floor = scale * law.floor_mbps if walk else 0.0
+    ceiling = scale * law.ceiling_mbps if walk else math.inf
+    record = Law.pack(law, scale=scale, floor=floor, ceiling=ceiling)
     return record, np.array(law.levels_mbps, np.float32) * np.float32(scale)
 
 
 @kernel
-def draw_rates(law: Any, known: NDArray[np.float32], key: np.uint64, out: NDArray[np.float32]) -> None:
-    """Write MB/s of every second, float32 [seconds], from the draws of `key`."""
+def draw_rates(law: Law, known: NDArray[np.float32], key: np.uint64, out: NDArray[np.float32]) -> None:
+    """Draw the bandwidth of every second.
+
+    Args:
+        law: as `pack` makes it.
+        known: float32 [levels], MB/s, as `pack` makes them.
+        key: seeds the draws.
+        out: float32 [seconds], becomes MB/s.
+    """
     x, level = 0.0, 0
     if law.kind == WALK:
         x = law.innovation / math.sqrt(1.0 - law.rho * law.rho) * normal(key, out.shape[0])
@@ -188,6 +192,6 @@ def draw_rates(law: Any, known: NDArray[np.float32], key: np.uint64, out: NDArra
         else:
             if law.kind == TRACE:
                 level = s
-            elif law.kind == LEVELS and s % law.every == 0:
+            elif law.kind == LEVELS and s % law.every_s == 0:
                 level = integer(key, s, 0, known.shape[0] - 1)
             out[s] = known[level]

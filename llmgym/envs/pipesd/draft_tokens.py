@@ -1,16 +1,13 @@
 """Which drafted tokens a target model accepts, and how sure the draft was of them: fitted laws, or what a real pair did.
 
 Lossless speculative decoding never changes the text of the target, so the text is a path that no drafting rule can leave. At
-each of its positions the
-draft's own token is accepted if it is the token of the path, with whatever was drafted before; after a rejected token the
-draft goes on beside the path, and
-nothing of that is accepted. A source gives (confidence, accepted) for position after position of the path of an episode, and
-confidences beside it.
+each of its positions the draft's own token is accepted if it is the token of the path, with whatever was drafted before;
+after a rejected token the draft goes on beside the path, and nothing of that is accepted. A source gives (confidence,
+accepted) for position after position of the path of an episode, and confidences beside it.
 
 - `Chain`: positions are easy or hard by turns (a two-state Markov chain); -ln P is exponential where easy, lognormal where
-hard, and a token of
-  confidence P is accepted with probability a_0 P^theta. Calibrated on the statistics that PipeSD (arXiv 2605.13319, Table 7,
-  appendix) gives of its pairs.
+  hard, and a token of confidence P is accepted with probability a_0 P^theta. Calibrated on the statistics that PipeSD (arXiv
+  2605.13319, Table 7, appendix) gives of its pairs.
 - `Table`: rows measured on a pair of models, or your own.
 """
 
@@ -28,41 +25,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
+from llmgym.core.records import Record, Records, float64, int32, int64
 from llmgym.core.rng import exponential, integer, normal, substream, uniform
 from llmgym.errors import InvalidArgument, UnknownName
 
 LARGEST_DEFICIT = 6.0
 """-ln P of a chain is at most this."""
+MOST_STEPS = 12
+"""Confidences beside the path that a table of one's own remembers, as many as were measured of the pair."""
 
 STATES, DEFICITS, ACCEPTED, BESIDE, STREAMS = 0, 1, 2, 3, 4
 """Sub-streams of the key of an episode's text."""
 
-SOURCE = np.dtype(
-    [
-        ("table", "i4"),  # 1: rows; 0: a chain
-        ("to_hard", "f8"),
-        ("to_easy", "f8"),
-        ("easy_mean", "f8"),
-        ("hard_mu", "f8"),
-        ("hard_sigma", "f8"),
-        ("most_accepted", "f8"),
-        ("power", "f8"),
-    ],
-    align=True,
-)
-CURSOR = np.dtype(
-    [
-        ("position", "i8"),  # next one of the path
-        ("stream", "i8"),  # of a table, in the order of the episode
-        ("row", "i4"),
-        ("place", "i4"),
-        ("hard", "i4"),  # state of the last position
-        ("beside", "i4"),  # tokens drafted beside the path, plus one; 0 on it
-        ("beside_hard", "i4"),
-        ("beside_row", "i4"),
-    ],
-    align=True,
-)
+
+class Source(Record):
+    """A source as compiled code reads it; all but `table` are those of `Chain`."""
+
+    table: int = int32("Whether tokens come from the rows of a table, 0 or 1.")
+    to_hard: float = float64("Probability that a hard position follows an easy one.")
+    to_easy: float = float64("Probability that an easy position follows a hard one.")
+    easy_mean: float = float64("Mean of -ln P at an easy position.")
+    hard_mu: float = float64("Mean of ln(-ln P) at a hard position.")
+    hard_sigma: float = float64("Standard deviation of ln(-ln P) at a hard position.")
+    most_accepted: float = float64("Acceptance a_0 of a token of confidence 1.")
+    power: float = float64("Exponent theta of the acceptance a_0 P^theta.")
+
+
+class Cursor(Record):
+    """Where drafting is in a text."""
+
+    position: int = int64("Next position of the path.")
+    stream: int = int64("Streams of a table that the episode has gone through.")
+    row: int = int32("Row of a table that the path runs along.")
+    place: int = int32("Column of a table that the next position of the path is at.")
+    hard: int = int32("Whether the last position of the path is hard, 0 or 1.")
+    beside: int = int32("Tokens drafted beside the path, plus one; 0 on the path.")
+    beside_hard: int = int32("Whether the last position beside the path is hard, 0 or 1.")
+    beside_row: int = int32("Row of the confidences beside the path, of a table.")
 
 
 @dataclass(frozen=True)
@@ -70,14 +69,14 @@ class Chain:
     """Easy and hard positions by turns.
 
     Attributes:
-        name: of the source.
+        name: name of the source.
         to_hard: probability that a hard position follows an easy one.
-        to_easy: probability that an easy one follows a hard one.
-        easy_mean: mean of -ln P where easy.
-        hard_mu: mean of ln(-ln P) where hard.
-        hard_sigma: its standard deviation.
-        most_accepted: a_0, acceptance of a token of confidence 1.
-        power: theta; acceptance is a_0 P^theta.
+        to_easy: probability that an easy position follows a hard one.
+        easy_mean: mean of -ln P at an easy position.
+        hard_mu: mean of ln(-ln P) at a hard position.
+        hard_sigma: standard deviation of ln(-ln P) at a hard position.
+        most_accepted: acceptance a_0 of a token of confidence 1.
+        power: exponent theta of the acceptance a_0 P^theta.
     """
 
     name: str
@@ -105,12 +104,13 @@ class Table:
     """Rows of positions along a path, as `benchmarks/draft_target.py` measures them.
 
     Attributes:
-        name: of the source.
-        confidence: float32 [streams, positions].
-        accepted: uint8 [streams, positions].
-        length: int32 [streams], positions that are used.
-        beside_row: int32 [streams, positions], row of `beside` where the token was rejected, else -1.
-        beside: float32 [rejected, steps], confidences of what the draft went on with; the last stands for all later ones.
+        name: name of the source.
+        confidence: the draft's probability of its own token, float32 [streams, positions].
+        accepted: whether the target accepts that token, uint8 [streams, positions].
+        length: positions of each stream that are used, int32 [streams].
+        beside_row: row of `beside` where the token was rejected, else -1, int32 [streams, positions].
+        beside: confidences of what the draft went on with after a rejected token, float32 [rejected, steps]; the last one
+            stands for all later ones.
         about: where the rows come from.
     """
 
@@ -134,7 +134,7 @@ class Table:
 
 
 def least_acceptance(source: Chain | Table) -> float:
-    """A probability with which a token is accepted at least: of a chain the least sure one, of a table over all its positions."""
+    """The probability with which a token of a chain is accepted at least; of a table, the mean over all its positions."""
     if isinstance(source, Chain):
         return source.most_accepted * math.exp(-source.power * LARGEST_DEFICIT)
     used = np.arange(source.accepted.shape[1]) < source.length[:, None]
@@ -163,12 +163,12 @@ def load(source: Any) -> Chain | Table:
     if isinstance(source, (Chain, Table)):
         return source
     if not isinstance(source, str):
-        raise InvalidArgument(f"tokens={source!r}: expected a name, a Chain or a Table")
+        raise InvalidArgument(f"text={source!r}: expected a name, a Chain or a Table")
     if source in CHAINS:
         return CHAINS[source]
     groups = _groups()
     if source not in groups:
-        raise UnknownName("tokens", source, names())
+        raise UnknownName("text", source, names())
     folder = files("llmgym.envs.pipesd") / "data" / "draft_pair"
     return read_pair((folder / "draft_target.npz").read_bytes(), _meta(), source, *groups[source])
 
@@ -194,9 +194,12 @@ def read_pair(data: bytes, meta: dict[str, Any], name: str, domain: int, tempera
     Args:
         data: bytes of `draft_target.npz`.
         meta: contents of `meta.json`.
-        name: of the source.
+        name: name of the source.
         domain: number of the domain.
         temperature: number of the temperature. At 0 a stream ends where its text begins to go round in circles.
+
+    Returns:
+        The streams of this domain and temperature.
     """
     with np.load(io.BytesIO(data)) as arrays:
         chosen = (arrays["domain"] == domain) & (arrays["temperature"] == temperature)
@@ -234,9 +237,12 @@ def of_rows(name: str, confidence: Any, accepted: Any) -> Table:
     After a rejected token the draft is taken to be as sure as it was of the positions that follow in the text.
 
     Args:
-        name: of the source.
-        confidence: [positions], in (0, 1].
-        accepted: [positions], 0 or 1.
+        name: name of the source.
+        confidence: the draft's probability of its own token, [positions], in (0, 1].
+        accepted: whether the target accepts that token, [positions], 0 or 1.
+
+    Returns:
+        A table of one stream.
 
     Raises:
         InvalidArgument: shapes differ, there are no rows, or a value is out of range.
@@ -244,13 +250,13 @@ def of_rows(name: str, confidence: Any, accepted: Any) -> Table:
     p, a = np.asarray(confidence, np.float64), np.asarray(accepted, np.float64)
     if p.ndim != 1 or p.shape != a.shape or len(p) == 0:
         raise InvalidArgument(
-            f"tokens: expected two columns of the same length, got shapes {p.shape}, {a.shape}"
+            f"text: expected two columns of the same length, got shapes {p.shape}, {a.shape}"
         )
     if not np.all((p > 0.0) & (p <= 1.0)):
         raise InvalidArgument(f"confidence={p[~((p > 0) & (p <= 1))][0]!r}: expected numbers in (0, 1]")
     if not np.all((a == 0) | (a == 1)):
         raise InvalidArgument(f"accepted={a[~((a == 0) | (a == 1))][0]!r}: expected 0 or 1")
-    steps = min(12, len(p))
+    steps = min(MOST_STEPS, len(p))
     wrong = np.flatnonzero(a == 0)
     row = np.full(len(p), -1, np.int32)
     row[wrong] = np.arange(len(wrong))
@@ -285,9 +291,9 @@ def from_trace(path: str | PathLike[str]) -> Table:
 
 
 class Packed(NamedTuple):
-    """A source as compiled code reads it; the arrays are those of `Table`, or empty."""
+    """A source as compiled code reads it: a record `Source` [1], and the arrays of a `Table`, or one unused number in each."""
 
-    source: NDArray[Any]
+    source: Records[Source]
     confidence: NDArray[np.float32]
     accepted: NDArray[np.uint8]
     length: NDArray[np.int32]
@@ -296,52 +302,62 @@ class Packed(NamedTuple):
 
 
 def pack(source: Chain | Table) -> Packed:
-    """Arrays for the compiled functions."""
-    record = np.zeros(1, SOURCE)
+    """The source as compiled code reads it."""
     if isinstance(source, Chain):
-        for name in ("to_hard", "to_easy", "easy_mean", "hard_mu", "hard_sigma", "most_accepted", "power"):
-            record[name] = getattr(source, name)
         return Packed(
-            record,
+            Source.pack(source, table=0),
             np.ones((1, 1), np.float32),
             np.ones((1, 1), np.uint8),
             np.ones(1, np.int32),
             np.full((1, 1), -1, np.int32),
             np.ones((1, 1), np.float32),
         )
+    record = Source.zeros(1)
     record["table"] = 1
     beside = source.beside if len(source.beside) else np.ones((1, 1), np.float32)
     return Packed(record, source.confidence, source.accepted, source.length, source.beside_row, beside)
 
 
 @kernel(inline=True)
-def _turn(hard: int, source: Any, draw: float) -> int:
-    """The state after this one."""
+def _turn(hard: int, source: Source, draw: float) -> int:
+    """Whether the next position of a chain is hard, 0 or 1; `draw` is uniform in (0, 1)."""
     if hard != 0:
         return 0 if draw < source.to_easy else 1
     return 1 if draw < source.to_hard else 0
 
 
 @kernel
-def _confidence(hard: int, source: Any, key: np.uint64, number: int) -> float:
-    """P of a token."""
+def _confidence(hard: int, source: Source, key: np.uint64, draw: int) -> float:
+    """P of a token of a chain, from one draw of `key`."""
     if hard != 0:
-        deficit = math.exp(source.hard_mu + source.hard_sigma * normal(key, number))
+        deficit = math.exp(source.hard_mu + source.hard_sigma * normal(key, draw))
     else:
-        deficit = source.easy_mean * exponential(key, number)
+        deficit = source.easy_mean * exponential(key, draw)
     return math.exp(-min(deficit, LARGEST_DEFICIT))
 
 
 @kernel
-def begin(cursor: Any, packed: Packed, key: np.uint64) -> None:
-    """Go to the beginning of the text that `key` names."""
+def begin(cursor: Cursor, packed: Packed, key: np.uint64) -> None:
+    """Go to the beginning of a text.
+
+    Args:
+        cursor: where drafting is.
+        packed: the source.
+        key: names the text.
+    """
     cursor.position, cursor.hard, cursor.beside, cursor.stream, cursor.place = 0, 0, 0, 0, 0
     cursor.row = integer(substream(key, STREAMS), 0, 0, packed.length.shape[0] - 1)
 
 
 @kernel(inline=True)
-def skip(cursor: Any, packed: Packed, key: np.uint64) -> None:
-    """Go one position on along the path: its token was told by the target."""
+def skip(cursor: Cursor, packed: Packed, key: np.uint64) -> None:
+    """Go one position on along the path, whose token was told by the target.
+
+    Args:
+        cursor: where drafting is.
+        packed: the source.
+        key: names the text.
+    """
     if packed.source[0].table != 0:
         cursor.place += 1
         if cursor.place >= packed.length[cursor.row]:
@@ -354,11 +370,19 @@ def skip(cursor: Any, packed: Packed, key: np.uint64) -> None:
 
 
 @kernel
-def draft(cursor: Any, packed: Packed, key: np.uint64) -> tuple[float, bool]:
-    """The draft's next token: its confidence, and whether the target accepts it.
+def draft(cursor: Cursor, packed: Packed, key: np.uint64) -> tuple[float, bool]:
+    """Draft the next token.
 
     On the path the cursor goes one position on. Once a token was rejected it stays, and everything is beside the path until
     `settle`.
+
+    Args:
+        cursor: where drafting is.
+        packed: the source.
+        key: names the text.
+
+    Returns:
+        The draft's confidence in the token, and whether the target accepts it.
     """
     source = packed.source[0]
     if cursor.beside > 0:
@@ -387,6 +411,6 @@ def draft(cursor: Any, packed: Packed, key: np.uint64) -> tuple[float, bool]:
 
 
 @kernel(inline=True)
-def settle(cursor: Any) -> None:
-    """A verdict came: what is drafted next is on the path again, after the target's own token."""
+def settle(cursor: Cursor) -> None:
+    """After a verdict: what is drafted next is on the path again, after the target's own token."""
     cursor.beside = 0

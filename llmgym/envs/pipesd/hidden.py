@@ -5,14 +5,28 @@ when they come. The first second's bandwidth is known from the probes, that of a
 through. A change of speeds (`change_at`) is in no array: what it does shows in the times of what comes after it.
 """
 
-import math
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.envs.pipesd.draft_tokens import Packed
-from llmgym.envs.pipesd.state import ASK, CHECK, DONE, NO_GUESS, RIGHT, SEND, WAITING, WRONG, Params, State
+from llmgym.envs.pipesd.draft_tokens import Cursor, Packed
+from llmgym.envs.pipesd.state import (
+    ASK,
+    CHECK,
+    DONE,
+    NEVER,
+    NO_GUESS,
+    RIGHT,
+    SEND,
+    WAITING,
+    WRONG,
+    Client,
+    Config,
+    Params,
+    State,
+)
+
+TRIES = 64
+"""Drafting times that are drawn to find one that is longer than what has passed."""
 
 HIDDEN = {
     "lane.checksum": "at the end of the episode",
@@ -51,51 +65,58 @@ SHOWN = frozenset(
 
 
 def redraw(params: Params, state: State, lane: int, other: State, rng: np.random.Generator) -> None:
-    """Another text from here on, other verdicts on what was drafted, and other times of what is under way."""
+    """Draw another text from here on, other verdicts on what was drafted, and other times of what is under way.
+
+    Args:
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: which one.
+        other: one lane of another world when it begins.
+        rng: draws what the other world does not say.
+    """
     episode, clients, config = state.lane[lane], state.client[lane], params.config[0]
     now = float(episode["clock_s"])
     stretch = rng.uniform(0.5, 2.0)  # of the cloud's work: one factor, so that the order of verdicts stays
     rows = state.interval[lane, : min(int(episode["intervals"]), state.interval.shape[1])]
-    for k, c in enumerate(clients):
-        timed = {
-            int(row["start_s"]) for row in rows[np.isin(rows["kind"], (SEND, ASK)) & (rows["client"] == k)]
-        }
+    for k, client in enumerate(clients):
+        uploads = rows[np.isin(rows["activity"], (SEND, ASK)) & (rows["client"] == k)]
+        timed = {int(upload["start_s"]) for upload in uploads}
         _redraw_uplink(params, state, lane, k, other.rates[0, k], timed, rng)
-        c["key"] = other.client["key"][0, k]
-        if c["phase"] == DONE:
+        client["key"] = other.client["key"][0, k]
+        if client["phase"] == DONE:
             continue
-        _redraw_verdicts(c, state.cursor[lane, k], params.text, rng)
-        if config["jitter"] > 0.0 and c["token_s"] < math.inf:
-            _redraw_drafting(c, config, now, rng)
-        if math.inf > c["verdict_s"] > now:
-            c["verdict_s"] = now + stretch * (c["verdict_s"] - now)
+        _redraw_verdicts(client, state.cursor[lane, k], params.text, rng)
+        if config["gamma_jitter"] > 0.0 and client["token_s"] < NEVER:
+            _redraw_drafting(client, config, now, rng)
+        if NEVER > client["verdict_s"] > now:
+            client["verdict_s"] = now + stretch * (client["verdict_s"] - now)
     if episode["cloud_free_s"] > now:
         more = (stretch - 1.0) * (float(episode["cloud_free_s"]) - now)
         episode["cloud_free_s"] += more
         episode["cloud_busy_s"] += more
-    checks = rows["kind"] == CHECK
+    checks = rows["activity"] == CHECK
     for end in ("start_s", "end_s"):
         late = checks & (rows[end] > now)
         rows[end][late] = now + stretch * (rows[end][late] - now)
     episode["checksum"] = other.lane["checksum"][0]
 
 
-def _redraw_verdicts(c: Any, cursor: Any, text: Packed, rng: np.random.Generator) -> None:
+def _redraw_verdicts(client: Client, cursor: Cursor, text: Packed, rng: np.random.Generator) -> None:
     """Which of the tokens without a verdict is the first that will be rejected, and a place in the text that agrees with it."""
-    waiting = c["phase"] == WAITING
-    awaited = int(c["awaited"]) if waiting else 0
-    guessed = int(waiting and c["guess"] != NO_GUESS)
-    drafted = awaited + guessed + int(c["block"])
+    waiting = client["phase"] == WAITING
+    awaited = int(client["awaited"]) if waiting else 0
+    guessed = int(waiting and client["guess"] != NO_GUESS)
+    drafted = awaited + guessed + int(client["block"])
     wrong = int(rng.integers(-1, drafted))  # in the order of drafting; -1: none
     if waiting:
-        c["awaited_rejected"] = wrong if wrong < awaited else -1
+        client["awaited_rejected"] = wrong if wrong < awaited else -1
     if guessed:
-        c["guess"] = WRONG if 0 <= wrong <= awaited else RIGHT
-    if wrong < 0 or c["block"] == 0:
-        c["rejected"] = -1
+        client["guess"] = WRONG if 0 <= wrong <= awaited else RIGHT
+    if wrong < 0 or client["block"] == 0:
+        client["rejected"] = -1
     else:
-        c["rejected"] = max(wrong - awaited - guessed, 0)
-    cursor["position"] = c["output"] + (drafted if wrong < 0 else wrong + 1)
+        client["rejected"] = max(wrong - awaited - guessed, 0)
+    cursor["position"] = client["output"] + (drafted if wrong < 0 else wrong + 1)
     cursor["beside"] = 0 if wrong < 0 else drafted - wrong
     cursor["hard"], cursor["beside_hard"] = rng.integers(0, 2, 2)
     cursor["beside_row"] = rng.integers(0, len(text.beside))
@@ -103,17 +124,17 @@ def _redraw_verdicts(c: Any, cursor: Any, text: Packed, rng: np.random.Generator
     cursor["place"] = rng.integers(0, text.length[cursor["row"]])
 
 
-def _redraw_drafting(c: Any, config: Any, now: float, rng: np.random.Generator) -> None:
+def _redraw_drafting(client: Client, config: Config, now: float, rng: np.random.Generator) -> None:
     """How long the token that is being drafted takes: longer than it has taken by now."""
-    seconds = float(config["gamma_wait"] if c["phase"] == WAITING else config["gamma"])
-    if c["made"] >= config["change_at"]:
+    seconds = float(config["gamma_wait_s"] if client["phase"] == WAITING else config["gamma_s"])
+    if client["made"] >= config["change_at"]:
         seconds *= config["change_gamma"]
-    jitter, start = float(config["jitter"]), float(c["token_s"] - c["took_s"])
-    drawn = seconds * np.exp(jitter * rng.standard_normal(64) - 0.5 * jitter * jitter)
+    jitter, start = float(config["gamma_jitter"]), float(client["token_s"] - client["took_s"])
+    drawn = seconds * np.exp(jitter * rng.standard_normal(TRIES) - 0.5 * jitter * jitter)
     longer = drawn[start + drawn > now]
     if len(longer):
-        c["took_s"] = longer[0]
-        c["token_s"] = start + longer[0]
+        client["took_s"] = longer[0]
+        client["token_s"] = start + longer[0]
 
 
 def _redraw_uplink(
@@ -128,22 +149,22 @@ def _redraw_uplink(
     """Other bandwidths of a client, and what follows for uploads that are not through.
 
     Args:
-        params: shared.
-        state: of all lanes.
-        lane: which.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: which one.
         k: number of the client.
-        fresh: float32 [seconds], bandwidths of the other world.
+        fresh: bandwidths of the other world, float32 [seconds], MB/s.
         timed: seconds in which uploads began that are through.
         rng: draws what the other world does not say.
     """
-    c, link, rates = state.client[lane, k], state.link[lane, k], state.rates[lane, k]
+    client, link, rates = state.client[lane, k], state.link[lane, k], state.rates[lane, k]
     seconds = len(rates)
     if seconds == 1:
         return  # the same all the time, and so known from the probes
     line, now, alpha = (
         state.line[lane, k],
         float(state.lane["clock_s"][lane]),
-        float(params.config[0]["alpha"]),
+        float(params.config[0]["alpha_s"]),
     )
     places = (int(link["first"]) + np.arange(int(link["count"]))) % len(line)
     timed = timed | {0} | {int(line["start_s"][place]) for place in places if line["end_s"][place] <= now}
@@ -166,6 +187,6 @@ def _redraw_uplink(
         if start != batch["start_s"] or rates[second % seconds] != old[int(batch["start_s"]) % seconds]:
             batch["start_s"] = start
             batch["end_s"] = start + alpha + megabytes / float(rates[second % seconds])
-        if batch["measured"] == 0 and c["arrival_s"] == end:
-            c["arrival_s"] = batch["end_s"]
+        if batch["measured"] == 0 and client["arrival_s"] == end:
+            client["arrival_s"] = batch["end_s"]
         before = link["free_s"] = batch["end_s"]

@@ -1,19 +1,20 @@
 """Scenarios of PipeSDNav and PipeSDTune: named settings of edge, uplink, cloud, text and episode.
 
-Numbers are those of PipeSD (arXiv 2605.13319, and its released code), or fitted to its runs: least squares of the
-authors' 20 runs (HumanEval,
-20 Mbps) on drafted tokens and rounds gives 0.1589 s a token and 0.0841 s a round; a token is 0.29 MB (a distribution over the
-whole vocabulary), which at
-20 Mbps is 116 ms, so that drafting takes about 40 ms. Drafting on slower devices follows gamma = gamma_1 5.1 GHz / f.
+Numbers are those of PipeSD (arXiv 2605.13319, and its released code), or fitted to its runs: least squares of the authors' 20
+runs (HumanEval, 20 Mbps) on drafted tokens and rounds gives 0.1589 s a token and 0.0841 s a round; a token is 0.29 MB (a
+distribution over the whole vocabulary), which at 20 Mbps is 116 ms, so that drafting takes about 40 ms. Drafting on slower
+devices follows gamma = gamma_1 5.1 GHz / f.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmgym.core.checks import choice, number, whole
-from llmgym.core.settings import settled
-from llmgym.envs.pipesd import bandwidth, draft_tokens
+from llmgym.core import settings
+from llmgym.core.checks import choice
+from llmgym.core.settings import flag, given, option, quantity
+from llmgym.envs.pipesd import bandwidth as laws
+from llmgym.envs.pipesd import draft_tokens
 from llmgym.envs.pipesd.bandwidth import Bandwidth
 from llmgym.envs.pipesd.draft_tokens import Chain, Table
 from llmgym.envs.pipesd.state import ACCEPTED, OUTPUT
@@ -21,28 +22,25 @@ from llmgym.errors import InvalidArgument
 
 COUNTS = {"output": OUTPUT, "accepted": ACCEPTED}
 LEAST_ACCEPTANCE = 1e-6
-"""Of tokens, where only accepted ones count: with none of them a client would draft for ever."""
+"""Least acceptance of tokens where only accepted ones count: with none of them a client would draft for ever."""
 GAMMA_1_S = 0.04
-"""Laptop: 37 to 43 ms."""
+"""Time to draft a token on the paper's laptop, seconds; measured were 37 to 43 ms."""
 
 
 @dataclass(frozen=True)
 class Link:
-    """What a token weighs on the uplink and how long a verification takes.
-
-    Attributes:
-        about: one line.
-        alpha_s: to start an upload.
-        token_mb: megabytes of a token.
-        verify_s: of a verification.
-        verify_token_s: of each token of it, and of one more.
-    """
+    """What a token weighs on the uplink and how long a verification takes."""
 
     about: str
-    alpha_s: float
-    token_mb: float
-    verify_s: float
-    verify_token_s: float = 0.0005
+    alpha_s: float = quantity(..., "Time to start an upload, seconds.", zero=True, unit="s")
+    token_mb: float = quantity(..., "Size of a token, megabytes.", unit="MB")
+    verify_s: float = quantity(..., "Time of a verification, seconds.", zero=True, unit="s")
+    verify_token_s: float = quantity(
+        0.0005,
+        "Time that each token of a verification, and one more, adds to it, seconds.",
+        zero=True,
+        unit="s",
+    )
 
 
 LINKS = {
@@ -50,54 +48,78 @@ LINKS = {
     "compressed": Link("12.5 KB a token (5 ms at 20 Mbps), a slower cloud", 0.05, 0.0125, 0.1),
     "far": Link("1 KB a token, a cloud far away", 0.05, 0.001, 0.15),
 }
-"""With `paper` an upload costs more than a verdict that also yields a token, so the shortest drafts win; energy pulls the
-other way."""
+"""With `paper` an upload costs more than a verdict that also yields a token, so the shortest drafts win; energy pulls the other
+way."""
+
+
+def _check_text(name: str, value: Any) -> None:
+    draft_tokens.load(value)
+
+
+def _check_link(name: str, value: Any) -> None:
+    if not isinstance(value, Link):
+        choice(name, value, LINKS)
+    else:
+        settings.check(value)
+
+
+def _check_bandwidth(name: str, value: Any) -> None:
+    laws.load(value)
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Settings of PipeSDNav and PipeSDTune; every one of them is also an argument of the environments.
-
-    Attributes:
-        about: one line.
-        text: which tokens are accepted, see `llmgym.envs.pipesd.draft_tokens.load`: a name, a `Chain` or a `Table`.
-        link: name of a `Link`, or one.
-        bandwidth: Mbit/s, or a law of it, see `llmgym.envs.pipesd.bandwidth.load`.
-        bandwidth_scale: what the law is multiplied by.
-        gamma_s: to draft a token.
-        gamma_wait_s: the same while a verdict is awaited; None for no difference. The authors slow a device down with a delay
-            that does not apply to waiting
-            tokens: 0.04 reproduces their scenarios 2 and 3.
-        gamma_jitter: standard deviation of ln(seconds) of a token.
-        downlink_s: of a verdict.
-        clients: that share the cloud, each with an uplink of its own.
-        proactive: whether a client drafts while it waits.
-        tokens: of an episode and client.
-        count: `output` (accepted tokens and one of the target for each verdict) or `accepted`: what makes up `tokens` and the
-            time per token.
-        max_draft: tokens of a draft at most.
-        change_at: tokens of a client after which its speeds change; None for never.
-        change_gamma: factor of drafting time then.
-        change_rate: factor of bandwidth then.
-    """
+    """Settings of PipeSDNav and PipeSDTune; every one of them is also an argument of the environments."""
 
     about: str
-    text: str | Chain | Table = "humaneval"
-    link: str | Link = "paper"
-    bandwidth: float | str | Bandwidth = 20.0
-    bandwidth_scale: float = 1.0
-    gamma_s: float = GAMMA_1_S
-    gamma_wait_s: float | None = None
-    gamma_jitter: float = 0.0
-    downlink_s: float = 0.0
-    clients: int = 1
-    proactive: bool = True
-    tokens: int = 1000
-    count: str = "output"
-    max_draft: int = 128
-    change_at: int | None = None
-    change_gamma: float = 1.0
-    change_rate: float = 1.0
+    text: str | Chain | Table = given(
+        "humaneval",
+        "Which drafted tokens are accepted, see `llmgym.envs.pipesd.draft_tokens.load`.",
+        allowed="a name, a `Chain`, a `Table`",
+        check=_check_text,
+    )
+    link: str | Link = given(
+        "paper",
+        "What a token weighs on the uplink and how long a verification takes.",
+        allowed=f"{', '.join(f'`{name}`' for name in LINKS)}, a `Link`",
+        check=_check_link,
+    )
+    bandwidth: float | str | Bandwidth = given(
+        20.0,
+        "Bandwidth of an uplink, Mbit/s, or a law of it, see `llmgym.envs.pipesd.bandwidth.load`.",
+        allowed="> 0, a name, a `Bandwidth`",
+        unit="Mbit/s",
+        check=_check_bandwidth,
+    )
+    bandwidth_scale: float = quantity(1.0, "Factor that the law of the bandwidth is multiplied by.")
+    gamma_s: float = quantity(GAMMA_1_S, "Time to draft a token, seconds.", unit="s")
+    gamma_wait_s: float | None = quantity(
+        None,
+        "Time to draft a token while a verdict is awaited, seconds; None for `gamma_s`. The authors slow a device down with a "
+        "delay that does not apply to waiting tokens: 0.04 reproduces their scenarios 2 and 3.",
+        unit="s",
+    )
+    gamma_jitter: float = quantity(0.0, "Standard deviation of ln(seconds) of a drafted token.", zero=True)
+    downlink_s: float = quantity(
+        0.0, "Time that a verdict takes to the client, seconds.", zero=True, unit="s"
+    )
+    clients: int = settings.count(1, "Clients that share the cloud, each with an uplink of its own.", high=64)
+    proactive: bool = flag(True, "Whether a client drafts while it waits.")
+    tokens: int = settings.count(
+        1000, "Tokens that each client makes in an episode.", high=10_000_000, unit="tokens"
+    )
+    count: str = option(
+        "output",
+        "What makes up `tokens` and the time per token: `output` (accepted tokens and one of the target for each verdict) or "
+        "`accepted`.",
+        COUNTS,
+    )
+    max_draft: int = settings.count(128, "Tokens of a draft at most.", high=1024, unit="tokens")
+    change_at: int | None = settings.count(
+        None, "Tokens that a client makes until its speeds change; None for never.", low=0, unit="tokens"
+    )
+    change_gamma: float = quantity(1.0, "Factor of the drafting time after the change.")
+    change_rate: float = quantity(1.0, "Factor of the bandwidth after the change.")
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -148,49 +170,33 @@ TUNING: dict[str, Scenario] = {
 
 
 def resolve_scenario(
-    scenario: str | Scenario,
-    settings: dict[str, Any],
-    of: str,
-    known: Mapping[str, Scenario] = SCENARIOS,
+    scenario: str | Scenario, changes: Mapping[str, Any], of: str, known: Mapping[str, Scenario] = SCENARIOS
 ) -> Scenario:
     """The scenario with the arguments put in, checked.
 
+    Args:
+        scenario: a name in `known`, or a scenario.
+        changes: settings that were given as arguments of their own, by name.
+        of: the environment, for messages.
+        known: the scenarios of the environment by name.
+
+    Returns:
+        The scenario.
+
     Raises:
-        UnknownName: a scenario, a setting or a choice that does not exist.
+        UnknownName: a scenario or a choice that does not exist.
+        UnknownArgument: a setting that does not exist.
         InvalidArgument: a number out of range.
     """
-    chosen: Scenario = settled(scenario, known, settings, of, ("about",))
-    choice("count", chosen.count, COUNTS)
-    whole("clients", chosen.clients, 1, 64)
-    whole("tokens", chosen.tokens, 1, 10_000_000)
-    whole("max_draft", chosen.max_draft, 1, 1024)
-    number("gamma_s", chosen.gamma_s)
-    if chosen.gamma_wait_s is not None:
-        number("gamma_wait_s", chosen.gamma_wait_s)
-    if chosen.change_at is not None:
-        whole("change_at", chosen.change_at, 0)
-    for name in ("gamma_jitter", "downlink_s"):
-        number(name, getattr(chosen, name), zero=True)
-    for name in ("bandwidth_scale", "change_gamma", "change_rate"):
-        number(name, getattr(chosen, name))
-    if not isinstance(chosen.proactive, bool):
-        raise InvalidArgument(f"proactive={chosen.proactive!r}: expected True or False")
+    chosen: Scenario = settings.settled(scenario, known, changes, of, ("about",))
     text = draft_tokens.load(chosen.text)
     if chosen.count == "accepted" and draft_tokens.least_acceptance(text) < LEAST_ACCEPTANCE:
         raise InvalidArgument(
             f"count='accepted': an episode with text={text.name!r} has no end, as next to none of its tokens is accepted"
         )
-    bandwidth.load(chosen.bandwidth)
-    link_of(chosen)
     return chosen
 
 
 def link_of(chosen: Scenario) -> Link:
-    """The link of a scenario, checked."""
-    link = chosen.link
-    if not isinstance(link, Link):
-        link = LINKS[choice("link", link, LINKS)]
-    for name in ("alpha_s", "verify_s", "verify_token_s"):
-        number(name, getattr(link, name), zero=True)
-    number("token_mb", link.token_mb)
-    return link
+    """The link of a scenario."""
+    return chosen.link if isinstance(chosen.link, Link) else LINKS[chosen.link]

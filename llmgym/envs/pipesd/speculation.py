@@ -1,10 +1,9 @@
 """Speculative decoding across a network: when to send drafted tokens, when to have them verified, what a verification costs.
 
 From "PipeSD: An Efficient Cloud-Edge Collaborative Pipeline Inference Framework with Speculative Decoding" (ICML 2026, arXiv
-2605.13319).
-An edge drafts N tokens, one every gamma seconds, and sends them in batches over a link that carries one batch at a time, k
-tokens in
-alpha + beta k seconds. `batch_plan` is the paper's Algorithm 1, whose sizes finish the window soonest (Theorem 4.1):
+2605.13319). An edge drafts N tokens, one every gamma seconds, and sends them in batches over a link that carries one batch at
+a time, k tokens in alpha + beta k seconds. `batch_plan` is the paper's Algorithm 1, whose sizes finish the window soonest
+(Theorem 4.1):
 
     dp[0] = 0,  dp[j] = min over i < j of max(dp[i], gamma j) + alpha + beta (j - i)
 
@@ -13,7 +12,6 @@ A plan is cyclic: tokens beyond its last one begin it anew.
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,15 +33,15 @@ def plan_batches(
     ends: NDArray[np.int32],
     finish: NDArray[np.float64],
 ) -> int:
-    """Algorithm 1, written into `ends[:batches]`: the last token of each batch, counted from 1.
+    """Plan the batches of a window by Algorithm 1.
 
     Args:
         tokens: N, at least 1.
-        alpha: seconds to start an upload.
-        beta: seconds a token adds to it.
-        gamma: seconds to draft a token.
-        ends: int32 [>= N + 1].
-        finish: float64 [>= N + 1], becomes dp.
+        alpha: time to start an upload, seconds.
+        beta: time that a token adds to an upload, seconds.
+        gamma: time to draft a token, seconds.
+        ends: int32 [>= N + 1]; `ends[:batches]` becomes the last token of each batch, counted from 1.
+        finish: float64 [>= N + 1], for intermediate results.
 
     Returns:
         The number of batches. Of equal plans the one with the longest last batch.
@@ -78,9 +76,12 @@ def batch_plan(tokens: int, alpha: float, beta: float, gamma: float) -> tuple[in
 
     Args:
         tokens: N, tokens drafted in the window.
-        alpha: s, start of an upload.
-        beta: s, for each token of it.
-        gamma: s, to draft a token.
+        alpha: time to start an upload, seconds.
+        beta: time that a token adds to an upload, seconds.
+        gamma: time to draft a token, seconds.
+
+    Returns:
+        The size of each batch, tokens.
 
     Raises:
         InvalidArgument: N below 1, a negative time, or gamma not above zero.
@@ -93,7 +94,16 @@ def batch_plan(tokens: int, alpha: float, beta: float, gamma: float) -> tuple[in
 
 
 def finish_time(sizes: Sequence[int], alpha: float, beta: float, gamma: float) -> float:
-    """T(B), seconds until batches of these sizes are all uploaded (the time that Theorem 4.1 is about).
+    """T(B), the time until batches of these sizes are all uploaded, which Theorem 4.1 is about.
+
+    Args:
+        sizes: of the batches in order, tokens.
+        alpha: time to start an upload, seconds.
+        beta: time that a token adds to an upload, seconds.
+        gamma: time to draft a token, seconds.
+
+    Returns:
+        The time from the beginning of the window, seconds.
 
     Raises:
         InvalidArgument: no batch, or one without tokens.
@@ -109,7 +119,18 @@ def finish_time(sizes: Sequence[int], alpha: float, beta: float, gamma: float) -
 
 @kernel
 def plan_time(ends: NDArray[np.int32], batches: int, alpha: float, beta: float, gamma: float) -> float:
-    """T(B) of a plan as `plan_batches` writes it, s."""
+    """T(B) of a plan.
+
+    Args:
+        ends: int32 [>= batches], as `plan_batches` writes it.
+        batches: of the plan.
+        alpha: time to start an upload, seconds.
+        beta: time that a token adds to an upload, seconds.
+        gamma: time to draft a token, seconds.
+
+    Returns:
+        The time from the beginning of the window, seconds.
+    """
     done, sent = 0.0, 0
     for k in range(batches):
         done = max(done, gamma * ends[k]) + alpha + beta * (ends[k] - sent)
@@ -118,8 +139,17 @@ def plan_time(ends: NDArray[np.int32], batches: int, alpha: float, beta: float, 
 
 
 @kernel(inline=True)
-def next_end(ends: Any, batches: int, sent: int) -> int:
-    """How many tokens are drafted when a cyclic plan sends next, after `sent` were sent."""
+def next_end(ends: NDArray[np.int32], batches: int, sent: int) -> int:
+    """When a cyclic plan uploads next.
+
+    Args:
+        ends: int32 [>= batches], as `plan_batches` writes it.
+        batches: of the plan.
+        sent: tokens that were uploaded by now.
+
+    Returns:
+        The tokens that are drafted then.
+    """
     cycle = ends[batches - 1]
     base = (sent // cycle) * cycle
     k = 0
@@ -130,20 +160,40 @@ def next_end(ends: Any, batches: int, sent: int) -> int:
 
 @kernel(inline=True)
 def wants_verdict(confidence: float, product: float, sequence: float, token: float) -> bool:
-    """The dual threshold: C_1 <= R_1, or P(D_n) <= R_2. With R_2 <= R_1 the second never fires alone."""
+    """The dual threshold: whether C_1 <= R_1 or P(D_n) <= R_2. With R_2 <= R_1 the second never fires alone.
+
+    Args:
+        confidence: P(D_n), the draft's probability of its newest token.
+        product: C_1, the product of the confidences of the draft.
+        sequence: R_1.
+        token: R_2.
+
+    Returns:
+        Whether the rule asks for a verdict.
+    """
     return product <= sequence or confidence <= token
 
 
 @kernel(inline=True)
 def verification_energy(tokens: int) -> float:
-    """Of the cloud's GPU for one verification, J."""
+    """Energy that the cloud's GPU takes to verify a draft, J."""
     return NAV_ENERGY_J + NAV_ENERGY_PER_TOKEN_J * (tokens + 1)
 
 
 def without_overlap(
     tokens: int, accepted: float, alpha: float, beta: float, gamma: float, verify: float
 ) -> float:
-    """Seconds per output token where an edge drafts n tokens, sends them all, and waits: (n (gamma + beta) + alpha + t) / (a +
-    1).
+    """Time per token where an edge drafts n tokens, sends them all, and waits: (n (gamma + beta) + alpha + t) / (a + 1).
+
+    Args:
+        tokens: n.
+        accepted: a, the mean number of tokens that a verdict accepts.
+        alpha: time to start an upload, seconds.
+        beta: time that a token adds to an upload, seconds.
+        gamma: time to draft a token, seconds.
+        verify: t, time of a verification, seconds.
+
+    Returns:
+        Seconds per output token.
     """
     return (tokens * (gamma + beta) + alpha + verify) / (accepted + 1.0)

@@ -1,201 +1,246 @@
-"""What PipeSDNav and PipeSDTune keep and what they are told: the dtypes, arrays and constants of their compiled functions."""
+"""What PipeSDNav and PipeSDTune keep, are told and measure: the records, arrays and constants of their compiled functions."""
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.envs.pipesd.draft_tokens import Packed
+from llmgym.core.records import (
+    Record,
+    Records,
+    Records2,
+    Records3,
+    float32,
+    float64,
+    int32,
+    int64,
+    metric,
+    uint64,
+)
+from llmgym.envs.pipesd.bandwidth import Law
+from llmgym.envs.pipesd.draft_tokens import Cursor, Packed
+from llmgym.envs.pipesd.estimates import Estimate, Log
+from llmgym.envs.pipesd.uplink import Batch, Uplink
 
+NEVER = math.inf
 CONTINUE, UPLOAD, VERIFY = 0, 1, 2
 """What can be done after a drafted token."""
 DRAFTING, WAITING, DONE = 0, 1, 2
 """Phases of a client."""
 NO_GUESS, WRONG, RIGHT = 0, 1, 2
+"""What a client's guess of the target's own token is."""
 OUTPUT, ACCEPTED = 0, 1
 """What counts as a token that was made."""
 RECENT = 4
 """Confidences of a client that are remembered."""
 INTERVALS = 512
-"""Remembered for pictures."""
+"""Activities of a lane that are remembered for pictures."""
 DRAFT, GUESS, AHEAD, SEND, ASK, CHECK, PROMOTED, DROPPED = range(8)
-"""Kinds of what pictures show: drafting, guessing the target's token, drafting ahead, uploads, verification, and what became
-of the waiting tokens."""
+"""Activities that pictures show: drafting, guessing the target's token, drafting ahead, uploads, uploads with a request,
+verification, and what became of the waiting tokens."""
 
-LANE = np.dtype(
-    [
-        ("clock_s", "f8"),
-        ("cloud_free_s", "f8"),
-        ("cloud_busy_s", "f8"),
-        (
-            "client_s",
-            "f8",
-        ),  # since the first token, summed over the clients that are not done, over their number
-        ("energy_j", "f8"),
-        ("penalty", "f8"),
-        ("checksum", "f8"),
-        ("turn", "i4"),  # client whose token was drafted last; -1 when all are done
-        ("invalid", "i4"),
-        ("intervals", "i8"),
-        ("steps", "i8"),
-        ("mark_s", "f8"),  # PipeSDTune: when the running step began;
-        ("step_tpt_s", "f8"),  # of the last step, and
-        ("tpt_sum_s", "f8"),  # summed
-        ("step_acceptance", "f8"),
-        ("step_length", "f8"),
-        ("held", "i8"),  # steps with the same thresholds
-        ("moves", "i8"),  # steps with others than before
-        ("sequence", "f8"),
-        ("token", "f8"),
-    ],
-    align=True,
-)
-CLIENT = np.dtype(
-    [
-        ("key", "u8"),  # of the text
-        ("phase", "i4"),
-        ("stopped", "i4"),  # the waiting tokens are to be verified as soon as they are promoted
-        ("token_s", "f8"),  # when the next token will be drafted,
-        ("took_s", "f8"),  # and how long it takes
-        ("arrival_s", "f8"),  # of the request at the cloud
-        ("verdict_s", "f8"),
-        ("asked_s", "f8"),
-        ("arrived_s", "f8"),
-        ("block", "i4"),  # tokens drafted since the last request (while waiting: without the guess)
-        ("sent", "i4"),  # of these
-        ("rejected", "i4"),  # which of these is the first that will not be accepted, or -1
-        ("product", "f8"),  # C_1
-        ("confidence", "f8"),
-        ("recent", "f4", (RECENT,)),  # -ln P
-        ("guess", "i4"),
-        ("guessed", "f8"),  # -ln P
-        ("awaited", "i4"),  # tokens at the cloud
-        ("awaited_rejected", "i4"),
-        ("awaited_product", "f8"),
-        ("last", "i4"),  # tokens of the last verdict
-        ("last_accepted", "i4"),
-        ("last_product", "f8"),
-        ("last_s", "f8"),  # from the end of its upload
-        ("verdicts", "i4"),  # since the client's last turn
-        ("made", "i8"),  # tokens that count towards the end
-        ("finish_s", "f8"),
-        ("output", "i8"),
-        ("accepted", "i8"),
-        ("judged", "i8"),
-        ("drafted", "i8"),  # guesses included
-        ("guesses", "i8"),
-        ("promoted", "i8"),
-        ("dropped", "i8"),
-        ("wasted", "i8"),  # dropped tokens that were uploaded
-        ("asked", "i8"),
-        ("verdicts_all", "i8"),
-        ("rollbacks", "i8"),
-        ("uploads", "i8"),
-    ],
-    align=True,
-)
-INTERVAL = np.dtype(
-    [("kind", "i4"), ("client", "i4"), ("tokens", "i4"), ("start_s", "f8"), ("end_s", "f8")], align=True
-)
 
-NUMBER = np.dtype(
-    [
-        ("clients", "i4"),
-        ("proactive", "i4"),
-        ("count", "i4"),
-        ("tokens", "i8"),  # of an episode and client
-        ("most", "i4"),  # tokens of a draft
-        ("change_at", "i8"),  # tokens made until speeds change
-        ("change_gamma", "f8"),
-        ("change_rate", "f8"),
-        ("gamma", "f8"),
-        ("gamma_wait", "f8"),
-        ("jitter", "f8"),
-        ("alpha", "f8"),
-        ("megabytes", "f8"),  # of a token
-        ("verify", "f8"),
-        ("verify_token", "f8"),
-        ("downlink", "f8"),
-        ("energy_weight", "f8"),
-        ("invalid_cost", "f8"),
-        ("step_tokens", "i4"),  # of PipeSDTune
-        ("steps", "i4"),
-    ],
-    align=True,
-)
+class Episode(Record):
+    """One lane: the cloud, the clock, and the thresholds of PipeSDTune."""
 
-METRICS = (
-    "tpt_ms",
-    "duration_s",
-    "client_mean_s",
-    "output_tokens",
-    "accepted_tokens",
-    "nav_per_token",
-    "draft_mean_tokens",
-    "accepted_mean_tokens",
-    "acceptance",
-    "rollback_rate",
-    "energy_j",
-    "ecs_j_per_100_tokens",
-    "promoted_tokens",
-    "dropped_tokens",
-    "uploads",
-    "upload_wasted_share",
-    "link_utilisation",
-    "cloud_utilisation",
-    "plans",
-    "penalty",
-    "invalid_actions",
-    "world_checksum",
-)
-"""`tpt_ms` is the paper's time per token: since the beginning, over all tokens of a client (TPOT would leave out the first).
+    clock_s: float = float64("Simulated time, seconds.")
+    cloud_free_s: float = float64(
+        "Time at which the cloud is done with the requests that reached it, seconds."
+    )
+    cloud_busy_s: float = float64("Time that the cloud's verifications take, seconds.")
+    client_s: float = float64(
+        "Time since the first token, summed over clients that are not done, over all clients, seconds."
+    )
+    energy_j: float = float64("Energy of the cloud's verifications, joules.")
+    penalty: float = float64("Price of the masked actions so far.")
+    checksum: float = float64("Number that tells worlds apart.")
+    turn: int = int32("Client whose token was drafted last; -1 when all are done.")
+    invalid: int = int32("Masked actions so far.")
+    intervals: int = int64("Activities that were remembered so far.")
+    steps: int = int64("Steps of PipeSDTune so far.")
+    mark_s: float = float64("Time at which the running step of PipeSDTune began, seconds.")
+    step_tpt_s: float = float64("Time per token of the last step of PipeSDTune, seconds.")
+    tpt_sum_s: float = float64("Sum of the times per token of the steps of PipeSDTune, seconds.")
+    step_acceptance: float = float64("Accepted share of the tokens judged in the last step of PipeSDTune.")
+    step_length: float = float64("Mean draft judged in the last step of PipeSDTune, tokens.")
+    held: int = int64("Steps of PipeSDTune with the thresholds of the last one.")
+    moves: int = int64("Steps of PipeSDTune with other thresholds than the step before.")
+    sequence: float = float64("Threshold R_1 of the product of confidences in the last step of PipeSDTune.")
+    token: float = float64("Threshold R_2 of a confidence in the last step of PipeSDTune.")
 
-NaN, with nothing to take it of: `tpt_ms` while a client has no token; `nav_per_token` and `ecs_j_per_100_tokens` without output;
-means of drafts, `acceptance` and `rollback_rate` before the first verdict; `upload_wasted_share` before a token was uploaded;
-utilisations over no time."""
+
+class Client(Record):
+    """One client: its draft, what it awaits from the cloud, and its counts.
+
+    Its draft is the tokens since the last request; while it waits, the tokens after the guess.
+    """
+
+    key: np.uint64 = uint64("Seeds the text and the drafting times.")
+    phase: int = int32("DRAFTING, WAITING or DONE.", blank=DRAFTING)
+    stopped: int = int32(
+        "Whether a verdict on the waiting tokens is to be asked for as soon as they are promoted, 0 or 1."
+    )
+    token_s: float = float64("Time at which the next token will be drafted, seconds.", blank=NEVER)
+    took_s: float = float64("Time that the token which is being drafted takes, seconds.")
+    arrival_s: float = float64("Time at which the request will reach the cloud, seconds.", blank=NEVER)
+    verdict_s: float = float64("Time at which the verdict will reach the client, seconds.", blank=NEVER)
+    request_s: float = float64("Time of the last request, seconds.")
+    arrived_s: float = float64("Time at which the last request reached the cloud, seconds.")
+    block: int = int32("Tokens of the draft.")
+    sent: int = int32("Tokens of the draft that were put on the uplink.")
+    rejected: int = int32(
+        "Number of the first token of the draft that will not be accepted, or -1.", blank=-1
+    )
+    product: float = float64("Product C_1 of the confidences of the draft.", blank=1.0)
+    confidence: float = float64("Confidence P(D_n) of the newest token.", blank=1.0)
+    recent: NDArray[np.float32] = float32("Last values of -ln P, the newest first.", shape=RECENT)
+    guess: int = int32("NO_GUESS, WRONG or RIGHT.", blank=NO_GUESS)
+    guessed: float = float64("The -ln P of the guess.")
+    awaited: int = int32("Tokens at the cloud.")
+    awaited_rejected: int = int32(
+        "Number of the first token at the cloud that will not be accepted, or -1.", blank=-1
+    )
+    awaited_product: float = float64("Product of the confidences of the tokens at the cloud.", blank=1.0)
+    last: int = int32("Tokens of the last verdict.")
+    last_accepted: int = int32("Accepted tokens of the last verdict.")
+    last_product: float = float64("Product of the confidences of the tokens of the last verdict.", blank=1.0)
+    last_s: float = float64("Time from the arrival of the last request at the cloud to its verdict, seconds.")
+    verdicts: int = int32("Verdicts since the client's last turn.")
+    made: int = int64("Tokens that count towards the end of the episode.")
+    finish_s: float = float64("Time at which the client was done, seconds.")
+    output: int = int64("Tokens of the text so far: those accepted, and one of the target for each verdict.")
+    accepted: int = int64("Accepted tokens so far.")
+    judged: int = int64("Drafted tokens that got a verdict so far.")
+    drafted: int = int64("Tokens drafted so far, guesses included.")
+    guesses: int = int64("Guesses so far.")
+    promoted: int = int64("Waiting tokens that were promoted so far.")
+    dropped: int = int64("Waiting tokens that were dropped so far.")
+    wasted: int = int64("Dropped tokens that were uploaded.")
+    requests: int = int64("Verdicts that were asked for so far.")
+    verdicts_all: int = int64("Verdicts so far.")
+    rollbacks: int = int64("Verdicts so far that rejected a token.")
+    uploads: int = int64("Batches that were put on the uplink so far.")
+
+
+class Interval(Record):
+    """An activity that is remembered for pictures."""
+
+    activity: int = int32("DRAFT, GUESS, AHEAD, SEND, ASK, CHECK, PROMOTED or DROPPED.")
+    client: int = int32("Number of the client.")
+    tokens: int = int32("Tokens that the activity is about.")
+    start_s: float = float64("Time at which it begins, seconds.")
+    end_s: float = float64("Time at which it ends, seconds.")
+
+
+class Config(Record):
+    """What a scenario and the arguments of an environment come to."""
+
+    clients: int = int32("Clients that share the cloud.")
+    proactive: int = int32("Whether a client drafts while it waits, 0 or 1.")
+    count: int = int32("What counts as a token that was made: OUTPUT or ACCEPTED.")
+    tokens: int = int64("Tokens that each client makes in an episode.")
+    max_draft: int = int32("Tokens of a draft at most.")
+    change_at: int = int64("Tokens that a client makes until its speeds change.")
+    change_gamma: float = float64("Factor of the drafting time after the change.")
+    change_rate: float = float64("Factor of the bandwidth after the change.")
+    gamma_s: float = float64("Time to draft a token, seconds.")
+    gamma_wait_s: float = float64("Time to draft a token while a verdict is awaited, seconds.")
+    gamma_jitter: float = float64("Standard deviation of ln(seconds) of a token.")
+    alpha_s: float = float64("Time to start an upload, seconds.")
+    token_mb: float = float64("Size of a token on the uplink, MB.")
+    verify_s: float = float64("Time of a verification, seconds.")
+    verify_token_s: float = float64("Time that each token adds to a verification, seconds.")
+    downlink_s: float = float64("Time that a verdict takes to the client, seconds.")
+    energy_weight: float = float64("Price of a joule, in units of reward.")
+    invalid_cost: float = float64("Price of a masked action, in units of reward.")
+    step_tokens: int = int32("Tokens that each client makes in a step of PipeSDTune.")
+    steps: int = int32("Steps of an episode of PipeSDTune.")
+
+
+class Metrics(Record):
+    """What is measured of an episode.
+
+    `tpt_ms` is the paper's time per token: since the beginning, over all tokens of a client (TPOT would leave out the first).
+    """
+
+    tpt_ms: float = metric(
+        "Time per token, mean over clients, ms; NaN while a client has no token.", best="min"
+    )
+    duration_s: float = metric("Length of the episode, s.")
+    client_mean_s: float = metric("Mean time of a client from the first token on, s.")
+    output_tokens: float = metric(
+        "Tokens of the texts: those accepted, and one of the target for each verdict."
+    )
+    accepted_tokens: float = metric("Drafted tokens that were accepted.")
+    nav_per_token: float = metric("Verdicts for each output token; NaN without output.", best="min")
+    draft_mean_tokens: float = metric(
+        "Mean length of a judged draft, tokens; NaN before the first verdict.", best="max"
+    )
+    accepted_mean_tokens: float = metric("Mean accepted tokens of a verdict; NaN before the first.")
+    acceptance: float = metric(
+        "Accepted share of the judged tokens; NaN before the first verdict.", best="max"
+    )
+    rollback_rate: float = metric("Share of verdicts that rejected a token; NaN before the first.")
+    energy_j: float = metric("Energy of the cloud's verifications, J.")
+    ecs_j_per_100_tokens: float = metric(
+        "Energy of the cloud for 100 output tokens, J; NaN without output.", best="min"
+    )
+    promoted_tokens: float = metric("Tokens drafted while waiting that became the beginning of a draft.")
+    dropped_tokens: float = metric("Tokens drafted while waiting that were dropped.")
+    uploads: float = metric("Batches that were put on the uplinks.")
+    upload_wasted_share: float = metric(
+        "Share of the uploaded tokens that were dropped; NaN before a token was uploaded.", best="min"
+    )
+    link_utilisation: float = metric("Share of the time in which an uplink was busy; NaN over no time.")
+    cloud_utilisation: float = metric("Share of the time in which the cloud was busy; NaN over no time.")
+    plans: float = metric("Plans of batches that were made.")
+    penalty: float = metric("Price of the masked actions.")
+    invalid_actions: float = metric("Masked actions.")
+    world_checksum: float = metric("Number that tells worlds apart.")
 
 
 class State(NamedTuple):
     """Arrays of a cloud and its clients; first axis = lane.
 
     Attributes:
-        lane: records `LANE` [lanes].
-        client: records `CLIENT` [lanes, clients].
-        cursor: records `CURSOR` [lanes, clients], where drafting is in the text.
-        link: records `UPLINK` [lanes, clients].
-        line: records `BATCH` [lanes, clients, places].
-        rates: float32 [lanes, clients, seconds], MB/s.
-        estimate: records `ESTIMATE` [lanes, clients].
-        log: records `LOG` [lanes, clients, 100].
-        ends: int32 [lanes, clients, tokens], the plan of batches.
-        work: float64 [lanes, tokens].
-        interval: records `INTERVAL` [lanes, 512], a ring.
+        lane: records [lanes].
+        client: records [lanes, clients].
+        cursor: where drafting is in the text, records [lanes, clients].
+        link: uplinks, records [lanes, clients].
+        line: batches in line on the uplinks, records [lanes, clients, places], each a ring.
+        rates: bandwidths, float32 [lanes, clients, seconds], MB/s.
+        estimate: what the edges have measured, records [lanes, clients].
+        log: what the edges remember of it, records [lanes, clients, 100].
+        ends: plans of batches, int32 [lanes, clients, tokens].
+        work: intermediate results of planning, float64 [lanes, tokens].
+        interval: activities for pictures, records [lanes, 512], a ring.
     """
 
-    lane: NDArray[Any]
-    client: NDArray[Any]
-    cursor: NDArray[Any]
-    link: NDArray[Any]
-    line: NDArray[Any]
+    lane: Records[Episode]
+    client: Records2[Client]
+    cursor: Records2[Cursor]
+    link: Records2[Uplink]
+    line: Records3[Batch]
     rates: NDArray[np.float32]
-    estimate: NDArray[Any]
-    log: NDArray[Any]
+    estimate: Records2[Estimate]
+    log: Records3[Log]
     ends: NDArray[np.int32]
     work: NDArray[np.float64]
-    interval: NDArray[Any]
+    interval: Records2[Interval]
 
 
 class Params(NamedTuple):
     """What all lanes share.
 
     Attributes:
-        config: record `NUMBER` [1].
+        config: record [1].
         text: the source of tokens.
-        law: record `LAW` [1], of the bandwidth.
-        levels: float32 [levels], MB/s.
+        law: of the bandwidth, record [1].
+        levels: of the bandwidth, float32 [levels], MB/s.
     """
 
-    config: NDArray[Any]
+    config: Records[Config]
     text: Packed
-    law: NDArray[Any]
+    law: Records[Law]
     levels: NDArray[np.float32]

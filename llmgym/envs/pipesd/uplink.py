@@ -1,50 +1,45 @@
 """An uplink that carries one batch of tokens at a time, at a bandwidth that changes, with a book of what it carries.
 
-A batch of k tokens that starts at time t takes alpha + k beta(t) seconds, beta(t) = bytes of a token / bandwidth at t. Batches
-go in the order
-they were put on the link (PipeSD, arXiv 2605.13319). Those that have not started can be withdrawn; one that has
-started goes through, and
-keeps the link busy, even where nobody wants it any more.
+A batch of k tokens that starts at time t takes alpha + k beta(t) seconds, where beta(t) is the bytes of a token over the
+bandwidth at t. Batches go in the order in which they were put on the link (PipeSD, arXiv 2605.13319). Batches that have not
+started can be withdrawn; one that has started goes through and keeps the link busy, even where nobody wants it any more.
 
 Always: `queued == carried + on the link or in line`, in tokens.
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
-
-UPLINK = np.dtype(
-    [
-        ("free_s", "f8"),  # when the last batch in line will be through
-        ("queued", "i8"),  # tokens put on the link and not withdrawn
-        ("carried", "i8"),
-        ("first", "i4"),  # of the line, a ring
-        ("count", "i4"),
-        ("busy_s", "f8"),  # of batches that went through
-    ],
-    align=True,
-)
-BATCH = np.dtype(
-    [("start_s", "f8"), ("end_s", "f8"), ("tokens", "i4"), ("measured", "i4")],
-    align=True,
-)
-"""A batch in line or on the link; `measured` says whether the edge times it."""
+from llmgym.core.records import Record, Records, float64, int32, int64
 
 
-@kernel(inline=True)
-def clear(link: Any) -> None:
-    """Nothing is on the link."""
-    link.free_s, link.busy_s, link.queued, link.carried, link.first, link.count = 0.0, 0.0, 0, 0, 0, 0
+class Uplink(Record):
+    """The uplink of one client; blank, nothing is on it."""
+
+    free_s: float = float64("Time at which the last batch in line will be through, seconds.")
+    queued: int = int64("Tokens that were put on the link and not withdrawn.")
+    carried: int = int64("Tokens of the batches that went through.")
+    first: int = int32("Place of the batch at the head of the line, which is a ring.")
+    count: int = int32("Batches in line, the one on the link included.")
+    busy_s: float = float64("Time that batches which went through took, seconds.")
+
+
+class Batch(Record):
+    """A batch in line or on the link."""
+
+    start_s: float = float64("Time at which the upload starts, seconds.")
+    end_s: float = float64("Time at which the upload is through, seconds.")
+    tokens: int = int32("Tokens of the batch; 0 for a bare request.")
+    measured: int = int32("Whether the edge times the upload, 0 or 1.")
 
 
 @kernel(inline=True)
 def put(
-    link: Any,
-    line: Any,
+    link: Uplink,
+    line: Records[Batch],
     rates: NDArray[np.float32],
     now: float,
     tokens: int,
@@ -52,17 +47,20 @@ def put(
     megabytes: float,
     measured: int,
 ) -> float:
-    """A batch gets in line; returns when it will be through.
+    """Let a batch get in line.
 
     Args:
-        link: record `UPLINK`.
-        line: records `BATCH` [places], a ring; the caller makes sure that there is room.
+        link: the uplink.
+        line: its batches, records [places], a ring; the caller makes sure that there is room.
         rates: float32 [seconds], MB/s in each second; after the last one they begin anew.
-        now: s.
+        now: the time, seconds.
         tokens: of the batch; 0 for a bare request.
-        alpha: s, to start.
-        megabytes: of a token.
-        measured: whether the edge times it.
+        alpha: time to start an upload, seconds.
+        megabytes: size of a token, MB.
+        measured: whether the edge times the upload, 0 or 1.
+
+    Returns:
+        The time at which the batch will be through, seconds.
     """
     start = max(now, link.free_s)
     rate = rates[int(math.floor(start)) % rates.shape[0]]
@@ -76,8 +74,8 @@ def put(
 
 
 @kernel(inline=True)
-def take(link: Any, line: Any) -> int:
-    """The batch at the head is through; returns its place in the ring."""
+def take(link: Uplink, line: Records[Batch]) -> int:
+    """Let the batch at the head of the line, which is through, leave it; returns its place in the ring."""
     place = link.first
     batch = line[place]
     link.carried += batch.tokens
@@ -88,8 +86,14 @@ def take(link: Any, line: Any) -> int:
 
 
 @kernel(inline=True)
-def withdraw(link: Any, line: Any, now: float) -> None:
-    """Batches that have not started leave the line."""
+def withdraw(link: Uplink, line: Records[Batch], now: float) -> None:
+    """Let the batches that have not started leave the line.
+
+    Args:
+        link: the uplink.
+        line: its batches, records [places], a ring.
+        now: the time, seconds.
+    """
     while link.count > 0:
         batch = line[(link.first + link.count - 1) % line.shape[0]]
         if batch.start_s < now:

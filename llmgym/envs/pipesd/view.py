@@ -7,13 +7,29 @@ from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
 from llmgym.envs.pipesd.scenarios import Scenario
-from llmgym.envs.pipesd.state import AHEAD, ASK, CHECK, DONE, DRAFT, DROPPED, GUESS, PROMOTED, SEND, WAITING
+from llmgym.envs.pipesd.state import (
+    AHEAD,
+    ASK,
+    CHECK,
+    DONE,
+    DRAFT,
+    DROPPED,
+    GUESS,
+    PROMOTED,
+    SEND,
+    WAITING,
+    Interval,
+    Params,
+    State,
+)
 
 WIDTH, HEIGHT = 820, 420
 SPAN_S = 3.0
-"""Of a picture."""
+"""Time that a picture shows, seconds."""
 SHOWN = 4
-"""Clients of a picture, at most."""
+"""Clients that a picture shows, at most."""
+NARROWEST_S = 0.045
+"""Activities that take longer have their tokens written on them."""
 STYLES: dict[int, tuple[str, str, str]] = {
     DRAFT: ("#0072B2", "", "drafting"),
     GUESS: ("#CC79A7", "", "guess of the target's token"),
@@ -24,38 +40,62 @@ STYLES: dict[int, tuple[str, str, str]] = {
 }
 
 
-def intervals(state: Any, lane: int) -> NDArray[Any]:
-    """What is remembered of a lane, the oldest first, with what is still in line on the uplinks: records `INTERVAL`."""
+def intervals(state: State, lane: int) -> NDArray[Any]:
+    """What is remembered of a lane, the oldest first, with what is still in line on the uplinks: records `Interval`."""
     count, ring = int(state.lane["intervals"][lane]), state.interval[lane]
     rows = ring[:count] if count <= len(ring) else np.roll(ring, -(count % len(ring)), axis=0)
     pending = []
     for k, (link, line) in enumerate(zip(state.link[lane], state.line[lane], strict=True)):
         for place in range(int(link["first"]), int(link["first"] + link["count"])):
             batch = line[place % len(line)]
-            kind = SEND if batch["measured"] else ASK
-            pending.append((kind, k, batch["tokens"], batch["start_s"], batch["end_s"]))
-    return np.concatenate([rows, np.array(pending, rows.dtype)])
+            activity = SEND if batch["measured"] else ASK
+            pending.append((activity, k, batch["tokens"], batch["start_s"], batch["end_s"]))
+    return np.concatenate([rows, np.array(pending, Interval.dtype)])
 
 
-def text(scenario: Scenario, state: Any, lane: int) -> str:
-    """A line of state, and one for each client."""
+def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
+    """The state in words.
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: which one.
+
+    Returns:
+        A line of the cloud, and one for each client.
+    """
     episode, clients, links = state.lane[lane], state.client[lane], state.link[lane]
-    lines = [
-        f"{episode['clock_s']:9.3f} s   cloud {'busy' if episode['cloud_free_s'] > episode['clock_s'] else 'idle'}"
-    ]
-    for k, c in enumerate(clients):
-        phase = "waits" if c["phase"] == WAITING else ("is done" if c["phase"] == DONE else "drafts")
-        at_cloud = f", {c['awaited']} with the cloud" if c["phase"] == WAITING else ""
-        busy = max(links[k]["free_s"] - episode["clock_s"], 0.0)
+    now = episode["clock_s"]
+    lines = [f"{now:9.3f} s   cloud {'busy' if episode['cloud_free_s'] > now else 'idle'}"]
+    for k, client in enumerate(clients):
+        phase = (
+            "waits" if client["phase"] == WAITING else ("is done" if client["phase"] == DONE else "drafts")
+        )
+        at_cloud = f", {client['awaited']} with the cloud" if client["phase"] == WAITING else ""
+        busy = max(links[k]["free_s"] - now, 0.0)
         lines.append(
-            f"client {k} {phase}: {c['block']} drafted, {c['sent']} of them sent{at_cloud}, C = {c['product']:.3f}, "
-            f"uplink busy for {busy:.3f} s, {c['made']}/{scenario.tokens} tokens"
+            f"client {k} {phase}: {client['block']} drafted, {client['sent']} of them sent{at_cloud}, "
+            f"C = {client['product']:.3f}, uplink busy for {busy:.3f} s, {client['made']}/{scenario.tokens} tokens"
         )
     return "\n".join(lines)
 
 
-def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArray[np.uint8]:
-    """uint8 [420, 820, 3]: the last seconds of each edge, its uplink, and the cloud; verdicts as lines. `about` goes above."""
+def picture(
+    scenario: Scenario, params: Params, state: State, lane: int, about: str = ""
+) -> NDArray[np.uint8]:
+    """The last seconds of each edge, its uplink, and the cloud; verdicts are lines.
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: which one.
+        about: a line that goes above.
+
+    Returns:
+        A picture, uint8 [420, 820, 3].
+    """
     from matplotlib.patches import Patch
 
     episode = state.lane[lane]
@@ -69,12 +109,12 @@ def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArr
     figure = blank(WIDTH, HEIGHT)
     axis = figure.add_axes((0.08, 0.23, 0.9, 0.65))
     for row in rows:
-        kind, client = int(row["kind"]), int(row["client"])
-        if kind in (PROMOTED, DROPPED):
-            colour = "#009E73" if kind == PROMOTED else "#BB0000"
+        activity, client = int(row["activity"]), int(row["client"])
+        if activity in (PROMOTED, DROPPED):
+            colour = "#009E73" if activity == PROMOTED else "#BB0000"
             axis.plot([row["start_s"]] * 2, [2 * client - 0.45, 2 * client + 1.45], color=colour, linewidth=2)
             if row["tokens"]:
-                sign = "+" if kind == PROMOTED else "-"
+                sign = "+" if activity == PROMOTED else "-"
                 axis.text(
                     row["start_s"],
                     2 * client - 0.47,
@@ -84,8 +124,8 @@ def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArr
                     ha="center",
                 )
             continue
-        place = 2 * clients if kind == CHECK else 2 * client + (kind in (SEND, ASK))
-        colour, hatch, _ = STYLES[kind]
+        place = 2 * clients if activity == CHECK else 2 * client + (activity in (SEND, ASK))
+        colour, hatch, _ = STYLES[activity]
         width = row["end_s"] - row["start_s"]
         axis.barh(
             place,
@@ -97,7 +137,7 @@ def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArr
             edgecolor="white",
             linewidth=0.6,
         )
-        if kind in (SEND, ASK, CHECK) and width > 0.03 * SPAN_S / 2 and row["start_s"] >= low:
+        if activity in (SEND, ASK, CHECK) and width > NARROWEST_S and row["start_s"] >= low:
             axis.text(
                 row["start_s"] + width / 2,
                 place,
@@ -118,9 +158,9 @@ def picture(scenario: Scenario, state: Any, lane: int, about: str = "") -> NDArr
     ]
     figure.legend(handles=handles, loc="lower center", ncols=4, fontsize=7, frameon=False)
     made, output = state.client["made"][lane].sum(), state.client["output"][lane].sum()
-    navs = state.client["verdicts_all"][lane].sum()
+    verdicts = state.client["verdicts_all"][lane].sum()
     axis.set_title(
-        f"{now:.2f} s    {made}/{scenario.tokens * scenario.clients} tokens    {navs} verdicts for {output} tokens    "
+        f"{now:.2f} s    {made}/{scenario.tokens * scenario.clients} tokens    {verdicts} verdicts for {output} tokens    "
         f"{1000 * now * scenario.clients / max(made, 1):.0f} ms per token    {episode['energy_j']:.0f} J"
         + (f"\n{about}" if about else ""),
         fontsize=9,

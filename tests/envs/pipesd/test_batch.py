@@ -10,7 +10,8 @@ import pytest
 
 import llmgym
 from llmgym.core.lanes import HOLD as HOLDING
-from llmgym.envs.pipesd.batch.env import LAYOUT, SCENARIOS, PipeSDBatchEnv
+from llmgym.envs.pipesd.batch.env import PipeSDBatch, PipeSDBatchEnv
+from llmgym.envs.pipesd.batch.scenarios import SCENARIOS
 from llmgym.envs.pipesd.speculation import batch_plan, finish_time
 from llmgym.errors import InvalidAction, InvalidArgument, UnknownName
 
@@ -63,9 +64,8 @@ def regrets(name: str, scenario: str, lanes: int = 400) -> Any:
     while not run.buffers.ended.all():
         run.load_actions(policy.act(run.buffers.obs, run.buffers.mask))
         run.step(HOLDING)
-    names = envs.simulation.metric_names
-    assert (run.buffers.metrics[:, names.index("invalid_actions")] == 0).all()
-    return run.buffers.metrics[:, names.index("regret")]
+    assert (run.buffers.metrics["invalid_actions"] == 0).all()
+    return run.buffers.metrics["regret"]
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -157,5 +157,5 @@ def test_pictures() -> None:
 
 def test_the_page_shows_the_observation_and_every_scenario() -> None:
     page = (Path(__file__).parents[3] / "docs" / "envs" / "pipesd_batch.md").read_text()
-    assert LAYOUT.markdown() in page
+    assert PipeSDBatch.layout.markdown() in page
     assert [name for name, s in SCENARIOS.items() if f"| `{name}` | {s.about} |" not in page] == []

@@ -10,120 +10,20 @@ import numpy as np
 import pytest
 
 import llmgym
+from llmgym.core.lanes import observing
 from llmgym.envs.pipesd.draft_tokens import Chain, of_rows
-from llmgym.envs.pipesd.nav.env import LAYOUT, PipeSDNavEnv, PipeSDNavVectorEnv
+from llmgym.envs.pipesd.nav.env import PipeSDNav, PipeSDNavEnv, PipeSDNavVectorEnv
 from llmgym.envs.pipesd.scenarios import LINKS, SCENARIOS, Link
 from llmgym.envs.pipesd.speculation import batch_plan, finish_time
 from llmgym.envs.pipesd.state import CHECK, DONE, DRAFTING, NO_GUESS, WAITING
 from llmgym.envs.pipesd.view import intervals
 from llmgym.errors import InvalidAction, InvalidArgument, UnknownName
+from tests.envs.pipesd.plain import Plain
 from tests.envs.pipesd.test_speculation import path
 
 ID = "llmgym/PipeSDNav-v0"
 SURE = Chain("sure", 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 """Everything is accepted."""
-
-
-class Plain:
-    """One client by hand: the same events, in plain Python, on a text that is known in advance."""
-
-    def __init__(self, accepted: list[bool], scenario: Any, link: Link) -> None:
-        self.ok, self.s, self.link = accepted, scenario, link
-        self.beta = link.token_mb / (scenario.bandwidth / 8)
-        self.gamma = scenario.gamma_s
-        self.gamma_wait = scenario.gamma_wait_s or scenario.gamma_s
-        self.t, self.head, self.free, self.output, self.energy = self.gamma, 0, 0.0, 0, 0.0
-        self.block, self.sent = 1, 0
-        self.awaited: dict[str, Any] | None = None
-        self.jobs: list[tuple[float, float]] = []  # waiting uploads
-        self.done = False
-
-    def _send(self, count: int) -> tuple[float, float]:
-        start = max(self.t, self.free)
-        self.free = start + self.link.alpha_s + self.beta * count
-        return start, self.free
-
-    def _right(self, first: int, n: int) -> int:
-        a = 0
-        while a < n and self.ok[first + a]:
-            a += 1
-        return a
-
-    def _left(self) -> int:
-        left = self.s.tokens - self.output
-        return left - self.awaited["n"] - 1 if self.awaited else left
-
-    def must(self) -> bool:
-        return self.block >= self.s.max_draft or self.block + 1 >= self._left()
-
-    def _ask(self) -> None:
-        _, arrival = self._send(self.block - self.sent)
-        n = self.block
-        a = self._right(self.head, n)
-        self.energy += 1.39 + 0.435 * (n + 1)
-        verdict = arrival + self.link.verify_s + self.link.verify_token_s * (n + 1) + self.s.downlink_s
-        self.awaited = {"n": n, "a": a, "at": verdict, "guess": None, "next": None, "stopped": False}
-        self.block, self.sent, self.jobs = 0, 0, []
-        if self.s.proactive and self._left() > 0:
-            self.awaited["next"] = self.t + self.gamma_wait
-
-    def _verdict(self) -> None:
-        w = self.awaited
-        assert w is not None
-        self.t = w["at"]
-        full = w["a"] == w["n"]
-        guess_right = full and w["guess"] is not None and self.ok[self.head + w["n"]]
-        self.head += w["a"] + 1
-        self.output += w["a"] + 1
-        self.awaited = None
-        if not guess_right:
-            kept = [end for start, end in self.jobs if start < self.t]
-            if self.jobs:
-                self.free = kept[-1] if kept else min(start for start, _ in self.jobs)
-            self.block, self.sent = 0, 0
-        if self.output >= self.s.tokens:
-            self.done = True
-        elif guess_right and w["stopped"]:
-            self._ask()
-            self._run()
-        else:
-            self.t += self.gamma
-            self.block += 1
-
-    def _run(self) -> None:
-        """Go on while waiting, until there is a token to decide on."""
-        w = self.awaited
-        assert w is not None
-        while w["next"] is not None and w["next"] <= w["at"]:
-            self.t = w["next"]
-            if w["guess"] is None:
-                w["guess"] = True
-                w["next"] = self.t + self.gamma_wait
-            else:
-                w["next"] = None
-                self.block += 1
-                return
-        self._verdict()
-
-    def step(self, action: int) -> None:
-        if action == 2:
-            if self.awaited:
-                self.awaited["stopped"] = True
-            else:
-                self._ask()
-        else:
-            if action == 1:
-                job = self._send(self.block - self.sent)
-                self.sent = self.block
-                if self.awaited:
-                    self.jobs.append(job)
-            if self.awaited:
-                self.awaited["next"] = self.t + self.gamma_wait
-            else:
-                self.t += self.gamma
-                self.block += 1
-                return
-        self._run()
 
 
 @pytest.mark.parametrize("proactive", [True, False])
@@ -287,7 +187,7 @@ def test_a_stop_while_waiting_asks_at_the_promotion() -> None:
     env.step(
         2
     )  # a waiting token is there at 0.4 s: no more; the verdict at 0.55 s asks again, a guess, then a token at 0.75 s
-    assert (c["phase"], c["asked"], c["awaited"], c["block"]) == (WAITING, 2, 1, 1)
+    assert (c["phase"], c["requests"], c["awaited"], c["block"]) == (WAITING, 2, 1, 1)
     assert env.lanes.state.lane[0]["clock_s"] == pytest.approx(0.75)
     assert c["arrival_s"] == pytest.approx(0.55 + 0.1 + 0.1)
 
@@ -311,7 +211,7 @@ def test_a_shared_cloud_serves_in_the_order_of_arrival() -> None:
     terminated, turns = False, set()
     while not terminated:
         rows = intervals(env.lanes.state, 0)
-        checks = rows[rows["kind"] == CHECK]
+        checks = rows[rows["activity"] == CHECK]
         assert (np.diff(checks["start_s"]) >= 0).all()
         assert (checks["start_s"][1:] >= checks["end_s"][:-1] - 1e-12).all()
         turns.add(int(env.lanes.state.lane[0]["turn"]))
@@ -352,8 +252,8 @@ def test_what_the_cloud_will_say_shows_nowhere() -> None:
         c["awaited_rejected"] = 0 if c["awaited_rejected"] < 0 else -1
         if c["guess"] != NO_GUESS:
             c["guess"] = 3 - c["guess"]
-        row = np.zeros(LAYOUT.size, np.float32)
-        other.simulation.kernels.observe_lane(other.lanes.state, other.simulation.params, 0, row)
+        row = np.zeros(obs.size, np.float32)
+        observing(other.simulation)(other.lanes.state, other.simulation.params, 0, row)
         assert row.tobytes() == obs.tobytes()
         before = env.metrics()["nav_per_token"], env.lanes.state.client[0, 0]["verdicts_all"]
         action = int(policy.act(obs[None], info["action_mask"][None])[0])
@@ -502,7 +402,7 @@ def test_every_scenario_runs(name: str) -> None:
         ({"max_draft": 0}, "max_draft=0"),
         ({"count": "words"}, "words"),
         ({"text": "mbpp"}, "mbpp"),
-        ({"text": 3}, "tokens=3"),
+        ({"text": 3}, "text=3"),
         ({"link": "5g"}, "5g"),
         ({"link": Link("x", -0.1, 0.1, 0.1)}, "alpha_s=-0.1"),
         ({"link": Link("x", 0.1, 0.0, 0.1)}, "token_mb=0.0"),
@@ -535,7 +435,7 @@ def test_pictures() -> None:
 
 def test_the_page_shows_the_observation_and_every_scenario() -> None:
     page = (Path(__file__).parents[3] / "docs" / "envs" / "pipesd_nav.md").read_text()
-    assert LAYOUT.markdown() in page
+    assert PipeSDNav.layout.markdown() in page
     assert [name for name, s in SCENARIOS.items() if f"| `{name}` | {s.about} |" not in page] == []
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from llmgym.core.jit import kernel
 from llmgym.envs.pipesd import bandwidth, draft_tokens, estimates, uplink
-from llmgym.envs.pipesd.draft_tokens import begin, draft, settle, skip
+from llmgym.envs.pipesd.draft_tokens import Cursor, begin, draft, settle, skip
+from llmgym.envs.pipesd.estimates import Estimate, Log
 from llmgym.envs.pipesd.speculation import batch_plan, finish_time, next_end, wants_verdict
+from llmgym.envs.pipesd.uplink import Batch, Uplink
 from llmgym.errors import InvalidArgument, UnknownName
 
 seconds = st.floats(0.001, 0.3)
@@ -61,10 +63,9 @@ def test_batches_go_one_after_the_other_and_nothing_is_lost(
     batches: list[tuple[int, int]], sixteenth: int
 ) -> None:
     end = sixteenth / 16  # fractions of two: nothing is rounded
-    link = np.zeros(1, uplink.UPLINK).view(np.recarray)
-    line = np.zeros(16, uplink.BATCH).view(np.recarray)
+    link = Uplink.zeros(1).view(np.recarray)
+    line = Batch.zeros(16).view(np.recarray)
     rates = np.array([1.0, 2.0, 0.5], np.float32)
-    uplink.clear.py_func(link[0])
     now, free, mine = 0.0, 0.0, []
     for gap, tokens in batches:
         now += gap / 16
@@ -149,7 +150,7 @@ class Edge:
     """An estimate with its arrays, as an environment holds them."""
 
     def __init__(self, alpha: float = 0.05, beta: float = 0.1, gamma: float = 0.04) -> None:
-        self.estimate, self.log = np.zeros(1, estimates.ESTIMATE), np.zeros(100, estimates.LOG)
+        self.estimate, self.log = Estimate.blank.copy(), Log.zeros(100)
         self.ends, self.work = np.zeros(140, np.int32), np.zeros(140)
         begin_estimates(self.estimate, self.log, alpha, beta, gamma)
 
@@ -169,7 +170,7 @@ def note(estimate: Any, log: Any, ends: Any, work: Any, what: int, tokens: int, 
     elif what == 1:
         estimates.uploaded(estimate[0], log, tokens, seconds)
     elif what == 2:
-        estimates.finished(estimate[0], log, tokens)
+        estimates.judged(estimate[0], log, tokens)
     estimates.replan(estimate[0], ends, work)
     return estimates.window(estimate[0])
 
@@ -251,13 +252,13 @@ def along(cursor: Any, text: Any, key: np.uint64, out: Any) -> None:
 def wander(cursor: Any, text: Any, key: np.uint64, lengths: Any, out: Any) -> int:
     """Draft blocks of given lengths, as an edge does; writes what the positions of the path were, and returns how many."""
     begin(cursor[0], text, key)
-    at = 0
+    position = 0
     for n in lengths:
         right, rejected = 0, False
         for _ in range(n):
             confidence, accepted = draft(cursor[0], text, key)
-            if not rejected and at + right < out.shape[0]:
-                out[at + right, 0], out[at + right, 1] = confidence, 1.0 if accepted else 0.0
+            if not rejected and position + right < out.shape[0]:
+                out[position + right, 0], out[position + right, 1] = confidence, 1.0 if accepted else 0.0
             if not accepted:
                 rejected = True
             elif not rejected:
@@ -265,13 +266,13 @@ def wander(cursor: Any, text: Any, key: np.uint64, lengths: Any, out: Any) -> in
         if not rejected:
             skip(cursor[0], text, key)
         settle(cursor[0])
-        at += right + 1
-    return at
+        position += right + 1
+    return position
 
 
 def path(source: Any, key: int, positions: int) -> Any:
     out = np.zeros((positions, 2))
-    along(np.zeros(1, draft_tokens.CURSOR), draft_tokens.pack(draft_tokens.load(source)), np.uint64(key), out)
+    along(Cursor.zeros(1), draft_tokens.pack(draft_tokens.load(source)), np.uint64(key), out)
     return out
 
 
@@ -284,9 +285,9 @@ def test_the_text_does_not_depend_on_what_is_drafted(source: str) -> None:
         seen = np.full((400, 2), np.nan)
         packed = draft_tokens.pack(draft_tokens.load(source))
         lengths = rng.integers(1, 9, 60)
-        at = wander(np.zeros(1, draft_tokens.CURSOR), packed, np.uint64(9), lengths, seen)
+        reached = wander(Cursor.zeros(1), packed, np.uint64(9), lengths, seen)
         met = ~np.isnan(seen[:, 0])
-        assert 50 < met.sum() < at <= 400 + 9 * 60
+        assert 50 < met.sum() < reached <= 400 + 9 * 60
         assert (seen[met] == truth[met]).all()
 
 
@@ -355,7 +356,7 @@ def test_a_trace_of_tokens(tmp_path: Any) -> None:
             draft_tokens.from_trace(file)
     with pytest.raises(UnknownName, match="mbpp"):
         draft_tokens.load("mbpp")
-    with pytest.raises(InvalidArgument, match="tokens=7"):
+    with pytest.raises(InvalidArgument, match="text=7"):
         draft_tokens.load(7)
     with pytest.raises(InvalidArgument, match=r"to_hard=1.2"):
         draft_tokens.Chain("x", 1.2, 0.1, 0.1, 0.0, 1.0, 1.0, 1.0)

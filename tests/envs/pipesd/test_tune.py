@@ -10,11 +10,12 @@ import pytest
 import llmgym
 from llmgym.envs.pipesd.nav.env import PipeSDNavEnv
 from llmgym.envs.pipesd.scenarios import TUNING
-from llmgym.envs.pipesd.tune.env import LAYOUT, PipeSDTuneEnv, PipeSDTuneVectorEnv
+from llmgym.envs.pipesd.tune.env import PipeSDTune, PipeSDTuneEnv, PipeSDTuneVectorEnv
 from llmgym.errors import InvalidAction, InvalidArgument, UnknownName
 from tests.envs.pipesd.test_nav import SURE
 
 ID = "llmgym/PipeSDTune-v0"
+LAYOUT = PipeSDTune.layout
 
 
 @pytest.mark.parametrize("scenario", ["s1", "compressed", "mobile", "change"])

@@ -1,122 +1,168 @@
 """The compiled functions of PipeSDBatch, and what they keep. See `llmgym.envs.pipesd.batch.env` for what they mean."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
+from llmgym.core.records import Record, Records, Records2, float64, int32, metric, shown
 from llmgym.core.rng import integer, uniform
 from llmgym.core.statistics import ratio
 from llmgym.envs.pipesd.speculation import plan_batches, plan_time
 
 HOLD, SEND = 0, 1
+"""What can be done after a drafted token."""
 SECONDS, RELATIVE = 0, 1
+"""What a reward is measured in: seconds, or the time of the best plan."""
 COUNT = 32.0
 """Tokens are shown in units of so many."""
+LINK_UNITS = 8.0
+"""The time until the link is free is shown in units of so many times alpha + beta + gamma."""
+LOG_UNIT = 4.0
+"""Logarithms are shown in units of so much."""
+MOST = 4.0
+"""Largest value that is shown of a number of tokens or a time, in its unit."""
+TOKENS, ALPHA, BETA, GAMMA = range(4)
+"""Draws of an episode."""
 
-LANE = np.dtype(
-    [
-        ("tokens", "i4"),  # N
-        ("drafted", "i4"),
-        ("sent", "i4"),
-        ("batches", "i4"),
-        ("invalid", "i4"),
-        ("planned", "i4"),  # batches of the best plan
-        ("alpha", "f8"),
-        ("beta", "f8"),
-        ("gamma", "f8"),
-        ("clock_s", "f8"),  # when the last token was drafted
-        ("free_s", "f8"),  # when everything sent is through
-        ("reached_s", "f8"),  # the later of these
-        ("busy_s", "f8"),
-        ("best_s", "f8"),
-        ("penalty", "f8"),
-    ],
-    align=True,
-)
-NUMBER = np.dtype(
-    [
-        ("reward", "i4"),
-        ("least", "i4"),
-        ("most", "i4"),
-        ("alpha", "f8", (2,)),
-        ("beta", "f8", (2,)),
-        ("gamma", "f8", (2,)),
-        ("invalid_cost", "f8"),
-    ],
-    align=True,
-)
-METRICS = (
-    "finish_s",
-    "best_finish_s",
-    "regret",
-    "tokens",
-    "batches",
-    "best_batches",
-    "link_utilisation",
-    "penalty",
-    "invalid_actions",
-    "duration_s",
-    "world_checksum",
-)
-"""`link_utilisation` is NaN before anything was sent."""
+
+class Episode(Record):
+    """One lane: a window, what was sent of it, and the best plan."""
+
+    tokens: int = int32("Tokens N of the window.")
+    drafted: int = int32("Tokens that are drafted.", blank=1)
+    sent: int = int32("Tokens that were sent.")
+    batches: int = int32("Batches that were sent.")
+    invalid: int = int32("Masked actions so far.")
+    planned: int = int32("Batches of the best plan.")
+    alpha: float = float64("Time to start an upload, seconds.")
+    beta: float = float64("Time that a token adds to an upload, seconds.")
+    gamma: float = float64("Time to draft a token, seconds.")
+    clock_s: float = float64("Time at which the last token was drafted, seconds.")
+    free_s: float = float64("Time at which everything sent is through, seconds.")
+    reached_s: float = float64(
+        "The later of the last token and the end of the last batch, after the last step, seconds."
+    )
+    busy_s: float = float64("Time that the batches take on the link, seconds.")
+    best_s: float = float64("T(B) of the best plan, seconds.")
+    penalty: float = float64("Price of the masked actions so far.")
+
+
+class Sent(Record):
+    """A batch that was sent."""
+
+    tokens: int = int32("Tokens of the batch.")
+    start_s: float = float64("Time at which its upload starts, seconds.")
+    end_s: float = float64("Time at which its upload is through, seconds.")
+
+
+class Config(Record):
+    """What a scenario and the arguments of the environment come to."""
+
+    reward: int = int32("What a reward is measured in: SECONDS or RELATIVE.")
+    tokens: NDArray[np.int32] = int32("Smallest and largest N.", shape=2)
+    alpha_s: NDArray[np.float64] = float64("Least and most time to start an upload, seconds.", shape=2)
+    beta_s: NDArray[np.float64] = float64(
+        "Least and most time that a token adds to an upload, seconds.", shape=2
+    )
+    gamma_s: NDArray[np.float64] = float64("Least and most time to draft a token, seconds.", shape=2)
+    invalid_cost: float = float64("Price of a masked action, in units of reward.")
+
+
+class Observation(Record):
+    """What is seen after a token."""
+
+    drafted: float = shown("tokens of the window that are drafted", unit="N")
+    unsent: float = shown("drafted tokens that are held back", unit="N")
+    tokens: float = shown("tokens of the window, N", unit="32 tokens", high=MOST)
+    unsent_tokens: float = shown(
+        "drafted tokens that are held back", unit="32 tokens", high=MOST, name="unsent.tokens"
+    )
+    left_tokens: float = shown("tokens still to be drafted", unit="32 tokens", high=MOST, name="left.tokens")
+    link: float = shown("time until the link is free", unit="8 (alpha + beta + gamma)", high=MOST)
+    link_drafts: float = shown(
+        "log(1 + tokens that can be drafted until the link is free)",
+        unit="log / 4",
+        high=MOST,
+        name="link.drafts",
+    )
+    alpha: float = shown("time to start an upload", unit="alpha + beta + gamma")
+    beta: float = shown("time that a token adds to an upload", unit="alpha + beta + gamma")
+    gamma: float = shown("time to draft a token", unit="alpha + beta + gamma")
+
+
+class Metrics(Record):
+    """What is measured of an episode."""
+
+    finish_s: float = metric("Time T(B) until everything drafted is through, s.", best="min")
+    best_finish_s: float = metric("T(B) of the best plan, s.")
+    regret: float = metric("T(B) over that of the best plan, less 1.", best="min")
+    tokens: float = metric("Tokens of the window.")
+    batches: float = metric("Batches that were sent.", best="min")
+    best_batches: float = metric("Batches of the best plan.")
+    link_utilisation: float = metric(
+        "Share of the time in which the link was busy; NaN before anything was sent."
+    )
+    penalty: float = metric("Price of the masked actions.")
+    invalid_actions: float = metric("Masked actions.")
+    duration_s: float = metric("Length of the episode, s.")
+    world_checksum: float = metric("Number that tells worlds apart.")
+
+
+HEADLINE = {name: Metrics.slots[name].best for name in ("regret", "finish_s", "batches")}
 
 
 class State(NamedTuple):
     """Arrays of PipeSDBatch; first axis = lane.
 
     Attributes:
-        lane: records `LANE` [lanes].
-        ends: int32 [lanes, N + 2], the best plan.
-        work: float64 [lanes, N + 2].
-        history: float64 [lanes, N, 3]: tokens, start and end of each batch sent.
+        lane: records [lanes].
+        ends: the best plan, int32 [lanes, N + 2].
+        work: intermediate results of planning, float64 [lanes, N + 2].
+        sent: batches that were sent, records [lanes, N].
     """
 
-    lane: NDArray[Any]
+    lane: Records[Episode]
     ends: NDArray[np.int32]
     work: NDArray[np.float64]
-    history: NDArray[np.float64]
+    sent: Records2[Sent]
 
 
 class Params(NamedTuple):
     """What all lanes share.
 
     Attributes:
-        config: record `NUMBER` [1].
+        config: record [1].
     """
 
-    config: NDArray[Any]
+    config: Records[Config]
+
+
+EMPTY = Episode.blank
 
 
 @kernel
-def _between(key: np.uint64, number: int, low: float, high: float) -> float:
-    """A draw from low..high; `low` itself where they are the same."""
-    return low + (high - low) * uniform(key, number)
+def _between(key: np.uint64, draw: int, limits: NDArray[np.float64]) -> float:
+    """One draw of `key` from the least to the most of `limits`; exactly the least where both are the same."""
+    return limits[0] + (limits[1] - limits[0]) * uniform(key, draw)
 
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw a window; its first token is drafted."""
-    episode, config = state.lane[lane], params.config[0]
-    episode.tokens = integer(key, 0, config.least, config.most)
-    episode.alpha = _between(key, 1, config.alpha[0], config.alpha[1])
-    episode.beta = _between(key, 2, config.beta[0], config.beta[1])
-    episode.gamma = _between(key, 3, config.gamma[0], config.gamma[1])
-    episode.drafted, episode.sent, episode.batches, episode.invalid = 1, 0, 0, 0
-    episode.clock_s, episode.free_s, episode.reached_s, episode.busy_s, episode.penalty = (
-        episode.gamma,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-    episode.planned = plan_batches(
-        episode.tokens, episode.alpha, episode.beta, episode.gamma, state.ends[lane], state.work[lane]
-    )
-    episode.best_s = plan_time(state.ends[lane], episode.planned, episode.alpha, episode.beta, episode.gamma)
+    state.lane[lane] = EMPTY[0]
+    episode, config, ends = state.lane[lane], params.config[0], state.ends[lane]
+    episode.tokens = integer(key, TOKENS, config.tokens[0], config.tokens[1])
+    episode.alpha = _between(key, ALPHA, config.alpha_s)
+    episode.beta = _between(key, BETA, config.beta_s)
+    episode.gamma = _between(key, GAMMA, config.gamma_s)
+    episode.clock_s = episode.gamma
+    alpha, beta, gamma = episode.alpha, episode.beta, episode.gamma
+    episode.planned = plan_batches(episode.tokens, alpha, beta, gamma, ends, state.work[lane])
+    episode.best_s = plan_time(ends, episode.planned, alpha, beta, gamma)
 
 
 @kernel
@@ -137,8 +183,8 @@ def step_lane(
         tokens = episode.drafted - episode.sent
         start = max(episode.clock_s, episode.free_s)
         episode.free_s = start + episode.alpha + episode.beta * tokens
-        row = state.history[lane, episode.batches]
-        row[0], row[1], row[2] = tokens, start, episode.free_s
+        batch = state.sent[lane, episode.batches]
+        batch.tokens, batch.start_s, batch.end_s = tokens, start, episode.free_s
         episode.busy_s += episode.free_s - start
         episode.batches += 1
         episode.sent = episode.drafted
@@ -152,21 +198,23 @@ def step_lane(
 
 
 @kernel
-def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    """Write the observation: see `layout` in `llmgym.envs.pipesd.batch.env`."""
+def observe_lane(
+    state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
+) -> None:
+    """Write what is seen after a token."""
     episode = state.lane[lane]
     unit = episode.alpha + episode.beta + episode.gamma
     unsent, busy = episode.drafted - episode.sent, max(episode.free_s - episode.clock_s, 0.0)
-    out[0] = episode.drafted / episode.tokens
-    out[1] = unsent / episode.tokens
-    out[2] = min(episode.tokens / COUNT, 4.0)
-    out[3] = min(unsent / COUNT, 4.0)
-    out[4] = min((episode.tokens - episode.drafted) / COUNT, 4.0)
-    out[5] = min(busy / (8.0 * unit), 4.0)
-    out[6] = min(math.log1p(busy / episode.gamma) / 4.0, 4.0)
-    out[7] = episode.alpha / unit
-    out[8] = episode.beta / unit
-    out[9] = episode.gamma / unit
+    out.drafted = episode.drafted / episode.tokens
+    out.unsent = unsent / episode.tokens
+    out.tokens = min(episode.tokens / COUNT, MOST)
+    out.unsent_tokens = min(unsent / COUNT, MOST)
+    out.left_tokens = min((episode.tokens - episode.drafted) / COUNT, MOST)
+    out.link = min(busy / (LINK_UNITS * unit), MOST)
+    out.link_drafts = min(math.log1p(busy / episode.gamma) / LOG_UNIT, MOST)
+    out.alpha = episode.alpha / unit
+    out.beta = episode.beta / unit
+    out.gamma = episode.gamma / unit
 
 
 @kernel
@@ -178,20 +226,20 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 
 @kernel
-def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`."""
+def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
+    """Write the episode's metrics."""
     episode = state.lane[lane]
-    out[0] = episode.reached_s
-    out[1] = episode.best_s
-    out[2] = episode.reached_s / episode.best_s - 1.0
-    out[3] = episode.tokens
-    out[4] = episode.batches
-    out[5] = episode.planned
-    out[6] = ratio(episode.busy_s, episode.reached_s)
-    out[7] = episode.penalty
-    out[8] = episode.invalid
-    out[9] = episode.reached_s
-    out[10] = episode.tokens + episode.alpha + 2.0 * episode.beta + 3.0 * episode.gamma
+    out.finish_s = episode.reached_s
+    out.best_finish_s = episode.best_s
+    out.regret = episode.reached_s / episode.best_s - 1.0
+    out.tokens = episode.tokens
+    out.batches = episode.batches
+    out.best_batches = episode.planned
+    out.link_utilisation = ratio(episode.busy_s, episode.reached_s)
+    out.penalty = episode.penalty
+    out.invalid_actions = episode.invalid
+    out.duration_s = episode.reached_s
+    out.world_checksum = episode.tokens + episode.alpha + 2.0 * episode.beta + 3.0 * episode.gamma
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

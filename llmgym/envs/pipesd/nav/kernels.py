@@ -7,28 +7,87 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
+from llmgym.core.records import Record, shown
 from llmgym.core.statistics import ratio
 from llmgym.envs.pipesd import estimates
 from llmgym.envs.pipesd.speculation import next_end
-from llmgym.envs.pipesd.state import DONE, RECENT, VERIFY, WAITING, Params, State
-from llmgym.envs.pipesd.world import act, advance, left, must_ask, reset
+from llmgym.envs.pipesd.state import DONE, RECENT, VERIFY, WAITING, Metrics, Params, State
+from llmgym.envs.pipesd.world import LEAST_CONFIDENCE, act, advance, left, must_ask, reset
 
 REWARD_S = 0.1
 """A reward of -1 is so many seconds."""
 LENGTH = 32.0
 """Tokens are shown in units of so many."""
 WAIT_S = 1.0
+"""Times of the uplink and the cloud are shown in units of so many seconds."""
 SPEED_S = 0.25
+"""alpha, beta and gamma are shown in units of so many seconds."""
+MOST = 4.0
+"""Largest value that is shown of a number of tokens or a time, in its unit."""
 LATE_S = 0.001
 """What an upload is shown to need at least, so that a busy link never looks free."""
 FINEST, COARSEST = 1e-4, 6.0
+"""Of -ln P, where the scale on which it is shown begins to be logarithmic, and where it ends."""
 _RANGE = 1.0 / math.log1p(COARSEST / FINEST)
 
 
-@kernel
-def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Begin an episode."""
-    reset(state, params, lane, key)
+class Observation(Record):
+    """What the client sees whose turn it is."""
+
+    confidence: float = shown("the draft's probability of its newest token, P(D_n)", unit="probability")
+    product: float = shown("product of the confidences of this draft, C_1", unit="probability")
+    product_deficit: float = shown(
+        "-ln C_1, from 0 (certain) to 1 (6 or more)", unit="log scale", name="product.deficit"
+    )
+    recent_deficit: NDArray[np.float32] = shown(
+        "-ln P of the last tokens, the newest first", unit="log scale", size=RECENT, name="recent.deficit"
+    )
+    block: float = shown(
+        "tokens drafted since the last request (while waiting: ahead)", unit="32 tokens", high=MOST
+    )
+    unsent: float = shown("drafted tokens that are not yet uploaded", unit="32 tokens", high=MOST)
+    plan: float = shown(
+        "tokens still to be drafted before the plan of batches uploads; 0: now", unit="32 tokens", high=MOST
+    )
+    link: float = shown(
+        "time until what is in line on the uplink will be through, by alpha and beta; 0: it is free",
+        unit="s",
+        high=MOST,
+    )
+    waiting: float = shown("a verdict is awaited: the tokens of this draft are ahead of it", unit="flag")
+    waiting_elapsed: float = shown(
+        "time since the request whose verdict is awaited", unit="s", high=MOST, name="waiting.elapsed"
+    )
+    waiting_guess: float = shown(
+        "-ln P of the guess of the target's own token", unit="log scale", name="waiting.guess"
+    )
+    waiting_tokens: float = shown("tokens at the cloud", unit="32 tokens", high=MOST, name="waiting.tokens")
+    waiting_product: float = shown(
+        "product of the confidences of the tokens at the cloud", unit="probability", name="waiting.product"
+    )
+    alpha: float = shown("estimated time to start an upload", unit="0.25 s", high=MOST)
+    beta: float = shown("estimated time of a token of an upload", unit="0.25 s", high=MOST)
+    gamma: float = shown("estimated time to draft a token", unit="0.25 s", high=MOST)
+    acceptance: float = shown("accepted share of the tokens judged so far (and one more)", unit="share")
+    window: float = shown("mean length of the last drafts, N^", unit="32 tokens", high=MOST)
+    last_tokens: float = shown("tokens of the last verdict", unit="32 tokens", high=MOST, name="last.tokens")
+    last_accepted: float = shown(
+        "accepted tokens of the last verdict", unit="32 tokens", high=MOST, name="last.accepted"
+    )
+    last_product: float = shown(
+        "product of the confidences of the tokens of the last verdict",
+        unit="probability",
+        name="last.product",
+    )
+    last_seconds: float = shown(
+        "time from the end of the last request's upload to its verdict",
+        unit="s",
+        high=MOST,
+        name="last.seconds",
+    )
+    verdicts: float = shown("verdicts that came since this client's last turn", unit="2")
+    left: float = shown("tokens still to make (waiting: if all are accepted)", unit="episode")
+    client: float = shown("number of the client whose turn it is", unit="clients")
 
 
 @kernel
@@ -51,19 +110,20 @@ def step_lane(
 
 
 @kernel(inline=True)
-def _up_to(value: float, high: float) -> float:
-    return min(max(value, 0.0), high)
+def _in_units(value: float, unit: float) -> float:
+    """A number of tokens or a time as it is shown, from 0 to `MOST` units."""
+    return min(max(value / unit, 0.0), MOST)
 
 
 @kernel
-def _shown(deficit: float) -> float:
-    """-ln P on a scale from 0 (sure) to 1."""
+def _on_log_scale(deficit: float) -> float:
+    """-ln P as it is shown, from 0 (sure) to 1."""
     return math.log1p(min(deficit, COARSEST) / FINEST) * _RANGE
 
 
 @kernel
 def _busy_s(state: State, lane: int, k: int) -> float:
-    """How long the uplink will be busy, s, as an edge reckons that has timed earlier uploads but cannot know their speed to come.
+    """How long a client's uplink will be busy, s, as an edge reckons that has timed earlier uploads but not those to come.
 
     0 where nothing is in line; an upload that takes longer than reckoned is always about to be through.
     """
@@ -81,40 +141,40 @@ def _busy_s(state: State, lane: int, k: int) -> float:
 
 
 @kernel
-def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    """Write the observation: see `layout` in `llmgym.envs.pipesd.nav.env`."""
+def observe_lane(
+    state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
+) -> None:
+    """Write what the client sees whose turn it is, or the first where all are done."""
     episode, config = state.lane[lane], params.config[0]
     k = max(episode.turn, 0)
-    c, estimate = state.client[lane, k], state.estimate[lane, k]
-    waiting = c.phase == WAITING
-    out[0] = c.confidence
-    out[1] = c.product
-    out[2] = _shown(-math.log(max(c.product, 1e-12)))
+    client, estimate = state.client[lane, k], state.estimate[lane, k]
+    out.confidence = client.confidence
+    out.product = client.product
+    out.product_deficit = _on_log_scale(-math.log(max(client.product, LEAST_CONFIDENCE)))
     for i in range(RECENT):
-        out[3 + i] = _shown(c.recent[i])
-    at = 3 + RECENT
-    out[at] = _up_to(c.block / LENGTH, 4.0)
-    out[at + 1] = _up_to((c.block - c.sent) / LENGTH, 4.0)
-    planned = next_end(state.ends[lane, k], estimate.batches, c.sent) - c.block
-    out[at + 2] = _up_to(planned / LENGTH, 4.0)
-    out[at + 3] = _up_to(_busy_s(state, lane, k) / WAIT_S, 4.0)
-    out[at + 4] = 1.0 if waiting else 0.0
-    out[at + 5] = _up_to((episode.clock_s - c.asked_s) / WAIT_S, 4.0) if waiting else 0.0
-    out[at + 6] = _shown(c.guessed) if waiting else 0.0
-    out[at + 7] = _up_to(c.awaited / LENGTH, 4.0) if waiting else 0.0
-    out[at + 8] = c.awaited_product if waiting else 0.0
-    out[at + 9] = _up_to(estimate.alpha / SPEED_S, 4.0)
-    out[at + 10] = _up_to(estimate.beta / SPEED_S, 4.0)
-    out[at + 11] = _up_to(estimate.gamma / SPEED_S, 4.0)
-    out[at + 12] = (c.accepted + 1.0) / (c.judged + 1.0)
-    out[at + 13] = _up_to(estimates.window(estimate) / LENGTH, 4.0)
-    out[at + 14] = _up_to(c.last / LENGTH, 4.0)
-    out[at + 15] = _up_to(c.last_accepted / LENGTH, 4.0)
-    out[at + 16] = c.last_product
-    out[at + 17] = _up_to(c.last_s / WAIT_S, 4.0)
-    out[at + 18] = min(c.verdicts / 2.0, 1.0)
-    out[at + 19] = _up_to(left(state, params, lane, k) / config.tokens, 1.0)
-    out[at + 20] = k / config.clients
+        out.recent_deficit[i] = _on_log_scale(client.recent[i])
+    out.block = _in_units(client.block, LENGTH)
+    out.unsent = _in_units(client.block - client.sent, LENGTH)
+    out.plan = _in_units(next_end(state.ends[lane, k], estimate.batches, client.sent) - client.block, LENGTH)
+    out.link = _in_units(_busy_s(state, lane, k), WAIT_S)
+    waiting = client.phase == WAITING
+    out.waiting = 1.0 if waiting else 0.0
+    out.waiting_elapsed = _in_units(episode.clock_s - client.request_s, WAIT_S) if waiting else 0.0
+    out.waiting_guess = _on_log_scale(client.guessed) if waiting else 0.0
+    out.waiting_tokens = _in_units(client.awaited, LENGTH) if waiting else 0.0
+    out.waiting_product = client.awaited_product if waiting else 0.0
+    out.alpha = _in_units(estimate.alpha, SPEED_S)
+    out.beta = _in_units(estimate.beta, SPEED_S)
+    out.gamma = _in_units(estimate.gamma, SPEED_S)
+    out.acceptance = (client.accepted + 1.0) / (client.judged + 1.0)
+    out.window = _in_units(estimates.window(estimate), LENGTH)
+    out.last_tokens = _in_units(client.last, LENGTH)
+    out.last_accepted = _in_units(client.last_accepted, LENGTH)
+    out.last_product = client.last_product
+    out.last_seconds = _in_units(client.last_s, WAIT_S)
+    out.verdicts = min(client.verdicts / 2.0, 1.0)
+    out.left = min(max(left(state, params, lane, k) / config.tokens, 0.0), 1.0)
+    out.client = k / config.clients
 
 
 @kernel
@@ -129,51 +189,62 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
     out[VERIFY] = 1
 
 
-@kernel
-def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
-    episode, config = state.lane[lane], params.config[0]
-    tpt, output, accepted, judged, navs, rollbacks = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
-    promoted, dropped, wasted, uploads, carried, busy, plans = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+def measure(state: State, params: Params, lane: int, out: Metrics) -> None:
+    """Write the episode's metrics; no kernel yet, as each record of metrics needs one of its own."""
+    episode, config, clock = state.lane[lane], params.config[0], state.lane[lane].clock_s
+    tpt, output, accepted, judged, verdicts, rollbacks = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
+    promoted, dropped, wasted, uploads, queued, busy, plans = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for k in range(config.clients):
-        c, link = state.client[lane, k], state.link[lane, k]
-        end = c.finish_s if c.phase == DONE else episode.clock_s
-        tpt += ratio(end, c.made) / config.clients
-        output += c.output
-        accepted += c.accepted
-        judged += c.judged
-        navs += c.verdicts_all
-        rollbacks += c.rollbacks
-        promoted += c.promoted
-        dropped += c.dropped
-        wasted += c.wasted
-        uploads += c.uploads
-        carried += link.queued
+        client, link = state.client[lane, k], state.link[lane, k]
+        end = client.finish_s if client.phase == DONE else clock
+        tpt += ratio(end, client.made) / config.clients
+        output += client.output
+        accepted += client.accepted
+        judged += client.judged
+        verdicts += client.verdicts_all
+        rollbacks += client.rollbacks
+        promoted += client.promoted
+        dropped += client.dropped
+        wasted += client.wasted
+        uploads += client.uploads
+        queued += link.queued
         busy += link.busy_s
         plans += state.estimate[lane, k].plans
-    clock = episode.clock_s
-    out[0] = 1000.0 * tpt
-    out[1] = episode.clock_s
-    out[2] = episode.client_s
-    out[3] = output
-    out[4] = accepted
-    out[5] = ratio(navs, output)
-    out[6] = ratio(judged, navs)
-    out[7] = ratio(accepted, navs)
-    out[8] = ratio(accepted, judged)
-    out[9] = ratio(rollbacks, navs)
-    out[10] = episode.energy_j
-    out[11] = ratio(100.0 * episode.energy_j, output)
-    out[12] = promoted
-    out[13] = dropped
-    out[14] = uploads
-    out[15] = ratio(wasted, carried)
-    out[16] = ratio(busy, clock) / config.clients
-    out[17] = ratio(episode.cloud_busy_s, clock)
-    out[18] = plans
-    out[19] = episode.penalty
-    out[20] = episode.invalid
-    out[21] = episode.checksum
+    out.tpt_ms = 1000.0 * tpt
+    out.duration_s = clock
+    out.client_mean_s = episode.client_s
+    out.output_tokens = output
+    out.accepted_tokens = accepted
+    out.nav_per_token = ratio(verdicts, output)
+    out.draft_mean_tokens = ratio(judged, verdicts)
+    out.accepted_mean_tokens = ratio(accepted, verdicts)
+    out.acceptance = ratio(accepted, judged)
+    out.rollback_rate = ratio(rollbacks, verdicts)
+    out.energy_j = episode.energy_j
+    out.ecs_j_per_100_tokens = ratio(100.0 * episode.energy_j, output)
+    out.promoted_tokens = promoted
+    out.dropped_tokens = dropped
+    out.uploads = uploads
+    out.upload_wasted_share = ratio(wasted, queued)
+    out.link_utilisation = ratio(busy, clock) / config.clients
+    out.cloud_utilisation = ratio(episode.cloud_busy_s, clock)
+    out.plans = plans
+    out.penalty = episode.penalty
+    out.invalid_actions = episode.invalid
+    out.world_checksum = episode.checksum
 
 
-KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)
+metrics_lane = kernel(measure)
+
+HEADLINE = {
+    name: Metrics.slots[name].best
+    for name in (
+        "tpt_ms",
+        "nav_per_token",
+        "acceptance",
+        "ecs_j_per_100_tokens",
+        "draft_mean_tokens",
+        "upload_wasted_share",
+    )
+}
+KERNELS = Kernels(reset, step_lane, observe_lane, mask_lane, metrics_lane)
