@@ -56,16 +56,16 @@ def test_the_grid_is_four_by_four() -> None:
 
 def test_bayesian_optimisation_finds_the_bottom_of_a_bowl() -> None:
     """Nearer than random search on the mean of some seeds, with noise of a tenth."""
-    found: dict[str, list[float]] = {"bo": [], "random-search": []}
-    for name, costs in found.items():
+    above: dict[str, list[float]] = {"bo": [], "random-search": []}
+    for name, costs in above.items():
         env = PipeSDTuneEnv()
         for seed in range(6):
             policy = llmgym.baselines.make(name, env)
             policy._seed = seed
             policy.reset(np.ones(1, np.bool_))
             costs.append(bowl(*drive(policy, bowl, 17, noise=0.1)[-1]) - 0.1)
-    assert np.mean(found["bo"]) < 0.5 * np.mean(found["random-search"])
-    assert np.mean(found["bo"]) < 0.015
+    assert np.mean(above["bo"]) < 0.5 * np.mean(above["random-search"])
+    assert np.mean(above["bo"]) < 0.015
 
 
 @pytest.mark.parametrize("name", ["bo:evaluations=4", "random-search:evaluations=4", "grid-search:side=2"])

@@ -1,4 +1,7 @@
-"""Pictures of PipeSDNav and PipeSDTune: edge, uplink and cloud against time."""
+"""Pictures of PipeSDNav and PipeSDTune: edge, uplink and cloud against time.
+
+`text` and `picture` are what `llmgym.core.lanes.Simulation.view` asks for, with its arguments.
+"""
 
 from typing import Any
 
@@ -54,17 +57,7 @@ def intervals(state: State, lane: int) -> NDArray[Any]:
 
 
 def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
-    """The state in words.
-
-    Args:
-        scenario: the settings.
-        params: shared by all lanes.
-        state: arrays of all lanes.
-        lane: which one.
-
-    Returns:
-        A line of the cloud, and one for each client.
-    """
+    """A line of the cloud, and one for each client."""
     episode, clients, links = state.lane[lane], state.client[lane], state.link[lane]
     now = episode["clock_s"]
     lines = [f"{now:9.3f} s   cloud {'busy' if episode['cloud_free_s'] > now else 'idle'}"]
@@ -84,18 +77,7 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
 def picture(
     scenario: Scenario, params: Params, state: State, lane: int, about: str = ""
 ) -> NDArray[np.uint8]:
-    """The last seconds of each edge, its uplink, and the cloud; verdicts are lines.
-
-    Args:
-        scenario: the settings.
-        params: shared by all lanes.
-        state: arrays of all lanes.
-        lane: which one.
-        about: a line that goes above.
-
-    Returns:
-        A picture, uint8 [420, 820, 3].
-    """
+    """The last seconds of each edge, its uplink, and the cloud, with verdicts as lines: uint8 [420, 820, 3]; `about` goes above."""
     from matplotlib.patches import Patch
 
     episode = state.lane[lane]

@@ -47,25 +47,29 @@ def test_events_are_those_of_a_plain_simulation(text: str, link: str, proactive:
         _, info = env.reset(seed=seed)
         weights = rng.dirichlet([1, 1, 1])
         key = int(env.lanes.state.client[0, 0]["key"])
-        mine = Plain([bool(a) for a in path(text, key, 400)[:, 1]], env.simulation.scenario, LINKS[link])
+        by_hand = Plain([bool(a) for a in path(text, key, 400)[:, 1]], env.simulation.scenario, LINKS[link])
         total, terminated = 0.0, False
         while not terminated:
-            episode, c = env.lanes.state.lane[0], env.lanes.state.client[0, 0]
-            assert episode["clock_s"] == pytest.approx(mine.t, abs=1e-9)
-            assert (c["block"], c["sent"], c["output"]) == (mine.block, mine.sent, mine.output)
-            assert (c["phase"] == WAITING) == (mine.awaited is not None)
-            assert env.lanes.state.link[0, 0]["free_s"] == pytest.approx(mine.free, abs=1e-9)
-            assert info["action_mask"].tolist() == [0, 0, 1] if mine.must() else [1, 1, 1]
-            action = 2 if mine.must() else int(rng.choice(3, p=weights))
-            mine.step(action)
+            episode, client = env.lanes.state.lane[0], env.lanes.state.client[0, 0]
+            assert episode["clock_s"] == pytest.approx(by_hand.t, abs=1e-9)
+            assert (client["block"], client["sent"], client["output"]) == (
+                by_hand.block,
+                by_hand.sent,
+                by_hand.output,
+            )
+            assert (client["phase"] == WAITING) == (by_hand.awaited is not None)
+            assert env.lanes.state.link[0, 0]["free_s"] == pytest.approx(by_hand.free, abs=1e-9)
+            assert info["action_mask"].tolist() == [0, 0, 1] if by_hand.must() else [1, 1, 1]
+            action = 2 if by_hand.must() else int(rng.choice(3, p=weights))
+            by_hand.step(action)
             _, reward, terminated, _, info = env.step(action)
             total += reward
         metrics = info["metrics"]
-        assert mine.done and metrics["output_tokens"] == mine.output in (60, 61)
-        assert metrics["duration_s"] == pytest.approx(mine.t, abs=1e-9)
-        assert metrics["tpt_ms"] == pytest.approx(1000 * mine.t / mine.output, rel=1e-9)
-        assert metrics["energy_j"] == pytest.approx(mine.energy, rel=1e-9)
-        assert total == pytest.approx(-(mine.t - 0.03) / 0.1, rel=1e-9)
+        assert by_hand.done and metrics["output_tokens"] == by_hand.output in (60, 61)
+        assert metrics["duration_s"] == pytest.approx(by_hand.t, abs=1e-9)
+        assert metrics["tpt_ms"] == pytest.approx(1000 * by_hand.t / by_hand.output, rel=1e-9)
+        assert metrics["energy_j"] == pytest.approx(by_hand.energy, rel=1e-9)
+        assert total == pytest.approx(-(by_hand.t - 0.03) / 0.1, rel=1e-9)
 
 
 def best_return(env: PipeSDNavEnv) -> float:
@@ -144,13 +148,19 @@ def test_promotion_by_hand() -> None:
     env.step(0)  # the second token is there at 0.2 s
     # alpha + 2 beta = 0.3 s of upload, 0.05 s of verification: the verdict is due at 0.55 s. Guess at 0.3 s, a token at 0.4 s.
     env.step(2)
-    c, link = env.lanes.state.client[0, 0], env.lanes.state.link[0, 0]
+    client, link = env.lanes.state.client[0, 0], env.lanes.state.link[0, 0]
     assert env.lanes.state.lane[0]["clock_s"] == pytest.approx(0.4)
-    assert (c["phase"], c["block"], c["sent"], c["awaited"]) == (WAITING, 1, 0, 2)
+    assert (client["phase"], client["block"], client["sent"], client["awaited"]) == (WAITING, 1, 0, 2)
     env.step(1)  # in line behind the request: from 0.5 s to 0.7 s; the next token is there at 0.5 s
-    assert (c["block"], c["sent"]) == (2, 1) and link["free_s"] == pytest.approx(0.7)
+    assert (client["block"], client["sent"]) == (2, 1) and link["free_s"] == pytest.approx(0.7)
     env.step(0)  # the verdict comes before the next token, whose drafting begins anew
-    assert (c["phase"], c["block"], c["sent"], c["output"], c["promoted"]) == (DRAFTING, 3, 1, 3, 2)
+    assert (client["phase"], client["block"], client["sent"], client["output"], client["promoted"]) == (
+        DRAFTING,
+        3,
+        1,
+        3,
+        2,
+    )
     assert env.lanes.state.lane[0]["clock_s"] == pytest.approx(0.55 + 0.1)
     assert link["free_s"] == pytest.approx(0.7)
     assert env.metrics()["dropped_tokens"] == 0
@@ -162,18 +172,18 @@ def test_dropping_by_hand() -> None:
     env.reset(seed=0)
     env.step(0)
     env.step(2)  # verdict at 0.55 s; the wrong guess at 0.25 s, tokens at 0.3, 0.35, ... s
-    c, link = env.lanes.state.client[0, 0], env.lanes.state.link[0, 0]
+    client, link = env.lanes.state.client[0, 0], env.lanes.state.link[0, 0]
     assert env.lanes.state.lane[0]["clock_s"] == pytest.approx(0.3)
     env.step(1)  # 0.5 s to 0.7 s: has begun when the verdict comes
     env.step(1)  # 0.7 s to 0.9 s: has not
     assert link["queued"] == 4 and link["free_s"] == pytest.approx(0.9)
     clock = env.lanes.state.lane[0]
-    while c["verdicts_all"] == 0:
+    while client["verdicts_all"] == 0:
         env.step(0)
-    assert (c["phase"], c["block"], c["sent"], c["output"]) == (DRAFTING, 1, 0, 3)
+    assert (client["phase"], client["block"], client["sent"], client["output"]) == (DRAFTING, 1, 0, 3)
     assert clock["clock_s"] == pytest.approx(0.65)
     assert link["queued"] == 3 and link["free_s"] == pytest.approx(0.7)
-    assert c["dropped"] == 6 and c["wasted"] == 1 and c["promoted"] == 0
+    assert client["dropped"] == 6 and client["wasted"] == 1 and client["promoted"] == 0
     metrics = env.metrics()
     assert metrics["upload_wasted_share"] == pytest.approx(1 / 3) and metrics["rollback_rate"] == 0.0
 
@@ -183,13 +193,13 @@ def test_a_stop_while_waiting_asks_at_the_promotion() -> None:
     env.reset(seed=0)
     env.step(0)
     env.step(2)
-    c = env.lanes.state.client[0, 0]
+    client = env.lanes.state.client[0, 0]
     env.step(
         2
     )  # a waiting token is there at 0.4 s: no more; the verdict at 0.55 s asks again, a guess, then a token at 0.75 s
-    assert (c["phase"], c["requests"], c["awaited"], c["block"]) == (WAITING, 2, 1, 1)
+    assert (client["phase"], client["requests"], client["awaited"], client["block"]) == (WAITING, 2, 1, 1)
     assert env.lanes.state.lane[0]["clock_s"] == pytest.approx(0.75)
-    assert c["arrival_s"] == pytest.approx(0.55 + 0.1 + 0.1)
+    assert client["arrival_s"] == pytest.approx(0.55 + 0.1 + 0.1)
 
 
 def test_no_time_for_a_guess() -> None:
@@ -198,9 +208,14 @@ def test_no_time_for_a_guess() -> None:
     env.reset(seed=0)
     env.step(0)
     env.step(2)
-    c = env.lanes.state.client[0, 0]
-    assert (c["phase"], c["guess"], c["output"], c["drafted"]) == (DRAFTING, NO_GUESS, 3, 3)
-    assert c["rejected"] < 0  # position 3, after the target's own token at the rejected position 2
+    client = env.lanes.state.client[0, 0]
+    assert (client["phase"], client["guess"], client["output"], client["drafted"]) == (
+        DRAFTING,
+        NO_GUESS,
+        3,
+        3,
+    )
+    assert client["rejected"] < 0  # position 3, after the target's own token at the rejected position 2
     assert env.lanes.state.cursor[0, 0]["position"] == 4
 
 
@@ -247,11 +262,11 @@ def test_what_the_cloud_will_say_shows_nowhere() -> None:
     compared = 0
     for _ in range(120):
         other = copy.deepcopy(env)
-        c = other.lanes.state.client[0, 0]
-        c["rejected"] = 0 if c["rejected"] < 0 else -1
-        c["awaited_rejected"] = 0 if c["awaited_rejected"] < 0 else -1
-        if c["guess"] != NO_GUESS:
-            c["guess"] = 3 - c["guess"]
+        client = other.lanes.state.client[0, 0]
+        client["rejected"] = 0 if client["rejected"] < 0 else -1
+        client["awaited_rejected"] = 0 if client["awaited_rejected"] < 0 else -1
+        if client["guess"] != NO_GUESS:
+            client["guess"] = 3 - client["guess"]
         row = np.zeros(obs.size, np.float32)
         observing(other.simulation)(other.lanes.state, other.simulation.params, 0, row)
         assert row.tobytes() == obs.tobytes()
@@ -315,9 +330,9 @@ def test_a_change_of_speed_comes_and_is_noticed() -> None:
     terminated, gammas = False, {}
     while not terminated:
         obs, _, terminated, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-        c = env.lanes.state.client[0, 0]
-        if c["phase"] == DRAFTING:
-            gammas.setdefault(bool(c["made"] >= 100), []).append(float(c["took_s"]))
+        client = env.lanes.state.client[0, 0]
+        if client["phase"] == DRAFTING:
+            gammas.setdefault(bool(client["made"] >= 100), []).append(float(client["took_s"]))
     assert set(np.round(gammas[False][:-1], 6)) == {0.04} and max(gammas[True]) == pytest.approx(0.08)
     estimate = env.lanes.state.estimate[0, 0]
     assert estimate["gamma"] == pytest.approx(0.08, rel=0.01)

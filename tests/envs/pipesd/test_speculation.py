@@ -66,14 +66,14 @@ def test_batches_go_one_after_the_other_and_nothing_is_lost(
     link = Uplink.zeros(1).view(np.recarray)
     line = Batch.zeros(16).view(np.recarray)
     rates = np.array([1.0, 2.0, 0.5], np.float32)
-    now, free, mine = 0.0, 0.0, []
+    now, free, expected = 0.0, 0.0, []
     for gap, tokens in batches:
         now += gap / 16
         start = max(now, free)
         free = start + 0.0625 + tokens * 0.125 / float(rates[int(start) % 3])
-        mine.append((start, free, tokens))
+        expected.append((start, free, tokens))
         assert uplink.put.py_func(link[0], line, rates, now, tokens, 0.0625, 0.125, 1) == free
-    kept = [batch for batch in mine if batch[0] < end]
+    kept = [batch for batch in expected if batch[0] < end]
     uplink.withdraw.py_func(link[0], line, end)
     assert link[0]["count"] == len(kept) and link[0]["queued"] == sum(batch[2] for batch in kept)
     if kept:

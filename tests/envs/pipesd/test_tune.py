@@ -36,8 +36,8 @@ def test_a_step_is_pipesds_rule_in_the_world_of_pipesdnav(scenario: str, pair: t
             obs, _, _, _, info = nav.step(policy.act(obs[None], info["action_mask"][None])[0])
         for field in ("client", "cursor", "link", "estimate"):
             assert getattr(tune.lanes.state, field).tobytes() == getattr(nav.lanes.state, field).tobytes()
-        c, now = nav.lanes.state.client[0, 0], nav.lanes.state.lane[0]["clock_s"]
-        time = (now - clock) / (c["made"] - made)
+        client, now = nav.lanes.state.client[0, 0], nav.lanes.state.lane[0]["clock_s"]
+        time = (now - clock) / (client["made"] - made)
         assert reward == pytest.approx(-time / 0.1, rel=1e-12)
         assert shown[LAYOUT["tpt"].start] == pytest.approx(time / 0.25, rel=1e-5)
         clock = now

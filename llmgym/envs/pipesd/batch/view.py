@@ -1,4 +1,7 @@
-"""Pictures of PipeSDBatch: drafted tokens, batches sent, and the best plan, against time."""
+"""Pictures of PipeSDBatch: drafted tokens, batches sent, and the best plan, against time.
+
+`text` and `picture` are what `llmgym.core.lanes.Simulation.view` asks for, with its arguments.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +38,7 @@ def _speeds(state: State, lane: int) -> str:
 
 
 def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
-    """The window, what was sent, and the best plan, in words.
-
-    Args:
-        scenario: the settings.
-        params: shared by all lanes.
-        state: arrays of all lanes.
-        lane: which one.
-
-    Returns:
-        Three lines.
-    """
+    """The window, what was sent, and the best plan, in three lines."""
     episode = state.lane[lane]
     sizes, best = ([tokens for tokens, _, _ in spans] for spans in (_sent(state, lane), _best(state, lane)))
     return (
@@ -56,17 +49,7 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
 
 
 def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDArray[np.uint8]:
-    """Drafted tokens, batches sent, and the best plan, against time.
-
-    Args:
-        scenario: the settings.
-        params: shared by all lanes.
-        state: arrays of all lanes.
-        lane: which one.
-
-    Returns:
-        A picture, uint8 [300, 760, 3].
-    """
+    """Drafted tokens, batches sent, and the best plan, against time: uint8 [300, 760, 3]."""
     episode = state.lane[lane]
     figure = blank(WIDTH, HEIGHT)
     axis = figure.add_axes((0.09, 0.17, 0.88, 0.68))

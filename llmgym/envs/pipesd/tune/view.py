@@ -1,4 +1,7 @@
-"""Pictures of PipeSDTune: those of PipeSDNav, with the thresholds above."""
+"""Pictures of PipeSDTune: those of PipeSDNav, with the thresholds above.
+
+`text` and `picture` are what `llmgym.core.lanes.Simulation.view` asks for, with its arguments.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,30 +20,10 @@ def _about(params: Params, state: State, lane: int) -> str:
 
 
 def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
-    """The state in words.
-
-    Args:
-        scenario: the settings.
-        params: shared by all lanes.
-        state: arrays of all lanes.
-        lane: which one.
-
-    Returns:
-        A line of the thresholds, one of the cloud, and one for each client.
-    """
+    """A line of the thresholds, one of the cloud, and one for each client."""
     return f"{_about(params, state, lane)}\n{view.text(scenario, params, state, lane)}"
 
 
 def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDArray[np.uint8]:
-    """The last seconds of each edge, its uplink, and the cloud, with the thresholds above.
-
-    Args:
-        scenario: the settings.
-        params: shared by all lanes.
-        state: arrays of all lanes.
-        lane: which one.
-
-    Returns:
-        A picture, uint8 [420, 820, 3].
-    """
+    """The last seconds of each edge, its uplink, and the cloud, with the thresholds above: uint8 [420, 820, 3]."""
     return view.picture(scenario, params, state, lane, _about(params, state, lane))
