@@ -55,7 +55,9 @@ class Scenario(Bundle):
         'Index of the ratio before the first decision, for `action="delta"`; None: the closest to r* of the first law.',
         low=0,
     )
-    cycles: int = count(500, "Steps of one microbatch in an epoch.", unit="cycles")
+    cycles: int = count(
+        500, "Length of an epoch, cycles; a cycle is one step of one microbatch.", unit="cycles"
+    )
     epochs: int = count(100, "Length of an episode, epochs.", high=100_000, unit="epochs")
     stop: int = count(
         0,
