@@ -26,12 +26,12 @@ class Bundle:
     """Requests and latencies of attention and FFN instances."""
 
     about: str
-    requests: RequestSource | tuple[RequestSource, ...] = given(  # noqa: RUF009
+    requests: RequestSource | tuple[RequestSource, ...] = given(
         ...,
         "Law of the requests, see `llmgym.envs.afd.requests.load`; with several, the load changes between them.",
         allowed="laws by text, `Requests`, `Workload`",
     )
-    coefficients: Coefficients | None = given(  # noqa: RUF009
+    coefficients: Coefficients | None = given(
         None,
         "Latencies of attention, FFN and link; None fits them to `profile`, or takes the paper's where that is None too.",
         allowed="`Coefficients`",

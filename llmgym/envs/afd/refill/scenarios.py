@@ -16,7 +16,7 @@ INFORMATION = {"exact": EXACT, "noisy": NOISY, "mean": MEAN, "none": NO_PREDICTI
 class Scenario(Bundle):
     """Settings of AFDRefill; every one of them is also an argument of the environment."""
 
-    requests: RequestSource = given(  # noqa: RUF009
+    requests: RequestSource = given(
         ...,
         "Law of the requests, see `llmgym.envs.afd.requests.load`.",
         allowed="law by text, `Requests`, `Workload`",
