@@ -17,12 +17,12 @@ S = TypeVar("S", bound=Simulation)
 
 
 class Rule(Generic[S]):
-    """A policy of one kind of simulation; what it decides is `act` of each rule.
+    """A policy of one class of simulations; what it decides is `act` of each rule.
 
     Args:
         env: a single or vector environment.
         name: of the policy.
-        kind: what the environment must simulate.
+        simulation_class: what the environment must simulate.
 
     Raises:
         InvalidArgument: it simulates something else.
@@ -33,11 +33,11 @@ class Rule(Generic[S]):
     """What differs in the world that this rule plays in, where that is not the one of the others; None where it is."""
     env_kwargs: Mapping[str, Any] = MappingProxyType({})
 
-    def __init__(self, env: Any, name: str, kind: type[S]) -> None:
+    def __init__(self, env: Any, name: str, simulation_class: type[S]) -> None:
         simulation = env.unwrapped.simulation
-        if not isinstance(simulation, kind):
+        if not isinstance(simulation, simulation_class):
             raise InvalidArgument(
-                f"baseline {name!r} is for {kind.__name__}, not for {type(simulation).__name__}"
+                f"baseline {name!r} is for {simulation_class.__name__}, not for {type(simulation).__name__}"
             )
         self.name = name
         self._env, self._simulation = env.unwrapped, simulation
@@ -52,6 +52,35 @@ class Rule(Generic[S]):
 
     def reset(self, lanes: NDArray[np.bool_]) -> None:
         """Nothing is remembered."""
+
+
+class RandomPolicy(Rule[S]):
+    """`random`: any action that is allowed, each as likely as the others.
+
+    Args:
+        env: a single or vector environment of discrete actions.
+        name: of the policy.
+        simulation_class: what the environment must simulate.
+        actions: it chooses among the first so many actions; None: among all.
+        seed: of the choices.
+
+    Raises:
+        InvalidArgument: the environment simulates something else.
+    """
+
+    def __init__(
+        self, env: Any, name: str, simulation_class: type[S], *, actions: int | None = None, seed: int = 0
+    ) -> None:
+        super().__init__(env, name, simulation_class)
+        self._actions = self._simulation.mask_size if actions is None else actions
+        self._generator = np.random.default_rng(seed)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """The actions of all lanes, int64 [lanes]; without a mask, any of them."""
+        chances = self._generator.random((len(obs), self._actions))
+        if mask is not None:
+            chances *= mask[:, : self._actions]
+        return chances.argmax(axis=1)
 
 
 class Factory:
@@ -94,15 +123,15 @@ class Factory:
         for part in name.partition(":")[2].split(","):
             argument, _, value = part.partition("=")
             try:
-                found = float(value)
+                number = float(value)
             except ValueError:
-                found = math.nan
-            if argument not in self._known or not math.isfinite(found):
+                number = math.nan
+            if argument not in self._known or not math.isfinite(number):
                 raise InvalidArgument(
                     f"{name!r}: expected {self.name}:argument=number with {', '.join(self._known) or 'no arguments'}"
                 )
-            whole = self._known[argument] is int and found == int(found)
-            numbers[argument] = int(found) if whole else found
+            whole = self._known[argument] is int and number == int(number)
+            numbers[argument] = int(number) if whole else number
         known, kept = self._known, {**self._numbers, **numbers}
         return Factory(name, self._build, known, self.env_kwargs, self.other_world, **kept)
 

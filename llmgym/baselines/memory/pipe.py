@@ -6,18 +6,19 @@ nothing but the observation.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.baselines.memory.place import FIXED, best_placements, placements, positions
-from llmgym.baselines.rule import Factory, Rule
+from llmgym.baselines.rule import Factory, RandomPolicy, Rule
 from llmgym.core.checks import number
 from llmgym.core.policy import Policy
 from llmgym.envs.memory.costs import BATCHES, SIZES
 from llmgym.envs.memory.pipe.env import MemPipe
-from llmgym.envs.memory.pipe.state import TO_FPGA, TO_GPU
+from llmgym.envs.memory.pipe.state import TO_FPGA, TO_GPU, WAIT
 from llmgym.envs.memory.placement import FUSED, GENERAL
 
 
@@ -98,30 +99,13 @@ class EarliestFinishPolicy(Rule[MemPipe]):
         return np.where(sooner & free, TO_FPGA, TO_GPU)
 
 
-class RandomPolicy(Rule[MemPipe]):
-    """`random`: any device that is allowed; it does not wait.
-
-    Args:
-        env: the environment.
-        name: of the policy.
-        seed: of the choices.
-    """
-
-    def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
-        super().__init__(env, name, MemPipe)
-        self._generator = np.random.default_rng(seed)
-
-    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """Devices [lanes]."""
-        free = np.ones((len(obs), 2)) if mask is None else mask[:, :2]
-        return (self._generator.random((len(obs), 2)) * free).argmax(axis=1)
-
-
 BASELINES: dict[str, Callable[[Any], Policy]] = {
     **{name: Factory(name, _fixed) for name in FIXED},
     "brute-force": Factory("brute-force", _brute_force),
     "earliest-finish": Factory("earliest-finish", EarliestFinishPolicy, {"favour": float}),
-    "random": Factory("random", RandomPolicy),
+    "random": Factory(
+        "random", partial(RandomPolicy, simulation_class=MemPipe, actions=WAIT)
+    ),  # it never waits
 }
 
 GRIDS: dict[str, tuple[str, ...]] = {

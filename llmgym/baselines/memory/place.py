@@ -8,12 +8,13 @@ hold the index, all fall back to the GPU. All read nothing but the observation, 
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.rule import Rule
+from llmgym.baselines.rule import Factory, RandomPolicy, Rule
 from llmgym.core.jit import kernel
 from llmgym.core.policy import Policy
 from llmgym.envs.memory.costs import BATCHES, SIZES
@@ -173,25 +174,6 @@ class FixedPolicy(_Rule):
         return self.table[self._request(obs)]
 
 
-class RandomPolicy(_Rule):
-    """`random`: any placement that is allowed.
-
-    Args:
-        env: the environment.
-        name: of the policy.
-        seed: of the choices.
-    """
-
-    def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
-        super().__init__(env, name)
-        self._generator = np.random.default_rng(seed)
-
-    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """Placements [lanes]."""
-        free = np.ones((len(obs), PLACEMENTS)) if mask is None else mask
-        return (self._generator.random((len(obs), PLACEMENTS)) * free).argmax(axis=1)
-
-
 class EarliestFinishPolicy(_Rule):
     """`earliest-finish`: stage by stage the device that is predicted to be done first, copies included."""
 
@@ -246,5 +228,5 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "earliest-finish": EarliestFinishPolicy,
     "brute-force": BruteForcePolicy,
     "oracle": OraclePolicy,
-    "random": RandomPolicy,
+    "random": Factory("random", partial(RandomPolicy, simulation_class=MemPlace)),
 }
