@@ -126,6 +126,7 @@ ENVIRONMENTS = (
         decision="which of the four stages of a memory pipeline run on the FPGA beside the GPU, request by request",
         source="He et al., ICML 2026, arXiv 2603.29002",
         docs="mem_place",
+        audit="memory.audit:place",
     ),
     _ours(
         "MemPipe",
@@ -134,6 +135,7 @@ ENVIRONMENTS = (
         decision="which device a stage goes to when requests queue for GPU, FPGA and the link",
         source="He et al., ICML 2026, arXiv 2603.29002",
         docs="mem_pipe",
+        audit="memory.audit:pipe",
     ),
 )
 """Every environment of this package."""

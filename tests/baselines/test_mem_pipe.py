@@ -7,6 +7,7 @@ import pytest
 
 from llmgym import baselines
 from llmgym.baselines.memory.pipe import BASELINES, MappedPolicy, search
+from llmgym.core.lanes import observing
 from llmgym.core.policy import Policy
 from llmgym.envs.memory.pipe.env import MemPipe, MemPipeEnv, MemPipeVectorEnv
 from llmgym.envs.memory.place.env import MemPlaceEnv
@@ -51,12 +52,12 @@ def test_what_the_rules_choose() -> None:
 
 def test_the_order_of_the_rules_on_the_small_scenario() -> None:
     """Beyond the GPU's own capacity: mappings help, and queues in view help more."""
-    found = {name: metrics(name, scenario="small")["latency_relative"] for name in BASELINES}
-    mean = {name: float(values.mean()) for name, values in found.items()}
+    latency = {name: metrics(name, scenario="small")["latency_relative"] for name in BASELINES}
+    mean = {name: float(values.mean()) for name, values in latency.items()}
     assert mean["earliest-finish"] < 0.9 * mean["static"] < 0.3 * mean["gpu-only"]
     assert mean["gpu-only"] < mean["random"] < mean["fpga-all"]
-    assert np.array_equal(found["static"], found["brute-force"])
-    assert (found["earliest-finish"] < found["static"]).mean() > 0.8
+    assert np.array_equal(latency["static"], latency["brute-force"])
+    assert (latency["earliest-finish"] < latency["static"]).mean() > 0.8
 
 
 def test_who_is_favoured_gets_more() -> None:
@@ -65,11 +66,11 @@ def test_who_is_favoured_gets_more() -> None:
     obs, _ = env.reset(seed=0)
     row = obs[None].copy()
     row[0, env.layout["finish"]] = np.array([0.6 / 1.6, 0.7 / 1.7])
-    asked = {
+    devices = {
         x: int(baselines.make(f"earliest-finish:favour={x}", env).act(row, None)[0])
         for x in (1, 1.15, 1.2, 2)
     }
-    assert asked == {1: 0, 1.15: 0, 1.2: 1, 2: 1}  # 0.7 / 0.6 = 1.167
+    assert devices == {1: 0, 1.15: 0, 1.2: 1, 2: 1}  # 0.7 / 0.6 = 1.167
     assert baselines.make("earliest-finish", env).act(row, None).tolist() == [0]
     masked = np.array([[1, 0]], np.int8)
     assert baselines.make("earliest-finish:favour=2", env).act(row, masked).tolist() == [0]
@@ -113,13 +114,13 @@ def test_no_rule_reads_what_is_to_come() -> None:
         obs, *_, info = env.step(1)
     policies = {name: BASELINES[name](env) for name in BASELINES if name != "random"}
     before = {name: int(p.act(obs[None], info["action_mask"][None])[0]) for name, p in policies.items()}
-    clock = env.lanes.state.lane[0]["clock"]
-    later = env.lanes.state.request[0]["arrival_s"] > clock
+    clock_s = env.lanes.state.lane[0]["clock_s"]
+    later = env.lanes.state.request[0]["arrival_s"] > clock_s
     assert later.sum() > 5
     env.lanes.state.request["arrival_s"][0, later] += 1.0
     env.lanes.state.request["cell"][0, later] = 0
     again = np.zeros_like(obs)
-    env.simulation.kernels.observe_lane(env.lanes.state, env.simulation.params, 0, again)
+    observing(env.simulation)(env.lanes.state, env.simulation.params, 0, again)
     assert np.array_equal(again, obs)
     assert before == {
         name: int(p.act(again[None], info["action_mask"][None])[0]) for name, p in policies.items()

@@ -55,15 +55,15 @@ def returns(name: str, lanes: int = 16, **kwargs: Any) -> np.ndarray:
 
 @pytest.mark.parametrize("scenario", ["paper", "paged", "stress", "small"])
 def test_nothing_beats_the_oracle_and_nothing_certain_the_search(scenario: str) -> None:
-    found = {name: returns(name, scenario=scenario) for name in BASELINES}
-    assert all((found["oracle"] >= got - 1e-9).all() for got in found.values())
+    got = {name: returns(name, scenario=scenario) for name in BASELINES}
+    assert all((got["oracle"] >= values - 1e-9).all() for values in got.values())
     if scenario in ("paper", "paged"):
-        assert found["brute-force"] == pytest.approx(found["oracle"])
+        assert got["brute-force"] == pytest.approx(got["oracle"])
     else:
-        assert found["brute-force"].mean() < found["oracle"].mean() - 0.1
-        rivals = set(found) - {"oracle", "brute-force"}
-        assert found["brute-force"].mean() > max(found[name].mean() for name in rivals)
-    assert (found["gpu-only"] == 0.0).all()
+        assert got["brute-force"].mean() < got["oracle"].mean() - 0.1
+        rivals = set(got) - {"oracle", "brute-force"}
+        assert got["brute-force"].mean() > max(got[name].mean() for name in rivals)
+    assert (got["gpu-only"] == 0.0).all()
 
 
 def test_batch_aware_is_optimal_on_the_published_pair_and_static_is_not() -> None:

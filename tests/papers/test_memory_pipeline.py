@@ -183,10 +183,10 @@ def test_the_cells_take_what_the_laws_say_and_batch_aware_never_loses() -> None:
                 if name == "ttt":
                     assert np.nanargmin(rows[:, 0]) == 0
                     continue
-                found = rows[0, 0] / rows[mapping, 0]
-                assert found == pytest.approx(mapped_speedup(w, size_of(name, i), batch), rel=1e-9)
+                speedup = rows[0, 0] / rows[mapping, 0]
+                assert speedup == pytest.approx(mapped_speedup(w, size_of(name, i), batch), rel=1e-9)
                 if not (name == "memagent" and batch > 2):
-                    assert found >= 1.0
+                    assert speedup >= 1.0
 
 
 def test_shares_by_context() -> None:
@@ -200,8 +200,8 @@ def test_shares_by_context() -> None:
         ("lserve", 6.05e-7),
     ):
         w = WORKLOADS[name]
-        found = (moving_odds(w, LONG, 1) - moving_odds(w, SHORT, 1)) / (LONG - SHORT)
-        assert found == pytest.approx(slope, rel=0.005)
+        rise = (moving_odds(w, LONG, 1) - moving_odds(w, SHORT, 1)) / (LONG - SHORT)
+        assert rise == pytest.approx(slope, rel=0.005)
         assert moving_odds(w, SHORT, 1) == pytest.approx(0.035)
         assert share_of(moving_odds(w, LONG, 1)) == pytest.approx(w.share)
 
@@ -269,15 +269,15 @@ def test_copies_are_a_small_part_of_the_optimum() -> None:
 def test_band_rule() -> None:
     for w in WORKLOADS.values():
         for batch in BATCHES:
-            found = band_devices(w, batch)
+            devices = band_devices(w, batch)
             if w.family in (SPARSE, RAG):
-                assert found == (GPU, FPGA, FPGA, GPU)
+                assert devices == (GPU, FPGA, FPGA, GPU)
             elif w.name == "memagent":
-                assert found == ((FPGA if batch <= 3 else GPU), GPU, GPU, GPU)
+                assert devices == ((FPGA if batch <= 3 else GPU), GPU, GPU, GPU)
             elif w.name == "ttt":
-                assert found == (GPU, GPU, GPU, GPU)
+                assert devices == (GPU, GPU, GPU, GPU)
             else:
-                assert found == (GPU, FPGA if batch <= 3 else GPU, FPGA, GPU)
+                assert devices == (GPU, FPGA if batch <= 3 else GPU, FPGA, GPU)
 
 
 OURS: dict[str, Callable[[], float]] = {

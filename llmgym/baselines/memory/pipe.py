@@ -1,7 +1,7 @@
 """Rules for MemPipe: the paper's static mappings, the band of arithmetic intensity, and greedy choice with the queues in view.
 
 The mappings are those of `llmgym.baselines.memory.place` (He, Ma, Sun and Cong, ICML 2026, arXiv 2603.29002), stage by stage: they
-know the request and not who else waits. `earliest-finish` gives a stage to the device that will have done it first. All read
+know the request and not who else waits. `earliest-finish` gives a stage to the device that will have done it first. All rules read
 nothing but the observation.
 """
 
@@ -12,42 +12,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.memory.place import FIXED, best_placements, placements, positions
+from llmgym.baselines.memory.place import FIXED, best_placements, placements, positions, requested
 from llmgym.baselines.rule import Factory, RandomPolicy, Rule
 from llmgym.core.checks import number
 from llmgym.core.policy import Policy
-from llmgym.envs.memory.costs import BATCHES, SIZES
 from llmgym.envs.memory.pipe.env import MemPipe
 from llmgym.envs.memory.pipe.state import TO_FPGA, TO_GPU, WAIT
 from llmgym.envs.memory.placement import FUSED, GENERAL
 
 
-def _bits(placed: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Placements as bits of stages."""
-    return np.where(placed == FUSED, GENERAL, placed)
-
-
 class MappedPolicy(Rule[MemPipe]):
-    """`gpu-only`, `fpga-all`, `static`, `batch-aware`, `band`, `brute-force`: a placement for each kind of request.
+    """`gpu-only`, `fpga-all`, `static`, `batch-aware`, `band`, `brute-force`: a placement for each workload, size and batch.
 
     Args:
         env: the environment.
         name: of the policy.
-        table: placements by workload, size and batch, int64 [14, 10, 6].
+        table: makes the placements of a simulation by workload, size and batch, int64 [14, 10, 6].
     """
 
     def __init__(self, env: Any, name: str, table: Callable[[MemPipe], NDArray[np.int64]]) -> None:
         super().__init__(env, name, MemPipe)
-        self.table = _bits(table(self._simulation))
+        placed = table(self._simulation)
+        self.table = np.where(placed == FUSED, GENERAL, placed)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """Devices [lanes]."""
-        kind = (
-            self._rows(obs, "workload").argmax(axis=1),
-            np.rint(self._read(obs, "size") * (SIZES - 1)).astype(np.int64),
-            np.rint(self._read(obs, "batch") * (len(BATCHES) - 1)).astype(np.int64),
-        )
-        device: NDArray[Any] = (self.table[kind] >> self._rows(obs, "stage").argmax(axis=1)) & 1
+        """The devices of all lanes, int64 [lanes]."""
+        placed = self.table[requested(self._simulation.layout, obs)]
+        device: NDArray[Any] = (placed >> self._rows(obs, "stage").argmax(axis=1)) & 1
         return device
 
 
@@ -56,7 +47,10 @@ def _fixed(env: Any, name: str) -> Policy:
 
 
 def search(simulation: MemPipe) -> NDArray[np.int64]:
-    """The best placement of each kind of request as if it were alone, by time and weighted energy: int64 [14, 10, 6]."""
+    """The best placement of each request as if it were alone, by workload, size and batch, int64 [14, 10, 6].
+
+    The best one has the largest sum of the logarithm of the speed-up and the weighted logarithm of the saving of energy.
+    """
     cells = simulation.params.cells
     out = np.zeros(len(cells), np.int64)
     best_placements(
@@ -81,8 +75,8 @@ class EarliestFinishPolicy(Rule[MemPipe]):
     Args:
         env: the environment.
         name: of the policy.
-        favour: the FPGA may take so many times as long as the GPU, above 1 as it needs less power and leaves the GPU to
-            others, below 1 as what it does must be copied.
+        favour: how many times as long as the GPU the FPGA may take. Above 1 it is favoured, as it needs less power and leaves the
+            GPU to others; below 1 it is not, as what it works on must be copied.
     """
 
     def __init__(self, env: Any, name: str = "earliest-finish", favour: float = 1.0) -> None:
@@ -90,7 +84,7 @@ class EarliestFinishPolicy(Rule[MemPipe]):
         self.favour = number("favour", favour)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """Devices [lanes]."""
+        """The devices of all lanes, int64 [lanes]."""
         seen = self._rows(obs, "finish")
         # x / (1 + x) in the observation
         finish = seen / np.maximum(1.0 - seen, 1e-9)

@@ -1,10 +1,12 @@
 """Tables of what requests of a memory pipeline cost on a pair of devices, by workload, size and batch.
 
 `mi210+u55c` is the published pair (`llmgym.envs.memory.published`), `h100+u55c` an H100 by measured kernels beside the same FPGA
-(`llmgym.envs.memory.measured`). Sizes are 4,096 to 2,097,152 tokens or 78,125 to 40 million documents, in octaves; the
-largest of each does not fit the FPGA.
+(`llmgym.envs.memory.measured`). Sizes are 4,096 to 2,097,152 tokens or 78,125 to 40 million documents, in octaves; the largest
+size of each does not fit the FPGA.
 """
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -13,9 +15,11 @@ from numpy.typing import NDArray
 
 from llmgym.core.checks import choice, number, whole
 from llmgym.core.jit import kernel
+from llmgym.core.records import Records, Records3
+from llmgym.core.settings import given, option
 from llmgym.envs.memory.law import CORPUS, LONG, RAG, WORKLOADS
 from llmgym.envs.memory.measured import MEASURED, measured, measured_cell
-from llmgym.envs.memory.placement import CELL
+from llmgym.envs.memory.placement import Cell
 from llmgym.envs.memory.published import NAMES, published_cell
 from llmgym.errors import InvalidArgument
 from llmgym.profiles.kernels import load_kernels
@@ -23,12 +27,17 @@ from llmgym.profiles.kernels import load_kernels
 HARDWARE = {"mi210+u55c": NAMES, "h100+u55c": MEASURED}
 """Pairs of devices, each with the workloads that there are figures of."""
 SIZES = 10
+"""How many sizes there are, each twice the one before."""
 REFERENCE_SIZE = SIZES - 2
+"""Index of the size at which the paper gives its figures, the largest that fits the FPGA."""
 BATCHES = (1, 2, 4, 8, 16, 32)
+"""Batches of the paper, samples."""
+PAIR, KERNELS = "mi210+u55c", "h100/kernels"
+"""The pair of devices and the kernel set of an H100 where none is named."""
 
 
 def size_of(name: str, index: int) -> float:
-    """Tokens, or documents, of a size index: 8 is 1,048,576 tokens or 20 million documents.
+    """Tokens or documents of a size index, 0 to 9; 8 is 1,048,576 tokens or 20 million documents.
 
     Raises:
         UnknownName: no such workload.
@@ -41,22 +50,23 @@ def size_of(name: str, index: int) -> float:
 
 
 @lru_cache(maxsize=8)
-def cells(hardware: str = "mi210+u55c", kernels: str = "h100/kernels") -> NDArray[Any]:
-    """Every request of a pair of devices.
+def cells(hardware: str = PAIR, kernels: str = KERNELS) -> Records3[Cell]:
+    """What every request costs on a pair of devices.
 
     Args:
         hardware: one of `HARDWARE`.
         kernels: the kernel set of an H100, a name or a folder.
 
     Returns:
-        Records `CELL` [workloads, 10, 6], by `NAMES`, size and batch, read-only; without figures all is zero.
+        Records [14, 10, 6], by workload (in the order of `NAMES`), size and batch, read-only; all is zero for a workload that
+        the pair has no figures of.
 
     Raises:
         UnknownName: no such pair, or no such kernel set.
     """
     names = HARDWARE[choice("hardware", hardware, HARDWARE)]
     m = measured(load_kernels(kernels)) if hardware == "h100+u55c" else None
-    table = np.zeros((len(NAMES), SIZES, len(BATCHES)), CELL)
+    table: Records3[Cell] = Cell.zeros(len(NAMES), SIZES, len(BATCHES))
     for name in names:
         for i in range(SIZES):
             for j, batch in enumerate(BATCHES):
@@ -72,16 +82,50 @@ Mix = tuple[tuple[str, float], ...]
 """Workloads, each with its weight."""
 
 
+def evenly(names: Iterable[str]) -> Mix:
+    """These workloads with equal weights."""
+    return tuple((name, 1.0) for name in names)
+
+
+PUBLISHED = evenly(name for name, known in WORKLOADS.items() if known.published)
+"""The workloads that the paper has results of."""
+
+
+@dataclass(frozen=True)
+class Requests:
+    """Settings of which requests there are; those of MemPlace and of MemPipe begin with them. `mixture` checks the last three."""
+
+    about: str
+    hardware: str = option(
+        PAIR,
+        "Pair of devices: `mi210+u55c` by published figures, or `h100+u55c` by measured kernels.",
+        HARDWARE,
+    )
+    kernels: str = given(KERNELS, "Kernel set of the H100, a name or a folder.", allowed="a kernel set")
+    mix: tuple[tuple[str, float], ...] = given(
+        PUBLISHED, "Workloads, each with its weight.", allowed="workloads of `hardware`, each once"
+    )
+    sizes: tuple[int, int] = given(
+        (0, REFERENCE_SIZE),
+        "First and last size index: 0 is 4,096 tokens or 78,125 documents, each further index is twice that, and 9 does not fit "
+        "the FPGA.",
+        allowed="0 to 9, rising",
+    )
+    batches: tuple[int, ...] = given(
+        BATCHES, "Batches of requests, samples.", allowed=f"some of {BATCHES}", unit="samples"
+    )
+
+
 def mixture(
     hardware: str,
     mix: Mix,
     sizes: tuple[int, int],
     batches: tuple[int, ...],
     *,
-    kernels: str = "h100/kernels",
+    kernels: str = KERNELS,
     copied_index: bool = False,
     by_load: bool = False,
-) -> tuple[NDArray[Any], NDArray[np.float64]]:
+) -> tuple[Records[Cell], NDArray[np.float64]]:
     """The requests of a mix of workloads: a workload by its weight, then any of the sizes and batches.
 
     Args:
@@ -90,11 +134,12 @@ def mixture(
         sizes: first and last size index.
         batches: some of `BATCHES`.
         kernels: the kernel set of an H100.
-        copied_index: the index of `paged` is copied to the FPGA when it is needed there, and not streamed while it is built.
-        by_load: weights are shares of the GPU's time, not of the requests.
+        copied_index: True: the index of `paged` is copied to the FPGA when the FPGA needs it; False: it is streamed there while
+            it is built.
+        by_load: True: weights are shares of the GPU's time; False: they are shares of the requests.
 
     Returns:
-        Records `CELL` [n], and their running probabilities, float64 [n], the last one 1.
+        Records [n], and their running probabilities, float64 [n], of which the last is 1.
 
     Raises:
         UnknownName: no such pair, kernel set or workload, or one that the pair has no figures of.
@@ -107,25 +152,25 @@ def mixture(
         or not all(isinstance(row, tuple) and len(row) == 2 for row in mix)
     ):
         raise InvalidArgument(f"mix={mix!r}: expected pairs of a workload and a weight, at least one")
-    names = [choice(f"workload of {hardware}", name, HARDWARE[hardware]) for name, _ in mix]
-    if len(set(names)) < len(names):
+    workloads = [choice(f"workload of {hardware}", name, HARDWARE[hardware]) for name, _ in mix]
+    if len(set(workloads)) < len(workloads):
         raise InvalidArgument(f"mix={mix!r}: a workload comes twice")
     if not isinstance(sizes, tuple) or len(sizes) != 2:
         raise InvalidArgument(f"sizes={sizes!r}: expected the first and the last size index")
     first, last = whole("sizes", sizes[0], 0, SIZES - 1), whole("sizes", sizes[1], 0, SIZES - 1)
-    known = isinstance(batches, tuple) and batches and all(batch in BATCHES for batch in batches)
-    if first > last or not known or len(set(batches)) < len(batches):
+    measured_batches = isinstance(batches, tuple) and batches and all(batch in BATCHES for batch in batches)
+    if first > last or not measured_batches or len(set(batches)) < len(batches):
         raise InvalidArgument(
             f"sizes={sizes!r}, batches={batches!r}: expected rising sizes, and some of {BATCHES}, each once"
         )
     columns = [BATCHES.index(batch) for batch in batches]
-    chosen, weights = [], []
+    parts, weights = [], []
     for name, weight in mix:
-        some = table[NAMES.index(name), first : last + 1][:, columns].ravel()
-        chosen.append(some)
-        share = number(f"weight of {name}", weight) / len(some)
-        weights.append(np.full(len(some), share / some["gpu_s"].mean() if by_load else share))
-    rows = np.concatenate(chosen)
+        part = table[NAMES.index(name), first : last + 1][:, columns].ravel()
+        parts.append(part)
+        share = number(f"weight of {name}", weight) / len(part)
+        weights.append(np.full(len(part), share / part["gpu_s"].mean() if by_load else share))
+    rows: Any = np.concatenate(parts)
     if copied_index:
         paged = np.isin(rows["workload"], [NAMES.index("paged"), NAMES.index("paged-decode")])
         rows["memory_down"] = np.where(paged, rows["memory_up"], rows["memory_down"])
@@ -137,7 +182,7 @@ def mixture(
 
 @kernel
 def drawn(running: NDArray[np.float64], uniform: float) -> int:
-    """The request at a uniform number in (0, 1): the first whose running probability exceeds it."""
+    """Index of the request that a uniform number in (0, 1) draws: the first whose running probability exceeds the number."""
     low, high = 0, running.shape[0] - 1
     while low < high:
         middle = (low + high) // 2

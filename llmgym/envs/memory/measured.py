@@ -1,15 +1,15 @@
 """Memory stages on an H100 by measured kernels, beside an FPGA by its roofline: one layer of a decode step, or one query.
 
 The kernels are those of the family `memory` of a kernel set (`llmgym.profiles.families`): scores of an index, top-k, gather of the
-selected rows, sparse attention, and a BM25 scan of every document, all in plain torch. What they are asked for (keys of an
-index, scores, selected tokens) follows from the methods that He et al., ICML 2026 (arXiv 2603.29002) put on an FPGA; the FPGA is
-its U55C. Shapes below the smallest measured one take as long as that, those above the largest grow in proportion.
+selected rows, sparse attention, and a BM25 scan of every document, all in plain torch. Their shapes (keys of an index, scores,
+selected tokens) follow from the methods that He et al., ICML 2026 (arXiv 2603.29002) put on an FPGA; the FPGA is the U55C of that
+paper. A shape below the smallest measured one takes as long as that one; above the largest measured one, time grows in proportion.
 """
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,32 +17,45 @@ from numpy.typing import NDArray
 from llmgym.core.checks import choice, number
 from llmgym.envs.memory.devices import U55C
 from llmgym.envs.memory.law import APPLY, FPGA, FPGA_W, GPU, RET
+from llmgym.envs.memory.placement import Cell
 from llmgym.envs.memory.published import AGENT_KV_BYTES, SAMPLE_BYTES, blank, totalled
 from llmgym.profiles.cost import StepCost, prefill_attention_s, step_time_s
 from llmgym.profiles.kernels import Kernels
 from llmgym.profiles.named import load
 
 H100_BYTES_PER_S = 2.7e12
-"""What a decode kernel of the measured set reads in large batches."""
+"""Bandwidth that a decode kernel of the measured set reaches in large batches, bytes per second."""
 HIDDEN, KEY, KEY_HEADS, QUERY_HEADS, KEPT_BYTES = 4096, 128, 8, 32, 4096.0
-"""Width of the model, of a key, heads, and KV bytes of a token and layer: those of Llama-3.1-8B."""
+"""Llama-3.1-8B: width of the model and of a key, heads of keys and of queries, and KV bytes of a token in one layer."""
+DOCUMENT_BYTES, DOCUMENT_FLOP = 512.0, 6.0 * 128
+"""BM25: a document has 128 words of 4 bytes, and each word takes 6 operations."""
 AGENT_SEGMENT, AGENT_MEMORY, AGENT_WEIGHTS = 5000, 1024, 7.6e9
 """MemAgent: tokens of a segment and of the memory that is written after each (choice); parameters of Qwen2.5-7B."""
 AGENT_PROFILE = "h100/qwen2.5-7b"
 
 
 class Measured(NamedTuple):
-    """Curves of a kernel set, by op: (ln of entries, ln of seconds); the shortest elementwise kernel, s; power in decode, W."""
+    """What a kernel set says of an H100.
+
+    Attributes:
+        curves: ln of the entries of a shape and ln of its seconds, by operator, float64 [shapes] each, rising in the entries.
+        floor_s: time of the shortest elementwise kernel, seconds.
+        power_w: power of the GPU while it decodes, watts.
+    """
 
     curves: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
     floor_s: float
     power_w: float
 
     def time_s(self, op: str, entries: float) -> float:
-        """Log-log between measured shapes; the smallest one's time below, in proportion to the largest one's above."""
+        """Time of an operator on a number of entries, seconds.
+
+        Time is linear between measured shapes, both in logarithms. Below the smallest shape it is that of the smallest; above
+        the largest it grows in proportion.
+        """
         x, y = self.curves[op]
-        at = math.log(entries)
-        return math.exp(float(np.interp(at, x, y)) + max(at - float(x[-1]), 0.0))
+        wanted = math.log(entries)
+        return math.exp(float(np.interp(wanted, x, y)) + max(wanted - float(x[-1]), 0.0))
 
 
 def measured(kernels: Kernels) -> Measured:
@@ -69,8 +82,8 @@ def measured(kernels: Kernels) -> Measured:
     return Measured(curves, 1e-6 * float(min(floors)), float(np.nanmin(watts)))
 
 
-def _sparse(cell: Any, m: Measured, name: str, size: float, batch: int) -> None:
-    """By keys of the index and scores of a sample, tokens that are selected, and heads that share a key."""
+def _sparse(cell: Cell, m: Measured, name: str, size: float, batch: int) -> None:
+    """Fill in the costs of sparse attention, from keys and scores of a sample, selected tokens, and heads that share a key."""
     keys, scores, selected, heads = {
         "dsa": (size, size, 2048.0, 16.0),
         "seer-topk": (KEY_HEADS * size / 64, KEY_HEADS * size / 64, 4096.0, 1.0),
@@ -101,9 +114,9 @@ def _sparse(cell: Any, m: Measured, name: str, size: float, batch: int) -> None:
     cell["score"], cell["index"], cell["raw_apply"] = written, sample.chosen * batch, kept * batch
 
 
-def _retrieval(cell: Any, m: Measured, name: str, size: float, batch: int) -> None:
-    """512 bytes and 6 operations for each of 128 words of a document."""
-    read, flop, written = 512.0 * size * batch, 6.0 * 128 * size * batch, 4.0 * size * batch
+def _retrieval(cell: Cell, m: Measured, name: str, size: float, batch: int) -> None:
+    """Fill in the costs of a scan of all documents."""
+    read, flop, written = DOCUMENT_BYTES * size * batch, DOCUMENT_FLOP * size * batch, 4.0 * size * batch
     cell["time_s"][GPU] = (
         m.floor_s,
         m.time_s("bm25", size * batch),
@@ -124,12 +137,12 @@ def _retrieval(cell: Any, m: Measured, name: str, size: float, batch: int) -> No
 
 @lru_cache(maxsize=1)
 def _agent_cost() -> StepCost:
-    """Step cost of the model that writes the memory."""
+    """Step cost of the model with which MemAgent writes its memory."""
     return load(AGENT_PROFILE).step_cost()
 
 
-def _agent(cell: Any, m: Measured, name: str, size: float, batch: int) -> None:
-    """One segment by the profile of the model: the memory is decoded, then the next segment is read."""
+def _agent(cell: Cell, m: Measured, name: str, size: float, batch: int) -> None:
+    """Fill in the costs of one segment of MemAgent: the memory is decoded, then the next segment is read."""
     cost = _agent_cost()
     context = AGENT_SEGMENT + AGENT_MEMORY // 2
     token = step_time_s(cost, 0, 0.0, batch, batch * context, batch, 0)
@@ -146,36 +159,36 @@ def _agent(cell: Any, m: Measured, name: str, size: float, batch: int) -> None:
     cell["raw_build"], cell["index"] = AGENT_KV_BYTES * AGENT_SEGMENT * batch, 4.0 * AGENT_MEMORY * batch
 
 
-_KINDS: dict[str, Callable[[Any, Measured, str, float, int], None]] = {
+_WORKLOADS: dict[str, Callable[[Cell, Measured, str, float, int], None]] = {
     "dsa": _sparse,
     "seer-topk": _sparse,
     "lserve": _sparse,
     "fs-rag": _retrieval,
     "memagent": _agent,
 }
-MEASURED = tuple(_KINDS)
+MEASURED = tuple(_WORKLOADS)
 """Workloads whose operators were measured."""
 
 
-def measured_cell(m: Measured, name: str, size: float, batch: int) -> Any:
+def measured_cell(m: Measured, name: str, size: float, batch: int) -> Cell:
     """A request on an H100 with measured kernels, beside the U55C by its roofline.
 
     Args:
-        m: see `measured`.
-        name: in `MEASURED`.
-        size: tokens, or documents.
+        m: what the kernel set says, from `measured`.
+        name: one of `MEASURED`.
+        size: entries of the memory, tokens or documents.
         batch: samples that run together.
 
     Returns:
-        One record `CELL`: one layer of a decode step; of fs-rag one query, of memagent one segment.
+        The cost of one layer of a decode step; for fs-rag of one query, for memagent of one segment.
 
     Raises:
         UnknownName: no such workload, or none whose operators were measured.
         InvalidArgument: a size or batch that is not above zero.
     """
-    choice("workload", name, _KINDS)
+    choice("workload", name, _WORKLOADS)
     cell = blank(name, number("size", size), batch)
-    _KINDS[name](cell, m, name, size, batch)
+    _WORKLOADS[name](cell, m, name, size, batch)
     cell["on_gpu"] = 1
     cell["power_w"][GPU], cell["power_w"][FPGA] = m.power_w, FPGA_W
     return totalled(cell)

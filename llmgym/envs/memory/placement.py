@@ -1,72 +1,83 @@
 """What it costs to place the four stages of a memory pipeline on a GPU and an FPGA: kernels, copies between them, energy.
 
-The rule of the cost model that He et al. published with "Understand and Accelerate Memory Processing Pipeline for Large Language
-Model Inference" (arXiv 2603.29002; github.com/OswaldHe/HeteroLLM): stages run one after the other; what a stage reads and its
-device does not have is copied there first; what it writes lies on its own device. Relevancy and retrieval can run as one fused
-kernel on the FPGA, which then writes no scores.
+The rules are those of the cost model that He et al. published with "Understand and Accelerate Memory Processing Pipeline for
+Large Language Model Inference" (arXiv 2603.29002; github.com/OswaldHe/HeteroLLM). Stages run one after the other. What a stage
+reads and its device lacks is copied there first. What a stage writes lies on its own device. Relevancy and retrieval can run as
+one fused kernel on the FPGA, which then writes no scores.
 
 A placement is a whole number: bit i is set where stage i (prep, comp, ret, apply) is on the FPGA; `FUSED` is relevancy and
 retrieval fused on the FPGA and the rest on the GPU.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
-from llmgym.envs.memory.devices import DOWN, UP, copy_s
+from llmgym.core.records import Record, Records, float64, int32
+from llmgym.envs.memory.devices import DOWN, UP, Link, copy_s
 from llmgym.envs.memory.law import APPLY, COMP, FPGA, GPU, PREP, RET
 from llmgym.errors import InvalidArgument
 
 GENERAL = 0b0110
-"""Relevancy and retrieval on the FPGA, two kernels."""
+"""The placement with relevancy and retrieval on the FPGA, as two kernels."""
 FUSED = 16
-"""The same as one kernel."""
+"""The placement with relevancy and retrieval on the FPGA, as one kernel."""
 PLACEMENTS = 17
+"""How many placements there are: 16 of four stages on two devices, and `FUSED`."""
 
-CELL = np.dtype(
-    [
-        ("workload", "i4"),  # in `llmgym.envs.memory.costs.NAMES`
-        ("size_index", "i4"),
-        ("batch_index", "i4"),
-        ("size", "f8"),  # tokens or documents
-        ("batch", "i4"),
-        ("empty", "i4"),  # bit i: there is no stage i
-        ("fits", "i4"),  # the FPGA can hold the index
-        ("on_gpu", "i4"),  # raw memory lives on the GPU; else it is made where it is read first
-        ("time_s", "f8", (2, 4)),  # of a stage on its own, by device and stage
-        ("fused_s", "f8"),  # relevancy and retrieval in one kernel, on the FPGA
-        ("power_w", "f8", (2, 4)),  # while that stage runs on that device
-        ("intensity", "f8", (4,)),  # FLOP per byte, the upper end of the published band
-        ("raw_build", "f8"),  # bytes: raw memory that prep reads
-        ("memory_down", "f8"),  # index that comp reads; 0 where it is streamed while it is built
-        ("memory_up", "f8"),
-        ("query", "f8"),  # from the GPU, that comp reads
-        ("score", "f8"),  # that ret reads
-        ("index", "f8"),  # that apply reads
-        ("raw_apply", "f8"),  # selected raw memory that apply reads
-        ("gpu_s", "f8"),  # all stages on the GPU
-        ("gpu_j", "f8"),
-    ],
-    align=True,
-)
-"""One kind of request: a workload at a size and a batch, on one pair of devices."""
+
+class Cell(Record):
+    """What one workload costs at one size and batch, on one pair of devices."""
+
+    workload: int = int32("Index of the workload in `llmgym.envs.memory.published.NAMES`.")
+    size_index: int = int32("Index of the size, 0 to 9.")
+    batch_index: int = int32("Index of the batch in `llmgym.envs.memory.costs.BATCHES`.")
+    size: float = float64("Entries of the memory: tokens or documents.")
+    batch: int = int32("Samples that run together.")
+    empty: int = int32("Stages that the workload lacks: bit i is set where there is no stage i.")
+    fits: int = int32("1 where the FPGA can hold the index, else 0.")
+    on_gpu: int = int32(
+        "1 where raw memory lives on the GPU; 0 where it is made on the device that reads it first."
+    )
+    time_s: NDArray[np.float64] = float64(
+        "Time of a stage on its own, by device and stage, seconds.", shape=(2, 4)
+    )
+    fused_s: float = float64("Time of relevancy and retrieval in one kernel on the FPGA, seconds.")
+    power_w: NDArray[np.float64] = float64(
+        "Power of a device while it runs a stage, by device and stage, watts.", shape=(2, 4)
+    )
+    intensity: NDArray[np.float64] = float64(
+        "Arithmetic intensity of each stage, FLOP per byte: the upper end of the published band.", shape=4
+    )
+    raw_build: float = float64("Raw memory that prep reads, bytes.")
+    memory_down: float = float64(
+        "Index that comp reads on the FPGA after prep on the GPU, bytes; 0 where it is streamed while it is built."
+    )
+    memory_up: float = float64("Index that comp reads on the GPU after prep on the FPGA, bytes.")
+    query: float = float64("Query that comp reads, which comes from the GPU, bytes.")
+    score: float = float64("Scores that ret reads, bytes.")
+    index: float = float64("Indices of the retrieved entries, which apply reads, bytes.")
+    raw_apply: float = float64("Selected raw memory that apply reads, bytes.")
+    gpu_s: float = float64("Time of all stages on the GPU, seconds.")
+    gpu_j: float = float64("Energy of all stages on the GPU, joules.")
 
 
 @kernel
 def copies_s(
-    cell: Any, links: Any, scale: float, placed: int, stage: int, device: int
+    cell: Cell, links: Records[Link], scale: float, placed: int, stage: int, device: int
 ) -> tuple[float, float, float, float]:
-    """Copies before a stage, with earlier stages placed: seconds down and up, bytes down and up.
+    """Cost of the copies before a stage, once the earlier stages are placed.
 
     Args:
-        cell: record `CELL`.
-        links: records `llmgym.envs.memory.devices.LINK` [2].
+        cell: the request.
+        links: both directions of the link, [2].
         scale: multiplies the bandwidth of both directions.
-        placed: bits of the earlier stages; an empty stage has the bit of the one before it.
-        stage: the next.
-        device: where it is to run.
+        placed: devices of the earlier stages, bit i for stage i; an empty stage has the bit of the stage before it.
+        stage: the stage that is next.
+        device: where that stage is to run.
+
+    Returns:
+        Seconds down, seconds up, bytes down, bytes up.
     """
     before = GPU if stage == PREP else (placed >> (stage - 1)) & 1
     raw, flow = 0.0, 0.0
@@ -96,8 +107,8 @@ def copies_s(
 
 
 @kernel(inline=True)
-def allowed(cell: Any, placement: int) -> bool:
-    """Whether a placement is one of the request: nothing on the FPGA that is empty or does not fit, nothing fused that is empty."""
+def allowed(cell: Cell, placement: int) -> bool:
+    """Whether a request can be placed so: it puts on the FPGA no stage that is empty, and none whose index does not fit."""
     bits = GENERAL if placement == FUSED else placement
     if bits & cell.empty:
         return False
@@ -106,16 +117,19 @@ def allowed(cell: Any, placement: int) -> bool:
 
 @kernel
 def place(
-    cell: Any, links: Any, scale: float, placement: int, error: NDArray[np.float64]
+    cell: Cell, links: Records[Link], scale: float, placement: int, error: NDArray[np.float64]
 ) -> tuple[float, float, float, float]:
-    """Cost of a placement: seconds, of these for copies, joules, bytes copied.
+    """Cost of a request with a placement.
 
     Args:
-        cell: record `CELL`.
-        links: records `LINK` [2].
-        scale: multiplies the bandwidth.
-        placement: see the module.
-        error: float64 [2, 4], factors by which the kernels' times differ from those of the cell.
+        cell: the request.
+        links: both directions of the link, [2].
+        scale: multiplies the bandwidth of both directions.
+        placement: 0 to 16; the module says what each means.
+        error: factors by which the times of kernels differ from those of the cell, by device and stage, float64 [2, 4].
+
+    Returns:
+        Seconds of the request, seconds of these for copies, joules, bytes copied.
     """
     fused = placement == FUSED
     bits = GENERAL if fused else placement
@@ -139,16 +153,17 @@ def place(
     return seconds + copying, copying, joules, moved
 
 
-def costs(cell: Any, links: Any, scale: float = 1.0) -> NDArray[np.float64]:
-    """Cost of every placement of a request.
+def costs(cell: Cell, links: Records[Link], scale: float = 1.0) -> NDArray[np.float64]:
+    """Cost of a request with every placement.
 
     Args:
-        cell: record `CELL`.
-        links: records `LINK` [2].
-        scale: multiplies the bandwidth.
+        cell: the request.
+        links: both directions of the link, [2].
+        scale: multiplies the bandwidth of both directions.
 
     Returns:
-        float64 [17, 4]: seconds, of these for copies, joules, bytes copied; NaN where the placement is not allowed.
+        float64 [17, 4], a row for each placement: seconds, seconds of these for copies, joules, bytes copied; NaN where the
+        placement is not allowed.
     """
     exact = np.ones((2, 4))
     rows = np.full((PLACEMENTS, 4), np.nan)
@@ -159,7 +174,7 @@ def costs(cell: Any, links: Any, scale: float = 1.0) -> NDArray[np.float64]:
 
 
 def letters(placement: int) -> str:
-    """A placement in letters, stage by stage: "GFFG"; "GFFG fused". Raises `InvalidArgument`."""
+    """A placement in letters, stage by stage, such as "GFFG" or "GFFG fused". Raises `InvalidArgument`."""
     if not 0 <= placement < PLACEMENTS:
         raise InvalidArgument(f"placement={placement!r}: expected a whole number from 0 to {FUSED}")
     bits = GENERAL if placement == FUSED else placement
@@ -168,7 +183,7 @@ def letters(placement: int) -> str:
 
 
 def parse(text: str) -> int:
-    """The placement of four letters G or F, such as "GFFG", or of these and " fused". Raises `InvalidArgument`."""
+    """The placement that `letters` writes so: "GFFG" is 6, "GFFG fused" is 16. Raises `InvalidArgument`."""
     for placement in range(PLACEMENTS):
         if letters(placement) == text:
             return placement

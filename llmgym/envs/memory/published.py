@@ -1,13 +1,13 @@
 """What the stages of a memory pipeline cost on the published pair of devices, an MI210 with a U55C.
 
-From the figures of He et al., ICML 2026 (arXiv 2603.29002; laws in `llmgym.envs.memory.law`). Stages that move take their
-published share of the time, split between relevancy and retrieval as in the published placement instance of paged
-attention, whose slow-downs of the other stages on the FPGA are taken too. The fused kernel is what the published speed-up
-leaves after copies, so that the paper's mapping takes what the law says. `paged` is that instance itself, scaled with pages
-and batch; `paged-decode` is the same without building the index.
+The figures are those of He et al., ICML 2026 (arXiv 2603.29002); their laws are in `llmgym.envs.memory.law`. Stages that move take
+their published share of the time. It is split between relevancy and retrieval as in the published placement instance of paged
+attention, and the other stages are as much slower on the FPGA as in that instance. The fused kernel takes what the published
+speed-up leaves after copies, so that the paper's mapping takes what the law says. `paged` is that instance itself, scaled with
+pages and batch; `paged-decode` is that instance without the building of the index.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -37,19 +37,22 @@ from llmgym.envs.memory.law import (
     paper_devices,
     rest_growth,
 )
-from llmgym.envs.memory.placement import CELL, FUSED, place
+from llmgym.envs.memory.placement import FUSED, Cell, place
 from llmgym.errors import InvalidArgument
 
 NAMES = (*WORKLOADS, "paged", "paged-decode")
 """Workloads in the order of an observation: those of the paper, its placement instance, the same without building the index."""
 
 PAGES, PAGE_TOKENS = 8192, 16
-"""Of the published placement instance; tokens of a page are a choice, they are not published."""
+"""Pages of the published placement instance, and tokens of a page (choice: not published)."""
 PAGED_GPU_US = (250.0, 82.5, 36.2, 7.6)
 PAGED_FPGA_US = (1108.579, 10.940, 10.125, 28.090)
+"""Published times of the four stages of that instance on each device, microseconds."""
 PAGED_FLOP = (1667260419.0, 2097152.0, 1.0, 1575554.0)
+"""Operations of the four stages of that instance."""
 PAGED_RAW, PAGED_MEMORY, PAGED_QUERY, PAGED_SCORE = 201326592.0, 4194304.0, 512.0, 32768.0
 PAGED_INDEX, PAGED_SELECTED, PAGED_TARGET = 256.0, 3145728.0, 3072.0
+"""What the stages of that instance read and write, bytes."""
 PAGED_BYTES = (
     PAGED_RAW + PAGED_MEMORY,
     PAGED_MEMORY + PAGED_QUERY + PAGED_SCORE,
@@ -72,15 +75,24 @@ AGENT_TOKENS, AGENT_KV_BYTES, AGENT_ID_BYTES = 131_072, 57_344.0, 4 * 26 * 1024.
 class SampleBytes(NamedTuple):
     """What one sample moves if a stage leaves the GPU, bytes.
 
-    From the shapes of the models: heads of 128, 16 bit; scores 4 bytes, numbers of blocks 2. A block's key is shared by its tokens.
+    The bytes follow from the shapes of the models: heads of 128 numbers of 16 bit, scores of 4 bytes, numbers of blocks of 2
+    bytes. The tokens of a block share its key.
+
+    Attributes:
+        raw: raw memory that prep reads, bytes.
+        entry: what is new in the index, bytes.
+        query: the query, bytes.
+        score: scores, bytes for each token or document.
+        chosen: numbers of the entries that were retrieved, bytes.
+        selected: raw memory that apply reads, bytes.
     """
 
-    raw: float  # that prep reads
-    entry: float  # new in the index
+    raw: float
+    entry: float
     query: float
-    score: float  # for each token or document
-    chosen: float  # numbers of what was retrieved
-    selected: float  # raw memory that apply reads
+    score: float
+    chosen: float
+    selected: float
 
 
 _BLOCK = SampleBytes(8192.0, 32.0, 2048.0, 0.5, 1024.0, 64 * 64 * 4096.0)
@@ -102,13 +114,18 @@ SAMPLE_BYTES: dict[str, SampleBytes] = {
 }
 
 
-def blank(name: str, size: float, batch: int) -> Any:
-    """A record `CELL` with what it asks for, and no costs.
+def blank(name: str, size: float, batch: int) -> Cell:
+    """A request without its costs.
+
+    Args:
+        name: one of `NAMES`.
+        size: entries of the memory, tokens or documents.
+        batch: samples that run together.
 
     Raises:
         InvalidArgument: a batch that is no whole number from 1 to 1,024.
     """
-    cell = np.zeros(1, CELL)[0]
+    cell: Cell = Cell.zeros(1)[0]
     cell["workload"], cell["size"], cell["batch"] = NAMES.index(name), size, whole("batch", batch, 1, 1024)
     family, fitting = SPARSE, TOKENS_FITTING
     if name in WORKLOADS:
@@ -122,8 +139,8 @@ def blank(name: str, size: float, batch: int) -> Any:
     return cell
 
 
-def totalled(cell: Any) -> Any:
-    """The cell with empty stages at no time, and its time and energy on the GPU alone."""
+def totalled(cell: Cell) -> Cell:
+    """Set the time of empty stages to 0, and add up time and energy on the GPU alone; returns `cell`."""
     for stage in range(4):
         if (int(cell["empty"]) >> stage) & 1:
             cell["time_s"][:, stage] = 0.0
@@ -132,16 +149,13 @@ def totalled(cell: Any) -> Any:
     return cell
 
 
-def published_cell(name: str, size: float, batch: int) -> Any:
+def published_cell(name: str, size: float, batch: int) -> Cell:
     """A request on the published pair.
 
     Args:
-        name: in `NAMES`.
-        size: tokens, or documents.
+        name: one of `NAMES`.
+        size: entries of the memory, tokens or documents.
         batch: samples that run together.
-
-    Returns:
-        One record `CELL`.
 
     Raises:
         UnknownName: no such workload.
@@ -156,8 +170,8 @@ def published_cell(name: str, size: float, batch: int) -> Any:
     return totalled(cell)
 
 
-def _scale_paged(cell: Any) -> None:
-    """The published instance: its roofline scales, the fixed cost that its times have beyond that stays."""
+def _scale_paged(cell: Cell) -> None:
+    """Fill in the published instance: its roofline scales, and the fixed cost beyond the roofline stays."""
     batch = float(cell["batch"])
     pages = batch * float(cell["size"]) / PAGE_TOKENS / PAGES
     times = (pages, pages, pages, batch)
@@ -172,7 +186,8 @@ def _scale_paged(cell: Any) -> None:
     cell["index"], cell["raw_apply"] = PAGED_INDEX * batch, PAGED_SELECTED * batch
 
 
-def _calibrate(cell: Any, w: Workload) -> None:
+def _calibrate(cell: Cell, w: Workload) -> None:
+    """Fill in the costs of a workload of the paper, by its laws."""
     batch = int(cell["batch"])
     rest = w.gpu_s * (1.0 - w.share) * rest_growth(w, batch)
     moving = rest * moving_odds(w, float(cell["size"]), batch)
@@ -208,8 +223,8 @@ def _calibrate(cell: Any, w: Workload) -> None:
         _move(cell, w, moving)
 
 
-def _move(cell: Any, w: Workload, moving: float) -> None:
-    """FPGA times of the stages that the paper moves: with copies, its mapping takes what the law says."""
+def _move(cell: Cell, w: Workload, moving: float) -> None:
+    """Fill in the FPGA's times of the stages that the paper moves, so that with copies its mapping takes what the law says."""
     bits = 1 << PREP if w.family == AGENT else FUSED
     _, copying, _, _ = place(cell, pcie(), 1.0, bits, np.zeros((2, 4)))
     left = moving / moving_speedup(w, int(cell["batch"])) - copying
@@ -226,8 +241,8 @@ def _move(cell: Any, w: Workload, moving: float) -> None:
             cell["time_s"][FPGA, stage] = left * PAGED_FPGA_US[stage] / PAGED_FUSED_US
 
 
-def _power(cell: Any, w: Workload) -> None:
-    """Powers of the GPU such that the mean is 75 W and the moving stages have their share of the energy, at the reference."""
+def _power(cell: Cell, w: Workload) -> None:
+    """Fill in powers: at the reference the GPU's mean is 75 W, and the moving stages have their share of its energy."""
     watts = np.full(4, MEAN_POWER_W)
     if w.share:
         density = odds_of(w.energy_share) / odds_of(w.share)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from llmgym import profiles
-from llmgym.envs.memory import resources
 from llmgym.envs.memory.costs import HARDWARE, SIZES, cells, size_of
-from llmgym.envs.memory.devices import DOWN, U55C, UP, Roofline, bandwidth_bytes_per_s, copy_s, pcie
+from llmgym.envs.memory.devices import DOWN, U55C, UP, Roofline, copy_s, pcie
 from llmgym.envs.memory.law import (
     DOCUMENTS_FITTING,
     TOKENS_FITTING,
@@ -20,6 +19,7 @@ from llmgym.envs.memory.law import (
 from llmgym.envs.memory.measured import MEASURED, measured, measured_cell
 from llmgym.envs.memory.placement import FUSED, PLACEMENTS, allowed, costs, letters, parse
 from llmgym.envs.memory.published import NAMES, published_cell
+from llmgym.envs.memory.resources import IDLE, backlog_s, book
 from llmgym.errors import InvalidArgument, UnknownName
 
 
@@ -67,12 +67,12 @@ def test_data_of_an_empty_stage_flows_through_it() -> None:
 @pytest.mark.parametrize("hardware", HARDWARE)
 def test_tables(hardware: str) -> None:
     table = cells(hardware)
-    for at, name in enumerate(NAMES):
-        some = table[at]
+    for index, name in enumerate(NAMES):
+        some = table[index]
         if name not in HARDWARE[hardware]:
             assert not some["gpu_s"].any()
             continue
-        assert (some["gpu_s"] > 0).all() and (some["gpu_j"] > 0).all() and (some["workload"] == at).all()
+        assert (some["gpu_s"] > 0).all() and (some["gpu_j"] > 0).all() and (some["workload"] == index).all()
         assert np.isfinite(some["time_s"]).all() and (some["time_s"] >= 0).all()
         if hardware == "mi210+u55c":  # the measured top-k is slower for 16,384 scores than for 65,536
             assert (np.diff(some["gpu_s"], axis=0) >= -1e-15).all()
@@ -107,19 +107,17 @@ def test_who_wins_on_an_h100() -> None:
 
 
 def test_a_resource_does_one_job_after_the_other() -> None:
-    record = np.zeros(1, resources.RESOURCE)[0]
-    resources.clear(record)
-    assert resources.book(record, 1.0, 2.0) == 3.0
-    assert resources.book(record, 0.0, 1.0) == 4.0  # it keeps its place
-    assert resources.book(record, 6.0, 0.5) == 6.5
-    assert resources.backlog(record, 6.25) == 0.25 and resources.backlog(record, 9.0) == 0.0
-    assert (record["busy_s"], record["jobs"]) == (3.5, 3)
+    resource = IDLE.copy()[0]
+    assert book(resource, 1.0, 2.0) == 3.0
+    assert book(resource, 0.0, 1.0) == 4.0  # it keeps its place
+    assert book(resource, 6.0, 0.5) == 6.5
+    assert backlog_s(resource, 6.25) == 0.25 and backlog_s(resource, 9.0) == 0.0
+    assert (resource["busy_s"], resource["jobs"]) == (3.5, 3)
 
 
 def test_links() -> None:
     links = pcie(2.0, 1e-6)
     assert copy_s(links[DOWN], 0.0, 1.0) == 0.0
-    assert bandwidth_bytes_per_s(links[DOWN]) == 8 * 2**30
     assert copy_s(links[DOWN], 2.0**30, 1.0) == pytest.approx(0.125 + 1e-6)
     for direction in (DOWN, UP):
         times = [copy_s(links[direction], float(size), 1.0) for size in np.geomspace(64, 1e9, 200)]

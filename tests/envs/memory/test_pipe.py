@@ -66,19 +66,19 @@ def test_a_plain_simulation_agrees(fused: bool, reward: str) -> None:
         clock, joules, total, ended = 0.0, 0.0, 0.0, False
         while not ended:
             n = min((i for i in range(25) if stage[i] < 4), key=lambda i: (ready[i], i))
-            assert n == env.lanes.state.lane[0]["now"]
+            assert n == env.lanes.state.lane[0]["current"]
             assert ready[n] == pytest.approx(clock, rel=1e-12, abs=1e-15)
             device = int(rng.integers(2))
             both = fused and device == 1 and stage[n] == 1
             down, up = edges(cells[n], placed[n], stage[n], device)
-            at = clock
+            begin = clock
             for name, moved, link in (("down", down, links[DOWN]), ("up", up, links[UP])):
                 length = sum(copy_s(link, float(x), 1.0) for x in moved)
                 if length:
-                    at = free[name] = max(at, free[name]) + length
+                    begin = free[name] = max(begin, free[name]) + length
             where = "fpga" if device else "gpu"
             length = cells[n]["fused_s"] if both else cells[n]["time_s"][device, stage[n]]
-            free[where] = ready[n] = max(at, free[where]) + length
+            free[where] = ready[n] = max(begin, free[where]) + length
             joules += length * (40.0 if device else 100.0)
             placed[n] += [device] * (1 + both)
             stage[n] += 1 + both
@@ -108,21 +108,21 @@ def test_nothing_runs_twice_at_once_and_stages_are_in_order(seed: int, choices: 
         *_, ended, _, info = env.step(action)
     state, cells = env.lanes.state, env.simulation.params.cells
     busy: list[list[tuple[float, float]]] = [[], [], [], []]
-    for n, one in enumerate(state.request[0]):
-        assert one["stage"] == ALL_PLACED
-        last = float(one["arrival_s"])
+    for n, request in enumerate(state.request[0]):
+        assert request["stage"] == ALL_PLACED
+        last = float(request["arrival_s"])
         for stage in range(4):
             copy_from, copy_to, begin, end = state.span[0, n, stage]
-            if (int(cells[one["cell"]]["empty"]) >> stage) & 1:
+            if (int(cells[request["cell"]]["empty"]) >> stage) & 1:
                 assert end == -1.0
                 continue
-            device = (int(one["placed"]) >> stage) & 1
+            device = (int(request["placed"]) >> stage) & 1
             assert last - 1e-9 <= copy_from <= copy_to <= begin + 1e-9 and begin <= end
             busy[device].append((begin, end))
             if copy_to > copy_from:
                 busy[3 - device].append((copy_from, copy_to))
             last = end
-        assert last == one["ready_s"]
+        assert last == request["ready_s"]
     for row in busy:
         row.sort()
         assert all(b[0] >= a[1] - 1e-9 for a, b in itertools.pairwise(row))
@@ -177,9 +177,11 @@ def test_the_optimum_of_two_requests_that_meet() -> None:
         "requests": 2,
         "load": 1e6,
     }
-    found = {actions: play(actions, **kwargs) for actions in itertools.product((0, 1), repeat=4)}
-    scores = {actions: score for actions, score in found.items() if score is not None}
-    assert len(scores) == 16
+    scores: dict[tuple[int, ...], float] = {}
+    for actions in itertools.product((0, 1), repeat=4):
+        score = play(actions, **kwargs)
+        assert score is not None
+        scores[actions] = score
     best = max(scores, key=scores.__getitem__)
     env = MemPipeEnv(scenario="paper", **kwargs)
     cell, links = env.simulation.params.cells[0], env.simulation.params.links
@@ -201,8 +203,8 @@ def test_waiting() -> None:
     second = float(env.lanes.state.request[0, 1]["arrival_s"])
     assert info["action_mask"].tolist() == [1, 1, 1]
     *_, info = env.step(2)
-    assert info["dt"] == second and env.lanes.state.lane[0]["clock"] == second
-    assert env.lanes.state.lane[0]["now"] == 0
+    assert info["dt"] == second and env.lanes.state.lane[0]["clock_s"] == second
+    assert env.lanes.state.lane[0]["current"] == 0
     assert info["action_mask"].tolist() == [1, 1, 0]
     with pytest.raises(InvalidAction, match="masked"):
         strict = MemPipeEnv(scenario="paper", **ALONE, requests=1, wait=True, invalid_action="raise")
@@ -219,7 +221,7 @@ def test_the_fpga_takes_no_index_that_does_not_fit() -> None:
     _, info = env.reset(seed=0)
     ended, masked = False, 0
     while not ended:
-        stage = int(env.lanes.state.request[0, env.lanes.state.lane[0]["now"]]["stage"])
+        stage = int(env.lanes.state.request[0, env.lanes.state.lane[0]["current"]]["stage"])
         assert info["action_mask"].tolist() == [1, int(stage in (0, 3))]
         masked += stage in (1, 2)
         *_, ended, _, info = env.step(0)
@@ -232,7 +234,7 @@ def test_the_finish_that_is_shown_is_the_finish() -> None:
     obs, _ = env.reset(seed=2)
     rng, ended = np.random.default_rng(0), False
     while not ended:
-        n, clock = int(env.lanes.state.lane[0]["now"]), float(env.lanes.state.lane[0]["clock"])
+        n, clock = int(env.lanes.state.lane[0]["current"]), float(env.lanes.state.lane[0]["clock_s"])
         device = int(rng.integers(2))
         shown = float(obs[env.layout["finish"]][device])
         obs, _, ended, _, _ = env.step(device)
@@ -250,8 +252,8 @@ def test_load_and_mix() -> None:
     env = MemPipeEnv(scenario="paper", requests=4000, load=0.7)
     env.reset(seed=0)
     world = env.lanes.state.request[0]
-    asked = simulation.params.cells["gpu_s"][world["cell"]]
-    assert asked.mean() == pytest.approx(simulation.mean_s, abs=3.0 * asked.std() / np.sqrt(4000))
+    own_s = simulation.params.cells["gpu_s"][world["cell"]]
+    assert own_s.mean() == pytest.approx(simulation.mean_s, abs=3.0 * own_s.std() / np.sqrt(4000))
     assert 4000 / world["arrival_s"][-1] == pytest.approx(0.7 / simulation.mean_s, rel=0.05)
 
 
@@ -314,7 +316,7 @@ def test_another_future_is_another_moment_for_who_waits_for_an_arrival() -> None
         _, info = env.reset(seed=seed)
         done = False
         while not done:
-            requests, clock = env.lanes.state.request[0].copy(), env.lanes.state.lane["clock"][0]
+            requests, clock = env.lanes.state.request[0].copy(), env.lanes.state.lane["clock_s"][0]
             ahead = requests["arrival_s"] > clock
             waits = ~ahead & (requests["stage"] < ALL_PLACED)
             waits &= np.isin(requests["ready_s"], requests["arrival_s"][ahead])

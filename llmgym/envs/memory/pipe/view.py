@@ -1,76 +1,78 @@
 """Pictures of MemPipe: who was when on the GPU, the FPGA and the links, and how many were in the system."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
 from llmgym.envs.memory.law import STAGES
 from llmgym.envs.memory.pipe.scenarios import Scenario
-from llmgym.envs.memory.pipe.state import ALL_PLACED, Params
+from llmgym.envs.memory.pipe.state import ALL_PLACED, Params, State
 from llmgym.envs.memory.place.view import about, short_time
 
 WIDTH, HEIGHT = 860, 520
 ROWS = ("GPU", "FPGA", "GPU to FPGA", "FPGA to GPU")
 COLOURS = ("#E69F00", "#0072B2", "#56B4E9", "#009E73")
 WINDOW = 14.0
-"""Mean requests of time that the picture shows before the present."""
+"""How much of the past the picture shows, in mean times of a request."""
 
 
-def text(scenario: Scenario, params: Params, state: Any, lane: int) -> str:
-    """A line of state, a line for each device and link, and what is to be placed.
+def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
+    """One lane in words: a line of state, a line for each device and link, and what is to be placed.
 
     Args:
         scenario: the settings.
-        params: of the kernels.
-        state: of all lanes.
-        lane: which one.
+        params: what all lanes share.
+        state: arrays of all lanes.
+        lane: the lane that is told.
     """
     episode = state.lane[lane]
-    one = state.request[lane, episode["now"]]
-    clock = float(episode["clock"])
+    request = state.request[lane, episode["current"]]
+    clock_s = float(episode["clock_s"])
     lines = [
-        f"{short_time(clock)}   done {episode['first']}/{scenario.requests}   stages {episode['stages']}, "
-        f"{episode['offloaded']} of them on the FPGA   {episode['joules']:.3g} J"
+        f"{short_time(clock_s)}   done {episode['oldest']}/{scenario.requests}   stages {episode['stages']}, "
+        f"{episode['offloaded']} of them on the FPGA   {episode['energy_j']:.3g} J"
     ]
     for name, resource in zip(ROWS, state.resource[lane], strict=True):
-        left = max(float(resource["until_s"]) - clock, 0.0)
+        left = max(float(resource["until_s"]) - clock_s, 0.0)
         lines.append(f"{name:<12} {short_time(left) if left else 'idle':>9}   {resource['jobs']} jobs")
-    if one["stage"] < ALL_PLACED:
-        stage, cell = int(one["stage"]), params.cells[one["cell"]]
+    if request["stage"] < ALL_PLACED:
+        stage, cell = int(request["stage"]), params.cells[request["cell"]]
         times = " / ".join(short_time(float(cell["time_s"][device, stage])) for device in range(2))
         lines.append(f"to place: {STAGES[stage]} of {about(cell)}: GPU / FPGA {times}")
     return "\n".join(lines)
 
 
-def _bars(state: Any, lane: int, start: float) -> list[tuple[int, int, float, float, int]]:
-    """Row, stage, begin, length, request of everything that ends after `start`."""
-    found = []
-    for n, one in enumerate(state.request[lane]):
+def _bars(state: State, lane: int, start: float) -> list[tuple[int, int, float, float, int]]:
+    """Row, stage, begin, length and request of each kernel and copy that ends after `start`; times are seconds."""
+    bars = []
+    for n, request in enumerate(state.request[lane]):
         for stage in range(4):
-            copy_from, copy_to, begin, end = state.span[lane, n, stage]
+            span = state.span[lane, n, stage]
+            begin, end = span["begin_s"], span["end_s"]
             if end < max(start, 0.0):
                 continue
-            device = (int(one["placed"]) >> stage) & 1
-            found.append((device, stage, begin, end - begin, n))
-            if copy_to > copy_from:
-                found.append((3 - device, stage, copy_from, copy_to - copy_from, n))
-    return found
+            device = (int(request["placed"]) >> stage) & 1
+            bars.append((device, stage, begin, end - begin, n))
+            length = span["copy_end_s"] - span["copy_begin_s"]
+            if length > 0.0:
+                bars.append((3 - device, stage, span["copy_begin_s"], length, n))
+    return bars
 
 
-def picture(scenario: Scenario, params: Params, mean_s: float, state: Any, lane: int) -> NDArray[np.uint8]:
-    """uint8 [520, 860, 3]: a Gantt chart of GPU, FPGA and both directions of the link, and the requests in the system.
+def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDArray[np.uint8]:
+    """A picture of one lane: a Gantt chart of GPU, FPGA and both directions of the link, and the requests in the system.
 
     Args:
         scenario: the settings.
-        params: of the kernels.
-        mean_s: mean time of a request on its own, s.
-        state: of all lanes.
-        lane: which one.
+        params: what all lanes share.
+        state: arrays of all lanes.
+        lane: the lane that is drawn.
+
+    Returns:
+        The picture, uint8 [520, 860, 3].
     """
     episode, requests = state.lane[lane], state.request[lane]
-    clock = float(episode["clock"])
+    clock, mean_s = float(episode["clock_s"]), float(params.config[0]["mean_s"])
     scale, unit = (1.0, "s") if mean_s >= 0.5 else (1e3, "ms") if mean_s >= 5e-4 else (1e6, "us")
     start = max(clock - WINDOW * mean_s, 0.0)
     stop = max(clock, float(state.resource["until_s"][lane].max()), start + WINDOW * mean_s)
@@ -106,10 +108,12 @@ def picture(scenario: Scenario, params: Params, mean_s: float, state: Any, lane:
     inside = [(requests["arrival_s"] <= t).sum() - (leaves <= t).sum() for t in moments]
     crowd.fill_between(scale * moments, inside, step="post", color="#0072B2", alpha=0.35)
     crowd.set(ylabel="requests\ninside", xlabel=f"time, {unit}", ylim=(0, 1.15 * max([*inside, 1])))
-    title = f"{short_time(clock)}: {episode['first']} of {scenario.requests} done, {episode['joules']:.3g} J"
-    one = requests[episode["now"]]
-    if one["stage"] < ALL_PLACED:
-        cell = params.cells[one["cell"]]
-        title += f"\nto place: {STAGES[int(one['stage'])]} of request {episode['now']}, {about(cell)}"
+    title = (
+        f"{short_time(clock)}: {episode['oldest']} of {scenario.requests} done, {episode['energy_j']:.3g} J"
+    )
+    request = requests[episode["current"]]
+    if request["stage"] < ALL_PLACED:
+        cell = params.cells[request["cell"]]
+        title += f"\nto place: {STAGES[int(request['stage'])]} of request {episode['current']}, {about(cell)}"
     figure.suptitle(title + "\nred: now; pale: booked", fontsize=9, x=0.11, ha="left")
     return pixels(figure, (chart, crowd))
