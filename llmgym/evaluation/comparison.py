@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ from llmgym.evaluation.contenders import BASELINE
 from llmgym.evaluation.export import write_csv
 from llmgym.evaluation.results import NO_VERDICT, Difference, Summary
 from llmgym.evaluation.rollout import RETURN, EpisodeTable
-from llmgym.evaluation.statistics import Interval
+from llmgym.evaluation.statistics import NOTHING, Paired
 from llmgym.evaluation.tables import ResultTable, estimate, number, p_value
 
 CHECKSUM = "world_checksum"
 """A metric of this name is a fingerprint of the world alone, so it must not depend on the policy."""
 
 STRATA = ("scenario", "task")
-"""Metrics of these names number the kind of world; bootstrap samples are drawn within each kind."""
+"""Metrics of these names number groups of worlds; bootstrap samples are drawn within each group."""
 
 FEW = 10
 """Below this many episodes the tables warn."""
@@ -33,14 +34,14 @@ class Comparison:
     """Episodes of several policies on the same worlds, and what they say.
 
     Args:
-        tables: one a policy, all of the same environment and the same seeds.
-        metrics: those to show in the main table; None for the environment's headline metrics.
-        confidence: of all intervals, between 0 and 1.
-        env_kwargs: the arguments all environments had in common; what a policy added is in its table.
+        tables: episodes of each policy, all of the same environment and the same seeds.
+        metrics: names of the metrics of the main table; None for the environment's headline metrics.
+        confidence: confidence of all intervals, between 0 and 1.
+        env_kwargs: arguments that all environments had in common; what a policy added is in its table.
 
     Raises:
-        InvalidArgument: no tables, fewer than 2 episodes, two of one name, other seeds or environments, or
-            other worlds (`world_checksum`, `scenario` or `task` differ between policies on one seed).
+        InvalidArgument: no tables, fewer than 2 episodes, two of one name, other seeds or environments, or other worlds
+            (`world_checksum`, `scenario` or `task` differ between policies on one seed).
         UnknownName: a metric the environment does not report.
     """
 
@@ -140,10 +141,12 @@ class Comparison:
             UnknownName: no such policy or metric.
             InvalidArgument: the policy is the reference.
         """
-        found = self.differences(metric, reference)
-        if self._known(policy) not in found:
-            raise InvalidArgument(f"policy={policy!r} is the reference itself; allowed: {sorted(found)}")
-        return found[policy]
+        differences = self.differences(metric, reference)
+        if self._known(policy) not in differences:
+            raise InvalidArgument(
+                f"policy={policy!r} is the reference itself; allowed: {sorted(differences)}"
+            )
+        return differences[policy]
 
     def beats(self, policy: str, reference: str | None = None, metric: str = RETURN) -> bool:
         """True if the policy is better and the interval of its difference to the reference excludes zero."""
@@ -154,10 +157,10 @@ class Comparison:
         level = f"{100 * self.confidence:g}% CI"
         columns = ["policy", f"return [{level}]", "IQM", f"paired difference [{level}]", "p", "verdict"]
         columns += [f"{name}{ARROWS[self.direction(name)]}" for name in self.shown]
-        found = self.differences()
+        differences = self.differences()
         rows = []
         for policy in self.policies:
-            summary, difference = self.summary(policy), found.get(policy)
+            summary, difference = self.summary(policy), differences.get(policy)
             row = [self.marked(policy), estimate(summary.mean, summary.mean_interval), number(summary.iqm)]
             row += _difference_cells(difference)
             rows.append(row + [self._mean_cell(policy, name) for name in self.shown])
@@ -168,7 +171,7 @@ class Comparison:
     def metric_table(self, metric: str = RETURN) -> ResultTable:
         """Everything about one metric, a row a policy. Raises `UnknownName`."""
         level = f"{100 * self.confidence:g}% CI"
-        found = self.differences(metric)
+        differences = self.differences(metric)
         columns = ["policy", f"mean [{level}]", f"IQM [{level}]", "median", "min", "max"]
         columns += [
             f"paired difference [{level}]",
@@ -178,16 +181,17 @@ class Comparison:
         ]
         rows, partial = [], []
         for policy in self.ranked(metric):
-            one, difference = self.summary(policy, metric), found.get(policy)
+            summary, difference = self.summary(policy, metric), differences.get(policy)
             row = [
                 self.marked(policy),
-                estimate(one.mean, one.mean_interval),
-                estimate(one.iqm, one.iqm_interval),
+                estimate(summary.mean, summary.mean_interval),
+                estimate(summary.iqm, summary.iqm_interval),
             ]
-            row += [number(one.median), number(one.low), number(one.high), *_difference_cells(difference)]
+            row += [number(summary.median), number(summary.low), number(summary.high)]
+            row += _difference_cells(difference)
             rows.append([*row, "" if difference is None else _share(difference.probability)])
-            if one.count < self.episodes:
-                partial.append(f"{policy}: {one.count} of {self.episodes} episodes have a value.")
+            if summary.count < self.episodes:
+                partial.append(f"{policy}: {summary.count} of {self.episodes} episodes have a value.")
         better = {"max": "higher is better", "min": "lower is better", None: "no better direction declared"}
         return ResultTable(f"{metric} ({better[self.direction(metric)]})", columns, rows, partial)
 
@@ -199,9 +203,9 @@ class Comparison:
 
     def _mean_cell(self, policy: str, metric: str) -> str:
         """A mean, and over how many episodes where some have no value."""
-        one = self.summary(policy, metric)
-        partial = f" ({one.count}/{self.episodes})" if 0 < one.count < self.episodes else ""
-        return number(one.mean) + partial
+        summary = self.summary(policy, metric)
+        partial = f" ({summary.count}/{self.episodes})" if 0 < summary.count < self.episodes else ""
+        return number(summary.mean) + partial
 
     @property
     def seed_range(self) -> str:
@@ -209,11 +213,11 @@ class Comparison:
         return f"{self.seeds[0]}-{self.seeds[-1]}"
 
     def _notes(self) -> list[str]:
-        found = self.differences()
-        compared = sum(difference.same_world for difference in found.values())
+        differences = self.differences()
+        compared = sum(difference.same_world for difference in differences.values())
         corrected = f", Holm-corrected for {compared} comparisons" if compared > 1 else ""
         notes = []
-        if found:
+        if differences:
             notes.append(
                 f"Paired difference: to {self.reference}, on the same worlds; "
                 "win or lose: its interval excludes 0. "
@@ -290,8 +294,7 @@ class Comparison:
         values, nan = values[kept], math.nan
         count = len(values)
         if count < 2:
-            nothing = Interval(nan, nan)
-            return Summary(policy, metric, nan, nothing, nan, nothing, nan, nan, nan, nan, count)
+            return Summary(policy, metric, nan, NOTHING, nan, NOTHING, nan, nan, nan, nan, count)
         strata = self._strata_of(kept)
         intervals = [
             statistics.bootstrap(values, statistic, confidence=self.confidence, strata=strata)
@@ -312,45 +315,36 @@ class Comparison:
         )
 
     def _compare(self, metric: str, reference: str) -> dict[str, Difference]:
-        direction, nan = self.direction(metric), math.nan
+        direction = self.direction(metric)
         base = self.tables[reference].column(metric)
-        found: dict[str, statistics.Paired] = {}
+        measured: dict[str, Paired] = {}
         others = [policy for policy in self.policies if policy != reference]
         for policy in others:
             values = self.tables[policy].column(metric)
             kept = np.isfinite(values) & np.isfinite(base)
             if np.count_nonzero(kept) >= 2:
                 difference = values[kept] - base[kept]
-                found[policy] = statistics.paired(
+                measured[policy] = statistics.paired(
                     difference, confidence=self.confidence, strata=self._strata_of(kept)
                 )
         world = self.tables[reference].other_world
-        family = [policy for policy in found if self.tables[policy].other_world == world]
-        p_values = statistics.holm([found[policy].p_wilcoxon for policy in family])
+        family = [policy for policy in measured if self.tables[policy].other_world == world]
+        p_values = statistics.holm([measured[policy].p_wilcoxon for policy in family])
         corrected = dict(zip(family, p_values, strict=True))
-        nothing = Interval(nan, nan)
-        missing = statistics.Paired(nan, nothing, nan, nan, nothing, nan, nan, 0)
         differences = {}
         for policy in others:
-            one = found.get(policy, missing)
+            paired = measured.get(policy, Paired())
             here = np.isfinite(self.tables[policy].column(metric))
-            chance, limits = one.probability, one.probability_interval
             if direction == "min":
-                chance, limits = 1.0 - chance, Interval(1.0 - limits.high, 1.0 - limits.low)
+                better = paired.probability_interval.complement
+                paired = replace(paired, probability=1.0 - paired.probability, probability_interval=better)
             differences[policy] = Difference(
+                **vars(paired),
                 policy=policy,
                 reference=reference,
                 metric=metric,
                 direction=direction,
-                mean=one.mean,
-                interval=one.interval,
-                median=one.median,
-                probability=chance,
-                probability_interval=limits,
-                p_wilcoxon=one.p_wilcoxon,
-                p_sign=one.p_sign,
-                p_holm=corrected.get(policy, nan),
-                count=one.size,
+                p_holm=corrected.get(policy, math.nan),
                 lacking=int(np.count_nonzero(np.isfinite(base) & ~here)),
                 beyond=int(np.count_nonzero(here & ~np.isfinite(base))),
                 same_world=self.tables[policy].other_world == world,
@@ -376,6 +370,7 @@ def _share(probability: float) -> str:
 
 
 def in_brackets(env_kwargs: Mapping[str, Any]) -> str:
+    """Arguments as text, behind a blank and in brackets; "" where there are none."""
     return f" ({', '.join(f'{name}={value!r}' for name, value in env_kwargs.items())})" if env_kwargs else ""
 
 
@@ -402,6 +397,7 @@ def check_headline(headline: Mapping[str, str], names: Collection[str]) -> dict[
 
 
 def check_labels(labels: Sequence[str]) -> None:
+    """Raise `InvalidArgument` if two policies have one label."""
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
         raise InvalidArgument(
@@ -410,6 +406,7 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def check_same_metrics(a: str, names: Collection[str], b: str, other: Collection[str]) -> None:
+    """Raise `InvalidArgument` if the environments of policies `a` and `b` report metrics of other names."""
     if set(names) != set(other):
         raise InvalidArgument(
             f"policies {a!r} and {b!r} act in environments with other metrics: "
@@ -424,10 +421,10 @@ def _check_worlds(tables: Sequence[EpisodeTable]) -> None:
             a, b = first.metrics[name], table.metrics[name]
             other = np.flatnonzero((a != b) & ~(np.isnan(a) & np.isnan(b)))
             if len(other):
-                at = int(other[0])
+                row = int(other[0])
                 raise InvalidArgument(
                     f"policies {first.policy!r} and {table.policy!r} met other worlds "
-                    f"on seed {first.seeds[at]} ({name} {a[at]} and {b[at]}), so they do not pair up; "
+                    f"on seed {first.seeds[row]} ({name} {a[row]} and {b[row]}), so they do not pair up; "
                     f"environment arguments {dict(first.env_kwargs)!r} and {dict(table.env_kwargs)!r}"
                 )
 

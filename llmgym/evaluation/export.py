@@ -9,8 +9,9 @@ from llmgym.errors import InvalidArgument
 from llmgym.evaluation.results import Results
 from llmgym.evaluation.rollout import RETURN
 
+_POLICY = ("policy", "kind", "privileged", "other_world")
 _SUMMARY = (
-    *("policy", "kind", "privileged", "other_world", "metric", "better", "episodes"),
+    *(*_POLICY, "metric", "better", "episodes"),
     *("mean", "mean_low", "mean_high", "iqm", "iqm_low", "iqm_high", "median", "std", "min", "max"),
     *("reference", "difference", "difference_low", "difference_high"),
     *("p_better", "p_better_low", "p_better_high", "p_wilcoxon", "p_sign", "p_holm", "verdict"),
@@ -34,19 +35,7 @@ def write_csv(comparison: Results, path: str | Path) -> tuple[Path, Path]:
     target = output_path(path, (".csv",))
     summary = target.with_name(f"{target.stem}-summary{target.suffix}")
     names = list(next(iter(comparison.tables.values())).metrics)
-    header = [
-        "policy",
-        "kind",
-        "privileged",
-        "other_world",
-        "seed",
-        RETURN,
-        "steps",
-        "simulated_s",
-        "terminated",
-        "truncated",
-        *names,
-    ]
+    header = [*_POLICY, "seed", RETURN, "steps", "simulated_s", "terminated", "truncated", *names]
     _write(target, header, _episodes(comparison, names))
     _write(summary, _SUMMARY, _summaries(comparison))
     return target, summary
@@ -73,34 +62,15 @@ def _summaries(comparison: Results) -> Iterable[list[Any]]:
     for metric in (RETURN, *comparison.metric_names):
         differences = comparison.differences(metric)
         for policy in comparison.ranked(metric):
-            table, one, other = (
-                comparison.tables[policy],
-                comparison.summary(policy, metric),
-                differences.get(policy),
-            )
-            row = [
-                policy,
-                table.kind,
-                int(table.privileged),
-                table.other_world or "",
-                metric,
-                comparison.direction(metric) or "",
-                one.count,
-            ]
-            row += [
-                one.mean,
-                *one.mean_interval,
-                one.iqm,
-                *one.iqm_interval,
-                one.median,
-                one.std,
-                one.low,
-                one.high,
-            ]
-            row.append(comparison.reference)
-            if other is None:
-                row += [""] * 9 + ["reference"]
+            table, summary = comparison.tables[policy], comparison.summary(policy, metric)
+            row = [policy, table.kind, int(table.privileged), table.other_world or "", metric]
+            row += [comparison.direction(metric) or "", summary.count]
+            row += [summary.mean, *summary.mean_interval, summary.iqm, *summary.iqm_interval]
+            row += [summary.median, summary.std, summary.low, summary.high, comparison.reference]
+            if policy in differences:
+                gap = differences[policy]
+                row += [gap.mean, *gap.interval, gap.probability, *gap.probability_interval]
+                row += [gap.p_wilcoxon, gap.p_sign, gap.p_holm, gap.verdict]
             else:
-                row += [other.mean, *other.interval, other.probability, *other.probability_interval]
-                row += [other.p_wilcoxon, other.p_sign, other.p_holm, other.verdict]
+                row += [""] * 9 + ["reference"]
             yield row

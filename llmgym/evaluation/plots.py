@@ -119,13 +119,13 @@ def _levels(comparison: Results, axis: Any, order: Sequence[str], metric: str) -
 
 
 def _differences(comparison: Results, axis: Any, order: Sequence[str], metric: str) -> list[Line2D]:
-    found = comparison.differences(metric)
+    differences = comparison.differences(metric)
     ends, sizes = [0.0], []
     seen: dict[str, Line2D] = {}
     for row, policy in enumerate(order):
-        if policy == comparison.reference or math.isnan(found[policy].mean):
+        if policy == comparison.reference or math.isnan(differences[policy].mean):
             continue
-        difference = found[policy]
+        difference = differences[policy]
         colour, marker, text = LOOKS[difference.verdict]
         _interval(axis, row, difference.mean, difference.interval, colour, marker)
         ends += difference.interval

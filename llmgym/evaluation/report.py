@@ -78,11 +78,11 @@ def render(comparison: Results, name: str) -> str:
 
 def headline(comparison: Results) -> str:
     """Who beats the reference, in a sentence."""
-    found = comparison.differences().values()
-    if not found:
+    differences = comparison.differences().values()
+    if not differences:
         return f"One policy, {comparison.episodes} episodes; nothing to compare it with."
     groups = {
-        verdict: [d.policy for d in found if d.verdict == verdict] for verdict in ("win", "tie", "lose")
+        verdict: [d.policy for d in differences if d.verdict == verdict] for verdict in ("win", "tie", "lose")
     }
     words = {"win": "better than", "tie": "not told apart from", "lose": "worse than"}
     said = [
@@ -90,7 +90,7 @@ def headline(comparison: Results) -> str:
         for verdict, policies in groups.items()
         if policies
     ]
-    apart = [comparison.marked(d.policy) for d in found if not d.same_world]
+    apart = [comparison.marked(d.policy) for d in differences if not d.same_world]
     if apart:
         said.append(f"in another world, so not compared: {', '.join(apart)}")
     if not said:

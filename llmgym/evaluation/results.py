@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.evaluation.rollout import RETURN, EpisodeTable
-from llmgym.evaluation.statistics import Interval
+from llmgym.evaluation.statistics import Interval, Paired
 from llmgym.evaluation.tables import ResultTable
 
 OTHER_WORLD, NO_VERDICT = "other world", "n/a"
@@ -20,11 +20,16 @@ class Summary:
     """One metric of one policy over its episodes.
 
     Attributes:
-        policy: label.
-        metric: name; "return" for the undiscounted return.
-        mean, mean_interval: mean and its bootstrap interval.
-        iqm, iqm_interval: interquartile mean and its bootstrap interval.
-        median, std, low, high: median, sample standard deviation, smallest and largest value.
+        policy: label of the policy.
+        metric: name of the metric; "return" for the undiscounted return.
+        mean: mean over the episodes.
+        mean_interval: bootstrap interval of the mean.
+        iqm: interquartile mean over the episodes.
+        iqm_interval: bootstrap interval of the interquartile mean.
+        median: median over the episodes.
+        std: sample standard deviation.
+        low: smallest value.
+        high: largest value.
         count: episodes in which the metric is finite; only those enter, and fewer than 2 give NaN.
     """
 
@@ -41,23 +46,20 @@ class Summary:
     count: int
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A policy minus the reference, world by world.
+@dataclass(frozen=True, kw_only=True)
+class Difference(Paired):
+    """A policy minus the reference, over the worlds in which both have a finite value.
+
+    `probability` is the share of the worlds where the policy is better, or higher, if the environment does not say what is better.
 
     Attributes:
-        policy, reference: labels.
-        metric: name.
+        policy: label of the policy.
+        reference: label of the reference.
+        metric: name of the metric; "return" for the undiscounted return.
         direction: "max" if higher is better, "min" if lower is, None if the environment does not say.
-        mean, interval: mean paired difference (policy - reference) and its bootstrap interval.
-        median: median paired difference.
-        probability, probability_interval: share of the worlds where the policy is better, ties half (higher,
-            if there is no direction), and its bootstrap interval.
-        p_wilcoxon, p_sign: two-sided p values of the signed-rank and the sign test.
         p_holm: `p_wilcoxon`, corrected for all policies compared with this reference; NaN for one of another world.
-        count: worlds in which both have a finite value.
-        lacking: worlds in which only the reference has one.
-        beyond: worlds in which only the policy has one.
+        lacking: worlds in which only the reference has a finite value.
+        beyond: worlds in which only the policy has a finite value.
         same_world: False if the two did not play the same world, so that neither can win.
     """
 
@@ -65,15 +67,7 @@ class Difference:
     reference: str
     metric: str
     direction: str | None
-    mean: float
-    interval: Interval
-    median: float
-    probability: float
-    probability_interval: Interval
-    p_wilcoxon: float
-    p_sign: float
-    p_holm: float
-    count: int
+    p_holm: float = math.nan
     lacking: int = 0
     beyond: int = 0
     same_world: bool = True
@@ -103,16 +97,16 @@ class Results(Protocol):
     """What CSV files, pictures and the report read of a comparison; a `Comparison` is one, and its methods say more.
 
     Attributes:
-        env_id: of the environment.
-        env_kwargs: the arguments that all environments had in common.
-        confidence: of all intervals.
-        seeds: int64 [episodes].
-        tables: label -> its episodes.
-        date: ISO date.
-        headline: metric name -> "min" or "max", as the environment declares them.
-        metric_names: all metrics but those that describe the world.
-        shown: those of the main table.
-        policies: labels, the best first.
+        env_id: id of the environment.
+        env_kwargs: arguments that all environments had in common.
+        confidence: confidence of all intervals, between 0 and 1.
+        seeds: seeds of the episodes, int64 [episodes].
+        tables: episodes of each policy, by its label.
+        date: date of the comparison, ISO.
+        headline: "min" or "max" of the metrics that the environment declares as its headline, by name.
+        metric_names: names of all metrics but those that describe the world.
+        shown: names of the metrics of the main table.
+        policies: labels of the policies, the best first.
         reference: label of the policy that the others are compared with.
     """
 

@@ -1,15 +1,15 @@
 """Statistics of episodes: interquartile mean, bootstrap intervals, paired differences, corrected p values.
 
-The interquartile mean and stratified bootstrap intervals follow Agarwal, Schwarzer, Castro, Courville and
-Bellemare, "Deep reinforcement learning at the edge of the statistical precipice", NeurIPS 2021, section 4.
-Percentile intervals of small samples are too narrow; they are expanded as in Hesterberg, "What teachers
-should know about the bootstrap", The American Statistician 69(4), 2015, section 4.3. The correction for
-several comparisons is Holm's, "A simple sequentially rejective multiple test procedure", Scandinavian
-Journal of Statistics 6(2), 1979.
+The interquartile mean and stratified bootstrap intervals follow Agarwal, Schwarzer, Castro, Courville and Bellemare, "Deep
+reinforcement learning at the edge of the statistical precipice", NeurIPS 2021, section 4. Percentile intervals of small samples
+are too narrow; they are expanded as in Hesterberg, "What teachers should know about the bootstrap", The American Statistician
+69(4), 2015, section 4.3. The correction for several comparisons is that of Holm, "A simple sequentially rejective multiple test
+procedure", Scandinavian Journal of Statistics 6(2), 1979.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,9 +37,19 @@ class Interval(NamedTuple):
         """True if the sign of the quantity is settled."""
         return self.low > 0.0 or self.high < 0.0
 
+    @property
+    def complement(self) -> "Interval":
+        """The interval of 1 minus the quantity."""
+        return Interval(1.0 - self.high, 1.0 - self.low)
 
-class Paired(NamedTuple):
-    """What n paired differences say.
+
+NOTHING = Interval(math.nan, math.nan)
+"""The interval of a quantity that has no value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """What paired differences say, one difference a world; without differences all but `count` is NaN.
 
     Attributes:
         mean: mean difference.
@@ -49,17 +59,17 @@ class Paired(NamedTuple):
         probability_interval: bootstrap interval of that share.
         p_wilcoxon: two-sided p value of Wilcoxon's signed-rank test (1 if all differences are zero).
         p_sign: two-sided p value of the sign test (1 if all differences are zero).
-        size: n.
+        count: number of differences.
     """
 
-    mean: float
-    interval: Interval
-    median: float
-    probability: float
-    probability_interval: Interval
-    p_wilcoxon: float
-    p_sign: float
-    size: int
+    mean: float = math.nan
+    interval: Interval = NOTHING
+    median: float = math.nan
+    probability: float = math.nan
+    probability_interval: Interval = NOTHING
+    p_wilcoxon: float = math.nan
+    p_sign: float = math.nan
+    count: int = 0
 
 
 def mean(values: NDArray[np.float64]) -> Any:
@@ -73,11 +83,7 @@ def median(values: NDArray[np.float64]) -> Any:
 
 
 def iqm(values: NDArray[np.float64]) -> Any:
-    """Interquartile mean over the last axis: the mean of what is left without the lowest and the highest
-    quarter.
-
-    Of n values, floor(n / 4) are dropped at each end.
-    """
+    """Interquartile mean over the last axis: of n values, floor(n / 4) are dropped at each end."""
     return stats.trim_mean(values, 0.25, axis=-1)
 
 
@@ -121,7 +127,7 @@ def resample(
         statistic: reduces the last axis of an array [..., n].
         strata: labels [n]; None, or a stratum with a single member, puts all values into one.
         resamples: how many samples to draw, at least 100.
-        seed: of the draws; the same seed draws the same positions for any values of this length.
+        seed: seed of the draws; the same seed draws the same positions for any values of this length.
 
     Returns:
         float64 [resamples].
@@ -155,20 +161,20 @@ def bootstrap(
 ) -> Interval:
     """Stratified bootstrap percentile interval, expanded for small samples.
 
-    The percentiles are those that give the mean of a normal sample the width of Student's interval. Where the
-    sample is so small that the bootstrap distribution has no such percentiles (fewer than 5 values at 95 %),
-    it is Student's interval with the bootstrap standard error.
+    The percentiles are those that give the mean of a normal sample the width of Student's interval. Where the sample is so small
+    that the bootstrap distribution has no such percentiles (fewer than 5 values at 95 %), the interval is Student's with the
+    bootstrap standard error.
 
     Args:
         values: finite numbers, [n], n >= 2.
         statistic: reduces the last axis of an array [..., n].
-        confidence: between 0 and 1.
-        strata: labels [n] or None; see `resample`.
+        confidence: confidence of the interval, between 0 and 1.
+        strata: labels [n] or None, as `resample` takes them.
         resamples: number of bootstrap samples.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        InvalidArgument: as `resample`, or a confidence outside (0, 1).
+        InvalidArgument: what `resample` raises it for, or a confidence outside (0, 1).
     """
     check_confidence(confidence)
     sample = _sample(values, "values")
@@ -198,13 +204,13 @@ def paired(
 
     Args:
         differences: one number a world, [n], n >= 2.
-        confidence: of the intervals.
-        strata: labels [n] or None.
+        confidence: confidence of the intervals, between 0 and 1.
+        strata: labels [n] or None, as `resample` takes them.
         resamples: number of bootstrap samples.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
-        InvalidArgument: as `bootstrap`.
+        InvalidArgument: what `bootstrap` raises it for.
     """
     array = _sample(differences, "differences")
     better = np.where(array > 0, 1.0, np.where(array < 0, 0.0, 0.5))
@@ -223,7 +229,7 @@ def paired(
         probability_interval=Interval(max(0.0, chance.low), min(1.0, chance.high)),
         p_wilcoxon=p_wilcoxon,
         p_sign=p_sign,
-        size=len(array),
+        count=len(array),
     )
 
 
@@ -239,6 +245,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def check_confidence(confidence: float) -> None:
-    """Raises `InvalidArgument` unless it is a number between 0 and 1, both excluded."""
+    """Raise `InvalidArgument` unless `confidence` is a number between 0 and 1, both excluded."""
     if isinstance(confidence, bool) or not isinstance(confidence, (int, float)) or not 0.0 < confidence < 1.0:
         raise InvalidArgument(f"confidence={confidence!r}: expected a number between 0 and 1, such as 0.95")

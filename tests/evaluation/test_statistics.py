@@ -128,7 +128,7 @@ def test_paired_interval_is_much_narrower_than_unpaired():
 def test_paired_by_hand():
     differences = np.array([1.0, 2.0, 3.0, 0.0, -4.0, 6.0])
     one = ours.paired(differences)
-    assert (one.mean, one.median, one.size) == (8.0 / 6.0, 1.5, 6)
+    assert (one.mean, one.median, one.count) == (8.0 / 6.0, 1.5, 6)
     assert one.probability == (4 + 0.5) / 6
     # Sign test: 4 of 5 non-zero ones are positive; P(X >= 4 or X <= 1) = 12 / 32.
     assert one.p_sign == pytest.approx(12 / 32)
