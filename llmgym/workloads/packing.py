@@ -144,7 +144,7 @@ def pack(
         information: what is told of output lengths: "exact", "noisy", "mean" or "none".
         noise_scale: factor on the errors of "noisy".
     """
-    head = np.zeros(1, dtype=t.HEAD)
+    head = t.Head.zeros(1)
     h = head[0]
     table = _Table()
     h["process"] = _PROCESS[arrivals.process]

@@ -195,7 +195,7 @@ class Workload:
             InvalidArgument: neither `n` nor a finite `horizon_s`; a burst or phases by fraction without `n`; "rows" where a class
                 has no rows with predictions.
         """
-        from llmgym.workloads.traffic import DRAWN, draw
+        from llmgym.workloads.traffic import Drawn, draw
 
         if math.isnan(horizon_s) or horizon_s < 0.0:
             raise InvalidArgument(f"horizon_s={horizon_s!r}: must be zero or more")
@@ -216,7 +216,7 @@ class Workload:
         key = rng.integers(0, 2**64, dtype=np.uint64)
         capacity = n if n is not None else 64 + int(1.1 * horizon_s * self.mean_rate_rps)
         while True:
-            drawn = np.zeros(capacity, DRAWN)
+            drawn = Drawn.zeros(capacity)
             count = draw(traffic, key, float(horizon_s), drawn)
             if n is not None or count < capacity:
                 break
@@ -253,7 +253,7 @@ class Workload:
 
         The same draw once more, from rows that have their own number for an output length.
         """
-        from llmgym.workloads.traffic import DRAWN, draw
+        from llmgym.workloads.traffic import Drawn, draw
 
         numbered: dict[int, Rows] = {}
 
@@ -267,7 +267,7 @@ class Workload:
         if arrivals.rows is not None:
             arrivals = replace(arrivals, rows=of(arrivals.rows))
         classes = tuple(c if c.rows is None else replace(c, rows=of(c.rows)) for c in classes)
-        drawn = np.zeros(capacity, DRAWN)
+        drawn = Drawn.zeros(capacity)
         draw(replace(self, arrivals=arrivals, classes=classes).traffic("none"), key, float(horizon_s), drawn)
         return drawn["output"].astype(np.int64) - 1
 

@@ -26,7 +26,7 @@ from llmgym.workloads import (
     replay,
     uniform,
 )
-from llmgym.workloads.traffic import DRAWN, draw
+from llmgym.workloads.traffic import Drawn, draw
 
 ROWS = Rows(np.array([5.0, 5.0, 6.5, 9.0]), np.array([11, 12, 13, 14]), np.array([1, 2, 3, 4]))
 UNIT = RequestClass(fixed(1), fixed(1))
@@ -67,12 +67,12 @@ def workloads(draw_from):
 
 
 def run(workload, key=7, n=60, horizon_s=math.inf, information="exact"):
-    drawn = np.zeros(n, DRAWN)
-    for name in DRAWN.names:
+    drawn = Drawn.zeros(n)
+    for name in Drawn.slots:
         drawn[name] = -1
     count = draw(workload.traffic(information), np.uint64(key), horizon_s, drawn)
-    assert all(np.all(drawn[name][count:] == -1) for name in DRAWN.names), "wrote past what it returned"
-    return [drawn[name][:count].copy() for name in DRAWN.names]
+    assert all(np.all(drawn[name][count:] == -1) for name in Drawn.slots), "wrote past what it returned"
+    return [drawn[name][:count].copy() for name in Drawn.slots]
 
 
 @settings(max_examples=150, deadline=None)
