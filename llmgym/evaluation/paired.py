@@ -37,9 +37,8 @@ def compare(
 
     Args:
         env_id: a registered environment of this package, such as "llmgym/KVQueue-v0".
-        policies: names of baselines, names of learned policies, paths to checkpoints, or policy objects; a
-            dict gives them other labels. None takes every baseline and every learned policy that is shipped
-            for the environment.
+        policies: names of baselines, names of learned policies, paths to checkpoints, or policy objects; a dict gives them other
+            labels. None takes every baseline and every learned policy that is shipped for the environment.
         episodes: episodes a policy, at least 2; episode i has seed `seed + i` for every policy.
         seed: of the first episode, at least 0. Keep it away from seeds that policies were trained on.
         metrics: metrics to show in the main table; None for the environment's headline metrics.

@@ -1,7 +1,7 @@
 """Pictures of a comparison.
 
-Colours are those of Okabe and Ito, "Color universal design" (2008), which readers with any colour vision
-tell apart; the verdict is in the marker's shape as well.
+Colours are those of Okabe and Ito, "Color universal design" (2008), which readers with any colour vision tell apart; the verdict
+is in the marker's shape as well.
 """
 
 import math

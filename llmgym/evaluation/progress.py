@@ -19,9 +19,8 @@ REFRESH_S = 0.1
 class Bar:
     """Counts the episodes of several policies.
 
-    All lanes of an environment tend to end together, so counting ended episodes alone would jump from
-    nothing to everything; the running ones are counted by their steps, against the longest episode seen so
-    far.
+    All lanes of an environment tend to end together, so counting ended episodes alone would jump from nothing to everything; the
+    running ones are counted by their steps, against the longest episode seen so far.
     """
 
     def __init__(self, policies: int, episodes: int, *, shown: bool) -> None:

@@ -1,7 +1,7 @@
 """Run one policy for a number of episodes, one episode a lane.
 
-Episode i has seed `seed + i`, whatever the policy and however many lanes run together, so the episodes of
-two policies pair up world by world.
+Episode i has seed `seed + i`, whatever the policy and however many lanes run together, so the episodes of two policies pair up
+world by world.
 """
 
 import math
@@ -123,8 +123,7 @@ def run_episodes(
 
     Args:
         env_id: a registered environment of this package, such as "llmgym/KVQueue-v0".
-        policy: a baseline's name, a learned policy's name, a path to a checkpoint, or a policy object (used
-            as it is).
+        policy: a baseline's name, a learned policy's name, a path to a checkpoint, or a policy object (used as it is).
         episodes: number of episodes, at least 1.
         seed: episode i has seed `seed + i`; at least 0.
         env_kwargs: arguments of the environment; those the policy needs are added.
@@ -133,8 +132,7 @@ def run_episodes(
 
     Raises:
         UnknownName: no such environment or policy.
-        InvalidArgument: a bad number, an environment without lanes, or a policy that needs other arguments
-            than were given.
+        InvalidArgument: a bad number, an environment without lanes, or a policy that needs other arguments than were given.
         InvalidAction: the policy's actions are not allowed; the message names the policy.
         LlmgymError: an episode's return is not finite.
     """
@@ -159,8 +157,7 @@ def run(
 ) -> EpisodeTable:
     """`run_episodes` for a policy that was found already."""
     made_with = merged_kwargs(contender, env_kwargs)
-    # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a
-    # lane.
+    # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a lane.
     chunks = math.ceil(episodes / LANES_AT_ONCE)
     lanes = math.ceil(episodes / chunks)
     env = make_env(env_id, lanes, made_with)
@@ -258,8 +255,7 @@ class _Chunk:
         mask: NDArray[np.int8] | None = None
         if buffers.mask.shape[1]:
             mask = buffers.mask.copy()
-            # The state after an episode's end may allow nothing, and choosing among nothing breaks some
-            # policies.
+            # The state after an episode's end may allow nothing, and choosing among nothing breaks some policies.
             mask[waiting & ~buffers.mask.any(axis=1)] = 1
         obs = buffers.obs.copy()
         started = time.perf_counter()

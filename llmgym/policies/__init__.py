@@ -82,8 +82,7 @@ def load(name_or_path: str | Path, env: Any, *, sample_seed: int | None = None) 
         sample_seed: None takes the most likely action, a number draws actions from the policy with this seed.
 
     Raises:
-        CheckpointError: it cannot be read, or does not fit `env`; the message says what differs and what to
-            do.
+        CheckpointError: it cannot be read, or does not fit `env`; the message says what differs and what to do.
         MissingExtra: torch is not installed.
         UnknownName: there is no such policy.
     """
@@ -98,8 +97,7 @@ def meta(name_or_path: str | Path) -> dict[str, Any]:
     """What a checkpoint says about its training: `algo, env_id, env_kwargs, config, steps, wall_s, ...`.
 
     Raises:
-        CheckpointError: it cannot be read; or it is an archive of stable-baselines3, which says nothing of
-            the kind.
+        CheckpointError: it cannot be read; or it is an archive of stable-baselines3, which says nothing of the kind.
     """
     path, _ = _path(name_or_path)
     if path.suffix == ".zip":
@@ -113,9 +111,8 @@ def meta(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def env_kwargs(name_or_path: str | Path) -> dict[str, Any]:
-    """The arguments an environment has to be made with for a policy to act in it (such as its action mode);
-    not the scenario it was trained on, which is in `meta`. Empty for an archive of stable-baselines3, which
-    does not say.
+    """The arguments an environment has to be made with for a policy to act in it (such as its action mode); not the scenario it
+    was trained on, which is in `meta`. Empty for an archive of stable-baselines3, which does not say.
     """
     path, _ = _path(name_or_path)
     return {} if path.suffix == ".zip" else dict(meta(name_or_path)["interface"])

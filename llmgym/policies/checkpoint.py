@@ -1,9 +1,8 @@
 """Checkpoints: one file that holds all there is to know about a policy and its training so far.
 
-The file is a `torch.save` archive of plain dicts, lists, numbers, texts and tensors, and is read with
-`weights_only=True`: loading one runs no code from it. It is written to a temporary file, flushed to the disk
-and moved into place, and the file it replaces is kept beside it as `*.previous.pt`, so a process that is
-killed at any moment leaves a whole checkpoint.
+The file is a `torch.save` archive of plain dicts, lists, numbers, texts and tensors, and is read with `weights_only=True`:
+loading one runs no code from it. It is written to a temporary file, flushed to the disk and moved into place, and the file it
+replaces is kept beside it as `*.previous.pt`, so a process that is killed at any moment leaves a whole checkpoint.
 """
 
 import contextlib
@@ -132,8 +131,7 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint.
 
     Raises:
-        CheckpointError: there is none, it is damaged, not one of ours, or of a later version; the message
-            says which.
+        CheckpointError: there is none, it is damaged, not one of ours, or of a later version; the message says which.
     """
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")

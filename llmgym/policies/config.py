@@ -1,6 +1,4 @@
-"""What a training run is told: the hyperparameters of PPO and the plan of the run. Needs no learning
-library.
-"""
+"""What a training run is told: the hyperparameters of PPO and the plan of the run. Needs no learning library."""
 
 import dataclasses
 import math
@@ -40,9 +38,8 @@ class PPOConfig:
     gamma: float = 0.99
     """Discount factor, for one step or for one simulated second as `discount` says."""
     discount: Literal["step", "second"] = "step"
-    """`step`: every decision discounts by gamma. `second`: a decision that took dt simulated seconds
-    discounts by gamma**dt, so a policy cannot bring a reward closer by taking fewer decisions (semi-Markov
-    discounting; own trainer only)."""
+    """`step`: every decision discounts by gamma. `second`: a decision that took dt simulated seconds discounts by gamma**dt, so a
+    policy cannot bring a reward closer by taking fewer decisions (semi-Markov discounting; own trainer only)."""
     gae_lambda: float = 0.95
     """Lambda of generalised advantage estimation (Schulman et al., arXiv:1506.02438), per step."""
     clip: float = 0.2
@@ -65,9 +62,9 @@ class PPOConfig:
     scale_rewards: bool = True
     """Divide rewards by the running deviation of the discounted return (their mean is left alone)."""
     scatter: int = 1024
-    """Lanes begin together, and where episodes are long and alike they would stay in step: an update would
-    see the same hour of every day. So each lane is restarted once, after a number of steps drawn up to this
-    one; the learner takes it as a cut-off. 0 leaves them in step. Own trainer only."""
+    """Lanes begin together, and where episodes are long and alike they would stay in step: an update would see the same hour of
+    every day. So each lane is restarted once, after a number of steps drawn up to this one; the learner takes it as a cut-off. 0
+    leaves them in step. Own trainer only."""
     threads: int = 0
     """Threads of the learning library. 0 takes all cores, at most 4, if the environment variable
     `OMP_WAIT_POLICY` is `passive` (train.py sets it), else 1: threads that wait actively lose all speed when

@@ -123,8 +123,7 @@ def load_learned(
         sample_seed: None takes the most likely action, a number draws from the policy with this seed.
 
     Raises:
-        CheckpointError: the file cannot be read, or it was made for other observations or actions; the
-            message says what differs.
+        CheckpointError: the file cannot be read, or it was made for other observations or actions; the message says what differs.
     """
     simulation = env.unwrapped.simulation
     layout, space = simulation.layout, simulation.action_space

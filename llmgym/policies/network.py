@@ -30,9 +30,7 @@ CLIP = 10.0
 
 
 class RunningMoments:
-    """Mean and variance of rows seen so far, merged batch by batch (Chan, Golub, LeVeque 1979); float64
-    [size].
-    """
+    """Mean and variance of rows seen so far, merged batch by batch (Chan, Golub, LeVeque 1979); float64 [size]."""
 
     def __init__(self, size: int) -> None:
         self.mean = np.zeros(size)
@@ -120,9 +118,7 @@ class ActorCritic(nn.Module):
         return self.critic(obs).squeeze(-1)
 
     def log_probabilities(self, obs: Tensor, mask: Tensor | None) -> Tensor:
-        """Log probabilities [n, parts, widest] of discrete actions; masks are bool [n, actions], flat over
-        the parts.
-        """
+        """Log probabilities [n, parts, widest] of discrete actions; masks are bool [n, actions], flat over the parts."""
         logits = self.actor(obs)
         if mask is not None:
             logits = torch.where(mask, logits, MASKED)
@@ -132,9 +128,7 @@ class ActorCritic(nn.Module):
         return torch.log_softmax(logits.reshape(len(obs), self.parts, self.widest), dim=-1)
 
     def sample(self, obs: Tensor, mask: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw actions [n, parts] (int64, or float32 in bound units for a Box) and their log probabilities
-        [n].
-        """
+        """Draw actions [n, parts] (int64, or float32 in bound units for a Box) and their log probabilities [n]."""
         if self.continuous:
             mean = self.actor(obs)
             noise = torch.randn(mean.shape, generator=generator)

@@ -6,8 +6,7 @@ manner of CleanRL (Huang et al., JMLR 23(274), 2022). What differs from the usua
 - all lanes step in one compiled call, so nearly all the time is spent learning;
 - an episode that was cut off (truncated) is worth the value of its last observation, one that ended is worth
 nothing more
-  (Pardo et al., "Time limits in reinforcement learning", ICML 2018), and neither leaks into the next one of
-  its lane;
+  (Pardo et al., "Time limits in reinforcement learning", ICML 2018), and neither leaks into the next one of its lane;
 - discounting may follow simulated time, gamma**dt (Bradtke and Duff, NIPS 1994), since decisions are events;
 - the values of a whole rollout are computed in one pass after it.
 """

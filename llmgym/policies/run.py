@@ -1,5 +1,4 @@
-"""The folder of a training run: its environment, learning curve, checkpoints, progress and log, whoever
-trains in it.
+"""The folder of a training run: its environment, learning curve, checkpoints, progress and log, whoever trains in it.
 
 out/checkpoint.pt            the newest checkpoint
 out/checkpoint.previous.pt   the one before it
@@ -146,9 +145,9 @@ def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, A
 def learning_threads(asked: int) -> Iterator[None]:
     """Have torch use this many threads inside the block; 0 chooses.
 
-    OpenMP's threads spin while they wait for each other, and where another program wants a core as well, two
-    of them are up to ten times slower than one. With `OMP_WAIT_POLICY=passive`, which has to be set before
-    torch is imported, they sleep. So more than one is chosen only with it.
+    OpenMP's threads spin while they wait for each other, and where another program wants a core as well, two of them are up to
+    ten times slower than one. With `OMP_WAIT_POLICY=passive`, which has to be set before torch is imported, they sleep. So more
+    than one is chosen only with it.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sleeping = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
@@ -330,9 +329,7 @@ class Run:
             raise KeyboardInterrupt
 
     def save(self, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint: the trainer's `model`, `optimizer`, `normaliser` and `rng`, and all that this
-        run knows.
-        """
+        """Write a checkpoint: the trainer's `model`, `optimizer`, `normaliser` and `rng`, and all that this run knows."""
         plan = self.plan
         meta = {
             "name": plan.out.resolve().name,
@@ -408,9 +405,7 @@ class Episodes:
         self.lengths[lanes] = 0
 
     def averages(self) -> dict[str, float]:
-        """Columns of the learning curve for the episodes that ended since `clear`; only `episodes` if there
-        are none.
-        """
+        """Columns of the learning curve for the episodes that ended since `clear`; only `episodes` if there are none."""
         if not self._returns:
             return {"episodes": 0.0}
         returns = np.concatenate(self._returns)

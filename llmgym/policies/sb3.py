@@ -1,9 +1,9 @@
 """stable-baselines3 on lanes: a `VecEnv` over the native vector environment, and a trainer with the own
 trainer's interface.
 
-stable-baselines3 knows no gymnasium vector environments; it wants the conventions of its own `VecEnv`: an
-ended episode restarts in the same step, its last observation is `info["terminal_observation"]`, and
-`info["TimeLimit.truncated"]` says whether it was cut off.
+stable-baselines3 knows no gymnasium vector environments; it wants the conventions of its own `VecEnv`: an ended episode restarts
+in the same step, its last observation is `info["terminal_observation"]`, and `info["TimeLimit.truncated"]` says whether it was
+cut off.
 """
 
 import time
@@ -44,10 +44,9 @@ LOGGED = {
 class SB3VecEnv(VecEnv):
     """A `LaneVectorEnv` as stable-baselines3 wants it; PPO and MaskablePPO train on it.
 
-    Every step returns fresh arrays and a fresh dict for each lane. The dict of a lane is empty unless its
-    episode ended; then it has `terminal_observation`, `TimeLimit.truncated`, `episode` (`r` return, `l`
-    steps, `t` seconds since this object was made, as `Monitor` writes them), `metrics`, `action_mask` (that
-    of the terminal observation) and `dt`.
+    Every step returns fresh arrays and a fresh dict for each lane. The dict of a lane is empty unless its episode ended; then it
+    has `terminal_observation`, `TimeLimit.truncated`, `episode` (`r` return, `l` steps, `t` seconds since this object was made,
+    as `Monitor` writes them), `metrics`, `action_mask` (that of the terminal observation) and `dt`.
 
     Args:
         env: lanes in `SAME_STEP` mode.
@@ -179,18 +178,14 @@ class SB3VecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: Indices = None
     ) -> list[bool]:
-        """True for `Monitor`, whose work this class does (so that evaluation helpers do not warn), else
-        False.
-        """
+        """True for `Monitor`, whose work this class does (so that evaluation helpers do not warn), else False."""
         from stable_baselines3.common.monitor import Monitor
 
         return [issubclass(wrapper_class, Monitor)] * len(list(self._get_indices(indices)))
 
 
 class _Recorder(BaseCallback):
-    """Writes the learning curve and the checkpoints of a run; its hooks lie between two updates, when the
-    state is whole.
-    """
+    """Writes the learning curve and the checkpoints of a run; its hooks lie between two updates, when the state is whole."""
 
     def __init__(self, run: Run, state: Callable[[], dict[str, Any]]) -> None:
         super().__init__()
@@ -234,8 +229,8 @@ def train_sb3(plan: Plan) -> TrainingResult:
     """Train with stable-baselines3's PPO or sb3-contrib's MaskablePPO: same plan, same run folder, same
     checkpoints.
 
-    Also writes `sb3.zip`, the archive that `PPO.load` and `MaskablePPO.load` take. `sb3-ppo` knows no masks:
-    a masked action does what the environment's `invalid_action` says.
+    Also writes `sb3.zip`, the archive that `PPO.load` and `MaskablePPO.load` take. `sb3-ppo` knows no masks: a masked action does
+    what the environment's `invalid_action` says.
 
     Raises:
         CheckpointError: `plan.resume` is set and there is nothing that fits to resume from.

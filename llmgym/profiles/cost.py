@@ -1,23 +1,22 @@
 """The compiled cost of an engine step: a few arrays and kernels that read them in nanoseconds.
 
-A `StepCost` is what a simulation holds; a `Profile` (see `llmgym.profiles.profile`) makes one. Four kinds
-share the type, so an environment is compiled once whichever profile it runs on:
+A `StepCost` is what a simulation holds; a `Profile` (see `llmgym.profiles.profile`) makes one. Four kinds share the type, so an
+environment is compiled once whichever profile it runs on:
 
 - constant: every step takes `c0_s`;
 - linear: `c0_s + c_kv_s * resident_tokens + c_tok_s * prefill_tokens`;
 - staircase: `c0_s + tile_s * ceil(batch_tokens / tile_tokens)`, batch_tokens = prefill_tokens + decodes;
-- tables: dense work by token count, attention of a prefill chunk by (chunk, context), attention of the
-  decodes by (batch, cached tokens a sequence) and host time by sequence count, added up. Where it is known, what decodes cost
-  beside a prefill chunk is a grid of its own (in one kernel the two are not the sum of each alone), and a step of more tokens than
-  the engine's largest CUDA graph takes no less than the host needs to launch its kernels one by one.
+- tables: dense work by token count, attention of a prefill chunk by (chunk, context), attention of the decodes by (batch, cached
+  tokens a sequence) and host time by sequence count, added up. Where it is known, what decodes cost beside a prefill chunk is a
+  grid of its own (in one kernel the two are not the sum of each alone), and a step of more tokens than the engine's largest CUDA
+  graph takes no less than the host needs to launch its kernels one by one.
 
 Dense and host time are stored for every whole count, so a lookup is one load. Attention is stored as the
 natural logarithm of seconds on axes that are uniform in log2, so a cell is found without a search, and is
 bilinear in log-log space. Outside the stored range the slope at the nearest edge is kept; `outside` tells
 whether a step left the measured range.
 
-The sum of parts is the additive model of Vidur (Agrawal et al., MLSys 2024;
-https://arxiv.org/abs/2405.05465).
+The sum of parts is the additive model of Vidur (Agrawal et al., MLSys 2024; https://arxiv.org/abs/2405.05465).
 """
 
 import math
@@ -72,11 +71,10 @@ HEAD = np.dtype(
     ],
     align=True,
 )
-"""Scalars of a `StepCost`. `*_low` are log2 of the first knot of an axis (of the second one for context,
-whose first knot is 0 tokens and whose first cell, `context_step` tokens wide, is linear in tokens); `*_from`
-and `*_to` bound what was measured. A step of more than `launch_above` tokens takes `launch_s` and the host time of its sequences
-or more. `beside_at` is where the grid of decode attention beside a chunk begins, -1 where it is no other than that of decodes
-alone."""
+"""Scalars of a `StepCost`. `*_low` are log2 of the first knot of an axis (of the second one for context, whose first knot is 0
+tokens and whose first cell, `context_step` tokens wide, is linear in tokens); `*_from` and `*_to` bound what was measured. A step
+of more than `launch_above` tokens takes `launch_s` and the host time of its sequences or more. `beside_at` is where the grid of
+decode attention beside a chunk begins, -1 where it is no other than that of decodes alone."""
 
 
 class StepCost(NamedTuple):
@@ -116,8 +114,7 @@ def _read(grids: NDArray[np.float32], at: int, rows: int, columns: int, row: flo
 
 @kernel(inline=True)
 def dense_s(cost: StepCost, tokens: int) -> float:
-    """All work of a forward pass over `tokens` tokens but attention: every layer, collectives and output
-    head.
+    """All work of a forward pass over `tokens` tokens but attention: every layer, collectives and output head.
 
     Returns:
         Seconds; 0 without tokens, and for kinds other than tables.
@@ -132,8 +129,7 @@ def dense_s(cost: StepCost, tokens: int) -> float:
 
 @kernel(inline=True)
 def prefill_attention_s(cost: StepCost, chunk: int, context: int) -> float:
-    """Attention of all layers of one prefill chunk of `chunk` tokens whose request has `context` tokens
-    cached already.
+    """Attention of all layers of one prefill chunk of `chunk` tokens whose request has `context` tokens cached already.
 
     Returns:
         Seconds; 0 without a chunk, and for kinds other than tables.
@@ -194,8 +190,8 @@ def step_time_s(
 ) -> float:
     """Duration of one engine step.
 
-    Kinds other than tables ignore the arguments their law does not name, and charge their constant to an
-    empty step too: a caller that has nothing to run should not start a step.
+    Kinds other than tables ignore the arguments their law does not name, and charge their constant to an empty step too: a caller
+    that has nothing to run should not start a step.
 
     Args:
         cost: the compiled cost.
@@ -209,8 +205,8 @@ def step_time_s(
     Returns:
         Seconds.
     """
-    # The parts are written out rather than called: numba counts references at each call that takes arrays,
-    # which would double the time of a lookup. A test holds the two ways equal.
+    # The parts are written out rather than called: numba counts references at each call that takes arrays, which would double the
+    # time of a lookup. A test holds the two ways equal.
     head = cost.head[0]
     seconds = float(head.c0_s)
     if head.kind == TABLES:
@@ -324,9 +320,7 @@ class Range(NamedTuple):
 
 
 def _octaves(low: float, high: float, per_octave: int) -> NDArray[np.float64]:
-    """Powers of 2 with `per_octave` knots a doubling that enclose low..high; whole powers where the ends
-    are.
-    """
+    """Powers of 2 with `per_octave` knots a doubling that enclose low..high; whole powers where the ends are."""
     first, last = math.floor(math.log2(low) + 1e-9), math.ceil(math.log2(high) - 1e-9)
     return np.exp2(np.linspace(first, max(last, first + 1), (max(last, first + 1) - first) * per_octave + 1))
 

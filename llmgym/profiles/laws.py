@@ -269,7 +269,5 @@ def prefill_law_s(laws: Law, where: str, chunk: Floats, context: Floats) -> Floa
 
 
 def decode_law_s(laws: Law, where: str, batch: Floats, kv: Floats) -> Floats:
-    """Seconds of decode attention of `batch` sequences with `kv` cached tokens each (broadcast), from the
-    laws.
-    """
+    """Seconds of decode attention of `batch` sequences with `kv` cached tokens each (broadcast), from the laws."""
     return _seconds("decode_attention", laws.get("decode_attention"), where, batch, kv)

@@ -1,9 +1,9 @@
 """Profiles: what one model on one group of GPUs costs, with the origin of every number.
 
-A profile is a directory: `meta.json` (what it describes, provenance, memory) and either `tables.csv`
-(measured, see `llmgym.profiles.tables`) or `laws.json` (formulas, see `llmgym.profiles.laws`). Both become
-the same compiled `StepCost`. A number without provenance is refused: sources with licences, the method, the
-date, and for measured and law-based profiles the error figures are required fields.
+A profile is a directory: `meta.json` (what it describes, provenance, memory) and either `tables.csv` (measured, see
+`llmgym.profiles.tables`) or `laws.json` (formulas, see `llmgym.profiles.laws`). Both become the same compiled `StepCost`. A
+number without provenance is refused: sources with licences, the method, the date, and for measured and law-based profiles the
+error figures are required fields.
 """
 
 import datetime
@@ -135,8 +135,8 @@ class Profile:
         """Tokens the KV cache of one replica holds.
 
         Args:
-            utilization: share of the memory the engine may take for weights and cache, in (0, 1].
-                Activations, graphs and allocator losses have to fit in the rest.
+            utilization: share of the memory the engine may take for weights and cache, in (0, 1]. Activations, graphs and
+                allocator losses have to fit in the rest.
 
         Raises:
             InvalidArgument: `utilization` is out of range, or the profile says nothing about memory.

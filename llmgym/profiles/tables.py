@@ -1,10 +1,9 @@
 """Measured tables of a profile: reading, checking, writing `tables.csv`, and putting them on the knots of a
 `StepCost`.
 
-One row is one measured shape: `op, dtype`, the shape in the columns its op uses (others empty), `latency_us`
-(median of the repetitions, microseconds, for one whole forward pass: all layers), `iqr_us` (their
-interquartile range) and, where it was measured, `power_w`. Ops and their shape columns are in `OPS`; the
-first four are needed for a step cost.
+One row is one measured shape: `op, dtype`, the shape in the columns its op uses (others empty), `latency_us` (median of the
+repetitions, microseconds, for one whole forward pass: all layers), `iqr_us` (their interquartile range) and, where it was
+measured, `power_w`. Ops and their shape columns are in `OPS`; the first four are needed for a step cost.
 
 Attention is measured on a grid, each variable on its own list of values. The far corner (large batch and long
 context) may be missing, as memory ends there; a gap anywhere else is an error.
@@ -187,9 +186,7 @@ def _distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _grid(op: str, rows: NDArray[np.int64], columns: NDArray[np.int64], values: Floats, where: str) -> Floats:
-    """Logarithm of `values` as a grid over the distinct rows and columns; the far corner is filled, other
-    gaps are errors.
-    """
+    """Logarithm of `values` as a grid over the distinct rows and columns; the far corner is filled, other gaps are errors."""
     row_names, column_names = OPS[op]
     row_at, column_at = _distinct(rows), _distinct(columns)
     if len(row_at) < 2 or len(column_at) < 2:
@@ -226,9 +223,7 @@ def _line(x: Floats, knots: Floats, values: Floats) -> Floats:
 
 
 def _context_position(context: Floats, step: float) -> Floats:
-    """Position on the axis of context: linear up to `step` tokens, then log2, as the compiled lookup has
-    it.
-    """
+    """Position on the axis of context: linear up to `step` tokens, then log2, as the compiled lookup has it."""
     result: Floats = np.where(context < step, context / step, 1.0 + np.log2(np.maximum(context, step) / step))
     return result
 

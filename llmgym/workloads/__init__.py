@@ -1,9 +1,8 @@
 """Who asks: arrival processes, length laws, length predictions and traces.
 
-`load` gives a named workload, `from_trace` reads a public trace file, `Workload` puts one together from
-`poisson`, `gamma`, `on_off`, ... and `uniform`, `lognormal`, `quantiles`, .... Compiled code takes a
-`Traffic` (`Workload.traffic`) and calls `llmgym.workloads.traffic.draw`, which is not imported here because
-it needs numba.
+`load` gives a named workload, `from_trace` reads a public trace file, `Workload` puts one together from `poisson`, `gamma`,
+`on_off`, ... and `uniform`, `lognormal`, `quantiles`, .... Compiled code takes a `Traffic` (`Workload.traffic`) and calls
+`llmgym.workloads.traffic.draw`, which is not imported here because it needs numba.
 """
 
 from llmgym.workloads.arrivals import (

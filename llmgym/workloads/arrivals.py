@@ -1,8 +1,7 @@
 """When requests arrive: renewal, on/off, regular, burst and replayed processes, with a rate that may vary.
 
-The vocabulary is that of BurstGPT (arXiv:2401.17644) and ServeGen (arXiv:2505.09999): a rate, a coefficient
-of variation (CV) of the gaps, and a rate that moves on a slower scale, which is what makes counts per minute
-overdispersed.
+The vocabulary is that of BurstGPT (arXiv:2401.17644) and ServeGen (arXiv:2505.09999): a rate, a coefficient of variation (CV) of
+the gaps, and a rate that moves on a slower scale, which is what makes counts per minute overdispersed.
 """
 
 import math
@@ -17,9 +16,7 @@ from llmgym.errors import InvalidArgument
 
 
 def positive(name: str, value: float, allow_zero: bool = False) -> float:
-    """Return `value` as a float; InvalidArgument unless it is finite and positive (or zero, where
-    allowed).
-    """
+    """Return `value` as a float; InvalidArgument unless it is finite and positive (or zero, where allowed)."""
     number = _number(name, value)
     if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not allow_zero):
         allowed = "a finite number, zero or more" if allow_zero else "a finite number above zero"
@@ -97,8 +94,8 @@ class Rows:
 class Modulation:
     """A random level that multiplies the rate: constant in each period, mean 1, AR(1) from period to period.
 
-    The level is a function of a Gaussian AR(1) series, so `correlation` is that of the Gaussian series;
-    periods begin at a random phase, which keeps the process stationary.
+    The level is a function of a Gaussian AR(1) series, so `correlation` is that of the Gaussian series; periods begin at a random
+    phase, which keeps the process stationary.
 
     Attributes:
         period_s: length of a period (s).
@@ -165,8 +162,8 @@ class Arrivals:
 
     Attributes:
         process: "renewal", "on-off", "regular", "burst" or "replay".
-        rate_rps: long-run mean rate (req/s) of "renewal", "on-off", "regular" and "replay"; `inf` for
-            "burst". With a one-shot profile it is the rate where the multiplier is 1.
+        rate_rps: long-run mean rate (req/s) of "renewal", "on-off", "regular" and "replay"; `inf` for "burst". With a one-shot
+            profile it is the rate where the multiplier is 1.
         cv: coefficient of variation of the gaps (of those while on, for "on-off").
         mean_on_s: mean length (s) of an exponential on period.
         mean_off_s: mean length (s) of an exponential off period; 0 without off periods.
@@ -236,9 +233,7 @@ def gamma(rate_rps: float, cv: float) -> Arrivals:
 
 
 def on_off(rate_on_rps: float, mean_on_s: float, mean_off_s: float, cv: float = 1.0) -> Arrivals:
-    """Exponential on and off periods (means in s); gamma gaps at `rate_on_rps` (req/s) while on, silence
-    while off.
-    """
+    """Exponential on and off periods (means in s); gamma gaps at `rate_on_rps` (req/s) while on, silence while off."""
     on, off = positive("mean_on_s", mean_on_s), positive("mean_off_s", mean_off_s)
     rate = positive("rate_on_rps", rate_on_rps) * on / (on + off)
     return Arrivals("on-off", rate, cv=positive("cv", cv), mean_on_s=on, mean_off_s=off)

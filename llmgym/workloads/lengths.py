@@ -244,8 +244,8 @@ class RequestClass:
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
         """Lengths and probabilities whose weighted sum is an expectation.
 
-        Rows, and uncorrelated uniform or fixed laws with at most 4 million pairs, are enumerated. Otherwise
-        it is a midpoint rule of `nodes` x `nodes` points, even in the two normal scores of the copula.
+        Rows, and uncorrelated uniform or fixed laws with at most 4 million pairs, are enumerated. Otherwise it is a midpoint rule
+        of `nodes` x `nodes` points, even in the two normal scores of the copula.
 
         Returns:
             prompt int64 [k], output int64 [k], weight float64 [k] (sums to 1).

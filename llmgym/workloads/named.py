@@ -1,13 +1,12 @@
 """Named workloads: production traces as fitted parameters, and the length laws of papers.
 
-The traces are kept as one small JSON file each in `data/`: quantile tables of prompt and output lengths,
-their rank correlation and the parameters of an arrival process; no row of a trace is in this package. They
-are written by `benchmarks/build_workloads.py`. Mean, p50, p90 and p99 of the lengths, the rate and the index
-of dispersion of requests per minute are those of the trace; sessions, prefixes shared between requests and
-the hour of day are not modelled.
+The traces are kept as one small JSON file each in `data/`: quantile tables of prompt and output lengths, their rank correlation
+and the parameters of an arrival process; no row of a trace is in this package. They are written by
+`benchmarks/build_workloads.py`. Mean, p50, p90 and p99 of the lengths, the rate and the index of dispersion of requests per
+minute are those of the trace; sessions, prefixes shared between requests and the hour of day are not modelled.
 
-The uniform laws are those of a study of stability under a KV-cache limit (Nie, Si and Zhou, ICML 2026):
-prompt and output lengths are independent, and the name gives the ratio of their means.
+The uniform laws are those of a study of stability under a KV-cache limit (Nie, Si and Zhou, ICML 2026): prompt and output lengths
+are independent, and the name gives the ratio of their means.
 """
 
 import json

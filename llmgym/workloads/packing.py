@@ -52,9 +52,7 @@ def prediction_error() -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 @functools.cache
 def level_table(modulation: Modulation) -> npt.NDArray[np.float64]:
-    """Rate level at even normal scores (float64 [knots]), scaled so that its mean is 1 as it is
-    interpolated.
-    """
+    """Rate level at even normal scores (float64 [knots]), scaled so that its mean is 1 as it is interpolated."""
     from scipy.special import gammaincinv, ndtr
 
     z = np.linspace(-t.LEVEL_SPAN, t.LEVEL_SPAN, _LEVEL_KNOTS)

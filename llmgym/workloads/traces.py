@@ -1,7 +1,6 @@
 """Readers of public trace files; each gives a `Workload` that replays the file.
 
-- azure (github.com/Azure/AzurePublicDataset, 2023 and 2024): `TIMESTAMP,ContextTokens,GeneratedTokens`, a
-  date and time;
+- azure (github.com/Azure/AzurePublicDataset, 2023 and 2024): `TIMESTAMP,ContextTokens,GeneratedTokens`, a date and time;
 - mooncake (github.com/kvcache-ai/Mooncake): one JSON object a line, `timestamp` (ms), `input_length`,
   `output_length`; mooncake-s: the same with `timestamp` in seconds;
 - burstgpt (github.com/HPMLL/BurstGPT, 6 or 8 columns): `Timestamp` (s), `Request tokens`, `Response tokens`;
@@ -95,10 +94,9 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
 
     Raises:
         InvalidArgument: an unknown `format`.
-        TraceError: there is no such file, or it cannot be read, is empty, is of no known format, lacks a
-            column or has one twice, or has a row with too few or too many values, or a value that is not a
-            number, is negative, goes back in time, is beyond 1e12 s or has no prompt or no output token; names
-            file, line and column.
+        TraceError: there is no such file, or it cannot be read, is empty, is of no known format, lacks a column or has one twice,
+            or has a row with too few or too many values, or a value that is not a number, is negative, goes back in time, is
+            beyond 1e12 s or has no prompt or no output token; names file, line and column.
     """
     if format is not None and format not in _FORMATS:
         raise InvalidArgument(f"format={format!r}: must be one of {', '.join(_FORMATS)}")

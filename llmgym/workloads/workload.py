@@ -65,8 +65,8 @@ class Workload:
         arrivals: the arrival process.
         classes: the kinds of requests.
         phases: mixtures of the classes, the first starting at 0; one phase with equal weights if empty.
-        phase_by: what phases start at: "time_s", "request" (number from 0) or "fraction" (of the length of
-            the arrays that are filled, or of the number given to `with_requests`).
+        phase_by: what phases start at: "time_s", "request" (number from 0) or "fraction" (of the length of the arrays that are
+            filled, or of the number given to `with_requests`).
         description: one or two sentences.
         source: paper or data set, with its public address.
         licence: SPDX name and attribution line of the data, or "" for a synthetic law.
@@ -136,9 +136,7 @@ class Workload:
         return max(c.max_output_tokens for c in self.classes)
 
     def with_rate(self, rate_rps: float) -> "Workload":
-        """The same workload at another mean rate (req/s); time is scaled for a replay, the rate for all
-        others.
-        """
+        """The same workload at another mean rate (req/s); time is scaled for a replay, the rate for all others."""
         return replace(self, arrivals=self.arrivals.with_rate(rate_rps))
 
     def with_arrivals(self, arrivals: Arrivals) -> "Workload":
