@@ -33,10 +33,10 @@ class Contender:
     """A policy that is not bound to an environment yet.
 
     Attributes:
-        label: how tables call it.
+        label: name of the policy in tables.
         kind: `BASELINE`, `LEARNED` or `GIVEN`.
-        source: the name or path it was asked for by; None for an object.
-        env_kwargs: arguments its environment has to be made with.
+        source: name or path that the user gave; None for an object.
+        env_kwargs: arguments that its environment has to be made with.
         build: makes the policy for an environment.
     """
 
@@ -106,8 +106,8 @@ def _named(env_id: str, name: str, label: str) -> Contender:
 def _of_module(module: str, attribute: str) -> Policy:
     """A policy object that a module has under a name, or one of the class that it has. Raises `InvalidArgument`."""
     try:
-        found = getattr(importlib.import_module(module), attribute)
-        policy: Policy = found() if isinstance(found, type) else found
+        given = getattr(importlib.import_module(module), attribute)
+        policy: Policy = given() if isinstance(given, type) else given
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InvalidArgument(f"policy '{module}:{attribute}' cannot be made: {error}") from error
     return policy
@@ -144,21 +144,21 @@ def merged_kwargs(contender: Contender, env_kwargs: Mapping[str, Any]) -> dict[s
 def other_world(
     env_id: str, contender: Contender, policy: Policy, env_kwargs: Mapping[str, Any], simulation: Any
 ) -> str | None:
-    """What differs in the world that a policy played in from the one that the user asked for; None if nothing does.
+    """What differs in the world that a policy played in from the one that the user wanted; None if nothing does.
 
-    A baseline says so itself. Of every other policy it is found: an argument that it asks for, that the user did not give, that
+    A baseline says so itself. Every other policy plays another world if it needs an argument that the user did not give, that
     changes a setting of the simulation or the reward, and that is none of those by which rules act.
 
     Args:
-        env_id: the environment.
-        contender: the policy as it was asked for.
-        policy: bound to the environment.
-        env_kwargs: arguments of the user.
-        simulation: made with these and those of the policy.
+        env_id: id of the environment.
+        contender: the policy before it was bound to the environment.
+        policy: the policy bound to the environment.
+        env_kwargs: arguments that the user gave.
+        simulation: the simulation, made with these arguments and those of the policy.
     """
     told: str | None = getattr(policy, "other_world", None)
     settings: dict[str, Any] = getattr(simulation, "settings", dict)()
-    asked = {
+    needed = {
         name: value
         for name, value in contender.env_kwargs.items()
         if name not in env_kwargs
@@ -168,14 +168,14 @@ def other_world(
     }
     if told is not None:
         # its arguments may be those that the user gave everybody
-        return told if asked or not contender.env_kwargs else None
-    if contender.kind == BASELINE or not asked:
+        return told if needed or not contender.env_kwargs else None
+    if contender.kind == BASELINE or not needed:
         return None
     plain = type(simulation)(**env_kwargs)
     before: dict[str, Any] = getattr(plain, "settings", dict)()
     changed = [
         f"{name}={value!r}"
-        for name, value in asked.items()
+        for name, value in needed.items()
         if not same_value(
             before.get(name, getattr(plain, name, None)), settings.get(name, getattr(simulation, name, None))
         )

@@ -60,7 +60,7 @@ def compare(
     whole("seed", seed, 0, 2**63)
     check_confidence(confidence)
     env_id = check_id(env_id)
-    contenders = fitting(env_id, env_kwargs) if policies is None else _asked(env_id, policies)
+    contenders = fitting(env_id, env_kwargs) if policies is None else _named(env_id, policies)
     check_labels([contender.label for contender in contenders])
     _probe(env_id, contenders, env_kwargs, metrics)
     tables = []
@@ -71,7 +71,7 @@ def compare(
     return Comparison(tables, metrics=metrics, confidence=confidence, env_kwargs=env_kwargs)
 
 
-def _asked(env_id: str, policies: Sequence[str | Policy] | Mapping[str, str | Policy]) -> list[Contender]:
+def _named(env_id: str, policies: Sequence[str | Policy] | Mapping[str, str | Policy]) -> list[Contender]:
     if isinstance(policies, str) or not isinstance(policies, (Sequence, Mapping)):
         raise InvalidArgument(
             f"policies={policies!r}: expected a list, such as ['a', 'b'], or a dict of label -> policy"

@@ -41,26 +41,26 @@ class EpisodeTable:
     """Episodes of one policy, a row each, in the order of their seeds.
 
     Attributes:
-        policy: how tables call the policy.
+        policy: name of the policy in tables.
         kind: "baseline", "learned" or "given" (an object of the caller's).
-        source: the name or path the policy was asked for by; None for an object.
+        source: name or path that the user gave; None for an object.
         privileged: True if the policy saw what a real scheduler could not, of itself or in the observations.
-        env_id: of the environment.
-        env_kwargs: the arguments it was made with, those that the policy needs included.
-        seeds: int64 [episodes].
-        returns: undiscounted sum of rewards, float64 [episodes].
-        steps: decisions, int64 [episodes].
-        simulated_s: simulated time, sum of `dt`, s, float64 [episodes].
-        terminated: the episode came to its own end, bool [episodes].
-        truncated: the episode was cut off, bool [episodes].
-        metrics: metric name -> float64 [episodes].
-        headline: metric name -> "min" or "max", as the environment declares them.
-        wall_s: time the episodes took, policy and simulation together, s.
-        act_s: time spent in `policy.act`, s.
+        env_id: id of the environment.
+        env_kwargs: arguments that the environment was made with, those that the policy needs included.
+        seeds: seed of each episode, int64 [episodes].
+        returns: undiscounted sum of rewards of each episode, float64 [episodes].
+        steps: decisions in each episode, int64 [episodes].
+        simulated_s: simulated time of each episode, the sum of `dt`, seconds, float64 [episodes].
+        terminated: True for an episode that came to its own end, bool [episodes].
+        truncated: True for an episode that was cut off, bool [episodes].
+        metrics: values of each metric by its name, float64 [episodes] each.
+        headline: "min" or "max" of the metrics that the environment declares as its headline, by name.
+        wall_s: time that the episodes took, policy and simulation together, seconds.
+        act_s: time spent in `policy.act`, seconds.
         calls: how often `policy.act` was called.
-        clairvoyant: True if the policy saw it of itself: in the state, or in a clone of the world.
+        clairvoyant: True if the policy itself saw what a real scheduler could not: in the state, or in a clone of the world.
         privileged_observation: True if the observations of the environment held what a real scheduler could not see.
-        other_world: what differs in the world that the policy played in, if that is not the one of the others; None if it is.
+        other_world: what differs in the world that the policy played in from that of the others; None if nothing does.
     """
 
     policy: str
@@ -155,7 +155,22 @@ def run(
     env_kwargs: Mapping[str, Any],
     progress: Callable[[int, int, int], None],
 ) -> EpisodeTable:
-    """`run_episodes` for a policy that was found already."""
+    """Run a policy for one episode on each of `episodes` worlds.
+
+    Args:
+        env_id: id of the environment.
+        contender: the policy.
+        episodes: number of episodes, 1 or more.
+        seed: seed of the first episode; episode i has seed `seed + i`.
+        env_kwargs: arguments of the environment; those that the policy needs are added.
+        progress: called after every step with the number of episodes that ended, of episodes that run, and of the steps that
+            these have run.
+
+    Raises:
+        InvalidArgument: the policy needs other arguments than were given.
+        InvalidAction: an action of the policy is not allowed; the message names the policy.
+        LlmgymError: the return of an episode is not finite.
+    """
     made_with = merged_kwargs(contender, env_kwargs)
     # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a lane.
     chunks = math.ceil(episodes / LANES_AT_ONCE)

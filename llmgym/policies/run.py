@@ -111,10 +111,9 @@ WORLD = ("scenario", "workload", "profile")
 
 
 def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that belong to the policy: what it observes and decides, but not which world it
-    meets.
+    """Those of the arguments that belong to the policy: what it observes and decides, but not which world it meets.
 
-    They are found, not declared: an argument other than those of `WORLD` belongs to the policy if observation or actions are
+    Nobody declares them: an argument other than those of `WORLD` belongs to the policy if observation or actions are
     others without it, or if a baseline of the environment chooses it too and does not make another world of it.
     """
 
@@ -124,7 +123,7 @@ def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, A
         except UnknownName:
             return False
 
-    found = {}
+    steering = {}
     for name, value in env_kwargs.items():
         if name in WORLD:
             continue
@@ -137,13 +136,13 @@ def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, A
         except (LlmgymError, ValueError, TypeError):  # another argument cannot do without it
             same = False
         if not same or chosen_by_rules(name, value):
-            found[name] = value
-    return found
+            steering[name] = value
+    return steering
 
 
 @contextlib.contextmanager
-def learning_threads(asked: int) -> Iterator[None]:
-    """Have torch use this many threads inside the block; 0 chooses.
+def learning_threads(threads: int) -> Iterator[None]:
+    """Have torch use `threads` threads inside the block; 0 lets this function choose.
 
     OpenMP's threads spin while they wait for each other, and where another program wants a core as well, two of them are up to
     ten times slower than one. With `OMP_WAIT_POLICY=passive`, which has to be set before torch is imported, they sleep. So more
@@ -152,7 +151,7 @@ def learning_threads(asked: int) -> Iterator[None]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     sleeping = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
     before = torch.get_num_threads()
-    torch.set_num_threads(asked or (min(cores, 4) if sleeping else 1))
+    torch.set_num_threads(threads or (min(cores, 4) if sleeping else 1))
     try:
         yield
     finally:

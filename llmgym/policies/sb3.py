@@ -247,27 +247,27 @@ def train_sb3(plan: Plan) -> TrainingResult:
         return run.result()
 
 
-def minibatch_size(batch: int, asked: int) -> int:
-    """Transitions of a gradient step: as many as asked for, or the nearest number that leaves no last step with a single one.
+def minibatch_size(batch: int, wanted: int) -> int:
+    """Transitions of a gradient step: as many as wanted, or the nearest number that leaves no last step with a single one.
 
     stable-baselines3 divides advantages by their deviation within each minibatch, which a single one does not have:
     MaskablePPO's networks become NaN.
 
     Args:
         batch: transitions of an update.
-        asked: `PPOConfig.minibatch`.
+        wanted: `PPOConfig.minibatch`.
 
     Raises:
-        InvalidArgument: a single transition is all there is, or all that was asked for.
+        InvalidArgument: `batch` or `wanted` is a single transition.
     """
-    for name, value in (("rollout_steps * lanes", batch), ("minibatch", asked)):
+    for name, value in (("rollout_steps * lanes", batch), ("minibatch", wanted)):
         if value < 2:
             raise InvalidArgument(
                 f"{name}={value}: expected at least 2, as stable-baselines3 normalises advantages within a minibatch "
                 '(algo="ppo" does so over all of them)'
             )
-    asked = min(asked, batch)
-    near = (size for far in range(batch) for size in (asked - far, asked + far) if 2 <= size <= batch)
+    wanted = min(wanted, batch)
+    near = (size for far in range(batch) for size in (wanted - far, wanted + far) if 2 <= size <= batch)
     return next(size for size in near if batch % size != 1)
 
 

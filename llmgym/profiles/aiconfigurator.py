@@ -44,10 +44,10 @@ def systems() -> list[str]:
 
 
 def _root() -> Path:
-    found = importlib.util.find_spec("aiconfigurator_core")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("aiconfigurator_core")
+    if package is None or package.origin is None:
         raise MissingExtra("a profile from AIConfigurator's tables", "aiconfigurator")
-    return Path(found.origin).parent / "systems"
+    return Path(package.origin).parent / "systems"
 
 
 def _newest(folder: Path) -> Path:
@@ -94,8 +94,8 @@ class KernelTables:
         points = table[["m", "n", "k"]].to_numpy(np.float64)
         axes = [np.unique(points[:, i]) for i in range(3)]
         values = np.full([len(axis) for axis in axes], np.nan)
-        at = tuple(np.searchsorted(axis, points[:, i]) for i, axis in enumerate(axes))
-        values[at] = np.log(1e-3 * table["latency"].to_numpy(np.float64))
+        cells = tuple(np.searchsorted(axis, points[:, i]) for i, axis in enumerate(axes))
+        values[cells] = np.log(1e-3 * table["latency"].to_numpy(np.float64))
         # Odd rows are measured for few widths; the widest products only with few rows, as memory ends there.
         full = (~np.isnan(values)).mean(axis=(1, 2)) > 0.5
         axes[0], values = axes[0][full], values[full]
@@ -134,8 +134,8 @@ class KernelTables:
         ].min()  # the best of its kernels
         batch, lengths = (np.unique(table[key].to_numpy(np.float64)) for key in ("batch_size", length))
         values = np.full((len(batch), len(lengths)), np.nan)
-        at = np.searchsorted(batch, table["batch_size"]), np.searchsorted(lengths, table[length])
-        values[at] = np.log(1e-3 * table["latency"].to_numpy(np.float64))
+        cells = np.searchsorted(batch, table["batch_size"]), np.searchsorted(lengths, table[length])
+        values[cells] = np.log(1e-3 * table["latency"].to_numpy(np.float64))
         _fill(values)
         if np.isnan(values).any():
             raise ProfileError(f"{self.where}: {name} has a hole")
@@ -228,13 +228,13 @@ def from_aiconfigurator(
             rows, 1e6 * np.asarray(seconds).ravel(), np.zeros(len(rows)), blank, ("bf16",) * len(rows)
         )
 
-    found = version("aiconfigurator-core")
+    release = version("aiconfigurator-core")
     provenance = Provenance(
         "measured",
         datetime.date.today().isoformat(),
         (
             Source(
-                f"NVIDIA AIConfigurator, kernel tables of {backend} (aiconfigurator-core {found})",
+                f"NVIDIA AIConfigurator, kernel tables of {backend} (aiconfigurator-core {release})",
                 "https://github.com/ai-dynamo/aiconfigurator",
                 "Apache-2.0",
                 "Copyright (c) 2025-2026 NVIDIA CORPORATION & AFFILIATES",
@@ -242,7 +242,7 @@ def from_aiconfigurator(
             ),
             Source("Model shape", shape.source, "facts", used_for="shapes"),
         ),
-        versions={"aiconfigurator-core": found, backend: _newest(tables.folder / "gemm" / backend).name},
+        versions={"aiconfigurator-core": release, backend: _newest(tables.folder / "gemm" / backend).name},
         notes=(
             f"Host time is not in the tables: it is that of profile {host_from}.",
             "Elementwise kernels take their bytes over peak bandwidth. A chunk after cached tokens takes what the longer prompt "

@@ -82,15 +82,15 @@ class Device:
         return self.title.removeprefix("NVIDIA ").split()[0].lower() if self.cuda else "cpu"
 
     def versions(self) -> dict[str, str]:
-        """Of what was used."""
-        found = {
+        """Versions of torch, Python, the device and its driver."""
+        versions = {
             "torch": str(self.torch.__version__),
             "python": platform.python_version(),
             "device": self.title,
         }
         if self.cuda:
-            found |= {"cuda": str(self.torch.version.cuda), "driver": _driver()}
-        return found
+            versions |= {"cuda": str(self.torch.version.cuda), "driver": _driver()}
+        return versions
 
     def random(self, *size: int, scale: float = 1.0) -> Any:
         """Normal numbers, bf16."""
@@ -107,18 +107,18 @@ class Device:
         """
         for _ in range(3):
             call()
-        found: list[float] = []
+        times_us: list[float] = []
         start = time.perf_counter()
 
         def more() -> bool:
-            return len(found) < MOST and (len(found) < FEWEST or time.perf_counter() - start < budget_s)
+            return len(times_us) < MOST and (len(times_us) < FEWEST or time.perf_counter() - start < budget_s)
 
         if not self.cuda:
             while more():
                 began = time.perf_counter()
                 call()
-                found.append(1e6 * (time.perf_counter() - began))
-            return np.array(found)
+                times_us.append(1e6 * (time.perf_counter() - began))
+            return np.array(times_us)
         torch = self.torch
         run = self.captured(call) if graph else call
         torch.cuda.synchronize()
@@ -133,8 +133,8 @@ class Device:
                 last.record()
                 pairs.append((first, last))
             torch.cuda.synchronize()
-            found += [1e3 * first.elapsed_time(last) for first, last in pairs]
-        return np.array(found)
+            times_us += [1e3 * first.elapsed_time(last) for first, last in pairs]
+        return np.array(times_us)
 
     def time_sustained_us(self, call: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
         """Microseconds a call of calls back to back, float64 [groups], after as many seconds of the same.
@@ -146,14 +146,14 @@ class Device:
             call()
         run = self.captured(call) if self.cuda else call
         group = max(int(0.01 / max(self._seconds(run, 3), 1e-9)), 1)
-        found: list[float] = []
+        times_us: list[float] = []
         for keep in (False, True):
             start = time.perf_counter()
-            while time.perf_counter() - start < seconds or (keep and len(found) < FEWEST):
+            while time.perf_counter() - start < seconds or (keep and len(times_us) < FEWEST):
                 each = self._seconds(run, group)
                 if keep:
-                    found.append(1e6 * each)
-        return np.array(found)
+                    times_us.append(1e6 * each)
+        return np.array(times_us)
 
     def captured(self, call: Callable[[], Any]) -> Callable[[], Any]:
         """The call as one CUDA graph, to be replayed."""

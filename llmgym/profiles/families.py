@@ -374,14 +374,14 @@ class Families:
         ):
             for batch in self.grid.power:
                 needs = 2.0 * batch * queries * (8 * f + 12 * h) * (3 if trains else 1)
-                found = case(
+                layers = case(
                     "power",
                     f"{shape.name} layer, {variant}, {each} tokens a sequence",
                     needs,
                     lambda b=batch, n=queries, t=trains: make(b, n, t),  # type: ignore[misc]
                     batch=batch,
                 )
-                yield found._replace(power=True, graph=False)
+                yield layers._replace(power=True, graph=False)
         rest = case("power", "at rest", 0.0, lambda: lambda: time.sleep(0.02), batch=1)
         yield rest._replace(power=True, graph=False)
 
@@ -398,8 +398,8 @@ class Families:
                     return lambda: [linear(x, w) for x, w in pairs]
 
                 needs = 2.0 * sum(g.n * g.k + tokens * (g.n + g.k) for g in gemms)
-                found = case("layer_products", f"{name} tp1", needs, make, tokens=tokens)
-                yield found._replace(sustained=True, power=True)
+                products = case("layer_products", f"{name} tp1", needs, make, tokens=tokens)
+                yield products._replace(sustained=True, power=True)
 
 
 def mixture(torch: Any, x: Any, router: Any, up: Any, down: Any, top: int) -> Any:

@@ -110,12 +110,12 @@ class Kernels:
 
     def ops(self) -> dict[str, list[str]]:
         """Every op with its variants."""
-        found: dict[str, list[str]] = {}
+        ops: dict[str, list[str]] = {}
         for row in self.rows:
-            variants = found.setdefault(row.op, [])
+            variants = ops.setdefault(row.op, [])
             if row.variant not in variants:
                 variants.append(row.variant)
-        return found
+        return ops
 
     def table(self, op: str, variant: str) -> dict[str, NDArray[np.float64]]:
         """The rows of one op and variant as columns: each name of its shape, latency_us, iqr_us, peak_bytes, power_w.
@@ -162,17 +162,17 @@ class Kernels:
         points = np.column_stack(
             [_position(columns[name], columns[name]) for name in varying] or [columns[names[0]]]
         )
-        asked = np.array([_position(np.array([float(shape[name])]), columns[name])[0] for name in varying])
+        wanted = np.array([_position(np.array([float(shape[name])]), columns[name])[0] for name in varying])
         values = np.log(columns["latency_us"])
         if not varying:
             return float(columns["latency_us"][0])
         if len(varying) == 1:
             order = np.argsort(points[:, 0])
-            return float(np.exp(np.interp(asked[0], points[order, 0], values[order])))
-        found = float(LinearNDInterpolator(points, values)(asked)[0])
-        if math.isnan(found):
+            return float(np.exp(np.interp(wanted[0], points[order, 0], values[order])))
+        logarithm = float(LinearNDInterpolator(points, values)(wanted)[0])
+        if math.isnan(logarithm):
             raise InvalidArgument(f"shape={shape} of {op}: no measured cases around it")
-        return math.exp(found)
+        return math.exp(logarithm)
 
     def affine(self, op: str, variant: str, x: str, within: float = 0.1, **where: int) -> Fit:
         """The affine law of an op in one of its variables, such as the alpha and beta of attention-FFN disaggregation.

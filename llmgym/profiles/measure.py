@@ -332,18 +332,18 @@ def _profile(
         rows["host", (sequences,)] = (1e6 * host_s(cost, sequences), 0.0)
     tables, errors = {}, {}
     for op in OPS:
-        found = sorted((key[1], value) for key, value in rows.items() if key[0] == op)
-        if not found:
+        measured = sorted((key[1], value) for key, value in rows.items() if key[0] == op)
+        if not measured:
             continue
-        latency, spread = (np.array([value[i] for _, value in found]) for i in (0, 1))
-        shapes = np.array([key for key, _ in found], np.int64)
-        blank = np.full(len(found), math.nan)
-        tables[op] = Table(shapes, latency, spread, blank, ("bf16",) * len(found))
+        latency, spread = (np.array([value[i] for _, value in measured]) for i in (0, 1))
+        shapes = np.array([key for key, _ in measured], np.int64)
+        blank = np.full(len(measured), math.nan)
+        tables[op] = Table(shapes, latency, spread, blank, ("bf16",) * len(measured))
         relative = 100 * spread / latency
         errors[op] = {
             "iqr_pct_median": round(float(np.median(relative)), 2),
             "iqr_pct_p90": round(float(np.quantile(relative, 0.9)), 2),
-            "n": len(found),
+            "n": len(measured),
         }
     errors["host"] = {"n": 0}
     versions, gpu = bench.device.versions(), bench.device.gpu

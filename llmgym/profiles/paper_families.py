@@ -80,8 +80,10 @@ def linear(f: Families) -> Iterator[Case]:
                     )
                 )
             for variant, needs, make in variants:
-                found = case("causal_attention", variant, needs, make, heads=heads, head_dim=d, length=length)
-                yield found._replace(memory=True)
+                measured = case(
+                    "causal_attention", variant, needs, make, heads=heads, head_dim=d, length=length
+                )
+                yield measured._replace(memory=True)
 
 
 def diffusion(f: Families) -> Iterator[Case]:
@@ -238,13 +240,13 @@ def memory(f: Families) -> Iterator[Case]:
         def bm25(documents: int = entries) -> Callable[[], Any]:
             terms, query, slots = 30000, 8, 128
             words = torch.randint(0, terms, (documents, slots), device=where, dtype=torch.int32)
-            asked = torch.randint(0, terms, (query,), device=where, dtype=torch.int32)
+            query_terms = torch.randint(0, terms, (query,), device=where, dtype=torch.int32)
             rarity = torch.rand(query, device=where) * 8.0
 
             def call() -> Any:
                 total = torch.zeros(documents, device=where)
                 for i in range(query):
-                    count = (words == asked[i]).sum(1, dtype=torch.float32)
+                    count = (words == query_terms[i]).sum(1, dtype=torch.float32)
                     total += rarity[i] * count * 2.2 / (count + 1.2)
                 return total
 

@@ -236,10 +236,10 @@ def _check(profile: Profile, where: str) -> None:
         ) from None
     if not origin.sources:
         raise ProfileError(f"{where}: provenance.sources is empty; no number without provenance")
-    for at, source in enumerate(origin.sources):
+    for index, source in enumerate(origin.sources):
         for name in ("title", "url", "licence"):
             if not getattr(source, name):
-                raise ProfileError(f"{where}: provenance.sources[{at}].{name} is empty")
+                raise ProfileError(f"{where}: provenance.sources[{index}].{name} is empty")
     if origin.method in ("measured", "law") and not origin.errors:
         raise ProfileError(
             f"{where}: provenance.errors is empty; a {origin.method} profile states its errors"
@@ -265,15 +265,15 @@ def _check(profile: Profile, where: str) -> None:
 
 
 def _provenance(meta: Mapping[str, Any], where: str) -> Provenance:
-    found = meta.get("provenance")
-    if not isinstance(found, dict):
+    provenance = meta.get("provenance")
+    if not isinstance(provenance, dict):
         raise ProfileError(f"{where}: field 'provenance' is missing; no number without provenance")
     for name, kind in (("method", str), ("date", str), ("sources", list)):
-        if not isinstance(found.get(name), kind):
+        if not isinstance(provenance.get(name), kind):
             raise ProfileError(f"{where}: field 'provenance.{name}' is missing or is not a {kind.__name__}")
     sources = []
-    for at, source in enumerate(found["sources"]):
-        here = f"{where}: provenance.sources[{at}]"
+    for index, source in enumerate(provenance["sources"]):
+        here = f"{where}: provenance.sources[{index}]"
         if not isinstance(source, dict):
             raise ProfileError(f"{here} must be an object with title, url and licence, got {source!r}")
         for name in ("title", "url", "licence"):
@@ -285,18 +285,20 @@ def _provenance(meta: Mapping[str, Any], where: str) -> Provenance:
             raise ProfileError(f"{here}: unknown field {unknown[0]!r}; expected {', '.join(known)}")
         sources.append(Source(**source))
     for name in ("errors", "versions"):
-        if not isinstance(found.get(name, {}), dict):
-            raise ProfileError(f"{where}: field 'provenance.{name}' must be an object, got {found[name]!r}")
-    for key, figures in found.get("errors", {}).items():
+        if not isinstance(provenance.get(name, {}), dict):
+            raise ProfileError(
+                f"{where}: field 'provenance.{name}' must be an object, got {provenance[name]!r}"
+            )
+    for key, figures in provenance.get("errors", {}).items():
         if not isinstance(figures, dict):
             raise ProfileError(f"{where}: field 'provenance.errors.{key}' must be an object, got {figures!r}")
-    notes = tuple(found.get("notes", ()))
+    notes = tuple(provenance.get("notes", ()))
     return Provenance(
-        found["method"],
-        found["date"],
+        provenance["method"],
+        provenance["date"],
         tuple(sources),
-        found.get("errors", {}),
-        found.get("versions", {}),
+        provenance.get("errors", {}),
+        provenance.get("versions", {}),
         notes,
     )
 

@@ -149,16 +149,18 @@ def read_tables(path: Path) -> dict[str, Table]:
                 f"{path}: there is no row with op {op!r}; needed are {', '.join(REQUIRED_OPS)}"
             )
     tables = {}
-    for op, found in rows.items():
-        found.sort()
-        shapes = [entry[0] for entry in found]
+    for op, entries in rows.items():
+        entries.sort()
+        shapes = [entry[0] for entry in entries]
         for first, second in pairwise(shapes):
             if first == second:
                 raise ProfileError(f"{path}: op {op!r} has the shape {dict(zip(OPS[op], first))} twice")
         if len(shapes) < 2:
             raise ProfileError(f"{path}: op {op!r} has one row only; two or more are needed to interpolate")
-        medians, spreads, powers = (np.array([entry[at] for entry in found], np.float64) for at in (1, 2, 3))
-        dtypes = tuple(entry[4] for entry in found)
+        medians, spreads, powers = (
+            np.array([entry[at] for entry in entries], np.float64) for at in (1, 2, 3)
+        )
+        dtypes = tuple(entry[4] for entry in entries)
         tables[op] = Table(np.array(shapes, np.int64), medians, spreads, powers, dtypes)
     return tables
 
@@ -275,12 +277,14 @@ def tables_cost(tables: Mapping[str, Table], where: str) -> StepCost:
 
     beside = None
     if "decode_attention_beside" in tables:
-        found = tables["decode_attention_beside"]
-        if not np.array_equal(found.shape, decode.shape):
+        measured_beside = tables["decode_attention_beside"]
+        if not np.array_equal(measured_beside.shape, decode.shape):
             raise ProfileError(
                 f"{where}: 'decode_attention_beside' must have the shapes of 'decode_attention'"
             )
-        beside = on_knots(_grid("decode_attention_beside", batch, each, found.latency_us * 1e-6, where))
+        beside = on_knots(
+            _grid("decode_attention_beside", batch, each, measured_beside.latency_us * 1e-6, where)
+        )
     return table_cost(
         dense=np.concatenate([[0.0], dense_time]),
         prefill=np.exp(prefill_knots),

@@ -12,23 +12,8 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
+from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument
-
-
-def positive(name: str, value: float, allow_zero: bool = False) -> float:
-    """Return `value` as a float; InvalidArgument unless it is finite and positive (or zero, where allowed)."""
-    number = _number(name, value)
-    if not math.isfinite(number) or number < 0.0 or (number == 0.0 and not allow_zero):
-        allowed = "a finite number, zero or more" if allow_zero else "a finite number above zero"
-        raise InvalidArgument(f"{name}={value!r}: must be {allowed}")
-    return number
-
-
-def _number(name: str, value: float) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise InvalidArgument(f"{name}={value!r}: must be a number") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +95,10 @@ class Modulation:
     law: str = "lognormal"
 
     def __post_init__(self) -> None:
-        positive("period_s", self.period_s)
-        if positive("variance", self.variance, allow_zero=True) > 100.0:
+        number("period_s", self.period_s)
+        if number("variance", self.variance, zero=True) > 100.0:
             raise InvalidArgument(f"variance={self.variance!r}: must be at most 100")
-        if not 0.0 <= _number("correlation", self.correlation) < 1.0:
+        if not 0.0 <= number("correlation", self.correlation, zero=True) < 1.0:
             raise InvalidArgument(f"correlation={self.correlation!r}: must be in [0, 1)")
         if self.law not in ("lognormal", "gamma"):
             raise InvalidArgument(f"law={self.law!r}: must be 'lognormal' or 'gamma'")
@@ -134,8 +119,8 @@ class Profile:
     period_s: float | None = None
 
     def __post_init__(self) -> None:
-        starts = tuple(positive("starts_s", x, allow_zero=True) for x in self.starts_s)
-        multipliers = tuple(positive("multipliers", x, allow_zero=True) for x in self.multipliers)
+        starts = tuple(number("starts_s", x, zero=True) for x in self.starts_s)
+        multipliers = tuple(number("multipliers", x, zero=True) for x in self.multipliers)
         if not starts or starts[0] != 0.0 or any(b <= a for a, b in pairwise(starts)):
             raise InvalidArgument(f"starts_s={self.starts_s!r}: must begin with 0 and increase")
         if len(multipliers) != len(starts):
@@ -145,7 +130,7 @@ class Profile:
         if not any(multipliers):
             raise InvalidArgument(f"multipliers={self.multipliers!r}: at least one must be above zero")
         if self.period_s is not None:
-            period = positive("period_s", self.period_s)
+            period = number("period_s", self.period_s)
             if period <= starts[-1]:
                 raise InvalidArgument(
                     f"period_s={self.period_s!r}: must be above the last start, {starts[-1]}"
@@ -195,11 +180,11 @@ class Arrivals:
                     f"rate_rps={self.rate_rps!r}: requests that all come at once have no rate to set"
                 )
         else:
-            positive("rate_rps", self.rate_rps)
-        positive("cv", self.cv)
+            number("rate_rps", self.rate_rps)
+        number("cv", self.cv)
         if self.process == "on-off":
-            positive("mean_on_s", self.mean_on_s)
-            positive("mean_off_s", self.mean_off_s)
+            number("mean_on_s", self.mean_on_s)
+            number("mean_off_s", self.mean_off_s)
         if self.process in ("burst", "replay") and (self.modulation is not None or self.profile is not None):
             raise InvalidArgument(f"process={self.process!r}: its rate cannot be modulated or shaped")
         if (self.process == "replay") != (self.rows is not None):
@@ -207,7 +192,7 @@ class Arrivals:
 
     def with_rate(self, rate_rps: float) -> "Arrivals":
         """The same process at another mean rate (req/s): CV, on and off times and relative variation stay."""
-        return replace(self, rate_rps=positive("rate_rps", rate_rps))
+        return replace(self, rate_rps=number("rate_rps", rate_rps))
 
     def modulated(
         self, period_s: float, variance: float, correlation: float = 0.0, law: str = "lognormal"
@@ -224,24 +209,24 @@ class Arrivals:
 
 def poisson(rate_rps: float) -> Arrivals:
     """Poisson arrivals at `rate_rps` (req/s)."""
-    return Arrivals("renewal", positive("rate_rps", rate_rps))
+    return Arrivals("renewal", number("rate_rps", rate_rps))
 
 
 def gamma(rate_rps: float, cv: float) -> Arrivals:
     """Stationary renewal arrivals with gamma gaps of coefficient of variation `cv`; `cv=1` is Poisson."""
-    return Arrivals("renewal", positive("rate_rps", rate_rps), cv=positive("cv", cv))
+    return Arrivals("renewal", number("rate_rps", rate_rps), cv=number("cv", cv))
 
 
 def on_off(rate_on_rps: float, mean_on_s: float, mean_off_s: float, cv: float = 1.0) -> Arrivals:
     """Exponential on and off periods (means in s); gamma gaps at `rate_on_rps` (req/s) while on, silence while off."""
-    on, off = positive("mean_on_s", mean_on_s), positive("mean_off_s", mean_off_s)
-    rate = positive("rate_on_rps", rate_on_rps) * on / (on + off)
-    return Arrivals("on-off", rate, cv=positive("cv", cv), mean_on_s=on, mean_off_s=off)
+    on, off = number("mean_on_s", mean_on_s), number("mean_off_s", mean_off_s)
+    rate = number("rate_on_rps", rate_on_rps) * on / (on + off)
+    return Arrivals("on-off", rate, cv=number("cv", cv), mean_on_s=on, mean_off_s=off)
 
 
 def regular(rate_rps: float) -> Arrivals:
     """One request every 1 / `rate_rps` seconds, the first at time 0."""
-    return Arrivals("regular", positive("rate_rps", rate_rps))
+    return Arrivals("regular", number("rate_rps", rate_rps))
 
 
 def burst() -> Arrivals:
@@ -261,5 +246,5 @@ def replay(rows: Rows, rate_rps: float | None = None, from_start: bool = False) 
         InvalidArgument: a rate was given for a trace whose requests all come at once.
     """
     own = len(rows) / rows.cycle_s if rows.cycle_s > 0.0 else math.inf
-    rate = own if rate_rps is None else positive("rate_rps", rate_rps)
+    rate = own if rate_rps is None else number("rate_rps", rate_rps)
     return Arrivals("replay", rate, rows=rows, from_start=from_start)

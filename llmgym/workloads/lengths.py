@@ -14,8 +14,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument
-from llmgym.workloads.arrivals import Rows, positive
+from llmgym.workloads.arrivals import Rows
 
 MAX_TOKENS = 2**31 - 1
 _Z_SPAN, _Z_KNOTS = 6.0, 513  # knots of a parametric law: even in the normal score, out to 1e-9 either side
@@ -24,12 +25,12 @@ _EXACT_POINTS = 4_000_000
 
 def _whole(name: str, value: int) -> int:
     try:
-        number = operator.index(value)
+        tokens = operator.index(value)
     except TypeError:
         raise InvalidArgument(f"{name}={value!r}: must be a whole number of tokens") from None
-    if not 1 <= number <= MAX_TOKENS:
+    if not 1 <= tokens <= MAX_TOKENS:
         raise InvalidArgument(f"{name}={value!r}: must be from 1 to {MAX_TOKENS} tokens")
-    return number
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -171,14 +172,14 @@ def mixture(weights: Sequence[float], mu: Sequence[float], sigma: Sequence[float
         InvalidArgument: lists of different length, a weight below zero, a sigma not above zero, a mu that is
             not finite.
     """
-    w = np.array([positive("weights", x, allow_zero=True) for x in weights], dtype=np.float64)
+    w = np.array([number("weights", x, zero=True) for x in weights], dtype=np.float64)
     top = _whole("max", max)
     if w.size == 0 or not w.size == len(mu) == len(sigma) or w.sum() <= 0.0:
         raise InvalidArgument(
             f"weights={list(weights)!r}: must have a positive sum and as many entries as mu ({len(mu)}) "
             f"and sigma ({len(sigma)})"
         )
-    scales = [positive("sigma", x) for x in sigma]
+    scales = [number("sigma", x) for x in sigma]
     if not np.all(np.isfinite(np.asarray(mu, dtype=np.float64))):
         raise InvalidArgument(f"mu={list(mu)!r}: must be finite")
     if w.size == 1:

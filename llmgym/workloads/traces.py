@@ -107,7 +107,7 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
             opener: Callable[..., IO[str]] = gzip.open if raw.read(2) == b"\x1f\x8b" else open
         # bytes that are no UTF-8 come through as surrogates, so that _lines can say where they are
         with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            found = _read(file, text, format, times, prompts, outputs)
+            read_as = _read(file, text, format, times, prompts, outputs)
     except FileNotFoundError:
         raise TraceError(f"{file}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -115,7 +115,7 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
         raise TraceError(f"{file}: cannot be read: {why}") from error
     rows = Rows(np.frombuffer(times), np.frombuffer(prompts, np.int32), np.frombuffer(outputs, np.int32))
     arrivals = replay(rows)
-    if found == "mooncake" and format is None and _PLAINLY_SECONDS_RPS < arrivals.rate_rps < math.inf:
+    if read_as == "mooncake" and format is None and _PLAINLY_SECONDS_RPS < arrivals.rate_rps < math.inf:
         warnings.warn(
             f"{file}: {arrivals.rate_rps:,.0f} requests arrive each second if its timestamps are milliseconds, as "
             "Mooncake's are; if they are seconds, read it with format='mooncake-s', else with format='mooncake'",
@@ -125,8 +125,8 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
         file.name.partition(".")[0],
         arrivals,
         (RequestClass(rows=rows),),
-        description=f"Replay of {file.name} ({found}), {len(rows)} requests over {rows.arrival_s[-1]:.1f} s.",
-        source=_FORMATS[found].source or str(file),
+        description=f"Replay of {file.name} ({read_as}), {len(rows)} requests over {rows.arrival_s[-1]:.1f} s.",
+        source=_FORMATS[read_as].source or str(file),
     )
 
 
@@ -145,32 +145,34 @@ def _read(
     place, head = first
     rows: Iterator[tuple[_Place, list[Any]]]
     if format in _JSON or (format is None and head.lstrip().startswith("{")):
-        found = format or "mooncake"
+        read_as = format or "mooncake"
         rows = _json_rows(chain([first], lines))
     else:
         header = [name.strip() for name in _cells(place, head, [])]
-        found = format or _detect(place, header)
-        rows = _csv_rows(place, header, _FORMATS[found].columns, lines)
-    (arrival, prompt, output), second = _FORMATS[found].columns, _FORMATS[found].second
-    hint = " (BurstGPT without failed requests: BurstGPT_without_fails_*.csv)" if found == "burstgpt" else ""
+        read_as = format or _detect(place, header)
+        rows = _csv_rows(place, header, _FORMATS[read_as].columns, lines)
+    (arrival, prompt, output), second = _FORMATS[read_as].columns, _FORMATS[read_as].second
+    hint = (
+        " (BurstGPT without failed requests: BurstGPT_without_fails_*.csv)" if read_as == "burstgpt" else ""
+    )
     start = before = 0.0
     for place, values in rows:
-        at = _seconds(place, arrival, values[0], second)
+        arrival_s = _seconds(place, arrival, values[0], second)
         if not times:
-            start = before = at
-        if at < before:
+            start = before = arrival_s
+        if arrival_s < before:
             raise place.error(arrival, f"{_shown(values[0])} is before the row above; sort the file")
-        before = at
+        before = arrival_s
         prompts.append(_count(place, prompt, values[1]))
         outputs.append(_count(place, output, values[2], hint))
-        times.append(at - start)
+        times.append(arrival_s - start)
     if not times:
         raise TraceError(f"{file}: is empty: a header but no request")
     if 0.0 < times[-1] < _SHORTEST_SPAN_S:
         raise place.error(
             arrival, f"all requests within {times[-1]:g} s; must be one instant, or 1e-9 s or more"
         )
-    return found
+    return read_as
 
 
 def _lines(file: Path, text: IO[str]) -> Iterator[tuple[_Place, str]]:
@@ -232,8 +234,8 @@ def _csv_rows(
 ) -> Iterator[tuple[_Place, list[Any]]]:
     for name in columns:
         if name not in header:
-            found = _shown(", ".join(header))
-            raise TraceError(f"{place.file}, line {place.line}: missing column {name!r}; found {found}")
+            there = _shown(", ".join(header))
+            raise TraceError(f"{place.file}, line {place.line}: missing column {name!r}; found {there}")
         if header.count(name) > 1:
             raise place.error(name, f"is there {header.count(name)} times")
     chosen = [header.index(name) for name in columns]
@@ -276,11 +278,11 @@ class _Twice(Exception):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         raise _Twice(next(name for name in names if names.count(name) > 1))
-    return found
+    return record
 
 
 def _shown(value: object) -> str:

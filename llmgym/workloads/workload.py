@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument
-from llmgym.workloads.arrivals import Arrivals, Rows, positive
+from llmgym.workloads.arrivals import Arrivals, Rows
 from llmgym.workloads.lengths import RequestClass
 
 if TYPE_CHECKING:
@@ -104,12 +105,12 @@ class Workload:
         phases = tuple(Phase(*p) for p in self.phases) or (Phase(0.0, (1.0,) * len(classes)),)
         checked = []
         for p in phases:
-            weights = tuple(positive("weights", w, allow_zero=True) for w in p.weights)
+            weights = tuple(number("weights", w, zero=True) for w in p.weights)
             if len(weights) != len(classes) or sum(weights) <= 0.0:
                 raise InvalidArgument(
                     f"weights={p.weights!r}: must be {len(classes)} numbers with a positive sum"
                 )
-            checked.append(Phase(positive("start", p.start, allow_zero=True), weights))
+            checked.append(Phase(number("start", p.start, zero=True), weights))
         starts = [p.start for p in checked]
         if starts[0] != 0.0 or any(b <= a for a, b in pairwise(starts)):
             raise InvalidArgument(
@@ -147,7 +148,7 @@ class Workload:
 
     def with_requests(self, requests: int) -> "Workload":
         """Phases given as fractions become request numbers, for `requests` requests in all."""
-        positive("requests", requests)
+        number("requests", requests)
         if self.phase_by != "fraction":
             return self
         phases = tuple(Phase(float(math.floor(p.start * requests)), p.weights) for p in self.phases)
@@ -169,7 +170,7 @@ class Workload:
 
         if information not in INFORMATION:
             raise InvalidArgument(f"information={information!r}: must be one of {', '.join(INFORMATION)}")
-        scale = positive("noise_scale", noise_scale, allow_zero=True)
+        scale = number("noise_scale", noise_scale, zero=True)
         return pack(self.arrivals, self.classes, self.phases, self.phase_by, information, scale)
 
     def sample(
@@ -290,7 +291,7 @@ class Workload:
                 number of them.
         """
         if phase_weights is not None:
-            shares = np.array([positive("phase_weights", w, allow_zero=True) for w in phase_weights])
+            shares = np.array([number("phase_weights", w, zero=True) for w in phase_weights])
             if shares.size != len(self.phases) or shares.sum() <= 0.0:
                 raise InvalidArgument(
                     f"phase_weights={list(phase_weights)!r}: must be {len(self.phases)} numbers, not all zero"
