@@ -91,6 +91,7 @@ ENVIRONMENTS = (
         source="Jiang et al., ICML 2026, arXiv 2602.12151",
         docs="oserve",
         baselines="oserve.policies",
+        audit="oserve.audit:cluster",
     ),
     _ours(
         "PipeSDNav",

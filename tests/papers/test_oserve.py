@@ -24,7 +24,7 @@ from llmgym.baselines.oserve.policies import (
 )
 from llmgym.core.lanes import HOLD, Lanes, seeded_key
 from llmgym.envs.oserve import daily
-from llmgym.envs.oserve.deployments import best, evaluate, flows, mixes
+from llmgym.envs.oserve.deployments import best_for_a_mix, evaluate, flows, mixes
 from llmgym.envs.oserve.env import OServe
 from llmgym.envs.oserve.scenarios import CORNERS, spatial_mix
 from llmgym.evaluation.rollout import run_episodes
@@ -53,15 +53,15 @@ RATES = [
 def test_1_rates(
     model: str, shape: tuple[int, int], expected: tuple[float, ...], latency_s: tuple[float, ...]
 ) -> None:
-    found = [rates(model, *shape, kind) for kind in CORNERS]
-    np.testing.assert_allclose([one.rate_rps for one in found], expected, rtol=0.01)
+    ours = [rates(model, *shape, lengths) for lengths in CORNERS]
+    np.testing.assert_allclose([rate.rate_rps for rate in ours], expected, rtol=0.01)
     # the latencies are printed to two or three digits
-    np.testing.assert_allclose([one.latency_s for one in found], latency_s, rtol=0.01, atol=0.006)
+    np.testing.assert_allclose([rate.latency_s for rate in ours], latency_s, rtol=0.01, atol=0.006)
 
 
 def test_1_larger_replicas_suit_long_answers_and_smaller_ones_short() -> None:
     """OPT-66B, a GPU: from 4 to 8 of them (2455, 510) gains and (496, 18) loses."""
-    four, eight = ([rates("opt-66b", n, 1, kind).rate_rps / n for kind in CORNERS] for n in (4, 8))
+    four, eight = ([rates("opt-66b", n, 1, lengths).rate_rps / n for lengths in CORNERS] for n in (4, 8))
     assert eight[3] > 1.2 * four[3] and eight[0] < 0.9 * four[0]
 
 
@@ -75,10 +75,10 @@ def table(model: str, gpus: int) -> Any:
 
 def example() -> tuple[Any, np.ndarray]:
     """Llama2-70B on (4,1), (4,1), (8,1)."""
-    found = table("llama-2-70b", 16)
-    replicas = np.zeros(len(found.shapes), np.int64)
-    replicas[found.shapes.index((4, 1))], replicas[found.shapes.index((8, 1))] = 2, 1
-    return found, replicas
+    rates_of = table("llama-2-70b", 16)
+    replicas = np.zeros(len(rates_of.shapes), np.int64)
+    replicas[rates_of.shapes.index((4, 1))], replicas[rates_of.shapes.index((8, 1))] = 2, 1
+    return rates_of, replicas
 
 
 @pytest.mark.parametrize(
@@ -88,10 +88,10 @@ def test_2_a_plain_flow_asks_too_much(mix: tuple[float, ...], measured: float) -
     """With its mean rate as capacity a replica is loaded to 122-163 % of what it can do (104-169 % for other demands of
     this size).
     """
-    found, replicas = example()
+    rates_of, replicas = example()
     demand = np.array(mix, np.float64)
-    demand *= 0.999 * flows(found, replicas, demand)[0]
-    plain, exact = route_preflow(found, replicas, demand), route_lp(found, replicas, demand)
+    demand *= 0.999 * flows(rates_of, replicas, demand)[0]
+    plain, exact = route_preflow(rates_of, replicas, demand), route_lp(rates_of, replicas, demand)
     assert plain.utilization.max() == pytest.approx(measured, abs=0.01)
     assert exact.served == pytest.approx(1.0) and exact.utilization.max() <= 1.0 + 1e-9
 
@@ -99,16 +99,16 @@ def test_2_a_plain_flow_asks_too_much(mix: tuple[float, ...], measured: float) -
 def test_2_the_program_never_asks_too_much() -> None:
     rng = np.random.default_rng(0)
     for model in ("llama-2-70b", "opt-66b"):
-        found = table(model, 16)
+        rates_of = table(model, 16)
         for _ in range(40):
-            replicas = rng.integers(0, 3, len(found.shapes))
+            replicas = rng.integers(0, 3, len(rates_of.shapes))
             demand = rng.exponential(10.0, 4)
             if not replicas.any():
                 continue
-            routing = route_lp(found, replicas, demand)
+            routing = route_lp(rates_of, replicas, demand)
             assert routing.utilization.max() <= 1.0 + 1e-7
             assert (routing.flow.sum(axis=0) <= demand * (1 + 1e-7) + 1e-9).all()
-            alpha, _ = flows(found, replicas, demand)
+            alpha, _ = flows(rates_of, replicas, demand)
             assert alpha == pytest.approx(routing.headroom, rel=1e-6, abs=1e-9)
 
 
@@ -135,12 +135,12 @@ def _all(model: str) -> np.ndarray:
     [("llama-2-70b", 16, 0.01), ("opt-66b", 16, 0.01), ("opt-30b", 16, 0.01), ("llama-2-70b", 32, 0.03)],
 )
 def test_3_search_against_brute_force(model: str, gpus: int, tolerance: float) -> None:
-    found = table(model, gpus)
+    rates_of = table(model, gpus)
     rng = np.random.default_rng(1)
     for k in range(40):
         mix = rng.dirichlet(np.ones(4))
-        whole = brute_force(found, mix, gpus)
-        part = search(found, mix, gpus, seed=k)
+        whole = brute_force(rates_of, mix, gpus)
+        part = search(rates_of, mix, gpus, seed=k)
         assert part.most >= (1.0 - tolerance) * whole.most, mix
         assert part.iterations < 200 and part.evaluated < whole.evaluated
 
@@ -171,18 +171,21 @@ def p99(
         "history": 1,
     }
     plain = OServe(**settings)
-    alpha, late = evaluate(plain.types, plain.deployments, plain.mean_load[None])
-    d = plain.number_of(shapes) if shapes else best(alpha[0] / (0.9 * alpha[0].max()), late[0])
+    alpha, latency_s = evaluate(plain.types, plain.deployments, plain.mean_load[None])
+    d = plain.number_of(shapes) if shapes else best_for_a_mix(alpha[0], latency_s[0])
     initial = [s for s, n in zip(plain.table.shapes, plain.deployments[d], strict=True) for _ in range(n)]
     simulation = OServe(**settings, initial=initial)
     lanes = Lanes(simulation, seeds)
     lanes.reset(None, [seeded_key(k) for k in range(seeds)])
-    asked = lanes.state.demand.mean(axis=1) @ simulation.requests.stream_type
-    lanes.buffers.action[:] = [simulation.control(d, row) for row in asked]
+    demand = lanes.state.demand.mean(axis=1) @ simulation.requests.stream_type
+    lanes.buffers.action[:] = [simulation.control(d, row) for row in demand]
     while not lanes.buffers.ended.all():
         lanes.step(HOLD)
-    metrics = lanes.buffers.metrics[:, simulation.metric_names.index("e2e_p99_s")]
-    return metrics.copy(), simulation.name_of(simulation.deployments[d]), float(alpha[0, d])
+    return (
+        lanes.buffers.metrics["e2e_p99_s"].copy(),
+        simulation.name_of(simulation.deployments[d]),
+        float(alpha[0, d]),
+    )
 
 
 TP4, TP8 = ((4, 1),) * 4, ((8, 1),) * 2
@@ -201,8 +204,8 @@ BALANCED = (0.25,) * 4
 def test_4_a_balanced_mix_needs_nothing_new() -> None:
     """OPT-66B, 16 GPUs: the plan is the static one, and with the same dispatch both are the same run."""
     mix = BALANCED
-    found = search(table("opt-66b", 16), np.array(mix), 16)
-    assert [(str(s), n) for s, n in zip(table("opt-66b", 16).shapes, found.replicas, strict=True) if n] == [
+    planned = search(table("opt-66b", 16), np.array(mix), 16)
+    assert [(str(s), n) for s, n in zip(table("opt-66b", 16).shapes, planned.replicas, strict=True) if n] == [
         ("TP8", 2)
     ]
     ours, name, _ = p99("opt-66b", mix)
@@ -212,10 +215,10 @@ def test_4_a_balanced_mix_needs_nothing_new() -> None:
 
 def test_5_spatial_sensitivity() -> None:
     """Llama2-70B, 16 GPUs, against (4,1) x 4: every cell gains, and with (2455, 18) ahead the more the more uneven the mix is."""
-    found = {cell: ratio("llama-2-70b", TP4, *cell) for cell in CELLS}
-    assert 1.2 <= np.mean(list(found.values())) <= 1.6
-    assert min(found.values()) > 1.0
-    rising = [found[2, cv] for cv in (0.112, 0.4, 0.688)]
+    ratios = {cell: ratio("llama-2-70b", TP4, *cell) for cell in CELLS}
+    assert 1.2 <= np.mean(list(ratios.values())) <= 1.6
+    assert min(ratios.values()) > 1.0
+    rising = [ratios[2, cv] for cv in (0.112, 0.4, 0.688)]
     assert rising == sorted(rising) and rising[-1] >= 1.6
 
 
@@ -239,8 +242,8 @@ def test_6_misfit_statics() -> None:
 
 
 def mean_p99(policy: str, episodes: int = 4, **settings: Any) -> float:
-    found = run_episodes(ID, policy, episodes, 0, {"scenario": "paper", **settings})
-    return float(np.mean(found.metrics["e2e_p99_s"]))
+    run = run_episodes(ID, policy, episodes, 0, {"scenario": "paper", **settings})
+    return float(np.mean(run.metrics["e2e_p99_s"]))
 
 
 WAVE = {"drift": "wave", "load": (0.85, 0.85), "switching": "free"}
@@ -264,10 +267,10 @@ def test_7_order_of_methods() -> None:
 def test_7_nothing_drifts() -> None:
     """Amplitude 0: the forecasts are all as good, and the gain is that of dispatch and of one change at the start."""
     settings = {**WAVE, "amplitude": 0.0}
-    found = [mean_p99(name, **settings) for name in ("oserve-oracle", "oserve", "oserve-last")]
+    planners = [mean_p99(name, **settings) for name in ("oserve-oracle", "oserve", "oserve-last")]
     static, reload = (mean_p99(name, **settings) for name in ("static-uniform", "reload-adhoc"))
-    assert max(found) / min(found) < 1.03 and static == reload
-    assert max(found) < static
+    assert max(planners) / min(planners) < 1.03 and static == reload
+    assert max(planners) < static
 
 
 # --------------------------------------------------------------------------------------------------------- 8: switching
@@ -346,8 +349,8 @@ def test_9_lstm_on_periodic_arrivals() -> None:
     from llmgym.baselines.oserve import lstm as oserve_lstm
 
     past, x, y = wave(60)
-    found = rrmse(y, oserve_lstm.fit([past], updates=40)(x))
-    assert found < 0.1 and rrmse(y, moving_average(x)) > 3.0 * found
+    error = rrmse(y, oserve_lstm.fit([past], updates=40)(x))
+    assert error < 0.1 and rrmse(y, moving_average(x)) > 3.0 * error
 
 
 @functools.cache
@@ -361,13 +364,13 @@ def two_weeks_errors() -> dict[str, float]:
     series = two_weeks()
     cut = int(0.9 * series.shape[1])
     rules = {"last": last_value, "average": moving_average, "ewma": ewma(0.3)}
-    found: dict[str, list[float]] = {name: [] for name in (*rules, "ridge")}
-    for one in series:
-        x, y = windows(one[cut:])
+    errors: dict[str, list[float]] = {name: [] for name in (*rules, "ridge")}
+    for counts in series:
+        x, y = windows(counts[cut:])
         for name, rule in rules.items():
-            found[name].append(rrmse(y, rule(x)))
-        found["ridge"].append(rrmse(y, fit_ridge([one[:cut]])(x)))
-    return {name: float(np.mean(values)) for name, values in found.items()}
+            errors[name].append(rrmse(y, rule(x)))
+        errors["ridge"].append(rrmse(y, fit_ridge([counts[:cut]])(x)))
+    return {name: float(np.mean(values)) for name, values in errors.items()}
 
 
 def test_9_two_weeks() -> None:
@@ -385,12 +388,12 @@ def test_9_lstm_on_two_weeks() -> None:
     pytest.importorskip("torch")
     from llmgym.baselines.oserve import lstm as oserve_lstm
 
-    found = []
-    for j, one in enumerate(two_weeks()):
-        cut = int(0.9 * len(one))
-        x, y = windows(one[cut:])
-        found.append(rrmse(y, oserve_lstm.fit([one[:cut]], seed=j)(x)))
-    assert float(np.mean(found)) < 0.05045
+    errors = []
+    for j, counts in enumerate(two_weeks()):
+        cut = int(0.9 * len(counts))
+        x, y = windows(counts[cut:])
+        errors.append(rrmse(y, oserve_lstm.fit([counts[:cut]], seed=j)(x)))
+    assert float(np.mean(errors)) < 0.05045
 
 
 def test_mixes_are_a_grid() -> None:

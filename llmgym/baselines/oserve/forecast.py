@@ -19,7 +19,10 @@ Forecaster = Callable[[Floats], Floats]
 
 WINDOW = 50
 """Minutes that a forecast looks back; section 4."""
+_LEAST_MEAN = 0.5
+"""Half a request a window: what counts are divided by where hardly any came."""
 RIDGE = 1.0
+"""Weight of the squared coefficients; ours."""
 
 
 def last_value(counts: Floats) -> Floats:
@@ -70,8 +73,8 @@ class Ridge:
     """A linear forecast of the change from the last count, learnt by ridge regression on counts over the mean of their window.
 
     Attributes:
-        coefficients: float64 [window].
-        offset: added, in units of the mean.
+        coefficients: float64 [window], weights of the counts over their mean, oldest first.
+        offset: what is added, over the mean of the counts.
     """
 
     coefficients: Floats
@@ -84,26 +87,35 @@ class Ridge:
 
 
 def scaled(counts: Floats) -> tuple[Floats, Floats]:
-    """Counts over the mean of their window, and that mean."""
+    """Counts [n, window] over the mean of their window, and that mean [n], at least `_LEAST_MEAN`."""
     values = np.asarray(counts, np.float64)
-    scale = np.maximum(values.mean(axis=1), 0.5)
+    scale = np.maximum(values.mean(axis=1), _LEAST_MEAN)
     return values / scale[:, None], scale
 
 
 def fit_ridge(series: Sequence[Floats], window: int = WINDOW, penalty: float = RIDGE) -> Ridge:
-    """Learn a `Ridge` from one series of counts or more, each [t]."""
-    pairs = [windows(one, window) for one in series]
+    """Learn a `Ridge` from one series of counts or more.
+
+    Args:
+        series: counts of one type, each [t] with t > window.
+        window: counts that a forecast reads.
+        penalty: weight of the squared coefficients.
+
+    Raises:
+        InvalidArgument: a series that is too short, or a penalty that is not above 0.
+    """
+    pairs = [windows(counts, window) for counts in series]
     x, scale = scaled(np.concatenate([a for a, _ in pairs]))
     y = np.concatenate([b for _, b in pairs]) / scale - x[:, -1]
     middle, mean = x.mean(axis=0), float(y.mean())
     centred = x - middle
     gram = centred.T @ centred + number("penalty", penalty) * np.eye(window)
-    found = np.linalg.solve(gram, centred.T @ (y - mean))
-    return Ridge(found, mean - float(middle @ found))
+    coefficients = np.linalg.solve(gram, centred.T @ (y - mean))
+    return Ridge(coefficients, mean - float(middle @ coefficients))
 
 
 def padded(counts: Floats, window: int = WINDOW) -> Floats:
-    """Counts [n, t] with the first one repeated in front until there are `window` of them; the last ones where there are more."""
+    """The last `window` of some counts [n, t]; where there are fewer, the first one is repeated in front."""
     if counts.shape[1] >= window:
         return counts[:, -window:]
     return np.concatenate([np.repeat(counts[:, :1], window - counts.shape[1], axis=1), counts], axis=1)

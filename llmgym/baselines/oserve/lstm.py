@@ -28,11 +28,11 @@ class Lstm:
     """A trained network.
 
     Attributes:
-        w_in: float32 [4 hidden, 1], gates in the order input, forget, cell, output.
-        w_state: float32 [4 hidden, hidden].
-        bias: float32 [4 hidden].
-        w_out: float32 [1, hidden].
-        offset: float32 [1].
+        w_in: float32 [4 hidden, 1], weights of the count; gates are in the order input, forget, cell, output.
+        w_state: float32 [4 hidden, hidden], weights of the hidden state.
+        bias: float32 [4 hidden], offsets of the gates.
+        w_out: float32 [1, hidden], weights of the change that is forecast.
+        offset: float32 [1], offset of that change.
     """
 
     w_in: Single
@@ -74,12 +74,15 @@ def fit(
 
     Args:
         series: counts of one type.
-        seed: of weights and batches.
-        updates: of the weights, with a learning rate that falls to nothing.
-        batch: stretches of an update.
-        learning_rate: of Adam, the first.
-        hidden: width.
-        window: counts that go in.
+        seed: seeds weights and batches.
+        updates: number of updates of the weights, with a learning rate that falls to nothing.
+        batch: windows of an update.
+        learning_rate: first learning rate of Adam.
+        hidden: width of the layer.
+        window: counts that the network reads.
+
+    Returns:
+        The trained network.
 
     Raises:
         ImportError: torch is not installed (`pip install 'llmgym[train]'`).
@@ -90,7 +93,7 @@ def fit(
     for name, value in (("updates", updates), ("batch", batch), ("hidden", hidden)):
         whole(name, value)
     number("learning_rate", learning_rate)
-    pairs = [windows(one, window) for one in series]
+    pairs = [windows(counts, window) for counts in series]
     x, scale = scaled(np.concatenate([a for a, _ in pairs]))
     y = np.concatenate([b for _, b in pairs]) / scale - x[:, -1]
     inputs = torch.from_numpy((x - 1.0).astype(np.float32))[:, :, None]
@@ -122,9 +125,9 @@ def fit(
     return Lstm(*(part.detach().numpy().astype(np.float32).copy() for part in weights))
 
 
-def packed(made: Sequence[Lstm]) -> dict[str, NDArray[Any]]:
+def packed(networks: Sequence[Lstm]) -> dict[str, NDArray[Any]]:
     """The weights of some networks by name, for `numpy.savez`."""
-    return {f"{k}.{name}": getattr(one, name) for k, one in enumerate(made) for name in _NAMES}
+    return {f"{k}.{name}": getattr(network, name) for k, network in enumerate(networks) for name in _NAMES}
 
 
 def read(path: Path) -> list[Lstm] | None:

@@ -14,7 +14,14 @@ from llmgym.baselines.oserve.search import brute_force, catalogue_uniform, route
 from llmgym.core.checks import choice, whole
 from llmgym.envs.oserve.deployments import Counts, best, evaluate
 from llmgym.envs.oserve.placement import switch_plan
-from llmgym.envs.oserve.shapes import MODELS, RateTable, positive_demand, rate_table
+from llmgym.envs.oserve.shapes import (
+    MODELS,
+    MOST_GPUS,
+    RateTable,
+    deployment_name,
+    positive_demand,
+    rate_table,
+)
 from llmgym.errors import InvalidArgument
 
 
@@ -23,7 +30,7 @@ class Oserve:
     """Which replica shapes serve a load of several request types best (Jiang et al., arXiv 2602.12151), and who gets what."""
 
     model: str = "llama-2-70b"
-    """opt-30b, opt-66b, llama-30b, llama-2-70b, llama-3.1-70b or qwen2.5-14b."""
+    """The model: opt-30b, opt-66b, llama-30b, llama-2-70b, llama-3.1-70b or qwen2.5-14b."""
     gpus: int = 16
     """H100s, in nodes of eight."""
     prompts: tuple[int, ...] = (496, 496, 2455, 2455)
@@ -36,13 +43,13 @@ class Oserve:
     """A kernel set such as h100/kernels, for the models that it holds; the roofline if left out."""
 
     def run(self, console: Console) -> None:
-        """Print what was found.
+        """Print the best deployment, its routing, and what a change to it moves.
 
         Raises:
             LlmgymError: a name or number that does not do, or a model that fits nowhere.
         """
         model = MODELS[choice("model", self.model, MODELS)]
-        whole("gpus", self.gpus, 1, 32)
+        whole("gpus", self.gpus, 1, MOST_GPUS)
         if len(self.prompts) != len(self.outputs):
             raise InvalidArgument(f"outputs={self.outputs}: expected one for each of prompts={self.prompts}")
         types = tuple(zip(self.prompts, self.outputs, strict=True))
@@ -50,37 +57,38 @@ class Oserve:
         if load.sum() == 0.0 or any(rate != 0.0 and not 1e-6 <= rate <= 1e6 for rate in load):
             raise InvalidArgument(f"rates={self.rates}: expected 0 or 1e-6 to 1e6, at least one above 0")
         table = rate_table(self.model, types, self.gpus, self.kernels)
-        for j, kind in enumerate(table.kinds):
+        for j, lengths in enumerate(table.classes):
             if not table.rate[:, j].any():
                 raise InvalidArgument(
-                    f"prompts, outputs: a request of {kind.prompt:,} + {kind.output:,} tokens fits into no replica of "
+                    f"prompts, outputs: a request of {lengths.prompt:,} + {lengths.output:,} tokens fits into no replica of "
                     f"{self.model} on gpus={self.gpus}; the largest cache holds {table.capacity.max():,} tokens"
                 )
-        found = brute_force(table, load, self.gpus)
-        alike = catalogue_uniform(table, self.gpus)
-        alpha, late = evaluate(table, alike, load[None])
-        plain = alike[best(alpha[0], late[0])]
+        planned = brute_force(table, load, self.gpus).replicas
+        equal = catalogue_uniform(table, self.gpus)
+        alpha, latency_s = evaluate(table, equal, load[None])
+        plain = equal[best(alpha[0], latency_s[0])]
         shown = Table(title=f"{self.model} on {self.gpus} GPUs", title_justify="left")
         for name in ("deployment", "headroom", "unloaded latency, s"):
             shown.add_column(name, justify="left" if name == "deployment" else "right")
-        rows = np.array([found.replicas, *alike])
-        values, times = evaluate(table, rows, load[None])
+        rows = np.array([planned, *equal])
+        values, times_s = evaluate(table, rows, load[None])
         for k in [0, *(1 + np.argsort(-values[0, 1:]))]:
-            title = _name(table, rows[k])
+            title = deployment_name(table.shapes, rows[k])
             shown.add_row(
-                f"[bold]{title}[/bold]" if k == 0 else title, f"{values[0, k]:.3f}", f"{times[0, k]:.2f}"
+                f"[bold]{title}[/bold]" if k == 0 else title, f"{values[0, k]:.3f}", f"{times_s[0, k]:.2f}"
             )
         console.print(shown)
-        self._routes(console, table, found.replicas, load)
-        before, after = _shapes(table, plain), _shapes(table, found.replicas)
+        self._routes(console, table, planned, load)
+        before, after = _shapes(table, plain), _shapes(table, planned)
         plan = switch_plan(before, after, model.weight_bytes, self.gpus)
         console.print(
-            f"From {_name(table, plain)}: {plan.changed_gpus} GPUs change, {plan.total_bytes / 1e9:,.0f} GB of weights move "
+            f"From {deployment_name(table.shapes, plain)}: {plan.changed_gpus} GPUs change, "
+            f"{plan.total_bytes / 1e9:,.0f} GB of weights move "
             f"({plan.between_nodes_bytes / 1e9:,.0f} GB between nodes) in {plan.seconds:.2f} s."
         )
 
     def _routes(self, console: Console, table: RateTable, replicas: Counts, load: Any) -> None:
-        """Which share of each type goes where, and how much of each is served."""
+        """Print which share of each type goes where, and how much of each is served."""
         routing = route_lp(table, replicas, load)
         if routing.headroom < 1.0:
             console.print(
@@ -90,8 +98,8 @@ class Oserve:
             )
         shown = Table(title="routing, requests a second", title_justify="left")
         shown.add_column("replicas")
-        for kind, rate in zip(table.kinds, load, strict=True):
-            shown.add_column(f"{kind.prompt} in, {kind.output} out\n{rate:g} req/s", justify="right")
+        for lengths, rate in zip(table.classes, load, strict=True):
+            shown.add_column(f"{lengths.prompt} in, {lengths.output} out\n{rate:g} req/s", justify="right")
         shown.add_column("utilisation", justify="right")
         for s in np.flatnonzero(replicas):
             shares = [f"{abs(flow):.2f}" for flow in routing.flow[s]]
@@ -102,10 +110,6 @@ class Oserve:
         ]
         shown.add_row("[bold]served[/bold]", *shares, f"{routing.served:.1%}")
         console.print(shown)
-
-
-def _name(table: RateTable, replicas: Counts) -> str:
-    return " + ".join(f"{n} {shape}" for n, shape in zip(replicas, table.shapes, strict=True) if n)
 
 
 def _shapes(table: RateTable, replicas: Counts) -> list[tuple[int, int]]:

@@ -5,8 +5,9 @@ Jiang, Fu, Wang, He and Yoneki, "OServe: Accelerating LLM Serving via Spatial-Te
 Static and reloading vLLM, Llumnix (requests move between equal replicas) and Dynamo (routing by cache load) are modelled by what
 they decide.
 
-Planners act with `action="control"`: a deployment, and the demand to route for. The functions that this module
-takes from `oserve_search`, `llmgym.envs.oserve.shapes` and `llmgym.envs.oserve.placement` do the same outside of an environment.
+Planners act with `action="control"`: a deployment, and the demand to route for. The functions that this module takes from
+`llmgym.baselines.oserve.search`, `llmgym.envs.oserve.shapes` and `llmgym.envs.oserve.placement` do the same outside of an
+environment.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.baselines.oserve.forecast import WINDOW, Floats, Forecaster, padded
-from llmgym.baselines.oserve.search import Found, Routing, brute_force, route_lp, route_preflow, search
+from llmgym.baselines.oserve.search import Routing, SearchResult, brute_force, route_lp, route_preflow, search
 from llmgym.baselines.oserve.trained import forecaster
 from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import choice, number
 from llmgym.core.policy import Policy
-from llmgym.envs.oserve.deployments import CLOSE, best, evaluate, uniform
+from llmgym.envs.oserve.deployments import CLOSE, best, best_for_a_mix, evaluate, uniform
 from llmgym.envs.oserve.env import OServe
+from llmgym.envs.oserve.observation import CANDIDATE_FIELDS
 from llmgym.envs.oserve.placement import SwitchPlan, switch_plan
 from llmgym.envs.oserve.shapes import Rates, rate_table, rates
 from llmgym.errors import InvalidArgument
@@ -31,9 +33,9 @@ from llmgym.errors import InvalidArgument
 __all__ = [
     "BASELINES",
     "GRIDS",
-    "Found",
     "Rates",
     "Routing",
+    "SearchResult",
     "SwitchPlan",
     "brute_force",
     "make",
@@ -46,7 +48,7 @@ __all__ = [
 ]
 
 GAIN = 1.02
-"""A switch must gain this much headroom (or latency, at about the same headroom); our reading of "plan only when it changes"."""
+"""Ratio by which a switch must gain headroom, or latency at about the same headroom; our reading of "plan only when it changes"."""
 FORECASTS = ("ewma", "last", "ridge", "lstm", "oracle")
 SCOPES = ("all", "uniform", "search", "preflow")
 
@@ -56,9 +58,9 @@ class PlannerPolicy(Rule[OServe]):
 
     Args:
         env: the environment, made with `action="control"`.
-        name: of the policy.
+        name: name of the policy.
         forecast: "ewma" (what the observation holds), "last", "ridge", "lstm" or "oracle" (true counts of the next epoch:
-        privileged).
+            privileged).
         scope: what is chosen from: "search" (the paper's local search), "all" deployments, those of "uniform" replicas, or
             "preflow" (the search with maximum flows below).
         gain: smallest ratio of new to old headroom, or of old to new latency at no less than 0.97 of the headroom.
@@ -144,7 +146,9 @@ class PlannerPolicy(Rule[OServe]):
         sizes = simulation.params.sizes
         counts = np.rint(self._rows(obs, "deployment") * simulation.scenario.gpus / sizes).astype(np.int64)
         rows = zip(counts.tolist(), demand, strict=True)
-        return np.array([simulation.control(self._decide(tuple(now), asked), asked) for now, asked in rows])
+        return np.array(
+            [simulation.control(self._decide(tuple(now), arrivals), arrivals) for now, arrivals in rows]
+        )
 
     def _decide(self, now: tuple[int, ...], demand: Floats) -> int:
         """Number of the deployment to have."""
@@ -155,22 +159,22 @@ class PlannerPolicy(Rule[OServe]):
         if wanted == current:
             return current
         rows = self._simulation.deployments[[current, wanted]]
-        alpha, late = evaluate(self._simulation.types, rows, demand[None])
+        alpha, latency_s = evaluate(self._simulation.types, rows, demand[None])
         old, new = alpha[0]
-        faster = new >= (1.0 - CLOSE) * old and late[0, 1] * self.gain < late[0, 0]
+        faster = new >= (1.0 - CLOSE) * old and latency_s[0, 1] * self.gain < latency_s[0, 0]
         return wanted if new > self.gain * old or (faster and min(new, 1.0) >= min(old, 1.0)) else current
 
     def _best(self, current: int, demand: Floats) -> int:
         simulation = self._simulation
         if self.scope in ("all", "uniform"):
             rows = simulation.deployments[self._chosen]
-            alpha, late = evaluate(simulation.types, rows, demand[None])
-            return int(self._chosen[best(alpha[0], late[0])])
+            alpha, latency_s = evaluate(simulation.types, rows, demand[None])
+            return int(self._chosen[best(alpha[0], latency_s[0])])
         solver = "preflow" if self.scope == "preflow" else "simplex"
-        found = search(
+        chosen = search(
             simulation.types, demand, simulation.scenario.gpus, simulation.deployments[current], solver=solver
         )
-        return self._number[tuple(found.replicas.tolist())]
+        return self._number[tuple(chosen.replicas.tolist())]
 
 
 class StaticPolicy(PlannerPolicy):
@@ -178,7 +182,7 @@ class StaticPolicy(PlannerPolicy):
 
     Args:
         env: the environment, made with `action="control"`.
-        name: of the policy.
+        name: name of the policy.
         which: "uniform", the best equal replicas for the mean mix; "best", the best of all for it; or "tp4", "tp8".
 
     Raises:
@@ -192,8 +196,8 @@ class StaticPolicy(PlannerPolicy):
             self.deployment = simulation.static
         elif which == "best":
             load = simulation.mean_load
-            alpha, late = evaluate(simulation.types, simulation.deployments, load[None])
-            self.deployment = best(alpha[0] / (0.9 * alpha[0].max()), late[0])
+            alpha, latency_s = evaluate(simulation.types, simulation.deployments, load[None])
+            self.deployment = best_for_a_mix(alpha[0], latency_s[0])
         else:
             tensor = int(which.removeprefix("tp"))
             self.deployment = simulation.number_of(((tensor, 1),) * (simulation.scenario.gpus // tensor))
@@ -209,7 +213,7 @@ class MenuPolicy(Rule[OServe]):
 
     Args:
         env: the environment, made with `action="menu"`.
-        name: of the policy.
+        name: name of the policy.
         gain: smallest ratio of its headroom to that of the deployment.
     """
 
@@ -223,13 +227,13 @@ class MenuPolicy(Rule[OServe]):
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Actions [lanes]."""
-        rows = self._rows(obs, "candidates").reshape(len(obs), -1, 3)
+        rows = self._rows(obs, "candidates").reshape(len(obs), -1, CANDIDATE_FIELDS)
         ratio = 2.0 * rows[:, :, 0]
-        late = np.where(ratio >= (1.0 - CLOSE) * ratio.max(axis=1, keepdims=True), rows[:, :, 2], np.inf)
-        found = np.argmin(late, axis=1)
-        gains = ratio[np.arange(len(obs)), found] > self.gain
-        actions = np.where(gains, found + 1, 0)
-        return actions if mask is None else np.where(mask[np.arange(len(obs)), actions] == 1, actions, 0)
+        near = ratio >= (1.0 - CLOSE) * ratio.max(axis=1, keepdims=True)
+        chosen = np.argmin(np.where(near, rows[:, :, 2], np.inf), axis=1)
+        lanes = np.arange(len(obs))
+        actions = np.where(ratio[lanes, chosen] > self.gain, chosen + 1, 0)
+        return actions if mask is None else np.where(mask[lanes, actions] == 1, actions, 0)
 
 
 class StayPolicy(Rule[OServe]):

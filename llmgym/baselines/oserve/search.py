@@ -10,7 +10,6 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmgym.core.checks import choice, whole
 from llmgym.envs.oserve.deployments import Counts, Floats, best, catalogue, evaluate, serving_all, uniform
@@ -20,6 +19,7 @@ from llmgym.errors import InvalidArgument
 STALL = 20
 """The search ends after so many iterations without a gain (section 4)."""
 _UNITS = 10_000.0
+"""Units of flow that the largest rate of the demand is rounded to: networkx wants whole capacities."""
 _SOLVERS = ("simplex", "lp", "preflow")
 
 
@@ -28,10 +28,11 @@ class Routing:
     """Shares of a load for the replicas of a deployment.
 
     Attributes:
-        headroom: the largest multiple of the load that can be served; for a maximum flow, served over asked where that is below 1.
+        headroom: largest multiple of the load that can be served; for a maximum flow the share that is served, which is at most 1.
         served: share of the load that is served.
         flow: float64 [shapes, types], requests a second that all replicas of a shape get.
-        utilization: float64 [shapes], of these replicas; above 1 where a plain flow asks too much of them. 0 where there are none.
+        utilization: float64 [shapes], share of their time that the replicas of a shape work: above 1 where a plain flow asks too
+            much of them, 0 where there are none.
     """
 
     headroom: float
@@ -41,14 +42,14 @@ class Routing:
 
 
 def _counts(table: RateTable, replicas: Counts) -> Counts:
-    found = np.asarray(replicas)
-    if found.shape != (len(table.shapes),) or found.dtype.kind not in "iu" or (found < 0).any():
+    counts = np.asarray(replicas)
+    if counts.shape != (len(table.shapes),) or counts.dtype.kind not in "iu" or (counts < 0).any():
         raise InvalidArgument(
             f"replicas={replicas!r}: expected a number >= 0 for each of {len(table.shapes)} shapes"
         )
-    if not found.any():
+    if not counts.any():
         raise InvalidArgument("replicas: expected one replica or more")
-    return found.astype(np.int64)
+    return counts.astype(np.int64)
 
 
 def _utilization(table: RateTable, replicas: Counts, flow: Floats) -> Floats:
@@ -62,7 +63,7 @@ def route_lp(table: RateTable, replicas: Counts, demand: Floats) -> Routing:
 
     Args:
         table: rates by type.
-        replicas: int [shapes].
+        replicas: int [shapes], replicas of each shape.
         demand: [types], requests a second, >= 0.
 
     Raises:
@@ -106,11 +107,11 @@ def route_preflow(table: RateTable, replicas: Counts, demand: Floats) -> Routing
 
     Args:
         table: rates by type.
-        replicas: int [shapes].
+        replicas: int [shapes], replicas of each shape.
         demand: [types], requests a second, >= 0.
 
     Raises:
-        InvalidArgument: as `route_lp`.
+        InvalidArgument: no replica, or a demand that is negative or of another length.
     """
     import networkx
     from networkx.algorithms.flow import preflow_push
@@ -120,8 +121,8 @@ def route_preflow(table: RateTable, replicas: Counts, demand: Floats) -> Routing
     units = _UNITS / max(float(load.max()), 1e-9)
     machines = [s for s in range(len(counts)) for _ in range(counts[s])]
     # nodes are numbers: networkx keeps them in sets, and the order of names in a set changes from process to process
-    kinds, size = len(load), len(machines)
-    source, sink = kinds + 2 * size, kinds + 2 * size + 1
+    types, size = len(load), len(machines)
+    source, sink = types + 2 * size, types + 2 * size + 1
     graph = networkx.DiGraph()
     graph.add_nodes_from(range(sink + 1))
     for j, rate in enumerate(load):
@@ -129,29 +130,29 @@ def route_preflow(table: RateTable, replicas: Counts, demand: Floats) -> Routing
     for k, s in enumerate(machines):
         able = table.rate[s] > 0.0
         for j in np.flatnonzero(able).tolist():
-            graph.add_edge(j, kinds + k, capacity=round(table.rate[s, j] * units))
+            graph.add_edge(j, types + k, capacity=round(table.rate[s, j] * units))
         mean = round(float(table.rate[s][able].mean()) * units) if able.any() else 0
-        graph.add_edge(kinds + k, kinds + size + k, capacity=mean)
-        graph.add_edge(kinds + size + k, sink)
-    found = preflow_push(graph, source, sink)
+        graph.add_edge(types + k, types + size + k, capacity=mean)
+        graph.add_edge(types + size + k, sink)
+    residual = preflow_push(graph, source, sink)
     flow = np.zeros(table.rate.shape)
     for k, s in enumerate(machines):
-        for j in range(kinds):
-            flow[s, j] += found.edges.get((j, kinds + k), {"flow": 0})["flow"] / units
+        for j in range(types):
+            flow[s, j] += residual.edges.get((j, types + k), {"flow": 0})["flow"] / units
     served = float(flow.sum() / load.sum()) if load.sum() > 0.0 else 1.0
     return Routing(served, served, flow, _utilization(table, counts, flow))
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search has found.
+class SearchResult:
+    """The best deployment that a search has come across.
 
     Attributes:
-        replicas: int64 [shapes].
-        headroom: for the load.
-        latency_s: mean unloaded latency.
+        replicas: int64 [shapes], replicas of each shape.
+        headroom: multiple of the load that they can serve.
+        latency_s: mean unloaded latency, seconds.
         most: largest headroom of all that was looked at; up to 3 % of it are given up for latency.
-        iterations: of the search.
+        iterations: iterations of the search.
         evaluated: deployments that were looked at.
     """
 
@@ -164,28 +165,28 @@ class Found:
 
 
 def _value(table: RateTable, rows: Counts, load: Floats, solver: str) -> tuple[Floats, Floats]:
-    """Headroom and unloaded latency of deployments; 0 where one cannot serve every type that is asked for."""
+    """Headroom and unloaded latency (seconds) of deployments; 0 where one cannot serve every type of the load."""
     if solver == "simplex":
-        alpha, late = evaluate(table, rows, load[None])
-        return alpha[0], late[0]
+        alpha, latency_s = evaluate(table, rows, load[None])
+        return alpha[0], latency_s[0]
     route = route_lp if solver == "lp" else route_preflow
     values, times = [], []
     with np.errstate(invalid="ignore"):
         for row in rows:
-            found = route(table, row, load)
-            values.append(found.headroom)
-            spent = np.where(found.flow > 0.0, found.flow * table.latency_s, 0.0).sum()
-            times.append(spent / max(float(found.flow.sum()), 1e-12))
+            routing = route(table, row, load)
+            values.append(routing.headroom)
+            spent = np.where(routing.flow > 0.0, routing.flow * table.latency_s, 0.0).sum()
+            times.append(spent / max(float(routing.flow.sum()), 1e-12))
     return np.array(values), np.array(times)
 
 
-def brute_force(table: RateTable, demand: Floats, gpus: int) -> Found:
+def brute_force(table: RateTable, demand: Floats, gpus: int) -> SearchResult:
     """The best of all deployments that use all GPUs.
 
     Args:
         table: rates by type.
         demand: [types], requests a second, >= 0.
-        gpus: of the cluster.
+        gpus: GPUs of the cluster.
 
     Raises:
         InvalidArgument: a demand that is negative, GPUs that no replicas fill, or a demand that no deployment can serve.
@@ -195,9 +196,9 @@ def brute_force(table: RateTable, demand: Floats, gpus: int) -> Found:
     rows = rows[serving_all(table, rows)]
     if not len(rows):
         raise InvalidArgument(f"gpus={gpus}: no deployment can serve every type")
-    alpha, late = evaluate(table, rows, load[None])
-    d = best(alpha[0], late[0])
-    return Found(rows[d], float(alpha[0, d]), float(late[0, d]), float(alpha.max()), 1, len(rows))
+    alpha, latency_s = evaluate(table, rows, load[None])
+    d = best(alpha[0], latency_s[0])
+    return SearchResult(rows[d], float(alpha[0, d]), float(latency_s[0, d]), float(alpha.max()), 1, len(rows))
 
 
 def search(
@@ -209,7 +210,7 @@ def search(
     seed: int = 0,
     solver: str = "simplex",
     stall: int = STALL,
-) -> Found:
+) -> SearchResult:
     """The upper level: move GPUs from replicas with room to those without, change strategies, merge, split, swap.
 
     The paper names the moves (section 4 and appendix) and the end after 20 iterations without a gain; the order of the moves is
@@ -219,10 +220,10 @@ def search(
     Args:
         table: rates by type.
         demand: [types], requests a second, >= 0.
-        gpus: of the cluster.
-        current: int [shapes], replicas now; None: only the uniform ones are starts.
-        seed: of the order of moves.
-        solver: of the lower level: "simplex" (compiled, exact), "lp" (HiGHS, the same) or "preflow".
+        gpus: GPUs of the cluster.
+        current: int [shapes], replicas of each shape now; None: only uniform deployments are starts.
+        seed: seeds the order of moves.
+        solver: what solves the lower level: "simplex" (compiled, exact), "lp" (HiGHS, the same) or "preflow".
         stall: iterations without a gain that end it.
 
     Raises:
@@ -240,8 +241,8 @@ def search(
     def look(rows: Counts) -> Floats:
         fresh = [row for row in rows if tuple(row.tolist()) not in seen]
         if fresh:
-            alpha, late = _value(table, np.array(fresh), load, solver)
-            for row, a, t in zip(fresh, alpha, late, strict=True):
+            alpha, latency_s = _value(table, np.array(fresh), load, solver)
+            for row, a, t in zip(fresh, alpha, latency_s, strict=True):
                 seen[tuple(row.tolist())] = float(a), float(t)
         return np.array([seen[tuple(row.tolist())][0] for row in rows])
 
@@ -262,11 +263,11 @@ def search(
                 now, value, without = rows[k], float(values[k]), 0
     names = list(seen)
     d = best(np.array([seen[name][0] for name in names]), np.array([seen[name][1] for name in names]))
-    return Found(np.array(names[d], np.int64), *seen[names[d]], value, iterations, len(seen))
+    return SearchResult(np.array(names[d], np.int64), *seen[names[d]], value, iterations, len(seen))
 
 
 def catalogue_uniform(table: RateTable, gpus: int) -> Counts:
-    """Deployments of equal replicas that can serve every type, int64 [deployments, shapes].
+    """Deployments of equal replicas that use all GPUs and can serve every type, int64 [deployments, shapes].
 
     Raises:
         InvalidArgument: there are none.
@@ -295,10 +296,10 @@ def _neighbours(table: RateTable, now: Counts, load: Floats, move: str, rng: np.
         hot, cold = (int(k) for k in rng.choice(machines, 2, replace=len(machines) < 2))
     taken, wanted = [hot], [int(sizes[hot])]
     if move == "merge":
-        alike = [int(k) for k in order[::-1] if sizes[k] == sizes[cold]]
-        if len(alike) < 2:
+        equal = [int(k) for k in order[::-1] if sizes[k] == sizes[cold]]
+        if len(equal) < 2:
             return np.zeros((0, len(now)), np.int64)
-        taken, wanted = alike[:2], [2 * int(sizes[cold])]
+        taken, wanted = equal[:2], [2 * int(sizes[cold])]
     elif move == "split":
         taken, wanted = [cold], [int(sizes[cold]) // 2] * 2
     elif move == "swap":
@@ -319,10 +320,10 @@ def _neighbours(table: RateTable, now: Counts, load: Floats, move: str, rng: np.
     if (rest < 0).any():
         return np.zeros((0, len(now)), np.int64)
     rows = []
-    for choice_ in itertools.product(*options):
+    for added in itertools.product(*options):
         row = rest.copy()
-        for k in choice_:
+        for k in added:
             row[k] += 1
         rows.append(row)
-    found: NDArray[np.int64] = np.unique(np.array(rows, np.int64).reshape(-1, len(now)), axis=0)
-    return found[serving_all(table, found)] if len(found) else found
+    distinct: Counts = np.unique(np.array(rows, np.int64).reshape(-1, len(now)), axis=0)
+    return distinct[serving_all(table, distinct)] if len(distinct) else distinct

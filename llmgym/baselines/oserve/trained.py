@@ -31,14 +31,13 @@ def training_counts(simulation: OServe) -> list[NDArray[np.float64]]:
     epochs = simulation.scenario.epochs
     episodes = max(2, min(200, -(-_TRAIN_COUNTS // epochs)))
     lanes = Lanes(simulation, 1)
-    found: list[list[Floats]] = [[] for _ in range(simulation.requests.types)]
+    series: list[list[Floats]] = [[] for _ in range(simulation.requests.types)]
     for k in range(episodes):
         lanes.reset(None, [_TRAIN_SEED + k])
         counts = simulation.rates(lanes.state, 0) * simulation.scenario.epoch_s
-        for j, series in enumerate(found):
-            mine = counts[:, j]
-            series.append(np.concatenate([np.full(WINDOW, mine[0]), mine]))
-    return [np.array(series) for series in found]
+        for of_type, worlds in zip(counts.T, series, strict=True):
+            worlds.append(np.concatenate([np.full(WINDOW, of_type[0]), of_type]))
+    return [np.array(worlds) for worlds in series]
 
 
 def forecaster(simulation: OServe, name: str) -> list[Forecaster]:

@@ -13,16 +13,20 @@ from llmgym.core.checks import number, whole
 from llmgym.errors import InvalidArgument
 
 MINUTES = 1440
+"""Minutes of a day."""
+HARMONICS = 3
+LEAST_RATE = 0.05
+"""Smallest rate of a course, relative to its mean: where harmonics would go below, as no service is without any request."""
 
 
 class Course(NamedTuple):
     """The rate of a service over a day, relative to its mean.
 
     Attributes:
-        name: of the service.
-        harmonics: a_1, b_1, a_2, b_2, a_3, b_3.
-        r_squared: of the fit.
-        week: factors of the seven days from the first of the record.
+        name: name of the service.
+        harmonics: coefficients a_1, b_1, a_2, b_2, a_3, b_3, relative to the mean.
+        r_squared: coefficient of determination of the fit.
+        week: factors of the seven days from the first day of the record on.
         source: where the data are from.
     """
 
@@ -33,13 +37,13 @@ class Course(NamedTuple):
     source: str
 
     def shape(self, days: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The rate at these times (days), relative to the mean over a week, at least 0.05."""
+        """The rate at these times (days), relative to the mean over a week, at least `LEAST_RATE`."""
         rate = np.ones_like(days)
-        for h in range(len(self.harmonics) // 2):
+        for h in range(HARMONICS):
             angle = 2.0 * np.pi * (h + 1) * days
             rate += self.harmonics[2 * h] * np.cos(angle) + self.harmonics[2 * h + 1] * np.sin(angle)
         week = np.array(self.week)
-        return np.asarray(np.maximum(rate, 0.05) * week[np.floor(days).astype(np.int64) % 7])
+        return np.asarray(np.maximum(rate, LEAST_RATE) * week[np.floor(days).astype(np.int64) % 7])
 
 
 _SERVEGEN = (
@@ -92,9 +96,9 @@ def counts(
 
     Args:
         rng: source of randomness.
-        per_minute: mean arrivals of each service.
-        days: how long.
-        noise: factor on the deviation of the slow noise.
+        per_minute: mean arrivals of each service, requests a minute.
+        days: length, days, 1 to 1,000.
+        noise: factor on the deviation of the slow noise, 0 to 20.
 
     Returns:
         int64 [4, days * 1440].
@@ -107,12 +111,12 @@ def counts(
     if number("noise", noise, zero=True) > 20.0:
         raise InvalidArgument(f"noise={noise!r}: expected at most 20")
     n = days * MINUTES
-    at = (np.arange(n) + 0.5) / MINUTES
+    times = (np.arange(n) + 0.5) / MINUTES
     rows = []
     for course in DAYS:
         fresh = rng.standard_normal(n) * noise * STEP_DEVIATION
         level = np.zeros(n)
         for t in range(1, n):
             level[t] = PERSISTENCE * level[t - 1] + fresh[t]
-        rows.append(rng.poisson(per_minute * course.shape(at) * np.exp(level)))
+        rows.append(rng.poisson(per_minute * course.shape(times) * np.exp(level)))
     return np.array(rows)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.checks import whole
 from llmgym.core.jit import kernel
-from llmgym.envs.oserve.shapes import RateTable, Shape
+from llmgym.envs.oserve.shapes import MOST_GPUS, RateTable, Shape
 from llmgym.errors import InvalidArgument
 
 Floats = NDArray[np.float64]
@@ -30,7 +30,14 @@ Counts = NDArray[np.int64]
 
 CLOSE = 0.03
 """Deployments whose headroom is at most this much (relative) below the best are told apart by latency."""
+LOAD = 0.9
+"""Share of what the best deployment could serve at which deployments are compared where only a mix is given."""
 _TINY = 1e-11
+"""Coefficients up to this are nothing but rounding."""
+_MOST_PIVOTS = 2000
+"""Bland's rule ends long before: programs have at most a few hundred columns."""
+_SLACKS = 1000
+"""Number of the first slack variable, above those of all others."""
 _CAUTIOUS = 60
 """Pivots after which the simplex takes the first column that improves (Bland's rule, which cannot cycle)."""
 
@@ -61,7 +68,7 @@ def _pivot(t: Floats, rows: int, columns: int, r: int, c: int) -> None:
 @kernel
 def _solve(t: Floats, rows: int, columns: int) -> None:
     """Maximise with the simplex method from a feasible dictionary (all right-hand sides >= 0)."""
-    for count in range(2000):
+    for count in range(_MOST_PIVOTS):
         c, best = -1, -_TINY
         for j in range(columns):
             if t[rows, j] < best:
@@ -89,9 +96,9 @@ def headroom(replicas: Counts, load: Floats, rate: Floats, scratch: Floats, flow
     """The largest multiple of a load that a deployment can serve, and the flows at it.
 
     Args:
-        replicas: int64 [shapes].
+        replicas: int64 [shapes], replicas of each shape.
         load: float64 [types], requests a second.
-        rate: float64 [shapes, types].
+        rate: float64 [shapes, types], requests a second that a replica completes.
         scratch: float64, at least `scratch_size(shapes, types)`.
         flow: float64 [shapes, types], written: requests a second that the replicas of a shape get of each type, at the multiple.
 
@@ -109,19 +116,19 @@ def headroom(replicas: Counts, load: Floats, rate: Floats, scratch: Floats, flow
     for i in range(types + shapes + 2):
         for j in range(shapes * types + 3):
             t[i, j] = 0.0
-    asked = 0
+    demanded = 0
     for j in range(types):
         if load[j] > 0.0:
             able = False
             for s in range(shapes):
                 able = able or (replicas[s] > 0 and rate[s, j] > 0.0)
             if able:
-                asked += 1
+                demanded += 1
             else:
                 stranded = True
-    if asked == 0:
+    if demanded == 0:
         return 0.0 if stranded else np.inf
-    # variables: 0 is alpha, 1 + s types + j is y_sj; basic ones are slacks, numbered from 1000 on
+    # variables: 0 is alpha, 1 + s types + j is y_sj; basic ones are slacks, numbered from `_SLACKS` on
     scale = 0.0
     for j in range(types):
         scale += load[j]
@@ -172,14 +179,14 @@ def headroom(replicas: Counts, load: Floats, rate: Floats, scratch: Floats, flow
                     t[rows + 1, c] = 1 + s * types + k
                     c += 1
     for i in range(rows):
-        t[i, columns + 1] = 1000 + i
+        t[i, columns + 1] = _SLACKS + i
     _solve(t, rows, columns)
     alpha = 0.0
     for i in range(rows):
         name = int(t[i, columns + 1])
         if name == 0:
             alpha = t[i, columns]
-        elif name < 1000:
+        elif name < _SLACKS:
             s = (name - 1) // types
             j = (name - 1) % types
             flow[s, j] = max(t[i, columns], 0.0) * rate[s, j]
@@ -188,7 +195,7 @@ def headroom(replicas: Counts, load: Floats, rate: Floats, scratch: Floats, flow
 
 @kernel
 def latency(flow: Floats, latency_s: Floats) -> float:
-    """Mean latency of unloaded replicas over the requests of a flow, s; both float64 [shapes, types]."""
+    """Mean latency of unloaded replicas over the requests of a flow, seconds; both float64 [shapes, types]."""
     total, weighted = 0.0, 0.0
     for s in range(flow.shape[0]):
         for j in range(flow.shape[1]):
@@ -211,13 +218,13 @@ def headrooms(
     """Headroom and latency of each deployment for each load.
 
     Args:
-        replicas: int64 [deployments, shapes].
-        loads: float64 [loads, types].
-        rate: float64 [shapes, types].
-        latency_s: float64 [shapes, types].
-        scratch: see `headroom`.
-        flow: float64 [shapes, types], overwritten.
-        out: float64 [loads, deployments, 2], written: alpha, and mean unloaded latency, s.
+        replicas: int64 [deployments, shapes], replicas of each shape.
+        loads: float64 [loads, types], requests a second.
+        rate: float64 [shapes, types], requests a second that a replica completes.
+        latency_s: float64 [shapes, types], latency of a lone request, seconds.
+        scratch: float64, at least `scratch_size(shapes, types)`.
+        flow: float64 [shapes, types], written over.
+        out: float64 [loads, deployments, 2], written: headroom, and mean unloaded latency, seconds.
     """
     for m in range(loads.shape[0]):
         for d in range(replicas.shape[0]):
@@ -226,12 +233,15 @@ def headrooms(
 
 
 def evaluate(table: RateTable, replicas: Counts, loads: Floats) -> tuple[Floats, Floats]:
-    """Headroom and mean unloaded latency (s) of deployments for loads; both float64 [loads, deployments].
+    """Headroom and mean unloaded latency of deployments for loads.
 
     Args:
         table: rates; its classes are the types.
-        replicas: int64 [deployments, shapes].
+        replicas: int64 [deployments, shapes], replicas of each shape.
         loads: float64 [loads, types], requests a second.
+
+    Returns:
+        Headrooms, and mean unloaded latencies in seconds; both float64 [loads, deployments].
     """
     shapes, types = table.rate.shape
     out = np.zeros((len(loads), len(replicas), 2))
@@ -248,7 +258,16 @@ def evaluate(table: RateTable, replicas: Counts, loads: Floats) -> tuple[Floats,
 
 
 def flows(table: RateTable, replicas: Counts, load: Floats) -> tuple[float, Floats]:
-    """Headroom of one deployment (int64 [shapes]), and its flows at the headroom, float64 [shapes, types], requests a second."""
+    """Headroom of one deployment, and its flows there.
+
+    Args:
+        table: rates; its classes are the types.
+        replicas: int64 [shapes], replicas of each shape.
+        load: float64 [types], requests a second.
+
+    Returns:
+        The headroom, and float64 [shapes, types], requests a second that the replicas of a shape get of each type at it.
+    """
     shapes, types = table.rate.shape
     flow = np.zeros((shapes, types))
     scratch = np.zeros(scratch_size(shapes, types))
@@ -269,8 +288,11 @@ def best(alpha: Floats, latency_s: Floats) -> int:
     """The best of some deployments: most served, then headroom, then within 3 % of the best the smallest latency.
 
     Args:
-        alpha: float64 [deployments].
-        latency_s: float64 [deployments].
+        alpha: float64 [deployments], headrooms.
+        latency_s: float64 [deployments], mean unloaded latencies, seconds.
+
+    Returns:
+        Its place in `alpha`.
     """
     top = float(np.max(alpha))
     near = alpha >= (1.0 - CLOSE) * top
@@ -282,20 +304,25 @@ def best(alpha: Floats, latency_s: Floats) -> int:
     return int(np.argmax(np.where(near & first, alpha, -np.inf)))
 
 
+def best_for_a_mix(alpha: Floats, latency_s: Floats) -> int:
+    """The `best` of some deployments where only a mix is given: for `LOAD` of what they could serve at most."""
+    return best(alpha / (LOAD * alpha.max()), latency_s)
+
+
 def catalogue(shapes: Sequence[Shape], gpus: int) -> Counts:
     """Every deployment that uses all GPUs, int64 [deployments, shapes]; uniform ones are among them.
 
     Raises:
         InvalidArgument: no set of replicas of these shapes takes exactly so many GPUs.
     """
-    whole("gpus", gpus, 1, 32)
-    found = np.array(list(_multisets(tuple(shape.gpus for shape in shapes), gpus)), np.int64)
-    if not len(found):
+    whole("gpus", gpus, 1, MOST_GPUS)
+    rows = np.array(list(_multisets(tuple(shape.gpus for shape in shapes), gpus)), np.int64)
+    if not len(rows):
         sizes = sorted({shape.gpus for shape in shapes})
         raise InvalidArgument(
             f"gpus={gpus}: replicas of {', '.join(map(str, sizes)) or 'no'} GPUs cannot use all of them"
         )
-    return found.reshape(len(found), len(shapes))
+    return rows.reshape(len(rows), len(shapes))
 
 
 def _multisets(sizes: tuple[int, ...], gpus: int) -> Iterator[tuple[int, ...]]:
@@ -333,16 +360,14 @@ def cover(alpha: Floats, latency_s: Floats, most: int, keep: Sequence[int] = ())
 
     Args:
         alpha: float64 [loads, deployments], headrooms.
-        latency_s: float64 [loads, deployments].
+        latency_s: float64 [loads, deployments], mean unloaded latencies, seconds.
         most: deployments to choose.
-        keep: deployments that are chosen in any case.
+        keep: numbers of deployments that are chosen in any case.
 
     Returns:
         Numbers of deployments.
     """
-    # at 0.9 of what could be served, as `best` looks at whether all is
-    load = 0.9 * alpha.max(axis=1)
-    first = [best(row / lambda_, late) for row, late, lambda_ in zip(alpha, latency_s, load, strict=True)]
+    first = [best_for_a_mix(*row) for row in zip(alpha, latency_s, strict=True)]
     fast = latency_s <= (1.0 + CLOSE) * np.take_along_axis(latency_s, np.array(first)[:, None], 1)
     share = alpha / alpha.max(axis=1, keepdims=True)
     does = fast & (share >= 1.0 - CLOSE)
@@ -359,6 +384,7 @@ def cover(alpha: Floats, latency_s: Floats, most: int, keep: Sequence[int] = ())
 
 @functools.lru_cache(maxsize=32)
 def _grid(types: int) -> Floats:
+    """Mixes that stand for all of them: fewer steps for more types, so that there are some hundred."""
     return mixes(types, {1: 1, 2: 40, 3: 16, 4: 10}.get(types, 4))
 
 
@@ -369,12 +395,15 @@ def candidates(
 
     Args:
         table: rates; its classes are the types.
-        replicas: int64 [deployments, shapes].
-        most: how many.
-        keep: numbers that are chosen in any case.
+        replicas: int64 [deployments, shapes], replicas of each shape.
+        most: deployments to choose.
+        keep: numbers of deployments that are chosen in any case.
+
+    Returns:
+        Numbers of deployments, and the largest share of the best headroom that they fall short of.
     """
-    grid = _grid(len(table.kinds))
-    alpha, late = evaluate(table, replicas, grid)
-    chosen = cover(alpha, late, most, keep)
+    grid = _grid(len(table.classes))
+    alpha, latency_s = evaluate(table, replicas, grid)
+    chosen = cover(alpha, latency_s, most, keep)
     lost = 1.0 - alpha[:, chosen].max(axis=1) / alpha.max(axis=1)
     return chosen, float(lost.max())

@@ -12,35 +12,35 @@ of the layers times an eighth of every layer, fine enough for all shapes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.checks import number, whole
 from llmgym.core.jit import kernel
+from llmgym.core.records import Record, Records, int32
 from llmgym.envs.oserve.shapes import DEEPEST, NODE_GPUS, TENSOR, Shape
 from llmgym.errors import InvalidArgument
 
 PARTS = 8
-"""Parts of the layers, and of each layer."""
+"""Parts of the layers, and of each layer. As many as the deepest pipeline has stages and the widest shape GPUs."""
 NVLINK_GB_PER_S = 400.0
 INFINIBAND_GB_PER_S = 200.0
 """Of a GPU inside a node, and of a node to the others: section 6 of the paper, as printed."""
 
-SLOT = np.dtype(
-    [
-        ("shape", "i4"),  # number of the shape; -1: no replica
-        ("gpu", "i4"),  # the first one
-        ("gpus", "i4"),
-    ],
-    align=True,
-)
-"""A place for a replica: the fields that `place` reads and writes."""
+
+class Place(Record):
+    """A place for a replica: the fields that `place` reads."""
+
+    shape: int = int32("Number of its shape; -1 where there is no replica.", blank=-1)
+    gpu: int = int32("Its first GPU.")
+    gpus: int = int32("GPUs that it takes.")
 
 
 @kernel
 def place(
-    slots: NDArray[np.void],
+    slots: Records[Any],
     sizes: NDArray[np.int64],
     wanted: NDArray[np.int64],
     gpus: int,
@@ -52,7 +52,7 @@ def place(
     stay.
 
     Args:
-        slots: records with the fields of `SLOT` [places], the replicas now.
+        slots: records with the fields of `Place` [places], the replicas now.
         sizes: int64 [shapes], GPUs of each shape.
         wanted: int64 [shapes], replicas of each shape.
         gpus: of the cluster.
@@ -83,13 +83,13 @@ def place(
                     if target[g, 0] == s and target[g, 1] == 1:
                         standing += 1
                 for _ in range(wanted[s] - standing):
-                    at, least = -1, 1 << 30
+                    chosen, least = -1, gpus + 1
                     for g in range(0, gpus - size + 1, size):
                         if _free(target, sizes, g, size):
                             disturbed = _disturbed(slots, wanted, g, size)
                             if disturbed < least:
-                                at, least = g, disturbed
-                    target[at, 0], target[at, 1] = s, 0
+                                chosen, least = g, disturbed
+                    target[chosen, 0], target[chosen, 1] = s, 0
                     moved += size
         size //= 2
     return moved
@@ -106,19 +106,27 @@ def _free(target: NDArray[np.int64], sizes: NDArray[np.int64], gpu: int, size: i
 
 
 @kernel
-def _disturbed(slots: NDArray[np.void], wanted: NDArray[np.int64], gpu: int, size: int) -> int:
-    """GPUs here of smaller replicas whose shape is wanted."""
-    found = 0
+def _disturbed(slots: Records[Any], wanted: NDArray[np.int64], gpu: int, size: int) -> int:
+    """GPUs of smaller replicas whose shape is wanted, among `size` GPUs from `gpu` on."""
+    disturbed = 0
     for k in range(slots.shape[0]):
         slot = slots[k]
         if slot.shape >= 0 and slot.gpus < size and gpu <= slot.gpu < gpu + size and wanted[slot.shape] > 0:
-            found += slot.gpus
-    return found
+            disturbed += slot.gpus
+    return disturbed
 
 
 @kernel
 def holds(tp: int, pp: int, rank: int, layer: int, slice_: int) -> bool:
-    """Whether GPU `rank` of a replica holds this part of the layers and of each layer (0 to 7 both)."""
+    """Whether a GPU of a replica holds a part of the weights.
+
+    Args:
+        tp: GPUs that share a layer.
+        pp: pipeline stages.
+        rank: of the GPU within its replica.
+        layer: part of the layers, 0 to 7.
+        slice_: part of each layer, 0 to 7.
+    """
     stage, tensor = rank // tp, rank % tp
     return layer * pp // PARTS == stage and slice_ * tp // PARTS == tensor
 
@@ -185,7 +193,14 @@ def ship(
 def shipping_s(
     traffic: NDArray[np.float64], node_gpus: int, gpu_bytes_per_s: float, node_bytes_per_s: float
 ) -> float:
-    """How long a plan takes, s: the busiest GPU's sending or receiving, or the busiest node's to or from other nodes."""
+    """How long a plan takes, seconds: the busiest GPU's sending or receiving, or the busiest node's to or from other nodes.
+
+    Args:
+        traffic: float64 [gpus, 4], as `ship` writes it, bytes.
+        node_gpus: GPUs of a node.
+        gpu_bytes_per_s: bandwidth of a GPU inside its node, each way, bytes a second.
+        node_bytes_per_s: bandwidth of a node to the others, each way, bytes a second.
+    """
     longest = 0.0
     gpus = traffic.shape[0]
     for g in range(gpus):
@@ -204,11 +219,11 @@ class SwitchPlan:
     """What moves when a cluster changes its replicas.
 
     Attributes:
-        total_bytes: of weights that move.
-        between_nodes_bytes: of these, from node to node.
-        seconds: the transfer takes; stopping and starting engines comes on top.
-        sent_bytes: float64 [gpus].
-        received_bytes: float64 [gpus].
+        total_bytes: weights that move, bytes.
+        between_nodes_bytes: weights that move from node to node, bytes.
+        seconds: time that the transfer takes; stopping and starting engines comes on top.
+        sent_bytes: float64 [gpus], weights that each GPU sends, bytes.
+        received_bytes: float64 [gpus], weights that each GPU receives, bytes.
         kept: replicas that stay as they are.
         changed_gpus: GPUs whose replica changes.
     """
@@ -222,23 +237,31 @@ class SwitchPlan:
     changed_gpus: int
 
 
-def layout(shapes: Sequence[tuple[int, int]], gpus: int, name: str) -> NDArray[np.void]:
-    """Replicas placed on an empty cluster, large ones first; records `SLOT`.
+def placed(shapes: Sequence[tuple[int, int]], gpus: int, name: str) -> Records[Place]:
+    """Replicas placed on an empty cluster, large ones first.
+
+    Args:
+        shapes: shapes (tp, pp) of the replicas.
+        gpus: of the cluster.
+        name: of the argument that the shapes come from, for messages.
+
+    Returns:
+        Records [replicas], whose `shape` is their number in this order.
 
     Raises:
         InvalidArgument: no replica, a shape that cannot be, or more GPUs than there are.
     """
-    found = [_shape(shape, name) for shape in shapes]
-    if not found:
+    checked = [_shape(shape, name) for shape in shapes]
+    if not checked:
         raise InvalidArgument(f"{name}=(): expected one replica (tp, pp) or more")
-    asked = sum(shape.gpus for shape in found)
-    if asked > gpus:
-        raise InvalidArgument(f"{name}={tuple(map(tuple, found))}: takes {asked} GPUs, but gpus={gpus}")
-    slots = np.zeros(len(found), SLOT)
-    at = 0
-    for k, shape in enumerate(sorted(found, key=lambda one: -one.gpus)):
-        slots[k] = (k, at, shape.gpus)
-        at += shape.gpus
+    taken = sum(shape.gpus for shape in checked)
+    if taken > gpus:
+        raise InvalidArgument(f"{name}={tuple(map(tuple, checked))}: takes {taken} GPUs, but gpus={gpus}")
+    slots: Records[Place] = Place.zeros(len(checked))
+    gpu = 0
+    for k, shape in enumerate(sorted(checked, key=lambda shape: -shape.gpus)):
+        slots[k] = (k, gpu, shape.gpus)
+        gpu += shape.gpus
     return slots
 
 
@@ -269,8 +292,8 @@ def switch_plan(
 
     Args:
         before: shapes (tp, pp) of the replicas now.
-        after: those wanted.
-        weight_bytes: of the model.
+        after: shapes (tp, pp) of the replicas that are wanted.
+        weight_bytes: weights of the model, bytes.
         gpus: of the cluster.
         nvlink_gb_per_s: bandwidth of a GPU inside its node, GB/s, each way.
         infiniband_gb_per_s: bandwidth of a node to the others, GB/s, each way.
@@ -284,9 +307,9 @@ def switch_plan(
     number("weight_bytes", weight_bytes)
     nvlink = 1e9 * number("nvlink_gb_per_s", nvlink_gb_per_s)
     infiniband = 1e9 * number("infiniband_gb_per_s", infiniband_gb_per_s)
-    old, new = layout(before, gpus, "before"), layout(after, gpus, "after")
+    old, new = placed(before, gpus, "before"), placed(after, gpus, "after")
     names = sorted({_shape(s, "before") for s in before} | {_shape(s, "after") for s in after})
-    ordered = sorted((_shape(s, "before") for s in before), key=lambda one: -one.gpus)
+    ordered = sorted((_shape(s, "before") for s in before), key=lambda shape: -shape.gpus)
     old["shape"] = [names.index(shape) for shape in ordered]
     sizes = np.array([shape.gpus for shape in names], np.int64)
     wanted = np.array([sum(_shape(s, "after") == name for s in after) for name in names], np.int64)

@@ -11,19 +11,18 @@ were taken for at arrival, not by their true class, which holds the length of th
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
-from llmgym.envs.oserve.state import Params, State
+from llmgym.envs.oserve.state import Params, Slot, State
 from llmgym.serving.requests import time_per_token
 
 
 @kernel
 def _push(at: NDArray[np.float64], ids: NDArray[np.int32], size: int, value: float, request: int) -> None:
-    """Add to a heap of `size` entries, the smallest first."""
+    """Add a request to a heap of `size` entries, whose smallest value is the first."""
     i = size
     while i > 0:
         above = (i - 1) // 2
@@ -36,7 +35,7 @@ def _push(at: NDArray[np.float64], ids: NDArray[np.int32], size: int, value: flo
 
 @kernel
 def _pop(at: NDArray[np.float64], ids: NDArray[np.int32], size: int) -> None:
-    """Take the first of `size` entries away."""
+    """Take the first entry away from a heap of `size` entries."""
     value, request = at[size - 1], ids[size - 1]
     i = 0
     while True:
@@ -54,19 +53,27 @@ def _pop(at: NDArray[np.float64], ids: NDArray[np.int32], size: int) -> None:
 
 @kernel
 def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None:
-    """A request completes."""
+    """Count a request that completes.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        r: number of the request.
+        at_s: time of its completion, seconds.
+    """
     episode = state.lane[lane]
-    asked = state.request[lane, r]
-    c = asked.kind
-    e2e_s = at_s - asked.arrival_s
-    asked.e2e_s = e2e_s
+    request = state.request[lane, r]
+    c = request.request_class
+    e2e_s = at_s - request.arrival_s
+    request.e2e_s = e2e_s
     state.served[lane, 0, episode.done] = e2e_s
-    state.served[lane, 1, episode.done] = asked.ttft_s
-    state.served[lane, 2, episode.done] = time_per_token(asked.ttft_s, e2e_s, params.lengths[c, 1])
+    state.served[lane, 1, episode.done] = request.ttft_s
+    state.served[lane, 2, episode.done] = time_per_token(request.ttft_s, e2e_s, params.lengths[c, 1])
     episode.done += 1
     episode.running -= 1
     episode.open -= 1.0
-    episode.open_arrival_s -= asked.arrival_s
+    episode.open_arrival_s -= request.arrival_s
     episode.done_s += e2e_s
     episode.output_tokens += params.lengths[c, 1]
     if e2e_s <= params.slo_s[c]:
@@ -75,32 +82,32 @@ def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None
 
 @kernel
 def _admit(state: State, params: Params, lane: int, k: int) -> None:
-    """Let waiting requests in while the first one fits."""
+    """Let requests of replica k out of its line and into its batch, as long as the first one fits."""
     episode = state.lane[lane]
     slot = state.slot[lane, k]
     s = slot.shape
     while slot.waiting > 0 and slot.running < state.heap_at.shape[2]:
         r = slot.head
-        asked = state.request[lane, r]
-        c = asked.kind
+        request = state.request[lane, r]
+        c = request.request_class
         tokens = params.lengths[c, 0] + params.lengths[c, 1]
         if slot.kv + tokens > params.capacity[s]:
             break
-        slot.head = asked.next
+        slot.head = request.next
         slot.waiting -= 1
         slot.waiting_kv -= params.known_tokens[c]
         slot.kv += tokens
         slot.load += params.work_s[s, c] / params.latency_s[s, c]
-        if asked.began_s < 0.0:
-            asked.began_s = slot.clock_s
+        if request.began_s < 0.0:
+            request.began_s = slot.clock_s
             # the first token comes at the speed of the moment
-            asked.ttft_s = slot.clock_s - asked.arrival_s + params.prefill_s[s, c] * max(slot.load, 1.0)
-        asked.node = -1
+            request.ttft_s = slot.clock_s - request.arrival_s + params.prefill_s[s, c] * max(slot.load, 1.0)
+        request.node = -1
         _push(
             state.heap_at[lane, k],
             state.heap_id[lane, k],
             slot.running,
-            slot.progress + asked.left * params.latency_s[s, c],
+            slot.progress + request.left * params.latency_s[s, c],
             r,
         )
         slot.running += 1
@@ -110,8 +117,8 @@ def _admit(state: State, params: Params, lane: int, k: int) -> None:
 
 
 @kernel
-def _pass(params: Params, slot: Any, seconds: float) -> None:
-    """Time passes with the same requests running."""
+def _pass(params: Params, slot: Slot, seconds: float) -> None:
+    """Let time pass in which the same requests run in a replica."""
     used = min(slot.load, 1.0)
     slot.clock_s += seconds
     slot.busy_s += used * seconds
@@ -121,7 +128,15 @@ def _pass(params: Params, slot: Any, seconds: float) -> None:
 
 @kernel
 def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> None:
-    """Bring a replica up to a time."""
+    """Bring a replica up to a time.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        k: place of the replica.
+        to_s: the time, seconds.
+    """
     slot = state.slot[lane, k]
     if slot.clock_s < slot.ready_s:
         slot.clock_s = min(slot.ready_s, to_s)
@@ -130,19 +145,19 @@ def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> Non
     _admit(state, params, lane, k)
     while slot.running > 0:
         speed = 1.0 if slot.load <= 1.0 else 1.0 / slot.load
-        at = state.heap_at[lane, k, 0]
-        seconds = max(at - slot.progress, 0.0) / speed
+        completes = state.heap_at[lane, k, 0]
+        seconds = max(completes - slot.progress, 0.0) / speed
         if slot.clock_s + seconds > to_s:
             seconds = to_s - slot.clock_s
             _pass(params, slot, seconds)
             slot.progress += speed * seconds
             break
         _pass(params, slot, seconds)
-        slot.progress = max(at, slot.progress)
+        slot.progress = max(completes, slot.progress)
         r = state.heap_id[lane, k, 0]
         _pop(state.heap_at[lane, k], state.heap_id[lane, k], slot.running)
         slot.running -= 1
-        s, c = slot.shape, state.request[lane, r].kind
+        s, c = slot.shape, state.request[lane, r].request_class
         slot.kv -= params.lengths[c, 0] + params.lengths[c, 1]
         slot.load -= params.work_s[s, c] / params.latency_s[s, c]
         # it is known now what the request took
@@ -159,12 +174,20 @@ def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> Non
 
 @kernel
 def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
-    """Put a request at the end of a replica's line; the replica has been brought up to this time."""
+    """Put a request at the end of a replica's line; the replica has been brought up to this time.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        k: place of the replica.
+        r: number of the request.
+    """
     episode = state.lane[lane]
     slot = state.slot[lane, k]
-    asked = state.request[lane, r]
-    c = asked.kind
-    asked.next = -1
+    request = state.request[lane, r]
+    c = request.request_class
+    request.next = -1
     if slot.waiting == 0:
         slot.head = r
     else:
@@ -172,7 +195,7 @@ def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
     slot.tail = r
     slot.waiting += 1
     slot.waiting_kv += params.known_tokens[c]
-    slot.work_s += asked.left * params.known_work_s[slot.shape, c]
+    slot.work_s += request.left * params.known_work_s[slot.shape, c]
     episode.waiting += 1
     state.waits[lane, params.guess[c]] += 1
     if slot.clock_s >= slot.ready_s:
@@ -181,21 +204,37 @@ def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
 
 @kernel
 def dequeue(state: State, params: Params, lane: int, k: int) -> int:
-    """Take the first request out of a replica's line; returns its number."""
+    """Take the first request out of a replica's line.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        k: place of the replica, at which a request waits.
+
+    Returns:
+        Number of the request.
+    """
     slot = state.slot[lane, k]
     r = slot.head
-    asked = state.request[lane, r]
-    c = asked.kind
-    slot.head = asked.next
+    request = state.request[lane, r]
+    c = request.request_class
+    slot.head = request.next
     slot.waiting -= 1
     slot.waiting_kv -= params.known_tokens[c]
-    slot.work_s -= asked.left * params.known_work_s[slot.shape, c]
+    slot.work_s -= request.left * params.known_work_s[slot.shape, c]
     state.lane[lane].waiting -= 1
     state.waits[lane, params.guess[c]] -= 1
     return int(r)
 
 
 @kernel
-def able(params: Params, slot: Any, c: int) -> bool:
-    """Whether a replica can hold a request of a class."""
+def able(params: Params, slot: Slot, c: int) -> bool:
+    """Whether there is a replica, and it can hold a request of a class.
+
+    Args:
+        params: numbers and tables that all lanes share.
+        slot: the place of the replica.
+        c: number of the class.
+    """
     return slot.shape >= 0 and params.work_s[slot.shape, c] < math.inf

@@ -16,7 +16,9 @@ from llmgym.envs.oserve.state import (
     LEAST_KV,
     LEAST_WORK,
     NO_LOAD,
+    NOW,
     ROUTE,
+    SERVING,
     Params,
     State,
 )
@@ -24,11 +26,21 @@ from llmgym.envs.oserve.state import (
 _FLOOR = 0.002
 """A type is planned for with at least this share of all requests: one that nobody expects may still come."""
 _TICK_S = 1.0
+"""Time between two migrations of waiting requests, seconds; ours."""
+_ROUNDING = 1e-12
+"""Shares and flows up to this are nothing but rounding."""
 
 
 @kernel
 def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
-    """Work the shares out anew, for the requests that `state.plan` expects."""
+    """Work the shares out anew, for the requests that `state.plan` expects.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        now_s: the time, seconds.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     slots, plan, share = state.slot[lane], state.plan[lane], state.share[lane]
@@ -43,18 +55,20 @@ def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
             share[1, j, k] = 0.0
     if episode.stopping == 1:
         for s in range(replicas.shape[1]):
-            replicas[1, s] = 0
+            replicas[SERVING, s] = 0
         for k in range(slots.shape[0]):
             if slots[k].shape >= 0 and slots[k].ready_s <= now_s:
-                replicas[1, slots[k].shape] += 1
-        headroom(replicas[1], plan, params.type_rate, state.scratch[lane], flow)
+                replicas[SERVING, slots[k].shape] += 1
+        headroom(replicas[SERVING], plan, params.type_rate, state.scratch[lane], flow)
         for j in range(config.types):
             taken = 0.0
             for s in range(replicas.shape[1]):
                 taken += flow[s, j]
             if taken > 0.0:
                 _spread(state, params, lane, 1, j, min(taken / plan[j], 1.0), now_s, True)
-    episode.headroom = min(headroom(replicas[0], plan, params.type_rate, state.scratch[lane], flow), NO_LOAD)
+    episode.headroom = min(
+        headroom(replicas[NOW], plan, params.type_rate, state.scratch[lane], flow), NO_LOAD
+    )
     if config.dispatch == BLIND:
         _blind(state, params, lane)
         return
@@ -70,7 +84,7 @@ def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
             given = 0.0
             for k in range(slots.shape[0]):
                 given += share[1, j, k]
-            if given < 1.0 - 1e-12:
+            if given < 1.0 - _ROUNDING:
                 _spread(state, params, lane, 1, j, 1.0 - given, now_s, False)
 
 
@@ -78,8 +92,9 @@ def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
 def _spread(
     state: State, params: Params, lane: int, row: int, j: int, amount: float, now_s: float, serving: bool
 ) -> None:
-    """Divide `amount` of a type among the replicas that serve (or that do not), as the flows say; by rate where these say
-    nothing.
+    """Divide an amount of type j among the replicas that serve, or among those that do not.
+
+    The shares are those of the flows; where the flows give the type nothing, they are those of the rates.
     """
     slots, flow, share = state.slot[lane], state.flow[lane], state.share[lane, row, j]
     for by_flow in range(2):
@@ -89,16 +104,18 @@ def _spread(
             if s >= 0 and (slots[k].ready_s <= now_s) == serving:
                 weight = params.type_rate[s, j]
                 if by_flow == 0:
-                    weight = flow[s, j] / max(state.replicas[lane, 1 if row == 1 and serving else 0, s], 1)
+                    weight = flow[s, j] / max(
+                        state.replicas[lane, SERVING if row == 1 and serving else NOW, s], 1
+                    )
                 total += weight
-        if total > 1e-12:
+        if total > _ROUNDING:
             for k in range(slots.shape[0]):
                 s = slots[k].shape
                 if s >= 0 and (slots[k].ready_s <= now_s) == serving:
                     weight = params.type_rate[s, j]
                     if by_flow == 0:
                         weight = flow[s, j] / max(
-                            state.replicas[lane, 1 if row == 1 and serving else 0, s], 1
+                            state.replicas[lane, SERVING if row == 1 and serving else NOW, s], 1
                         )
                     share[k] += amount * weight / total
             return
@@ -106,7 +123,7 @@ def _spread(
 
 @kernel
 def _blind(state: State, params: Params, lane: int) -> None:
-    """The same shares for all types, by the rate of a replica for the mix."""
+    """Write the same shares for all types, by the rate of a replica for the mix."""
     config = params.config[0]
     slots, plan = state.slot[lane], state.plan[lane]
     total = 0.0
@@ -114,12 +131,12 @@ def _blind(state: State, params: Params, lane: int) -> None:
         s = slots[k].shape
         weight = 0.0
         if s >= 0:
-            work_s, asked = 0.0, 0.0
+            work_s, arrivals = 0.0, 0.0
             for j in range(config.types):
-                asked += plan[j]
+                arrivals += plan[j]
                 if params.type_rate[s, j] > 0.0:
                     work_s += plan[j] / params.type_rate[s, j]
-            weight = asked / work_s if work_s > 0.0 else 1.0
+            weight = arrivals / work_s if work_s > 0.0 else 1.0
         for j in range(config.types):
             state.share[lane, 0, j, k] = weight if s >= 0 and params.type_rate[s, j] > 0.0 else 0.0
         total += weight
@@ -130,7 +147,7 @@ def _blind(state: State, params: Params, lane: int) -> None:
 
 @kernel
 def _given(state: State, params: Params, lane: int, j: int) -> None:
-    """Shares from the action: a softmax over the replicas that can hold the type."""
+    """Write the shares of type j that the action gives: a softmax over the replicas that can hold the type."""
     slots, share = state.slot[lane], state.share[lane, 0, j]
     logit = state.logit[lane, j * slots.shape[0] : (j + 1) * slots.shape[0]]
     total = 0.0
@@ -144,49 +161,68 @@ def _given(state: State, params: Params, lane: int, j: int) -> None:
 
 @kernel
 def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int:
-    """The replica for a request."""
+    """The replica for a request.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        r: number of the request.
+        now_s: the time, seconds.
+
+    Returns:
+        Place of the replica; -1 where none can hold the request.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     slots = state.slot[lane]
-    c = state.request[lane, r].kind
+    c = state.request[lane, r].request_class
     j = params.guess[c]
     stopping = episode.stopping == 1 and config.reroute == 1
     if config.dispatch == FLOW or config.dispatch == BLIND:
         share = state.share[lane, 1 if stopping and config.dispatch == FLOW else 0, j]
         credit = state.credit[lane, 0 if config.dispatch == BLIND else j]
-        at = -1
+        chosen = -1
         for k in range(slots.shape[0]):
             waits = stopping and config.dispatch == BLIND and slots[k].ready_s > now_s
             if able(params, slots[k], c) and not waits:
                 credit[k] += share[k]
-                if share[k] > 0.0 and (at < 0 or credit[k] > credit[at]):
-                    at = k
-        if at >= 0:
-            credit[at] -= 1.0
-            return at
+                if share[k] > 0.0 and (chosen < 0 or credit[k] > credit[chosen]):
+                    chosen = k
+        if chosen >= 0:
+            credit[chosen] -= 1.0
+            return chosen
     # those that serve first; while none of them can, those that start
-    for waits in range(2):
-        at, least = -1, math.inf
+    for anywhere in range(2):
+        chosen, least = -1, math.inf
         for i in range(slots.shape[0]):
             k = (episode.turn + 1 + i) % slots.shape[0]
             slot = slots[k]
-            if able(params, slot, c) and (slot.ready_s <= now_s or waits == 1 or not stopping):
+            if able(params, slot, c) and (slot.ready_s <= now_s or anywhere == 1 or not stopping):
                 load = float(i)
                 if config.dispatch == LEAST_WORK:
                     load = max(slot.work_s, 0.0) + params.known_work_s[slot.shape, c]
                 elif config.dispatch == LEAST_KV:
                     load = (slot.kv + slot.waiting_kv) / params.capacity[slot.shape]
                 if load < least:
-                    at, least = k, load
-        if at >= 0:
-            episode.turn = at
-            return at
+                    chosen, least = k, load
+        if chosen >= 0:
+            episode.turn = chosen
+            return chosen
     return -1
 
 
 @kernel
 def send(state: State, params: Params, lane: int, r: int, now_s: float) -> None:
-    """Hand a request to a replica."""
+    """Hand a request to a replica.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        r: number of the request.
+        now_s: the time, seconds.
+    """
     config = params.config[0]
     slots = state.slot[lane]
     if config.dispatch == LEAST_WORK or config.dispatch == LEAST_KV:
@@ -200,7 +236,14 @@ def send(state: State, params: Params, lane: int, r: int, now_s: float) -> None:
 
 @kernel
 def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> None:
-    """Every second one waiting request goes from the replica with the most work to the one with the least, if that gains."""
+    """Move one waiting request a second from the replica with the most work to the one with the least, if that gains.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        until_s: time up to which requests move, seconds.
+    """
     episode = state.lane[lane]
     slots = state.slot[lane]
     while episode.tick_s + _TICK_S <= until_s:
@@ -215,7 +258,7 @@ def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> 
                     least = k
         if most < 0 or least == most:
             continue
-        c = state.request[lane, slots[most].head].kind
+        c = state.request[lane, slots[most].head].request_class
         if not able(params, slots[least], c):
             continue
         if max(slots[least].work_s, 0.0) + params.known_work_s[slots[least].shape, c] < slots[most].work_s:
@@ -226,8 +269,14 @@ def migrate_waiting(state: State, params: Params, lane: int, until_s: float) -> 
 
 @kernel
 def update_forecast(state: State, params: Params, lane: int) -> None:
-    """Take the counts of the last epoch into the moving average; what is taken for a type is divided among types as in
-    the mean mix.
+    """Take the counts of the last epoch into the moving average.
+
+    What is taken for a type at arrival is divided among the types as in the mean mix.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
     """
     config = params.config[0]
     e = state.lane[lane].epoch - 1

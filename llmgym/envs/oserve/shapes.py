@@ -10,7 +10,7 @@ attention from a kernel set instead.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +30,8 @@ NODE_GPUS = 8
 TENSOR = (1, 2, 4, 8)
 DEEPEST = 8
 SIZES = (1, 2, 4, 8, 16)
+MOST_GPUS = 32
+"""GPUs of a cluster: with more of them the deployments are too many to list."""
 WEIGHT_BYTES = 2
 KV_BYTES = 2
 
@@ -49,6 +51,11 @@ class Shape(NamedTuple):
         return f"TP{self.tp}" if self.pp == 1 else f"TP{self.tp}xPP{self.pp}"
 
 
+def deployment_name(shapes: Sequence[Shape], counts: Iterable[int]) -> str:
+    """A deployment in words, such as "2 TP4 + 1 TP8", by how many replicas of each shape it has."""
+    return " + ".join(f"{count} {shape}" for count, shape in zip(counts, shapes, strict=True) if count)
+
+
 class RequestType(NamedTuple):
     """Lengths that stand for a type of requests, tokens."""
 
@@ -62,9 +69,9 @@ class Model:
 
     Attributes:
         parameters: number of weights.
-        layers: of them.
-        hidden: width.
-        kv_width: key and value heads times their width.
+        layers: number of layers.
+        hidden: width of a layer.
+        kv_width: key heads times their width.
         kernels: name of its shards in kernel sets; "" where nobody measured them.
     """
 
@@ -76,12 +83,12 @@ class Model:
 
     @property
     def weight_bytes(self) -> float:
-        """Of the whole model."""
+        """Weights of the whole model, bytes."""
         return WEIGHT_BYTES * self.parameters
 
     @property
     def kv_bytes(self) -> float:
-        """That a token takes in the cache, over all layers: keys and values."""
+        """Keys and values of a token in the cache, over all layers, bytes."""
         return 2.0 * KV_BYTES * self.layers * self.kv_width
 
 
@@ -101,15 +108,15 @@ class Device:
     """A GPU and its links.
 
     Attributes:
-        flops: peak, bf16, 1/s.
-        flops_share: of the peak that large products reach.
-        bytes_per_s: of memory.
-        bytes_share: of it that reading weights and caches reaches.
-        usable_bytes: for weights and caches.
-        nvlink_bytes_per_s: between GPUs of a node, as far as collectives reach it.
-        all_reduce_s: latency of one all-reduce.
-        hop_s: latency from stage to stage.
-        overhead_s: of an engine step.
+        flops: peak of bf16 arithmetic, operations a second.
+        flops_share: share of the peak that large products reach.
+        bytes_per_s: bandwidth of the memory, bytes a second.
+        bytes_share: share of the bandwidth that reading weights and caches reaches.
+        usable_bytes: memory for weights and caches, bytes.
+        nvlink_bytes_per_s: bandwidth between GPUs of a node, as far as collectives reach it, bytes a second.
+        all_reduce_s: latency of one all-reduce, seconds.
+        hop_s: latency from one stage to the next, seconds.
+        overhead_s: time that an engine step takes besides, seconds.
     """
 
     flops: float = 989e12
@@ -130,9 +137,9 @@ class Rates(NamedTuple):
     """What a replica does with one type of requests.
 
     Attributes:
-        rate_rps: completions a second if it serves nothing else; 0 where not even one request fits.
-        latency_s: of a request that is alone, s.
-        prefill_s: the part of it until the first token, s.
+        rate_rps: completions if it serves nothing else, requests a second; 0 where not even one request fits.
+        latency_s: latency of a lone request, seconds.
+        prefill_s: part of the latency until the first token, seconds.
     """
 
     rate_rps: float
@@ -146,12 +153,21 @@ def strategies(gpus: int) -> tuple[Shape, ...]:
 
 
 def capacity_tokens(model: Model, shape: Shape, device: Device = H100) -> float:
-    """Tokens of KV cache that the weights leave; below zero where they do not even fit themselves."""
+    """Cache that the weights leave; below zero where they do not even fit themselves.
+
+    Args:
+        model: the model.
+        shape: of the replica.
+        device: its GPUs.
+
+    Returns:
+        Tokens.
+    """
     return (shape.gpus * device.usable_bytes - model.weight_bytes) / model.kv_bytes
 
 
 def _communication(model: Model, shape: Shape, tokens: float, device: Device) -> tuple[float, float]:
-    """All-reduces of one stage, and the way to the next stage, for so many tokens, s."""
+    """Time of the all-reduces of one stage, and of the way to the next stage, for so many tokens, seconds."""
     moved = tokens * model.hidden * WEIGHT_BYTES / device.nvlink_bytes_per_s
     reduce_s = 0.0
     if shape.tp > 1:
@@ -160,13 +176,13 @@ def _communication(model: Model, shape: Shape, tokens: float, device: Device) ->
     return reduce_s, 0.0 if shape.pp == 1 else moved + device.hop_s
 
 
-def _batch(model: Model, shape: Shape, kind: RequestType, device: Device) -> float:
+def _batch(model: Model, shape: Shape, lengths: RequestType, device: Device) -> float:
     """Requests of a type that run at once."""
-    tokens = kind.prompt + kind.output
+    tokens = lengths.prompt + lengths.output
     return min(float(SEATS), capacity_tokens(model, shape, device) / tokens)
 
 
-def rates(model: str | Model, tp: int, pp: int, kind: tuple[int, int], device: Device = H100) -> Rates:
+def rates(model: str | Model, tp: int, pp: int, lengths: tuple[int, int], device: Device = H100) -> Rates:
     """Rate and latency of a replica for a type of requests, by the roofline.
 
     With N = tp pp GPUs, B requests at once (memory or 256) and b = B / pp of them in a stage, a decode step of a stage takes
@@ -177,17 +193,17 @@ def rates(model: str | Model, tp: int, pp: int, kind: tuple[int, int], device: D
         model: a name in `MODELS`, or a `Model`.
         tp: GPUs that share a layer.
         pp: pipeline stages.
-        kind: prompt and output tokens.
-        device: of the GPUs.
+        lengths: prompt and output of a request, tokens.
+        device: the GPUs.
 
     Raises:
         UnknownName: no such model.
         InvalidArgument: a shape or a length that cannot be.
     """
-    model, shape, kind = _checked(model, tp, pp, kind)
-    n, prompt, output = shape.gpus, float(kind.prompt), float(kind.output)
+    model, shape, request = _checked(model, tp, pp, lengths)
+    n, prompt, output = shape.gpus, float(request.prompt), float(request.output)
     flops, reads = device.flops * device.flops_share, device.bytes_per_s * device.bytes_share
-    together = _batch(model, shape, kind, device)
+    together = _batch(model, shape, request, device)
     if together < 1.0:
         return Rates(0.0, math.inf, math.inf)
     b = together / pp
@@ -205,21 +221,23 @@ def rates(model: str | Model, tp: int, pp: int, kind: tuple[int, int], device: D
     return Rates(1.0 / (prefill_s + output * decode_s / b), first_s + output * pp * alone_s, first_s)
 
 
-def _checked(model: str | Model, tp: int, pp: int, kind: tuple[int, int]) -> tuple[Model, Shape, RequestType]:
-    found = MODELS[choice("model", model, MODELS)] if not isinstance(model, Model) else model
+def _checked(
+    model: str | Model, tp: int, pp: int, lengths: tuple[int, int]
+) -> tuple[Model, Shape, RequestType]:
+    model = MODELS[choice("model", model, MODELS)] if not isinstance(model, Model) else model
     whole("tp", tp)
     whole("pp", pp, 1, DEEPEST)
     if tp not in TENSOR:
         raise InvalidArgument(f"tp={tp!r}: expected one of {', '.join(map(str, TENSOR))}")
-    return found, Shape(tp, pp), check_type(kind)
+    return model, Shape(tp, pp), check_lengths(lengths)
 
 
-def check_type(kind: tuple[int, int]) -> RequestType:
+def check_lengths(lengths: tuple[int, int]) -> RequestType:
     """Prompt and output as a `RequestType`. Raises `InvalidArgument`."""
     try:
-        prompt, output = kind
+        prompt, output = lengths
     except (TypeError, ValueError):
-        raise InvalidArgument(f"kind={kind!r}: expected prompt and output tokens") from None
+        raise InvalidArgument(f"lengths={lengths!r}: expected prompt and output tokens") from None
     return RequestType(whole("prompt", prompt), whole("output", output))
 
 
@@ -228,15 +246,15 @@ class RateTable(NamedTuple):
 
     Attributes:
         shapes: of replicas that can hold the weights and at least one request of some class.
-        kinds: the classes.
-        rate: float64 [shapes, classes], requests a second; 0 where none fits.
-        latency_s: float64 [shapes, classes]; infinite where none fits.
-        prefill_s: float64 [shapes, classes], the part of it until the first token.
-        capacity: int64 [shapes], tokens of cache.
+        classes: lengths of the requests of each class.
+        rate: float64 [shapes, classes], completions, requests a second; 0 where none fits.
+        latency_s: float64 [shapes, classes], latency of a lone request, seconds; infinite where none fits.
+        prefill_s: float64 [shapes, classes], part of the latency until the first token, seconds.
+        capacity: int64 [shapes], cache of a replica, tokens.
     """
 
     shapes: tuple[Shape, ...]
-    kinds: tuple[RequestType, ...]
+    classes: tuple[RequestType, ...]
     rate: Floats
     latency_s: Floats
     prefill_s: Floats
@@ -245,7 +263,7 @@ class RateTable(NamedTuple):
 
 def rate_table(
     model: str | Model,
-    kinds: Sequence[tuple[int, int]],
+    classes: Sequence[tuple[int, int]],
     gpus: int,
     kernels: str | None = None,
     device: Device = H100,
@@ -254,43 +272,43 @@ def rate_table(
 
     Args:
         model: a name in `MODELS`, or a `Model`.
-        kinds: prompt and output tokens of each class.
-        gpus: that a replica may take, at most.
+        classes: prompt and output of the requests of each class, tokens.
+        gpus: GPUs that a replica may take at most.
         kernels: name of a kernel set, for times of dense layers and attention; None for the roofline.
-        device: of the GPUs.
+        device: the GPUs.
 
     Raises:
         UnknownName: no such model or kernel set.
         InvalidArgument: no class, or a model that fits into no replica of this size.
     """
-    whole("gpus", gpus, 1, 32)
-    types = tuple(check_type(kind) for kind in kinds)
-    if not types:
-        raise InvalidArgument("types=(): expected prompt and output tokens of one type or more")
-    found = MODELS[choice("model", model, MODELS)] if not isinstance(model, Model) else model
-    measured = None if kernels is None else MeasuredStages(found, kernels, device)
+    whole("gpus", gpus, 1, MOST_GPUS)
+    checked = tuple(check_lengths(lengths) for lengths in classes)
+    if not checked:
+        raise InvalidArgument("classes=(): expected prompt and output tokens of one class or more")
+    resolved = MODELS[choice("model", model, MODELS)] if not isinstance(model, Model) else model
+    measured = None if kernels is None else MeasuredStages(resolved, kernels, device)
     rows: list[tuple[Shape, list[Rates]]] = []
     for size in SIZES:
         for shape in strategies(size) if size <= gpus else ():
             row = [
-                rates(found, shape.tp, shape.pp, kind, device)
+                rates(resolved, shape.tp, shape.pp, lengths, device)
                 if measured is None
-                else measured.rates(shape, kind)
-                for kind in types
+                else measured.rates(shape, lengths)
+                for lengths in checked
             ]
             if any(cell.rate_rps > 0.0 for cell in row):
                 rows.append((shape, row))
     if not rows:
-        need = math.ceil(found.weight_bytes / device.usable_bytes)
+        need = math.ceil(resolved.weight_bytes / device.usable_bytes)
         raise InvalidArgument(
-            f"model={model!r}: its {found.weight_bytes / 1e9:.0f} GB and one request fit into no replica of at most gpus={gpus} "
+            f"model={model!r}: its {resolved.weight_bytes / 1e9:.0f} GB and one request fit into no replica of at most gpus={gpus} "
             f"GPUs (weights alone take {need})"
         )
     shapes = tuple(shape for shape, _ in rows)
     cells = np.array([row for _, row in rows], np.float64)
-    capacity = np.array([int(capacity_tokens(found, shape, device)) for shape in shapes], np.int64)
+    capacity = np.array([int(capacity_tokens(resolved, shape, device)) for shape in shapes], np.int64)
     return RateTable(
-        shapes, types, cells[..., 0].copy(), cells[..., 1].copy(), cells[..., 2].copy(), capacity
+        shapes, checked, cells[..., 0].copy(), cells[..., 1].copy(), cells[..., 2].copy(), capacity
     )
 
 
@@ -303,9 +321,9 @@ class MeasuredStages:
     the query heads. Beyond the measured shapes times grow in proportion.
 
     Args:
-        model: with shards in kernel sets.
-        kernels: name of the set.
-        device: memory, links and overhead.
+        model: a model whose shards are in kernel sets.
+        kernels: name of the kernel set.
+        device: memory, links and overhead of the GPUs.
 
     Raises:
         InvalidArgument: the model's shards were not measured.
@@ -317,44 +335,44 @@ class MeasuredStages:
             raise InvalidArgument(f"kernels={kernels!r}: measured for {known}")
         self.model, self.device = model, device
         self.size = SHAPES[model.kernels]
-        found = load_kernels(kernels)
+        measured = load_kernels(kernels)
         self._dense: dict[int, tuple[Floats, Floats, Floats]] = {}
         reference = SHAPES["llama-3.1-8b"]
-        between = 2.0 * self._line(found, "elementwise", "llama-3.1-8b add_norm")[1]
+        between = 2.0 * self._line(measured, "elementwise", "llama-3.1-8b add_norm")[1]
         for part in ("rotary", "gate"):
-            between = between + self._line(found, "elementwise", f"llama-3.1-8b {part}")[1]
+            between = between + self._line(measured, "elementwise", f"llama-3.1-8b {part}")[1]
         for tp in TENSOR:
-            tokens, layer = self._line(found, "gemm", f"{model.kernels} tp{tp} qkv")
+            tokens, layer = self._line(measured, "gemm", f"{model.kernels} tp{tp} qkv")
             for part in ("attention_output", "gate_up", "down"):
-                layer = layer + self._line(found, "gemm", f"{model.kernels} tp{tp} {part}")[1]
-            head = self._line(found, "gemm", f"{model.kernels} tp{tp} output_head")[1]
+                layer = layer + self._line(measured, "gemm", f"{model.kernels} tp{tp} {part}")[1]
+            head = self._line(measured, "gemm", f"{model.kernels} tp{tp} output_head")[1]
             moved = self.size.elementwise_bytes_per_token(tp) / reference.elementwise_bytes_per_token(1)
             layer = layer + np.maximum(between * moved, between[0])
             self._dense[tp] = (tokens, 1e-6 * layer, 1e-6 * head)
-        prefill = found.table("prefill_attention", "32 query heads, 8 key heads of 128")
+        prefill = measured.table("prefill_attention", "32 query heads, 8 key heads of 128")
         fresh = (prefill["context"] == 0) & (prefill["batch"] == 1)
         order = np.argsort(prefill["chunk"][fresh])
         self._chunk = prefill["chunk"][fresh][order], 1e-6 * prefill["latency_us"][fresh][order]
-        self._read = {heads: self._decode_plane(found, heads) for heads in (1, 2, 8, 32)}
+        self._read = {heads: self._decode_plane(measured, heads) for heads in (1, 2, 8, 32)}
 
     @staticmethod
-    def _line(found: object, op: str, variant: str) -> tuple[Floats, Floats]:
-        columns = found.table(op, variant)  # type: ignore[attr-defined]
+    def _line(measured: object, op: str, variant: str) -> tuple[Floats, Floats]:
+        columns = measured.table(op, variant)  # type: ignore[attr-defined]
         order = np.argsort(columns["tokens"])
         return columns["tokens"][order], columns["latency_us"][order]
 
     @staticmethod
-    def _decode_plane(found: object, heads: int) -> tuple[float, float]:
+    def _decode_plane(measured: object, heads: int) -> tuple[float, float]:
         """Floor and time per token of cache of a batch that decodes, s; the line through the origin of the largest cases."""
-        columns = found.table("decode_attention", f"32 query heads, {heads} key heads of 128")  # type: ignore[attr-defined]
+        columns = measured.table("decode_attention", f"32 query heads, {heads} key heads of 128")  # type: ignore[attr-defined]
         tokens, time_s = columns["batch"] * columns["kv"], 1e-6 * columns["latency_us"]
         large = tokens >= 0.1 * tokens.max()
         return float(time_s.min()), float(np.sum(time_s[large]) / np.sum(tokens[large]))
 
     def _dense_s(self, tp: int, tokens: float, head: bool = False) -> float:
         """One layer's shard (or the output head's) for so many tokens, s."""
-        at, layer, last = self._dense[tp]
-        return _along(at, last if head else layer, tokens)
+        counts, layer, last = self._dense[tp]
+        return _along(counts, last if head else layer, tokens)
 
     def _decode_s(self, tp: int, batch: float, context: float) -> float:
         """Attention of one layer of a batch, s."""
@@ -364,14 +382,14 @@ class MeasuredStages:
         token = float(np.interp(heads, known, [self._read[int(k)][1] for k in known]))
         return max(floor, token * batch * context)
 
-    def rates(self, shape: Shape, kind: RequestType) -> Rates:
-        """As `rates`."""
+    def rates(self, shape: Shape, lengths: RequestType) -> Rates:
+        """Rate and latency of a replica of a shape for requests of these lengths."""
         model, device, size = self.model, self.device, self.size
-        together = _batch(model, shape, kind, device)
+        together = _batch(model, shape, lengths, device)
         if together < 1.0:
             return Rates(0.0, math.inf, math.inf)
         b, layers = together / shape.pp, model.layers / shape.pp
-        context = kind.prompt + kind.output / 2
+        context = lengths.prompt + lengths.output / 2
 
         def step_s(batch: float) -> float:
             reduce_s, hop_s = _communication(model, shape, batch, device)
@@ -380,23 +398,35 @@ class MeasuredStages:
             return layers * one + head_s + reduce_s + hop_s + device.overhead_s / shape.pp
 
         heads = size.q_heads / shape.tp / 32.0
-        attention = heads * _along(*self._chunk, float(kind.prompt))
-        prefill_s = layers * (self._dense_s(shape.tp, kind.prompt) + attention)
-        prefill_s += _communication(model, shape, kind.prompt, device)[0]
+        attention = heads * _along(*self._chunk, float(lengths.prompt))
+        prefill_s = layers * (self._dense_s(shape.tp, lengths.prompt) + attention)
+        prefill_s += _communication(model, shape, lengths.prompt, device)[0]
         first_s = prefill_s * shape.pp
-        rate = 1.0 / (prefill_s + kind.output * step_s(b) / b)
-        return Rates(rate, first_s + kind.output * shape.pp * step_s(1.0), first_s)
+        rate = 1.0 / (prefill_s + lengths.output * step_s(b) / b)
+        return Rates(rate, first_s + lengths.output * shape.pp * step_s(1.0), first_s)
 
 
-def _along(at: Floats, values: Floats, x: float) -> float:
-    """Between measured points straight in the logarithms, in proportion beyond the last, flat below the first."""
-    if x >= at[-1]:
-        return float(values[-1] * x / at[-1])
-    return float(np.exp(np.interp(np.log(max(x, at[0])), np.log(at), np.log(values))))
+def _along(points: Floats, values: Floats, x: float) -> float:
+    """A measured value at x: straight in the logarithms between the points, proportional beyond the last, flat before the first."""
+    if x >= points[-1]:
+        return float(values[-1] * x / points[-1])
+    return float(np.exp(np.interp(np.log(max(x, points[0])), np.log(points), np.log(values))))
 
 
 def positive_demand(demand: Sequence[float] | Floats, count: int, name: str = "demand") -> Floats:
-    """Requests a second of each type, float64 [count]. Raises `InvalidArgument` for anything negative or of another length."""
+    """A demand, checked.
+
+    Args:
+        demand: requests a second of each type.
+        count: number of types.
+        name: of the argument, for messages.
+
+    Returns:
+        float64 [count].
+
+    Raises:
+        InvalidArgument: a rate below 0 or none that is finite, or another number of them.
+    """
     values = np.array([number(name, float(value), zero=True) for value in demand], np.float64)
     if len(values) != count:
         raise InvalidArgument(f"{name} has {len(values)} entries, expected one for each of {count} types")

@@ -1,228 +1,207 @@
-"""What OServe keeps and what it is told: the dtypes, arrays and constants of its compiled functions."""
+"""What OServe keeps and what it is told: the records, arrays and constants of its compiled functions."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llmgym.core.records import (
+    Record,
+    Records,
+    Records2,
+    float32,
+    float64,
+    int16,
+    int32,
+    int64,
+)
+from llmgym.envs.oserve.placement import Place
 
 FIXED, SPANS, WAVE, DAY = 0, 1, 2, 3
 ADHOC, RELOAD, FREE = 0, 1, 2
 FLOW, BLIND, ROUND_ROBIN, LEAST_WORK, LEAST_KV = 0, 1, 2, 3, 4
 MENU, EDIT, PLAN, CONTROL, ROUTE = 0, 1, 2, 3, 4
 LATENCY, P99, SLO = 0, 1, 2
-HARMONICS = 3
 NO_LOAD = 100.0
 """Headroom where nothing, or next to nothing, is asked for."""
-MOST_PLANNED = 32.0
-"""Action "control": the largest demand, in mean arrivals of the type."""
-LOGIT = 8.0
-"""Action "route": the largest logit."""
-HISTORY = 6
-SCALARS = 10
-"""Entries of the observation that are neither of types, candidates nor replicas."""
-CANDIDATE_FIELDS = 3
-SLOT_FIELDS = 5
+NOW, SERVING, CONSIDERED = 0, 1, 2
+"""Rows of `State.replicas`: all replicas, those that serve during a switch, and those of a deployment that is looked at."""
 
-LANE = np.dtype(
-    [
-        ("epoch", "i4"),
-        ("deployment", "i4"),  # its number; -1 where edits have made it
-        ("requests", "i4"),  # of this episode
-        ("next", "i4"),  # first that has not arrived
-        ("done", "i4"),
-        ("met", "i4"),  # completed within the objective
-        ("waiting", "i4"),
-        ("running", "i4"),
-        ("waiting_peak", "i4"),
-        ("turn", "i4"),
-        ("switches", "i4"),
-        ("since", "i4"),  # epochs since the last switch
-        ("changed_gpus", "i4"),
-        ("migrated", "i4"),
-        ("drained", "i4"),
-        ("restarted", "i4"),
-        ("rerouted", "i4"),
-        ("moved_waiting", "i4"),
-        ("invalid", "i4"),
-        ("unstable", "i4"),
-        ("stopping", "i4"),  # 1: a switch is under way
-        ("ready_s", "f8"),  # when it is over
-        ("open", "f8"),  # requests in the system
-        ("open_arrival_s", "f8"),  # sum of their arrival times
-        ("done_s", "f8"),  # sum of the times in the system of completed ones
-        ("counted_s", "f8"),  # seconds in the system that rewards have counted
-        ("p99_sum_s", "f8"),
-        ("p99_s", "f8"),  # of the last epoch
-        ("output_tokens", "f8"),
-        ("stopped_gpu_s", "f8"),
-        ("busy_gpu_s", "f8"),
-        ("kv_share_s", "f8"),
-        ("weights_bytes", "f8"),
-        ("kv_bytes", "f8"),
-        ("flying_bytes", "f8"),  # of the switch under way
-        ("headroom", "f8"),  # of the deployment, for the load that is planned for
-        ("headroom_sum", "f8"),
-        ("penalty", "f8"),
-        ("tick_s", "f8"),  # next migration of a waiting request
-        ("checksum", "f8"),
-    ],
-    align=True,
-)
 
-SLOT = np.dtype(
-    [
-        ("shape", "i4"),  # number of the shape; -1: no replica
-        ("gpu", "i4"),
-        ("gpus", "i4"),
-        ("running", "i4"),
-        ("waiting", "i4"),
-        ("head", "i4"),
-        ("tail", "i4"),
-        ("kv", "i8"),  # tokens that its running requests may need
-        ("waiting_kv", "i8"),  # tokens that the waiting ones may need, as far as their types say
-        ("ready_s", "f8"),
-        ("clock_s", "f8"),
-        ("progress", "f8"),  # seconds at full speed so far
-        ("load", "f8"),  # stage time that its running requests would take at full speed
-        ("work_s", "f8"),  # stage time that those in it still need, as far as their types say
-        ("busy_s", "f8"),
-        ("kv_s", "f8"),  # integral of the used share of the cache
-    ],
-    align=True,
-)
-"""A place for a replica."""
+class Episode(Record):
+    """One lane of OServe."""
 
-REQUEST = np.dtype(
-    [
-        ("arrival_s", "f8"),
-        ("left", "f8"),  # share of the work that is left
-        ("began_s", "f8"),  # first admission; -1
-        ("e2e_s", "f4"),  # -1: not completed
-        ("ttft_s", "f4"),
-        ("next", "i4"),  # in the line of its replica
-        ("kind", "i2"),  # class
-        ("node", "i2"),  # where its cache is while it migrates; -1
-    ],
-    align=True,
-)
+    epoch: int = int32("Epochs that have passed.")
+    deployment: int = int32("Number of the deployment; -1 where edits have made it.")
+    requests: int = int32("Requests that the whole episode brings.")
+    next: int = int32("Number of the first request that has not arrived.")
+    done: int = int32("Requests that have completed.")
+    met: int = int32("Requests that have completed within their objective.")
+    waiting: int = int32("Requests that wait in the lines of the replicas.")
+    running: int = int32("Requests that run.")
+    waiting_peak: int = int32("Largest number of requests that have waited at once.")
+    turn: int = int32("Place of the replica that the last request went to, where requests take turns.")
+    switches: int = int32("Changes of the deployment.")
+    since: int = int32("Epochs since the last switch.")
+    changed_gpus: int = int32("GPUs whose replica has changed, summed over the switches.")
+    migrated: int = int32("Running requests that have moved with their caches.")
+    drained: int = int32("Running requests that have completed on a replica that stopped.")
+    restarted: int = int32("Running requests that have lost their caches and begun anew.")
+    rerouted: int = int32("Waiting requests that have been handed out again because their replica stopped.")
+    moved_waiting: int = int32("Waiting requests that have moved to a replica with less work.")
+    invalid: int = int32("Masked actions.")
+    unstable: int = int32("1 where too many requests wait, which ends the episode.")
+    stopping: int = int32("1 while a switch is under way.")
+    ready_s: float = float64("Time at which the last switch is over, seconds.")
+    open: float = float64("Requests in the system.")
+    open_arrival_s: float = float64("Sum of the arrival times of the requests in the system, seconds.")
+    done_s: float = float64("Sum of the times in the system of completed requests, seconds.")
+    counted_s: float = float64("Time in the system that the rewards have counted, seconds.")
+    p99_sum_s: float = float64("Sum over the epochs of the P99 of the end-to-end time, seconds.")
+    p99_s: float = float64(
+        "P99 of the end-to-end time of requests that completed in the last epoch, seconds."
+    )
+    output_tokens: float = float64("Output tokens of the completed requests.")
+    stopped_gpu_s: float = float64("Time that GPUs have stood still for switches, GPU seconds.")
+    busy_gpu_s: float = float64("Time that the replicas which are gone have worked, GPU seconds.")
+    kv_share_s: float = float64(
+        "Integral of the used share of cache of the replicas which are gone, GPU seconds."
+    )
+    weights_bytes: float = float64("Weights that have moved, bytes.")
+    kv_bytes: float = float64("Caches that have moved, bytes.")
+    flying_bytes: float = float64("Weights and caches that the switch under way moves, bytes.")
+    headroom: float = float64("Multiple of the load that is planned for which the deployment can serve.")
+    headroom_sum: float = float64("Sum of the headroom over the epochs.")
+    penalty: float = float64("Part of the return that is not time, in the unit of the return.")
+    tick_s: float = float64("Time of the last migration of a waiting request, seconds.")
+    checksum: float = float64(
+        "Sum over the requests of arrival time (seconds) and class: tells worlds apart."
+    )
 
-NUMBER = np.dtype(
-    [
-        ("gpus", "i4"),
-        ("types", "i4"),
-        ("streams", "i4"),
-        ("classes", "i4"),
-        ("epochs", "i4"),
-        ("history", "i4"),
-        ("action", "i4"),
-        ("reward", "i4"),
-        ("drift", "i4"),
-        ("switching", "i4"),
-        ("dispatch", "i4"),
-        ("reroute", "i4"),
-        ("initial", "i4"),  # number of the first deployment
-        ("cap", "i4"),  # waiting requests that end the episode
-        ("span_low", "i4"),
-        ("span_high", "i4"),
-        ("epoch_s", "f8"),
-        ("cv_low", "f8"),
-        ("cv_high", "f8"),
-        ("load_low", "f8"),
-        ("load_high", "f8"),
-        ("amplitude", "f8"),
-        ("period", "f8"),  # epochs
-        ("day_rate", "f8"),  # arrivals a second, mean over a day
-        ("noise", "f8"),
-        ("correlation", "f8"),
-        ("ewma", "f8"),
-        ("fix_s", "f8"),
-        ("reload_s", "f8"),
-        ("drain_s", "f8"),
-        ("gpu_bytes_per_s", "f8"),
-        ("node_bytes_per_s", "f8"),
-        ("part_bytes", "f8"),  # a 64th of the weights
-        ("kv_token_bytes", "f8"),
-        ("latency_ref_s", "f8"),
-        ("backlog_s", "f8"),
-        ("slo_s", "f8"),  # multiple of the reference latency of its class
-        ("switch_cost", "f8"),
-        ("invalid_cost", "f8"),
-    ],
-    align=True,
-)
 
-METRICS = (
-    "requests",
-    "completed",
-    "waiting_end",
-    "waiting_peak",
-    "e2e_mean_s",
-    "e2e_p50_s",
-    "e2e_p90_s",
-    "e2e_p99_s",
-    "ttft_mean_s",
-    "ttft_p99_s",
-    "tpot_mean_s",
-    "tpot_p99_s",
-    "system_mean_s",
-    "epoch_p99_mean_s",
-    "throughput_rps",
-    "output_tokens_per_s",
-    "goodput_rps",
-    "slo_attainment",
-    "utilization",
-    "kv_mean",
-    "headroom_mean",
-    "switches",
-    "changed_gpus",
-    "stopped_gpu_s",
-    "weights_moved_bytes",
-    "kv_moved_bytes",
-    "migrated",
-    "drained",
-    "restarted",
-    "rerouted",
-    "invalid_actions",
-    "penalty",
-    "unstable",
-    "duration_s",
-    "world_checksum",
-)
-"""NaN, with nothing to take it of: `e2e_*`, `ttft_*` and `epoch_p99_mean_s` where no request has completed; `tpot_*` where none
-of those has two tokens or more; `system_mean_s` and `slo_attainment` where nobody came; rates, `utilization`, `kv_mean` and
-`headroom_mean` over no time."""
+class Slot(Place):
+    """A place for a replica, with the replica that stands there."""
+
+    running: int = int32("Requests that run.")
+    waiting: int = int32("Requests in line.")
+    head: int = int32("First request in line.", blank=-1)
+    tail: int = int32("Last request in line.", blank=-1)
+    kv: int = int64("Cache that is reserved for the running requests, tokens.")
+    waiting_kv: int = int64("Cache to expect of the waiting requests, as far as their types tell, tokens.")
+    ready_s: float = float64("Time from which the replica serves, seconds.")
+    clock_s: float = float64("Time that the replica has been brought up to, seconds.")
+    progress: float = float64("Time so far, as if every request had run at full speed, seconds.")
+    load: float = float64("Stage time that the running requests take at full speed, a share.")
+    work_s: float = float64(
+        "Stage time still to expect of all its requests, as far as their types tell, seconds."
+    )
+    busy_s: float = float64("Time that the stages have worked, seconds.")
+    kv_s: float = float64("Integral of the used share of the cache, seconds.")
+
+
+class Request(Record):
+    """One request of a lane. A record, so that an arrival touches one line of memory."""
+
+    arrival_s: float = float64("Time of arrival, seconds.")
+    left: float = float64("Share of its work that was left when it last began to wait.", blank=1.0)
+    began_s: float = float64("Time of the first admission, seconds; -1 before.", blank=-1.0)
+    e2e_s: float = float32("End-to-end time, seconds; -1 until it completes.", blank=-1.0)
+    ttft_s: float = float32("Time to the first token, seconds; -1 until it is known.", blank=-1.0)
+    next: int = int32("Request behind it in line; -1 for none.", blank=-1)
+    request_class: int = int16("Number of its class, which holds the length of the answer.")
+    node: int = int16("Node on which its cache lies while it moves; -1 for none.", blank=-1)
+
+
+class Candidate(Record):
+    """What the observation tells of a deployment that an action can choose."""
+
+    headroom: float = float64("Multiple of the forecast that it can serve.")
+    changed_gpus: float = float64("GPUs whose replica would change.")
+    latency_s: float = float64("Mean latency of a lone request, over the requests of the forecast, seconds.")
+
+
+class Past(Record):
+    """One epoch that has passed, for pictures."""
+
+    waiting: float = float32("Requests that wait at its end.")
+    p99_s: float = float32("P99 of the end-to-end time of the requests that completed in it, seconds.")
+    switched: float = float32("1 where the deployment changed at its beginning.")
+
+
+class Config(Record):
+    """Numbers that all lanes share."""
+
+    gpus: int = int32("GPUs of the cluster.")
+    types: int = int32("Types of requests.")
+    streams: int = int32("Streams of requests, each with its own rate.")
+    classes: int = int32("Classes of requests, each with its own lengths.")
+    epochs: int = int32("Epochs of an episode.")
+    history: int = int32("Epochs whose counts are observed.")
+    action: int = int32("What an action is: `MENU`, `EDIT`, `PLAN`, `CONTROL` or `ROUTE`.")
+    reward: int = int32("What is rewarded: `LATENCY`, `P99` or `SLO`.")
+    drift: int = int32("How the mix drifts: `FIXED`, `SPANS`, `WAVE` or `DAY`.")
+    switching: int = int32("How the deployment changes: `ADHOC`, `RELOAD` or `FREE`.")
+    dispatch: int = int32("Who gets a request: `FLOW`, `BLIND`, `ROUND_ROBIN`, `LEAST_WORK` or `LEAST_KV`.")
+    reroute: int = int32("1 where requests go to other replicas while some stop.")
+    initial: int = int32("Number of the first deployment.")
+    cap: int = int32("Waiting requests; more of them end the episode.")
+    span_epochs: NDArray[np.int32] = int32("Shortest and longest span, epochs.", shape=2)
+    epoch_s: float = float64("Length of an epoch, seconds.")
+    cv: NDArray[np.float64] = float64("Least and largest coefficient of variation of the shares.", shape=2)
+    load: NDArray[np.float64] = float64("Least and largest utilisation of the best candidate.", shape=2)
+    amplitude: float = float64("Amplitude of the logarithm of a share in a wave.")
+    period_epochs: float = float64("Period of waves and days, epochs.")
+    day_rate_rps: float = float64("Arrivals over a day, mean, requests a second.")
+    noise: float = float64("Deviation of the logarithm of a rate from its course.")
+    correlation: float = float64("Correlation of that deviation from one epoch to the next.")
+    ewma: float = float64("Weight of the last epoch in the forecast.")
+    fix_s: float = float64("Time that an ad hoc switch takes besides the transfers, seconds.")
+    reload_s: float = float64("Time to read the weights from disk, seconds.")
+    drain_s: float = float64("Running requests that need less than this complete where they are, seconds.")
+    gpu_bytes_per_s: float = float64("Bandwidth of a GPU inside its node, bytes a second.")
+    node_bytes_per_s: float = float64("Bandwidth of a node to the others, bytes a second.")
+    part_bytes: float = float64("Weights in one of the parts that move, bytes.")
+    kv_token_bytes: float = float64("Cache of a token, bytes.")
+    latency_ref_s: float = float64("Mean latency of a lone request in the static deployment, seconds.")
+    backlog_s: float = float64("Time in which as many requests are expected as may wait, seconds.")
+    switch_cost: float = float64("Price of a switch, in the unit of the return.")
+    invalid_cost: float = float64("Price of a masked action, in the unit of the return.")
 
 
 class State(NamedTuple):
-    """Arrays of OServe; first axis = lane. R places for replicas, J types, S shapes, D GPUs.
+    """Arrays of OServe; first axis = lane. R places for replicas, J types, S shapes, D GPUs, K candidates, n requests.
 
     Attributes:
-        lane: records `LANE` [lanes].
-        slot: records `SLOT` [lanes, R].
-        request: records `REQUEST` [lanes, n], every request of the episode in order of arrival.
-        heap_at: float64 [lanes, R, seats]: progress of its replica at which a running request completes; a heap.
-        heap_id: int32 [lanes, R, seats]: the requests.
-        demand: float64 [lanes, epochs, streams]: true mean arrivals a second.
-        counts: int32 [lanes, epochs, J]: arrivals so far, by the type that they are taken for.
-        waits: int32 [lanes, J]: waiting requests, by the type that they are taken for.
-        forecast: float64 [lanes, J]: arrivals a second, moving average.
-        plan: float64 [lanes, J]: arrivals a second that routing is made for.
-        share: float64 [lanes, 2, J, R]: of a type's requests for each replica; normally, and during a switch.
-        credit: float64 [lanes, J, R]: of the weighted round robin.
-        logit: float64 [lanes, J R]: of the last action, where routes are the action.
-        replicas: int64 [lanes, 3, S]: of each shape; all, those that serve during a switch, and those of a deployment to consider.
-        clock: float64 [lanes, 2]: cosine and sine of the time of day at which the episode begins.
-        flow: float64 [lanes, S, J], scratch: float64 [lanes, rows, columns]: of the linear program.
-        target: int64 [lanes, D, 2], ranks: int64 [lanes, 2, D, 3], traffic: float64 [lanes, D, 4]: of the last switch.
-        ends: int32 [lanes, 4]: first and last of the requests that a switch puts out, those that had run and those that waited.
-        candidate: float64 [lanes, K, 3]: headroom, GPUs that change, unloaded latency.
-        served: float32 [lanes, 3, n]: end-to-end time, time to the first token, time per output token of completed requests, s.
-        history: float32 [lanes, epochs + 1, 6], for pictures.
+        lane: records [lanes].
+        slot: records [lanes, R].
+        request: records [lanes, n], every request of the episode in order of arrival.
+        heap_at: float64 [lanes, R, seats], a heap: progress of its replica at which a running request completes, seconds.
+        heap_id: int32 [lanes, R, seats], the requests of that heap.
+        demand: float64 [lanes, epochs, streams], true mean arrivals, requests a second.
+        counts: int32 [lanes, epochs, J], arrivals so far, by the type that they are taken for.
+        waits: int32 [lanes, J], waiting requests, by the type that they are taken for.
+        forecast: float64 [lanes, J], moving average of the arrivals, requests a second.
+        plan: float64 [lanes, J], arrivals that routing is made for, requests a second.
+        share: float64 [lanes, 2, J, R], share of a type's requests for each replica; normally, and during a switch.
+        credit: float64 [lanes, J, R], requests that a replica is owed by the weighted round robin.
+        logit: float64 [lanes, J R], the last action, where routes are the action.
+        replicas: int64 [lanes, 3, S], replicas of each shape; the rows are `NOW`, `SERVING` and `CONSIDERED`.
+        clock: float64 [lanes, 2], cosine and sine of the time of day at which the episode begins.
+        flow: float64 [lanes, S, J], flows of the linear program, requests a second.
+        scratch: float64 [lanes, rows, columns], tableau of the linear program.
+        target: int64 [lanes, D, 2], places of the last plan; see `llmgym.envs.oserve.placement.place`.
+        ranks: int64 [lanes, 2, D, 3], what each GPU holds before and after the last switch: tp, pp and rank.
+        traffic: float64 [lanes, D, 4], bytes of the last switch; see `llmgym.envs.oserve.placement.ship`.
+        ends: int32 [lanes, 4], first and last of the requests that a switch puts out, those that had run and those that waited.
+        candidate: records [lanes, K].
+        served: float32 [lanes, 3, n], end-to-end time, time to the first token and time per output token of completed
+            requests, seconds.
+        history: records [lanes, epochs + 1], by the epochs that have passed.
     """
 
-    lane: NDArray[Any]
-    slot: NDArray[Any]
-    request: NDArray[Any]
+    lane: Records[Episode]
+    slot: Records2[Slot]
+    request: Records2[Request]
     heap_at: NDArray[np.float64]
     heap_id: NDArray[np.int32]
     demand: NDArray[np.float64]
@@ -241,42 +220,43 @@ class State(NamedTuple):
     ranks: NDArray[np.int64]
     traffic: NDArray[np.float64]
     ends: NDArray[np.int32]
-    candidate: NDArray[np.float64]
+    candidate: Records2[Candidate]
     served: NDArray[np.float32]
-    history: NDArray[np.float32]
+    history: Records2[Past]
 
 
 class Params(NamedTuple):
     """What all lanes of OServe share. S shapes, C classes of requests, J types, M streams, N deployments, K candidates.
 
     Attributes:
-        config: record `NUMBER` [1].
-        sizes: int64 [S], GPUs.
-        parallel: int64 [S, 2], tp and pp.
-        capacity: int64 [S], tokens of cache.
-        work_s: float64 [S, C], stage time of a request; infinite where none fits.
-        latency_s: float64 [S, C], alone in a replica.
-        prefill_s: float64 [S, C], part of it until the first token.
-        lengths: int64 [C, 2], prompt and output tokens.
-        type_of: int64 [C].
-        guess: int64 [C], the type that is taken for it at arrival.
+        config: one record [1].
+        sizes: int64 [S], GPUs of each shape.
+        parallel: int64 [S, 2], tp and pp of each shape.
+        capacity: int64 [S], cache of a replica, tokens.
+        work_s: float64 [S, C], stage time of a request, seconds; infinite where none fits.
+        latency_s: float64 [S, C], latency of a lone request, seconds.
+        prefill_s: float64 [S, C], part of the latency until the first token, seconds.
+        lengths: int64 [C, 2], prompt and output of a class, tokens.
+        type_lengths: int64 [J, 2], prompt and output that stand for a type, tokens.
+        guess: int64 [C], type that a class is taken for at arrival.
         split: float64 [J, J], share of each type among the requests that are taken for a type.
-        known_work_s: float64 [S, C], stage time to expect of a request at arrival: the mean of those that are taken for its type.
-        known_tokens: int64 [C], its prompt and the answer to expect of it at arrival.
-        slo_s: float64 [C], objective for the end-to-end time.
-        stream_cdf: float64 [M, C].
-        stream_type: float64 [M, J], share of each type.
+        known_work_s: float64 [S, C], stage time to expect of a request at arrival, seconds: the mean of those that are taken for
+            its type.
+        known_tokens: int64 [C], prompt of a request and the answer to expect of it at arrival, tokens.
+        slo_s: float64 [C], objective for the end-to-end time, seconds.
+        stream_cdf: float64 [M, C], distribution function of the classes of a stream.
+        stream_type: float64 [M, J], share of each type in a stream.
         mix: float64 [M], mean share of each stream.
-        day: float64 [M, 2 HARMONICS], cosine and sine of relative rate over a day.
-        type_rate: float64 [S, J].
-        type_latency_s: float64 [S, J].
-        rate_scale: float64 [J], arrivals a second that observations are divided by.
-        deployments: int64 [N, S].
-        menu: int64 [K], numbers of deployments.
-        edits: int64 [E, 4], shapes to take away and to add; -1 for none.
+        day: float64 [M, 2 HARMONICS], cosines and sines of the course of a day, relative to the mean.
+        type_rate: float64 [S, J], requests of a type that a replica completes, requests a second.
+        type_latency_s: float64 [S, J], latency of a lone request of a type, seconds.
+        rate_scale: float64 [J], arrivals that observations are divided by, requests a second.
+        deployments: int64 [N, S], replicas of each shape.
+        menu: int64 [K], numbers of the candidates.
+        edits: int64 [E, 4], two shapes to take away and two to add; -1 for none.
     """
 
-    config: NDArray[Any]
+    config: Records[Config]
     sizes: NDArray[np.int64]
     parallel: NDArray[np.int64]
     capacity: NDArray[np.int64]
@@ -284,7 +264,7 @@ class Params(NamedTuple):
     latency_s: NDArray[np.float64]
     prefill_s: NDArray[np.float64]
     lengths: NDArray[np.int64]
-    type_of: NDArray[np.int64]
+    type_lengths: NDArray[np.int64]
     guess: NDArray[np.int64]
     split: NDArray[np.float64]
     known_work_s: NDArray[np.float64]

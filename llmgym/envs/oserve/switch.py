@@ -16,47 +16,59 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
+from llmgym.core.records import Records
 from llmgym.envs.oserve.placement import place, ship, shipping_s
 from llmgym.envs.oserve.replicas import able, enqueue, finish
 from llmgym.envs.oserve.shapes import NODE_GPUS
-from llmgym.envs.oserve.state import ADHOC, RELOAD, Params, State
+from llmgym.envs.oserve.state import ADHOC, CONSIDERED, NOW, RELOAD, Params, Request, Slot, State
+
+EMPTY = Slot.blank
+_STARTS = 1e300
+"""Stands for the time at which a replica will serve until that time is known, seconds."""
 
 
 @kernel
 def changes(state: State, params: Params, lane: int) -> int:
-    """GPUs whose replica would change, if the deployment in the last row of `replicas` were the next."""
-    return place(
-        state.slot[lane], params.sizes, state.replicas[lane, 2], params.config[0].gpus, state.target[lane]
-    )
+    """GPUs whose replica would change, if the deployment in the last row of `replicas` were the next.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+    """
+    wanted = state.replicas[lane, CONSIDERED]
+    return place(state.slot[lane], params.sizes, wanted, params.config[0].gpus, state.target[lane])
 
 
 @kernel
 def set_up(state: State, params: Params, lane: int) -> None:
-    """The first deployment, which is in the last row of `replicas`, on an empty cluster."""
+    """Put the first deployment, which is in the last row of `replicas`, on an empty cluster.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+    """
     slots = state.slot[lane]
     for k in range(slots.shape[0]):
-        slots[k].shape = -1
         _clear(state, lane, k)
     changes(state, params, lane)
     for s in range(params.sizes.shape[0]):
-        state.replicas[lane, 0, s] = state.replicas[lane, 2, s]
+        state.replicas[lane, NOW, s] = state.replicas[lane, CONSIDERED, s]
     _build(state, params, lane, 0.0, 0.0)
 
 
 @kernel
 def _clear(state: State, lane: int, k: int) -> None:
-    """A replica that nobody has used."""
-    slot = state.slot[lane, k]
-    slot.gpu, slot.gpus, slot.running, slot.waiting, slot.head, slot.tail = 0, 0, 0, 0, -1, -1
-    slot.kv, slot.waiting_kv, slot.ready_s, slot.clock_s, slot.progress = 0, 0, 0.0, 0.0, 0.0
-    slot.load, slot.work_s, slot.busy_s, slot.kv_s = 0.0, 0.0, 0.0, 0.0
+    """Empty a place, and forget what its last replica was owed."""
+    state.slot[lane, k] = EMPTY[0]
     for j in range(state.credit.shape[1]):
         state.credit[lane, j, k] = 0.0
 
 
 @kernel
 def _build(state: State, params: Params, lane: int, now_s: float, ready_s: float) -> None:
-    """Put the replicas of the plan that do not stand yet into free places."""
+    """Put the replicas of the plan in `target` that do not stand yet into free places."""
     slots, target = state.slot[lane], state.target[lane]
     k = 0
     for g in range(params.config[0].gpus):
@@ -71,7 +83,7 @@ def _build(state: State, params: Params, lane: int, now_s: float, ready_s: float
 
 @kernel
 def _note_ranks(state: State, params: Params, lane: int, row: int) -> None:
-    """What every GPU holds: tp, pp and its rank."""
+    """Write to a row of `ranks` what every GPU holds: tp, pp and its rank."""
     slots, ranks = state.slot[lane], state.ranks[lane, row]
     for g in range(ranks.shape[0]):
         ranks[g, 0], ranks[g, 1], ranks[g, 2] = 0, 0, 0
@@ -85,15 +97,9 @@ def _note_ranks(state: State, params: Params, lane: int, row: int) -> None:
 
 @kernel
 def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: NDArray[np.int32]) -> None:
-    """Empty a replica that stops: what drains completes, the others go to the end of two lines, running ones first.
+    """Empty replica k, which stops: what drains completes, what has run goes to one line and what waits to another.
 
-    Args:
-        state: of all lanes.
-        params: shared.
-        lane: of the state.
-        k: the replica.
-        now_s: the time.
-        ends: int32 [4]: first and last request that has run, first and last that waits; -1 for none.
+    `ends`, int32 [4], has the first and last request of the first line, then those of the second; -1 for none.
     """
     episode = state.lane[lane]
     config = params.config[0]
@@ -104,8 +110,8 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
     speed = 1.0 if slot.load <= 1.0 else 1.0 / slot.load
     for i in range(slot.running):
         r = state.heap_id[lane, k, i]
-        asked = requests[r]
-        c = asked.kind
+        request = requests[r]
+        c = request.request_class
         remaining = max(state.heap_at[lane, k, i] - slot.progress, 0.0)
         if config.switching == ADHOC and remaining / speed < config.drain_s:
             episode.drained += 1
@@ -114,18 +120,18 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
         episode.running -= 1
         if config.switching == RELOAD:
             episode.restarted += 1
-            asked.left, asked.began_s, asked.ttft_s = 1.0, -1.0, -1.0
+            request.left, request.began_s, request.ttft_s = 1.0, -1.0, -1.0
         else:
             episode.migrated += 1
-            asked.left = min(remaining / params.latency_s[s, c], 1.0)
-            asked.node = slot.gpu // NODE_GPUS
+            request.left = min(remaining / params.latency_s[s, c], 1.0)
+            request.node = slot.gpu // NODE_GPUS
         _append(requests, ends, 0, r)
     while slot.waiting > 0:
         r = slot.head
         slot.head = requests[r].next
         slot.waiting -= 1
         episode.waiting -= 1
-        state.waits[lane, params.guess[requests[r].kind]] -= 1
+        state.waits[lane, params.guess[requests[r].request_class]] -= 1
         episode.rerouted += 1
         _append(requests, ends, 2, r)
     episode.busy_gpu_s += slot.gpus * slot.busy_s
@@ -134,30 +140,31 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
 
 
 @kernel
-def _append(requests: NDArray[np.void], ends: NDArray[np.int32], at: int, r: int) -> None:
+def _append(requests: Records[Request], ends: NDArray[np.int32], line: int, r: int) -> None:
+    """Put a request at the end of the line whose first and last request are `ends[line]` and `ends[line + 1]`."""
     requests[r].next = -1
-    if ends[at] < 0:
-        ends[at] = r
+    if ends[line] < 0:
+        ends[line] = r
     else:
-        requests[ends[at + 1]].next = r
-    ends[at + 1] = r
+        requests[ends[line + 1]].next = r
+    ends[line + 1] = r
 
 
 @kernel
-def _home(state: State, params: Params, lane: int, r: int, ready_s: float) -> int:
-    """Where a request that has run goes on: the replica that starts and has the smallest share of its cache spoken for."""
+def _home(state: State, params: Params, lane: int, r: int) -> int:
+    """The replica on which a request that has run goes on: of those that start, the one with the least of its cache in demand."""
     slots = state.slot[lane]
-    c = state.request[lane, r].kind
-    for starting in range(2):
-        at, least = -1, np.inf
+    c = state.request[lane, r].request_class
+    for anywhere in range(2):
+        chosen, least = -1, np.inf
         for k in range(slots.shape[0]):
             slot = slots[k]
-            if able(params, slot, c) and (slot.ready_s == ready_s or starting == 1):
+            if able(params, slot, c) and (slot.ready_s == _STARTS or anywhere == 1):
                 full = (slot.kv + slot.waiting_kv) / params.capacity[slot.shape]
                 if full < least:
-                    at, least = k, full
-        if at >= 0:
-            return at
+                    chosen, least = k, full
+        if chosen >= 0:
+            return chosen
     return -1
 
 
@@ -167,6 +174,12 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
 
     Requests that waited at replicas that stop are left in a line from `state.ends[lane, 2]` on, to be handed out when the routes
     have been set.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        now_s: the time, seconds.
     """
     episode = state.lane[lane]
     config = params.config[0]
@@ -183,9 +196,8 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
         ):
             _leave(state, params, lane, k, now_s, ends)
     for s in range(params.sizes.shape[0]):
-        state.replicas[lane, 0, s] = state.replicas[lane, 2, s]
-    far = 1e300
-    _build(state, params, lane, now_s, far)
+        state.replicas[lane, NOW, s] = state.replicas[lane, CONSIDERED, s]
+    _build(state, params, lane, now_s, _STARTS)
     _note_ranks(state, params, lane, 1)
     shipped = ship(
         state.ranks[lane, 0], state.ranks[lane, 1], config.part_bytes, NODE_GPUS, state.traffic[lane]
@@ -204,9 +216,9 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
     flying = shipped
     r = ends[0]
     while r >= 0:
-        asked = requests[r]
-        after = asked.next
-        k = _home(state, params, lane, r, far)
+        request = requests[r]
+        after = request.next
+        k = _home(state, params, lane, r)
         if config.switching != RELOAD:
             flying += _move_cache(state, params, lane, k, r)
         enqueue(state, params, lane, k, r)
@@ -215,7 +227,7 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
         seconds += shipping_s(state.traffic[lane], NODE_GPUS, config.gpu_bytes_per_s, config.node_bytes_per_s)
     episode.ready_s = now_s + seconds
     for k in range(slots.shape[0]):
-        if slots[k].shape >= 0 and slots[k].ready_s == far:
+        if slots[k].shape >= 0 and slots[k].ready_s == _STARTS:
             slots[k].ready_s = episode.ready_s
             episode.stopped_gpu_s += slots[k].gpus * seconds
     episode.stopping = 1 if seconds > 0.0 else 0
@@ -229,16 +241,19 @@ def switch(state: State, params: Params, lane: int, now_s: float) -> None:
 
 @kernel
 def _move_cache(state: State, params: Params, lane: int, k: int, r: int) -> float:
-    """The cache of a request moves to the GPUs of a replica, an equal part to each; returns its bytes."""
+    """Move the cache of request r to the GPUs of replica k, an equal part to each; returns its bytes."""
     slot = state.slot[lane, k]
-    asked = state.request[lane, r]
+    request = state.request[lane, r]
     traffic = state.traffic[lane]
-    tokens = params.lengths[asked.kind, 0] + (1.0 - asked.left) * params.lengths[asked.kind, 1]
+    tokens = (
+        params.lengths[request.request_class, 0]
+        + (1.0 - request.left) * params.lengths[request.request_class, 1]
+    )
     moved = tokens * params.config[0].kv_token_bytes
     state.lane[lane].kv_bytes += moved
     for g in range(slot.gpu, slot.gpu + slot.gpus):
         traffic[g, 1] += moved / slot.gpus
-        if g // NODE_GPUS != asked.node:
+        if g // NODE_GPUS != request.node:
             traffic[g, 3] += moved / slot.gpus
-            traffic[asked.node * NODE_GPUS, 2] += moved / slot.gpus
+            traffic[request.node * NODE_GPUS, 2] += moved / slot.gpus
     return moved

@@ -5,29 +5,45 @@ everywhere: `load` is its utilisation, if nothing had to be forecast or switched
 """
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.rng import exponential, integer, normal, substream, uniform
+from llmgym.envs.oserve.daily import HARMONICS, LEAST_RATE
 from llmgym.envs.oserve.deployments import headroom
-from llmgym.envs.oserve.state import DAY, HARMONICS, SPANS, WAVE, Params, State
+from llmgym.envs.oserve.state import CONSIDERED, DAY, SPANS, WAVE, Params, Request, State
 
-_GAPS, _KINDS, _SPANS, _NOISE = 0, 1, 2, 3
+_GAPS, _CLASSES, _SPANS, _NOISE = 0, 1, 2, 3
+"""Streams of random numbers of a world."""
+NEW = Request.blank
 
 
 @kernel
 def consider(state: State, params: Params, lane: int, d: int) -> None:
-    """Write a deployment to the last row of `replicas`."""
+    """Write a deployment to the last row of `replicas`.
+
+    Args:
+        state: arrays of all lanes.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        d: number of the deployment.
+    """
     for s in range(params.sizes.shape[0]):
-        state.replicas[lane, 2, s] = params.deployments[d, s]
+        state.replicas[lane, CONSIDERED, s] = params.deployments[d, s]
 
 
 @kernel
 def capacity_rps(state: State, params: Params, lane: int, mix: NDArray[np.float64]) -> float:
-    """Arrivals a second, with shares `mix` of the streams (float64 [streams]), that the best candidate can serve."""
+    """Arrivals that the best candidate can serve, requests a second.
+
+    Args:
+        state: arrays of all lanes; `plan`, `flow`, `scratch` and the last row of `replicas` are written over.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        mix: float64 [streams], shares of the streams.
+    """
     config = params.config[0]
     wanted = state.plan[lane]
     total = 0.0
@@ -40,7 +56,7 @@ def capacity_rps(state: State, params: Params, lane: int, mix: NDArray[np.float6
     for i in range(params.menu.shape[0]):
         consider(state, params, lane, params.menu[i])
         alpha = headroom(
-            state.replicas[lane, 2], wanted, params.type_rate, state.scratch[lane], state.flow[lane]
+            state.replicas[lane, CONSIDERED], wanted, params.type_rate, state.scratch[lane], state.flow[lane]
         )
         most = max(most, alpha)
     return most * total
@@ -58,12 +74,12 @@ def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
         math.sin(2.0 * math.pi * phase),
     )
     draws = 1
-    left, dominant, share, load = 0, -1, 0.0, config.load_low
+    left, dominant, share, load = 0, -1, 0.0, config.load[0]
     for e in range(config.epochs):
         if left == 0:
-            load = config.load_low + uniform(key, draws) * (config.load_high - config.load_low)
-            left = integer(key, draws + 1, config.span_low, config.span_high)
-            cv = config.cv_low + uniform(key, draws + 2) * (config.cv_high - config.cv_low)
+            load = config.load[0] + uniform(key, draws) * (config.load[1] - config.load[0])
+            left = integer(key, draws + 1, config.span_epochs[0], config.span_epochs[1])
+            cv = config.cv[0] + uniform(key, draws + 2) * (config.cv[1] - config.cv[0])
             share = min(1.0 / streams + cv * math.sqrt(streams - 1.0) / streams, 1.0)
             # another one than before
             other = integer(key, draws + 3, 0, streams - (1 if dominant < 0 else 2))
@@ -76,26 +92,33 @@ def _mixes(state: State, params: Params, lane: int, key: np.uint64) -> None:
             if config.drift == SPANS:
                 weight = share if m == dominant else (1.0 - share) / max(streams - 1, 1)
             elif config.drift == WAVE:
-                turn = (e + 0.5) / config.period + phase - m / streams
+                turn = (e + 0.5) / config.period_epochs + phase - m / streams
                 weight *= math.exp(config.amplitude * math.cos(2.0 * math.pi * turn))
             elif config.drift == DAY:
-                time = (e + 0.5) / config.period + phase
+                time = (e + 0.5) / config.period_epochs + phase
                 shape = 1.0
                 for h in range(HARMONICS):
                     angle = 2.0 * math.pi * (h + 1) * time
                     shape += params.day[m, 2 * h] * math.cos(angle) + params.day[m, 2 * h + 1] * math.sin(
                         angle
                     )
-                weight *= max(shape, 0.05)
+                weight *= max(shape, LEAST_RATE)
             demand[e, m] = weight
             total += weight
         for m in range(streams):
-            demand[e, m] *= config.day_rate if config.drift == DAY else load / total
+            demand[e, m] *= config.day_rate_rps if config.drift == DAY else load / total
 
 
 @kernel
 def draw_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw demand and requests of an episode."""
+    """Draw demand and requests of an episode.
+
+    Args:
+        state: arrays of all lanes; what `capacity_rps` writes over is, and the heap of the first replica.
+        params: numbers and tables that all lanes share.
+        lane: which one.
+        key: the world.
+    """
     config = params.config[0]
     demand = state.demand[lane]
     streams = config.streams
@@ -135,7 +158,7 @@ def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> N
     """Poisson arrivals with the rates of each epoch."""
     episode = state.lane[lane]
     config = params.config[0]
-    gaps, kinds = substream(key, _GAPS), substream(key, _KINDS)
+    gaps, classes = substream(key, _GAPS), substream(key, _CLASSES)
     requests, demand = state.request[lane], state.demand[lane]
     count, checksum, at_s = 0, 0.0, 0.0
     for e in range(config.epochs):
@@ -149,72 +172,16 @@ def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> N
             at_s += exponential(gaps, count + e) / total
             if at_s >= end_s:
                 break
-            asked = requests[count]
-            m, mark = 0, uniform(kinds, 2 * count) * total
+            m, mark = 0, uniform(classes, 2 * count) * total
             while m + 1 < config.streams and mark >= demand[e, m]:
                 mark -= demand[e, m]
                 m += 1
-            c, u = 0, uniform(kinds, 2 * count + 1)
+            c, u = 0, uniform(classes, 2 * count + 1)
             while c + 1 < config.classes and u >= params.stream_cdf[m, c]:
                 c += 1
-            asked.arrival_s, asked.kind, asked.node = at_s, c, -1
-            asked.left, asked.began_s, asked.e2e_s, asked.ttft_s, asked.next = 1.0, -1.0, -1.0, -1.0, -1
+            requests[count] = NEW[0]
+            requests[count].arrival_s, requests[count].request_class = at_s, c
             checksum += at_s + c
             count += 1
     episode.requests = count
     episode.checksum = checksum
-
-
-@kernel(inline=True)
-def begin_lane(episode: Any) -> None:
-    """Nothing has happened yet."""
-    (
-        episode.epoch,
-        episode.next,
-        episode.done,
-        episode.met,
-        episode.waiting,
-        episode.running,
-        episode.waiting_peak,
-        episode.turn,
-    ) = (
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    )
-    (
-        episode.switches,
-        episode.since,
-        episode.changed_gpus,
-        episode.migrated,
-        episode.drained,
-        episode.restarted,
-    ) = 0, 0, 0, 0, 0, 0
-    episode.rerouted, episode.moved_waiting, episode.invalid, episode.unstable, episode.stopping = (
-        0,
-        0,
-        0,
-        0,
-        0,
-    )
-    episode.ready_s, episode.open, episode.open_arrival_s, episode.done_s, episode.counted_s = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-    episode.p99_sum_s, episode.p99_s, episode.output_tokens, episode.stopped_gpu_s, episode.busy_gpu_s = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
-    episode.kv_share_s, episode.weights_bytes, episode.kv_bytes, episode.flying_bytes = 0.0, 0.0, 0.0, 0.0
-    episode.headroom, episode.headroom_sum, episode.penalty, episode.tick_s = 0.0, 0.0, 0.0, 0.0
