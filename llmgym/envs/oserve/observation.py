@@ -42,12 +42,16 @@ class Observation(Record):
     headroom: float = shown("multiple of the forecast that the deployment can serve", unit="4")
     waiting: float = shown("log(1 + requests waiting)", unit="log(1 + cap)")
     running: float = shown("requests running", unit="seats")
-    p99: float = shown("P99 of those that completed in the last epoch", unit="8 latency_ref", high=_MOST_P99)
+    p99: float = shown(
+        "P99 of the end-to-end times of requests that completed in the last epoch",
+        unit="8 latency_ref",
+        high=_MOST_P99,
+    )
     open: float = shown(
         "requests in the system over those that arrive in an epoch", unit="mean epoch", high=_MOST_OPEN
     )
     day_cos: float = shown("cosine of the time of day (drift day)", low=-1.0001, high=1.0001, name="day.cos")
-    day_sin: float = shown("sine of it", low=-1.0001, high=1.0001, name="day.sin")
+    day_sin: float = shown("sine of the time of day (drift day)", low=-1.0001, high=1.0001, name="day.sin")
 
 
 def layout(history: int, types: int, shapes: int, candidates: int, places: int) -> Layout:
@@ -92,7 +96,7 @@ def layout(history: int, types: int, shapes: int, candidates: int, places: int) 
                 0,
                 _MOST_CANDIDATE_LATENCY,
                 "see text",
-                "of each: headroom over the deployment's, halved; GPUs that change, share; unloaded latency, 4 latency_ref",
+                "each candidate's headroom over the deployment's, halved; GPUs that change, share; unloaded latency, 4 latency_ref",
             )
         )
     fields.append(
@@ -102,7 +106,7 @@ def layout(history: int, types: int, shapes: int, candidates: int, places: int) 
             0,
             _MOST_WORK,
             "see text",
-            "of each, large ones first: shape; load / 4, log of the line, cache, minutes of work, minutes until it serves",
+            "of each replica, large ones first: shape; load / 4, log of the line, cache, minutes of work, minutes until it serves",
         )
     )
     return Layout(fields, Observation)

@@ -52,7 +52,7 @@ def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
     replicas, flow = state.replicas[lane], state.flow[lane]
     for k in range(slots.shape[0]):
         for j in range(config.types):
-            share[1, j, k] = 0.0
+            share[SERVING, j, k] = 0.0
     if episode.stopping == 1:
         for s in range(replicas.shape[1]):
             replicas[SERVING, s] = 0
@@ -65,7 +65,7 @@ def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
             for s in range(replicas.shape[1]):
                 taken += flow[s, j]
             if taken > 0.0:
-                _spread(state, params, lane, 1, j, min(taken / plan[j], 1.0), now_s, True)
+                _spread(state, params, lane, SERVING, j, min(taken / plan[j], 1.0), now_s, True)
     episode.headroom = min(
         headroom(replicas[NOW], plan, params.type_rate, state.scratch[lane], flow), NO_LOAD
     )
@@ -74,18 +74,18 @@ def set_routes(state: State, params: Params, lane: int, now_s: float) -> None:
         return
     for j in range(config.types):
         for k in range(slots.shape[0]):
-            share[0, j, k] = 0.0
-        _spread(state, params, lane, 0, j, 1.0, math.inf, True)
+            share[NOW, j, k] = 0.0
+        _spread(state, params, lane, NOW, j, 1.0, math.inf, True)
         if config.action == ROUTE:
             _given(state, params, lane, j)
     if episode.stopping == 1:
         # what those that serve cannot take waits for those that start
         for j in range(config.types):
-            given = 0.0
+            served = 0.0
             for k in range(slots.shape[0]):
-                given += share[1, j, k]
-            if given < 1.0 - _ROUNDING:
-                _spread(state, params, lane, 1, j, 1.0 - given, now_s, False)
+                served += share[SERVING, j, k]
+            if served < 1.0 - _ROUNDING:
+                _spread(state, params, lane, SERVING, j, 1.0 - served, now_s, False)
 
 
 @kernel
@@ -97,26 +97,18 @@ def _spread(
     The shares are those of the flows; where the flows give the type nothing, they are those of the rates.
     """
     slots, flow, share = state.slot[lane], state.flow[lane], state.share[lane, row, j]
-    for by_flow in range(2):
+    replicas = state.replicas[lane, SERVING if row == SERVING and serving else NOW]
+    for by_rate in range(2):
         total = 0.0
         for k in range(slots.shape[0]):
             s = slots[k].shape
             if s >= 0 and (slots[k].ready_s <= now_s) == serving:
-                weight = params.type_rate[s, j]
-                if by_flow == 0:
-                    weight = flow[s, j] / max(
-                        state.replicas[lane, SERVING if row == 1 and serving else NOW, s], 1
-                    )
-                total += weight
+                total += params.type_rate[s, j] if by_rate else flow[s, j] / max(replicas[s], 1)
         if total > _ROUNDING:
             for k in range(slots.shape[0]):
                 s = slots[k].shape
                 if s >= 0 and (slots[k].ready_s <= now_s) == serving:
-                    weight = params.type_rate[s, j]
-                    if by_flow == 0:
-                        weight = flow[s, j] / max(
-                            state.replicas[lane, SERVING if row == 1 and serving else NOW, s], 1
-                        )
+                    weight = params.type_rate[s, j] if by_rate else flow[s, j] / max(replicas[s], 1)
                     share[k] += amount * weight / total
             return
 
@@ -138,17 +130,17 @@ def _blind(state: State, params: Params, lane: int) -> None:
                     work_s += plan[j] / params.type_rate[s, j]
             weight = arrivals / work_s if work_s > 0.0 else 1.0
         for j in range(config.types):
-            state.share[lane, 0, j, k] = weight if s >= 0 and params.type_rate[s, j] > 0.0 else 0.0
+            state.share[lane, NOW, j, k] = weight if s >= 0 and params.type_rate[s, j] > 0.0 else 0.0
         total += weight
     for j in range(config.types):
         for k in range(slots.shape[0]):
-            state.share[lane, 0, j, k] /= total
+            state.share[lane, NOW, j, k] /= total
 
 
 @kernel
 def _given(state: State, params: Params, lane: int, j: int) -> None:
     """Write the shares of type j that the action gives: a softmax over the replicas that can hold the type."""
-    slots, share = state.slot[lane], state.share[lane, 0, j]
+    slots, share = state.slot[lane], state.share[lane, NOW, j]
     logit = state.logit[lane, j * slots.shape[0] : (j + 1) * slots.shape[0]]
     total = 0.0
     for k in range(slots.shape[0]):
@@ -180,7 +172,7 @@ def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int
     j = params.guess[c]
     stopping = episode.stopping == 1 and config.reroute == 1
     if config.dispatch == FLOW or config.dispatch == BLIND:
-        share = state.share[lane, 1 if stopping and config.dispatch == FLOW else 0, j]
+        share = state.share[lane, SERVING if stopping and config.dispatch == FLOW else NOW, j]
         credit = state.credit[lane, 0 if config.dispatch == BLIND else j]
         chosen = -1
         for k in range(slots.shape[0]):

@@ -1,6 +1,7 @@
 """Scenarios of OServe: named settings of model, cluster, requests and drift."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,29 +38,28 @@ DISPATCH = {
 CORNERS = ((496, 18), (496, 510), (2455, 18), (2455, 510))
 """Prompt and output tokens: the corners of the grid of an earlier study of the same group (Jiang et al., arXiv 2502.00722)."""
 MOST_TYPES = 9
+"""Types, or workloads; there are as many colours in the picture."""
 LEAST_EPOCH_S = 10.0
+"""An ad hoc switch takes 6 to 10 seconds, and is to be over by the next decision."""
 
 
-def _pair(name: str, value: Any) -> tuple[Any, Any]:
-    try:
-        low, high = value
-    except (TypeError, ValueError):
-        raise InvalidArgument(f"{name}={value!r}: expected two numbers, the smaller first") from None
-    return low, high
+def _ordered(check: Callable[[str, Any], float]) -> Callable[[str, Any], None]:
+    """Checks that a setting is two numbers, the smaller first, each of which `check` lets pass."""
+
+    def two(name: str, value: Any) -> None:
+        told = InvalidArgument(f"{name}={value!r}: expected two numbers, the smaller first")
+        try:
+            first, second = value
+        except (TypeError, ValueError):
+            raise told from None
+        if check(name, first) > check(name, second):
+            raise told
+
+    return two
 
 
-def _numbers(name: str, value: Any) -> None:
-    """Check that a setting is two numbers from 0 on, the smaller first."""
-    low, high = (number(name, part, zero=True) for part in _pair(name, value))
-    if low > high:
-        raise InvalidArgument(f"{name}={value!r}: expected two numbers, the smaller first")
-
-
-def _wholes(name: str, value: Any) -> None:
-    """Check that a setting is two whole numbers from 1 on, the smaller first."""
-    low, high = (whole(name, part) for part in _pair(name, value))
-    if low > high:
-        raise InvalidArgument(f"{name}={value!r}: expected two numbers, the smaller first")
+_WHOLES = _ordered(whole)
+_NUMBERS = _ordered(lambda name, value: number(name, value, zero=True))
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,13 @@ class Scenario:
         "Shortest and longest span, where the drift is in spans.",
         allowed="two whole numbers from 1",
         unit="epochs",
-        check=_wholes,
+        check=_WHOLES,
     )
     cv: tuple[float, float] = given(
         (0.1, 0.7),
         "Least and largest coefficient of variation of the shares, where the drift is in spans.",
         allowed="two numbers from 0 to the root of one less than the types",
-        check=_numbers,
+        check=_NUMBERS,
     )
     amplitude: float = quantity(
         1.0, "Amplitude of the logarithm of a share, where the drift is a wave.", zero=True
@@ -121,11 +121,16 @@ class Scenario:
         (0.85, 0.9),
         "Least and largest utilisation of the best candidate, if all were known; drawn anew for each span.",
         allowed="two numbers >= 0",
-        check=_numbers,
+        check=_NUMBERS,
     )
-    noise: float = quantity(0.0, "Deviation of the logarithm of a rate from its course.", zero=True)
+    noise: float = quantity(
+        0.0, "Standard deviation of the logarithm of a rate around its course.", zero=True
+    )
     correlation: float = quantity(
-        0.8, "Correlation of that deviation of a rate from one epoch to the next.", zero=True, high=0.999
+        0.8,
+        "Correlation of the deviation of a rate from its course, from one epoch to the next.",
+        zero=True,
+        high=0.999,
     )
     epochs: int = count(50, "Length of an episode.", high=10_000, unit="epochs")
     epoch_s: float = quantity(

@@ -92,15 +92,13 @@ class Slot(Place):
     clock_s: float = float64("Time that the replica has been brought up to, seconds.")
     progress: float = float64("Time so far, as if every request had run at full speed, seconds.")
     load: float = float64("Stage time that the running requests take at full speed, a share.")
-    work_s: float = float64(
-        "Stage time still to expect of all its requests, as far as their types tell, seconds."
-    )
+    work_s: float = float64("Stage time that its requests still need, as far as their types tell, seconds.")
     busy_s: float = float64("Time that the stages have worked, seconds.")
     kv_s: float = float64("Integral of the used share of the cache, seconds.")
 
 
 class Request(Record):
-    """One request of a lane. A record, so that an arrival touches one line of memory."""
+    """One request of a lane."""
 
     arrival_s: float = float64("Time of arrival, seconds.")
     left: float = float64("Share of its work that was left when it last began to wait.", blank=1.0)
@@ -115,8 +113,8 @@ class Request(Record):
 class Candidate(Record):
     """What the observation tells of a deployment that an action can choose."""
 
-    headroom: float = float64("Multiple of the forecast that it can serve.")
-    changed_gpus: float = float64("GPUs whose replica would change.")
+    headroom: float = float64("Multiple of the forecast that the deployment can serve.")
+    changed_gpus: float = float64("GPUs whose replica would change with the deployment.")
     latency_s: float = float64("Mean latency of a lone request, over the requests of the forecast, seconds.")
 
 
@@ -152,8 +150,8 @@ class Config(Record):
     amplitude: float = float64("Amplitude of the logarithm of a share in a wave.")
     period_epochs: float = float64("Period of waves and days, epochs.")
     day_rate_rps: float = float64("Arrivals over a day, mean, requests a second.")
-    noise: float = float64("Deviation of the logarithm of a rate from its course.")
-    correlation: float = float64("Correlation of that deviation from one epoch to the next.")
+    noise: float = float64("Standard deviation of the logarithm of a rate around its course.")
+    correlation: float = float64("Correlation of the deviation of a rate from one epoch to the next.")
     ewma: float = float64("Weight of the last epoch in the forecast.")
     fix_s: float = float64("Time that an ad hoc switch takes besides the transfers, seconds.")
     reload_s: float = float64("Time to read the weights from disk, seconds.")
@@ -176,13 +174,13 @@ class State(NamedTuple):
         slot: records [lanes, R].
         request: records [lanes, n], every request of the episode in order of arrival.
         heap_at: float64 [lanes, R, seats], a heap: progress of its replica at which a running request completes, seconds.
-        heap_id: int32 [lanes, R, seats], the requests of that heap.
+        heap_id: int32 [lanes, R, seats], numbers of the requests in the order of `heap_at`.
         demand: float64 [lanes, epochs, streams], true mean arrivals, requests a second.
         counts: int32 [lanes, epochs, J], arrivals so far, by the type that they are taken for.
         waits: int32 [lanes, J], waiting requests, by the type that they are taken for.
         forecast: float64 [lanes, J], moving average of the arrivals, requests a second.
         plan: float64 [lanes, J], arrivals that routing is made for, requests a second.
-        share: float64 [lanes, 2, J, R], share of a type's requests for each replica; normally, and during a switch.
+        share: float64 [lanes, 2, J, R], share of a type's requests for each replica; `NOW`, and `SERVING` during a switch.
         credit: float64 [lanes, J, R], requests that a replica is owed by the weighted round robin.
         logit: float64 [lanes, J R], the last action, where routes are the action.
         replicas: int64 [lanes, 3, S], replicas of each shape; the rows are `NOW`, `SERVING` and `CONSIDERED`.
