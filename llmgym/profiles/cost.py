@@ -26,68 +26,70 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
+from llmgym.core.records import Record, Records, float64, int64
 
 CONSTANT, LINEAR, STAIRCASE, TABLES = 0, 1, 2, 3
 NEVER_TOKENS = 2**62
 """More tokens than any step has."""
 
-HEAD = np.dtype(
-    [
-        ("kind", np.int64),
-        ("c0_s", np.float64),
-        ("c_kv_s", np.float64),
-        ("c_tok_s", np.float64),
-        ("tile_s", np.float64),
-        ("tile_tokens", np.float64),
-        ("dense_max", np.int64),
-        ("dense_slope", np.float64),
-        ("host_at", np.int64),
-        ("host_max", np.int64),
-        ("host_slope_s", np.float64),
-        ("launch_above", np.int64),
-        ("launch_s", np.float64),
-        ("chunk_low", np.float64),
-        ("chunk_knots", np.int64),
-        ("context_low", np.float64),
-        ("context_step", np.float64),
-        ("context_knots", np.int64),
-        ("decode_at", np.int64),
-        ("beside_at", np.int64),
-        ("batch_low", np.float64),
-        ("batch_knots", np.int64),
-        ("kv_low", np.float64),
-        ("kv_knots", np.int64),
-        ("per_octave", np.float64),
-        ("tokens_from", np.float64),
-        ("tokens_to", np.float64),
-        ("chunk_from", np.float64),
-        ("chunk_to", np.float64),
-        ("context_to", np.float64),
-        ("batch_from", np.float64),
-        ("batch_to", np.float64),
-        ("kv_from", np.float64),
-        ("kv_to", np.float64),
-        ("kv_total_to", np.float64),
-    ],
-    align=True,
-)
-"""Scalars of a `StepCost`. `*_low` are log2 of the first knot of an axis (of the second one for context, whose first knot is 0
-tokens and whose first cell, `context_step` tokens wide, is linear in tokens); `*_from` and `*_to` bound what was measured. A step
-of more than `launch_above` tokens takes `launch_s` and the host time of its sequences or more. `beside_at` is where the grid of
-decode attention beside a chunk begins, -1 where it is no other than that of decodes alone."""
+
+class Head(Record):
+    """Scalars of a `StepCost`."""
+
+    kind: int = int64("`CONSTANT`, `LINEAR`, `STAIRCASE` or `TABLES`.")
+    c0_s: float = float64("Constant of a step of the kinds without tables, seconds.")
+    c_kv_s: float = float64("Time for each resident token of `LINEAR`, seconds.")
+    c_tok_s: float = float64("Time for each prompt token of `LINEAR`, seconds.")
+    tile_s: float = float64("Time of a tile of `STAIRCASE`, seconds.")
+    tile_tokens: float = float64("Tokens of a tile of `STAIRCASE`.")
+    dense_max: int = int64("Most tokens in the table of dense time.")
+    dense_slope: float = float64("Exponent with which dense time grows beyond that table.")
+    host_at: int = int64("Where host time begins in `lines`.")
+    host_max: int = int64("Most sequences in the table of host time.")
+    host_slope_s: float = float64("Host time of each further sequence, seconds.")
+    launch_above: int = int64(
+        "A step of more tokens takes `launch_s` and the host time of its sequences, or more."
+    )
+    launch_s: float = float64(
+        "Time that the host needs to launch the kernels of such a step one by one, seconds."
+    )
+    chunk_low: float = float64("First knot of the chunk, log2 of tokens.")
+    chunk_knots: int = int64("Knots of the chunk.")
+    context_low: float = float64("Second knot of the context, log2 of tokens; the first one is 0 tokens.")
+    context_step: float = float64("Width of the first cell of the context, tokens; it is linear in tokens.")
+    context_knots: int = int64("Knots of the context.")
+    decode_at: int = int64("Where the grid of decode attention begins in `grids`.")
+    beside_at: int = int64(
+        "Where the grid of decode attention beside a chunk begins; -1 where it is that of decodes alone."
+    )
+    batch_low: float = float64("First knot of the batch, log2 of sequences.")
+    batch_knots: int = int64("Knots of the batch.")
+    kv_low: float = float64("First knot of cached tokens of a sequence, log2.")
+    kv_knots: int = int64("Knots of cached tokens of a sequence.")
+    per_octave: float = float64("Knots for each doubling.")
+    tokens_from: float = float64("Fewest tokens of a step that were measured.")
+    tokens_to: float = float64("Most tokens of a step that were measured.")
+    chunk_from: float = float64("Smallest chunk that was measured, tokens.")
+    chunk_to: float = float64("Largest chunk that was measured, tokens.")
+    context_to: float = float64("Largest context that was measured, tokens.")
+    batch_from: float = float64("Fewest decodes that were measured.")
+    batch_to: float = float64("Most decodes that were measured.")
+    kv_from: float = float64("Fewest cached tokens of a sequence that were measured.")
+    kv_to: float = float64("Most cached tokens of a sequence that were measured.")
+    kv_total_to: float = float64("Most cached tokens of all decodes that were measured.")
 
 
 class StepCost(NamedTuple):
     """What a step costs, as arrays that compiled code reads. Frozen; shared by all lanes.
 
     Attributes:
-        head: structured scalars, dtype `HEAD`, shape [1].
+        head: scalars, [1].
         lines: float32 seconds; dense time at 0..dense_max tokens, then host time at 0..host_max sequences.
         grids: float32 ln(seconds); prefill attention [chunk_knots, context_knots], then decode attention
             [batch_knots, kv_knots], then maybe decode attention beside a chunk, of the same shape; all flattened row by row.
     """
 
-    head: NDArray[np.void]
+    head: Records[Head]
     lines: NDArray[np.float32]
     grids: NDArray[np.float32]
 
@@ -279,7 +281,7 @@ def scalar_cost(
     tile_tokens: float = 1.0,
 ) -> StepCost:
     """A `StepCost` of a kind without tables (CONSTANT, LINEAR or STAIRCASE)."""
-    head = np.zeros(1, HEAD)
+    head = Head.zeros(1)
     head["beside_at"], head["launch_above"] = -1, NEVER_TOKENS
     head["kind"], head["c0_s"], head["c_kv_s"], head["c_tok_s"] = kind, c0_s, c_kv_s, c_tok_s
     head["tile_s"], head["tile_tokens"] = tile_s, tile_tokens
@@ -361,7 +363,7 @@ def table_cost(
         beside: seconds of decode attention beside a prefill chunk, as `decode`; None: as without one.
         launch: tokens above which a step takes the host's launches or longer, and these, s.
     """
-    head = np.zeros(1, HEAD)
+    head = Head.zeros(1)
     last = len(dense) - 1
     half = max(last // 2, 1)
     head["kind"], head["per_octave"] = TABLES, knots.per_octave
@@ -382,7 +384,7 @@ def table_cost(
     return _frozen(head, lines, np.log(np.concatenate([grid.ravel() for grid in grids])).astype(np.float32))
 
 
-def _frozen(head: NDArray[np.void], lines: NDArray[np.float32], grids: NDArray[np.float32]) -> StepCost:
+def _frozen(head: Records[Head], lines: NDArray[np.float32], grids: NDArray[np.float32]) -> StepCost:
     for array in (head, lines, grids):
         array.setflags(write=False)
     return StepCost(head, lines, grids)

@@ -112,7 +112,10 @@ class Requests:
         allowed="0 to 9, rising",
     )
     batches: tuple[int, ...] = given(
-        BATCHES, "Batches of requests, samples.", allowed=f"some of {BATCHES}", unit="samples"
+        BATCHES,
+        "Batches that are drawn: how many samples run together.",
+        allowed=f"some of {BATCHES}",
+        unit="samples",
     )
 
 
