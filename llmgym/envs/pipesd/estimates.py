@@ -59,8 +59,8 @@ class Log(Record):
     upload: int = int32("Tokens of that upload.")
     length: int = int32("Tokens of one of the last drafts.", blank=FIRST_LENGTH)
     uploads: int = int32(
-        "Remembered uploads of as many tokens as the number of the place; at the last place of so many or more, which no line goes "
-        "through."
+        "Remembered uploads of as many tokens as the number of the place. The last place counts larger ones too, and no line goes "
+        "through it."
     )
     uploads_s: float = float64("Sum of the times of the uploads that `uploads` counts, seconds.")
 

@@ -45,12 +45,10 @@ class Episode(Record):
     """One lane: the cloud, the clock, and the thresholds of PipeSDTune."""
 
     clock_s: float = float64("Simulated time, seconds.")
-    cloud_free_s: float = float64(
-        "Time at which the cloud is done with the requests that reached it, seconds."
-    )
+    cloud_free_s: float = float64("Time at which the cloud has verified what reached it, seconds.")
     cloud_busy_s: float = float64("Time that the cloud's verifications take, seconds.")
     client_s: float = float64(
-        "Time since the first token, summed over clients that are not done, over all clients, seconds."
+        "Time from the first token until a client was done, or until now, mean over clients, seconds."
     )
     energy_j: float = float64("Energy of the cloud's verifications, joules.")
     penalty: float = float64("Price of the masked actions so far.")
@@ -169,9 +167,7 @@ class Metrics(Record):
     )
     duration_s: float = metric("Length of the episode, s.")
     client_mean_s: float = metric("Mean time of a client from the first token on, s.")
-    output_tokens: float = metric(
-        "Tokens of the texts: those accepted, and one of the target for each verdict."
-    )
+    output_tokens: float = metric("Accepted tokens, and one of the target for each verdict.")
     accepted_tokens: float = metric("Drafted tokens that were accepted.")
     nav_per_token: float = metric("Verdicts for each output token; NaN without output.", best="min")
     draft_mean_tokens: float = metric(
