@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from llmgym.errors import InvalidArgument, UnknownArgument
 
-R = TypeVar("R", bound="Record")
+R = TypeVar("R", bound="Record", covariant=True)
 Direction = Literal["min", "max"]
 
 

@@ -40,6 +40,7 @@ ENVIRONMENTS = (
         decision="which waiting requests enter the batch of an engine whose KV cache is full",
         source="Nie, Si, Zhou, ICML 2026, arXiv 2605.04595",
         docs="kv_queue",
+        audit="kv.audit:queue",
     ),
     _ours(
         "KVProvision",
@@ -48,6 +49,7 @@ ENVIRONMENTS = (
         decision="how many replicas to run in the next minute",
         source="Nie, Si, Zhou, ICML 2026, arXiv 2605.04595",
         docs="kv_provision",
+        audit="kv.audit:provision",
     ),
     _ours(
         "AFDRatio",

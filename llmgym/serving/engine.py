@@ -11,181 +11,196 @@ or the youngest are preempted and recomputed later (vLLM V1), or the cache is cl
 Cost of a batch, in this file's terms: residents are kept in one array, oldest first. All before index `walk` are decoding
 and advance by a shared tick, without being touched; only those from `walk` on (prefilling, or held back) are visited.
 
-The functions work on any `state` and `params` with these parts, so environments can share them:
-
-- `state.lane` records with the fields of `residents.ENGINE`; `state.resident` records `residents.RESIDENT` [lanes, seats];
-  `state.request` records `REQUEST` [lanes, n] (see `requests`); `state.queue` and `state.scratch` (see `queue`, `admission`);
-- `params.number` one record with the fields of `requests.LIMITS`; `params.cost` a `StepCost`; `params.rules` and `params.orders`
-  from `rules.pack`.
+The functions work on any `state` and `params` with the parts of `EngineState` and `EngineParams` in `llmgym.serving.state`, so that
+environments can share them.
 """
-
-from typing import Any
 
 import numpy as np
 
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving import queue
-from llmgym.serving.overflow import bring_back, clear, pause, preempt
+from llmgym.serving.overflow import PAUSE, RECOMPUTE, bring_back, clear, pause, preempt
 from llmgym.serving.requests import in_blocks, predicted_output
-from llmgym.serving.residents import FAR, PAUSE, RECOMPUTE, decode_all, kv_of, stored_with, unit
+from llmgym.serving.residents import decode_all, kv_of, stored_with, unit
+from llmgym.serving.state import FAR, EngineParams, EngineState, Resident
+
+NEWCOMER = Resident.blank
 
 
 @kernel
-def start(state: Any, params: Any, lane: int, key: np.uint64) -> None:
-    """An empty engine at time 0 that deals with overflow as the first rule does."""
-    episode = state.lane[lane]
-    config = params.config[0]
-    episode.key = key
-    episode.clock_s = 0.0
-    (
-        episode.tick,
-        episode.residents,
-        episode.walk,
-        episode.used,
-        episode.unfilled,
-        episode.swapped,
-        episode.paused,
-    ) = 0, 0, 0, 0, 0, 0, 0
-    episode.growth, episode.budget_left, episode.next_finish, episode.blocked = 0, config.budget, FAR, 0
-    episode.waiting, episode.done, episode.met, episode.preemptions, episode.draws, episode.batches = (
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    )
-    episode.waiting_area, episode.dropped, episode.prefilled, episode.decoded = 0, 0, 0, 0
-    episode.batch_used, episode.batch_prefill, episode.batch_decodes, episode.kv_peak = 0, 0, 0, 0
-    episode.batch_s, episode.busy_s, episode.kv_s = 0.0, 0.0, 0.0
+def start(state: EngineState, params: EngineParams, lane: int, key: np.uint64) -> None:
+    """Let an engine whose record is `Engine.blank` begin at time 0, empty, and deal with overflow as the first rule does.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        key: seeds what the engine draws.
+    """
+    engine = state.lane[lane]
+    engine.key = key
+    engine.budget_left = params.config[0].budget
     follow(state, params, lane, 0)
     queue.empty(state, params, lane)
 
 
 @kernel
-def follow(state: Any, params: Any, lane: int, number_of_rule: int) -> None:
-    """Let the coming overflow be dealt with as this rule does."""
-    episode = state.lane[lane]
+def follow(state: EngineState, params: EngineParams, lane: int, number_of_rule: int) -> None:
+    """Let the coming overflow be dealt with as a rule does.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        number_of_rule: index into `params.rules`.
+    """
+    engine = state.lane[lane]
     rule = params.rules[number_of_rule]
-    episode.overflow = rule.overflow
-    episode.skip = rule.skip
-    episode.clear_probability = rule.clear_probability
+    engine.overflow = rule.overflow
+    engine.skip = rule.skip
+    engine.clear_probability = rule.clear_probability
 
 
 @kernel(inline=True)
-def plan(state: Any, params: Any, lane: int) -> None:
-    """Decide what every resident runs in the next batch, and make room where the batch would not fit."""
-    episode = state.lane[lane]
+def plan(state: EngineState, params: EngineParams, lane: int) -> None:
+    """Decide what every resident runs in the next batch, and make room where the batch would not fit.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+    """
+    engine = state.lane[lane]
     config = params.config[0]
-    episode.blocked = 0
+    engine.blocked = 0
     # Nobody prefills, nobody is held back, everything fits: by far the most frequent case, so it is told apart first.
-    if episode.paused == 0 and episode.walk == episode.residents and episode.walk <= config.budget:
-        episode.growth = decode_all(state, params, lane)
-        episode.budget_left = config.budget - episode.walk
-        if episode.used + episode.growth <= config.kv_capacity:
+    if engine.paused == 0 and engine.walk == engine.residents and engine.walk <= config.budget:
+        engine.growth = decode_all(state, params, lane)
+        engine.budget_left = config.budget - engine.walk
+        if engine.used + engine.growth <= config.kv_capacity:
             return
     _plan_each(state, params, lane)
 
 
 @kernel(inline=True)
-def _plan_each(state: Any, params: Any, lane: int) -> None:
-    episode = state.lane[lane]
+def _plan_each(state: EngineState, params: EngineParams, lane: int) -> None:
+    engine = state.lane[lane]
     config = params.config[0]
-    resident = state.resident[lane]
-    if episode.paused > 0 and episode.overflow != PAUSE:
+    residents = state.resident[lane]
+    if engine.paused > 0 and engine.overflow != PAUSE:
         bring_back(state, lane)
-    if episode.paused == 0:
-        if episode.walk > config.budget:
-            episode.walk = config.budget
-        left = config.budget - episode.walk
+    if engine.paused == 0:
+        if engine.walk > config.budget:
+            engine.walk = config.budget
+        left = config.budget - engine.walk
         growth = decode_all(state, params, lane)
-        for i in range(episode.walk, episode.residents):
-            r = resident[i]
-            tokens = unit(config, r, left)
-            r.run = tokens
+        for i in range(engine.walk, engine.residents):
+            resident = residents[i]
+            tokens = unit(config, resident, left)
+            resident.run = tokens
             left -= tokens
-            growth += stored_with(config, episode.tick, r, tokens)
-        episode.growth = growth
-        episode.budget_left = left
-        if episode.used + growth <= config.kv_capacity:
+            growth += stored_with(config, engine.tick, resident, tokens)
+        engine.growth = growth
+        engine.budget_left = left
+        if engine.used + growth <= config.kv_capacity:
             return
-    if episode.overflow == PAUSE:
+    if engine.overflow == PAUSE:
         pause(state, params, lane)
-    elif episode.overflow == RECOMPUTE:
+    elif engine.overflow == RECOMPUTE:
         preempt(state, params, lane)
     else:
         clear(state, params, lane)
 
 
 @kernel(inline=True)
-def fits_now(state: Any, params: Any, lane: int, request: int) -> bool:
-    """Whether the engine can run the first chunk of a waiting request in the planned batch."""
-    episode = state.lane[lane]
+def fits_now(state: EngineState, params: EngineParams, lane: int, number: int) -> bool:
+    """Whether an engine can run the first chunk of a waiting request in the planned batch.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        number: of the request.
+    """
+    engine = state.lane[lane]
     config = params.config[0]
-    if episode.blocked == 1 or episode.budget_left <= 0 or episode.residents >= config.seats:
+    if engine.blocked == 1 or engine.budget_left <= 0 or engine.residents >= config.seats:
         return False
-    asked = state.request[lane, request]
-    prompt = asked.prompt + asked.kept
-    first = min(min(prompt, config.chunk), episode.budget_left)
+    request = state.request[lane, number]
+    prompt = request.prompt + request.kept
+    first = min(min(prompt, config.chunk), engine.budget_left)
     if config.first_stored == 1 and first == prompt:
         first += 1
-    return episode.used + episode.growth + in_blocks(config, first) <= config.kv_capacity
+    return engine.used + engine.growth + in_blocks(config, first) <= config.kv_capacity
 
 
 @kernel(inline=True)
-def admit(state: Any, params: Any, lane: int, request: int) -> None:
-    """Make a waiting request the youngest resident; its first chunk joins the planned batch. Call only if `fits_now`."""
-    episode = state.lane[lane]
+def admit(state: EngineState, params: EngineParams, lane: int, number: int) -> None:
+    """Make a waiting request the youngest resident; its first chunk joins the planned batch. Call only if `fits_now`.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        number: of the request.
+    """
+    engine = state.lane[lane]
     config = params.config[0]
-    asked = state.request[lane, request]
-    episode.waiting_area -= asked.area
-    episode.waiting -= 1
-    queue.remove(state, params, lane, request)
-    r = state.resident[lane, episode.residents]
-    kept = asked.kept
-    r.request = request
-    r.kept = kept
-    r.prompt = asked.prompt + kept
-    r.prefilled = 0
-    r.output = asked.output
-    r.predicted = predicted_output(config, asked.predicted)
-    r.base = 0
-    r.finish = FAR
-    r.decoding = 0
-    r.paused = 0
-    r.run = unit(config, r, episode.budget_left)
-    episode.growth += stored_with(config, episode.tick, r, r.run)
-    episode.budget_left -= r.run
-    episode.residents += 1
+    request = state.request[lane, number]
+    engine.waiting_area -= request.area
+    engine.waiting -= 1
+    queue.remove(state, params, lane, number)
+    state.resident[lane, engine.residents] = NEWCOMER[0]
+    resident = state.resident[lane, engine.residents]
+    resident.request = number
+    resident.kept = request.kept
+    resident.prompt = request.prompt + request.kept
+    resident.output = request.output
+    resident.predicted = predicted_output(config, request.predicted)
+    resident.run = unit(config, resident, engine.budget_left)
+    engine.growth += stored_with(config, engine.tick, resident, resident.run)
+    engine.budget_left -= resident.run
+    engine.residents += 1
 
 
 @kernel(inline=True)
-def empty(state: Any, lane: int) -> bool:
-    """Whether nobody is in an engine. One that holds requests and has nothing to run in its next batch is not empty, but held up:
-    it has cleared its cache, say, and admits nobody before the batch after.
+def empty(state: EngineState, lane: int) -> bool:
+    """Whether nobody is in an engine.
+
+    One that holds requests and has nothing to run in its next batch is not empty, but held up: it has cleared its cache, say, and
+    admits nobody before the batch after.
     """
     return state.lane[lane].residents + state.lane[lane].waiting == 0
 
 
 @kernel(inline=True)
-def held_up_s(state: Any, lane: int, following_s: float, idle_s: float) -> float:
+def held_up_s(state: EngineState, lane: int, following_s: float, idle_s: float) -> float:
     """For how long an engine that is held up waits before it plans again: `idle_s`, or until the next arrival if that is sooner.
 
     Args:
-        state: see the module.
-        lane: which lane.
+        state: the arrays of the engines.
+        lane: number of the engine.
         following_s: time of the next arrival, s; infinite if nobody comes.
-        idle_s: at most so long, s.
+        idle_s: longest wait, s.
+
+    Returns:
+        Seconds.
     """
     return min(idle_s, max(following_s - state.lane[lane].clock_s, 0.0))
 
 
 @kernel(inline=True)
-def run_batch(state: Any, params: Any, lane: int) -> float:
-    """Run the planned batch: the clock moves by its duration, residents advance, completed ones leave. Returns s.
+def run_batch(state: EngineState, params: EngineParams, lane: int) -> float:
+    """Run the planned batch: the clock moves by its duration, residents advance, completed ones leave.
 
-    Returns 0 and changes nothing if there is nothing to run.
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+
+    Returns:
+        Duration of the batch, s; 0 if there is nothing to run, and then nothing changes.
     """
     seconds = batch_time_s(state, params, lane)
     if seconds < 0.0:
@@ -195,134 +210,150 @@ def run_batch(state: Any, params: Any, lane: int) -> float:
 
 
 @kernel(inline=True)
-def batch_time_s(state: Any, params: Any, lane: int) -> float:
-    """How long the planned batch takes, s; -1 if there is nothing to run. Notes what is in it."""
-    episode = state.lane[lane]
+def batch_time_s(state: EngineState, params: EngineParams, lane: int) -> float:
+    """How long the planned batch takes; notes what is in it.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+
+    Returns:
+        Seconds; -1 if there is nothing to run.
+    """
+    engine = state.lane[lane]
     config = params.config[0]
-    resident = state.resident[lane]
-    walk = episode.walk
+    residents = state.resident[lane]
+    walk = engine.walk
     decodes = walk
     prefill = 0
     prefill_s = 0.0
-    idle_kv = episode.unfilled
+    idle_kv = engine.unfilled
     sequences = walk
-    for i in range(walk, episode.residents):
-        r = resident[i]
-        if r.paused == 1:
+    for i in range(walk, engine.residents):
+        resident = residents[i]
+        if resident.paused == 1:
             continue
-        if r.prefilled < r.prompt:
-            idle_kv += in_blocks(config, r.prefilled)
-            if r.run > 0:
-                prefill += r.run
-                prefill_s += prefill_attention_s(params.cost, r.run, r.prefilled)
+        if resident.prefilled < resident.prompt:
+            idle_kv += in_blocks(config, resident.prefilled)
+            if resident.run > 0:
+                prefill += resident.run
+                prefill_s += prefill_attention_s(params.cost, resident.run, resident.prefilled)
                 sequences += 1
-        elif r.run > 0:
+        elif resident.run > 0:
             decodes += 1
             sequences += 1
-            kv = kv_of(config, episode.tick, r)
+            kv = kv_of(config, engine.tick, resident)
             idle_kv += in_blocks(config, kv) - kv
         else:
-            idle_kv += in_blocks(config, kv_of(config, episode.tick, r))
+            idle_kv += in_blocks(config, kv_of(config, engine.tick, resident))
     if sequences == 0:
         return -1.0
-    used = episode.used + episode.growth
-    episode.batch_used = used
-    episode.batch_prefill = prefill
-    episode.batch_decodes = decodes
-    return step_time_s(params.cost, prefill, prefill_s, decodes, episode.used - idle_kv, sequences, used)
+    used = engine.used + engine.growth
+    engine.batch_used = used
+    engine.batch_prefill = prefill
+    engine.batch_decodes = decodes
+    return step_time_s(params.cost, prefill, prefill_s, decodes, engine.used - idle_kv, sequences, used)
 
 
 @kernel(inline=True)
-def end_batch(state: Any, params: Any, lane: int, seconds: float) -> None:
-    """What `batch_time_s` looked at has run, in so many s (an engine may have waited for another that it steps together with)."""
-    episode = state.lane[lane]
-    used = episode.batch_used
-    episode.clock_s += seconds
-    episode.tick += 1
-    episode.batches += 1
-    episode.batch_s = seconds
-    episode.busy_s += seconds
-    episode.kv_s += used * seconds
-    episode.kv_peak = max(episode.kv_peak, used)
-    episode.prefilled += episode.batch_prefill
-    episode.decoded += episode.batch_decodes
-    episode.used = used
-    if episode.walk < episode.residents:
+def end_batch(state: EngineState, params: EngineParams, lane: int, seconds: float) -> None:
+    """End the batch that `batch_time_s` looked at.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        seconds: what it took, s; more than `batch_time_s` said where the engine waited for others that it steps together with.
+    """
+    engine = state.lane[lane]
+    used = engine.batch_used
+    engine.clock_s += seconds
+    engine.tick += 1
+    engine.batches += 1
+    engine.batch_s = seconds
+    engine.busy_s += seconds
+    engine.kv_s += used * seconds
+    engine.kv_peak = max(engine.kv_peak, used)
+    engine.prefilled += engine.batch_prefill
+    engine.decoded += engine.batch_decodes
+    engine.used = used
+    if engine.walk < engine.residents:
         _advance(state, params, lane)
-    if episode.tick >= episode.next_finish:
+    if engine.tick >= engine.next_finish:
         _complete(state, params, lane)
 
 
 @kernel(inline=True)
-def _advance(state: Any, params: Any, lane: int) -> None:
+def _advance(state: EngineState, params: EngineParams, lane: int) -> None:
     """Give the residents from `walk` on what they ran in the batch that just ended."""
-    episode = state.lane[lane]
+    engine = state.lane[lane]
     config = params.config[0]
-    resident = state.resident[lane]
+    residents = state.resident[lane]
     walk = -1
-    for i in range(episode.walk, episode.residents):
-        r = resident[i]
-        if r.decoding == 1:
-            if r.run == 0:
-                r.base += 1
-                r.finish += 1
+    for i in range(engine.walk, engine.residents):
+        resident = residents[i]
+        if resident.decoding == 1:
+            if resident.run == 0:
+                resident.base += 1
+                resident.finish += 1
             continue
-        if r.run > 0:
+        if resident.run > 0:
             starts = False
-            if r.prefilled < r.prompt:
-                r.prefilled += r.run
-                if r.prefilled == r.prompt:
-                    episode.decoded += config.first
-                    starts = config.first == 1 or r.kept > 0
-                    r.base = episode.tick - r.kept - config.first
+            if resident.prefilled < resident.prompt:
+                resident.prefilled += resident.run
+                if resident.prefilled == resident.prompt:
+                    engine.decoded += config.first
+                    starts = config.first == 1 or resident.kept > 0
+                    resident.base = engine.tick - resident.kept - config.first
             else:
                 starts = True
-                r.base = episode.tick - 1
+                resident.base = engine.tick - 1
             if starts:
-                r.decoding = 1
-                r.finish = r.base + r.output
-                episode.next_finish = min(episode.next_finish, r.finish)
-                if r.kept == 0:
-                    asked = state.request[lane, r.request]
-                    asked.ttft_s = episode.clock_s - asked.arrival_s
-        if r.decoding == 0 and walk < 0:
+                resident.decoding = 1
+                resident.finish = resident.base + resident.output
+                engine.next_finish = min(engine.next_finish, resident.finish)
+                if resident.kept == 0:
+                    request = state.request[lane, resident.request]
+                    request.ttft_s = engine.clock_s - request.arrival_s
+        if resident.decoding == 0 and walk < 0:
             walk = i
-    episode.walk = walk if walk >= 0 else episode.residents
+    engine.walk = walk if walk >= 0 else engine.residents
 
 
 @kernel(inline=True)
-def _complete(state: Any, params: Any, lane: int) -> None:
+def _complete(state: EngineState, params: EngineParams, lane: int) -> None:
     """Remove the residents that have produced all their output and free their cache."""
-    episode = state.lane[lane]
+    engine = state.lane[lane]
     config = params.config[0]
-    resident = state.resident[lane]
-    walk = episode.walk
+    residents = state.resident[lane]
+    walk = engine.walk
     nearest = FAR
     kept = 0
-    while resident[kept].finish > episode.tick:
-        nearest = min(nearest, resident[kept].finish)
+    while residents[kept].finish > engine.tick:
+        nearest = min(nearest, residents[kept].finish)
         kept += 1
-        if kept == episode.residents:
+        if kept == engine.residents:
             # A resident that was held back has moved its end: nobody completes after all.
-            episode.next_finish = nearest
+            engine.next_finish = nearest
             return
-    for i in range(kept, episode.residents):
-        r = resident[i]
-        if r.finish <= episode.tick:
-            episode.used -= in_blocks(config, kv_of(config, episode.tick, r))
-            asked = state.request[lane, r.request]
-            e2e = episode.clock_s - asked.arrival_s
-            ttft = asked.ttft_s
-            asked.e2e_s = e2e
-            episode.done += 1
-            if ttft <= config.ttft_slo_s and e2e - ttft <= config.tpot_slo_s * max(r.output - 1, 1):
-                episode.met += 1
-            if i < episode.walk:
+    for i in range(kept, engine.residents):
+        resident = residents[i]
+        if resident.finish <= engine.tick:
+            engine.used -= in_blocks(config, kv_of(config, engine.tick, resident))
+            request = state.request[lane, resident.request]
+            e2e = engine.clock_s - request.arrival_s
+            ttft = request.ttft_s
+            request.e2e_s = e2e
+            engine.done += 1
+            if ttft <= config.ttft_slo_s and e2e - ttft <= config.tpot_slo_s * max(resident.output - 1, 1):
+                engine.met += 1
+            if i < engine.walk:
                 walk -= 1
         else:
-            nearest = min(nearest, r.finish)
-            resident[kept] = r
+            nearest = min(nearest, resident.finish)
+            residents[kept] = resident
             kept += 1
-    episode.residents = kept
-    episode.walk = walk
-    episode.next_finish = nearest
+    engine.residents = kept
+    engine.walk = walk
+    engine.next_finish = nearest

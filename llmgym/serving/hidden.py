@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.serving.residents import FAR
+from llmgym.serving.state import FAR, EngineState
 
 
 def redraw_arrivals(
     requests: NDArray[Any], arrived: int, coming: NDArray[Any], rng: np.random.Generator
 ) -> int:
-    """Others arrive after those that have, and another number of them.
+    """Let others arrive after those that have arrived, and another number of them.
 
     Args:
         requests: records [n] of a lane, in order of arrival; those from `arrived` on are written over.
@@ -32,30 +32,30 @@ def redraw_arrivals(
 
 
 def redraw_outputs(
-    state: Any,
+    state: EngineState,
     lane: int,
     arrived: int,
     longest: int,
     pool: NDArray[np.integer[Any]],
     rng: np.random.Generator,
 ) -> None:
-    """Another rest of the output of every request that an engine has and that has not ended.
+    """Draw another rest of the output of every request that an engine has and that has not ended.
 
     What a request has produced stays, and so it will produce at least one token more. Predictions stay, since they were told.
 
     Args:
-        state: with the arrays of an engine, see `llmgym.serving.engine`.
-        lane: which one.
-        arrived: requests that the engine knows: the first ones of the lane's.
+        state: the arrays of the engines.
+        lane: number of the engine.
+        arrived: requests that the engine knows: the first ones of its row.
         longest: tokens a request may reach.
         pool: int [n], output lengths to draw from, tokens; where it is empty, every output ends with the next token.
         rng: draws them.
     """
-    episode, requests = state.lane[lane], state.request[lane]
-    running = state.resident[lane, : episode["residents"]]
+    engine, requests = state.lane[lane], state.request[lane]
+    running = state.resident[lane, : engine["residents"]]
     decoding = running["decoding"] == 1
     produced = requests["kept"].copy()
-    produced[running["request"]] = np.where(decoding, episode["tick"] - running["base"], running["kept"])
+    produced[running["request"]] = np.where(decoding, engine["tick"] - running["base"], running["kept"])
     # what is rejected never runs, and so tells nothing about its output
     unfinished = np.flatnonzero(requests["e2e_s"][:arrived] < 0)
     least = produced[unfinished] + 1
@@ -64,4 +64,4 @@ def redraw_outputs(
     requests["output"][unfinished] = np.clip(drawn, least, most)
     running["output"] = requests["output"][running["request"]]
     running["finish"][decoding] = (running["base"] + running["output"])[decoding]
-    episode["next_finish"] = running["finish"][decoding].min(initial=FAR)
+    engine["next_finish"] = running["finish"][decoding].min(initial=FAR)

@@ -1,15 +1,14 @@
 """Waiting requests, kept sorted in every order a scheduler asks for.
 
-`state.queue` is int32 [lanes, orders, 2 + n]: for each order the index of its first and one past its last entry, then the
+`state.queue` is int32 [engines, orders, 2 + n]: for each order the index of its first and one past its last entry, then the
 request numbers. Requests are numbered by arrival, so `BY_ARRIVAL` is the order of the numbers; a preempted request goes back
 to where its number puts it, which under first-come-first-served is the front of the line. Taking from the front is one step;
 anything else shifts the shorter side. `params.orders` says which orders are kept.
 """
 
-from typing import Any
-
 from llmgym.core.jit import kernel
 from llmgym.serving.requests import predicted_output
+from llmgym.serving.state import EngineParams, EngineState
 
 BY_ARRIVAL, BY_OUTPUT, BY_AREA = 0, 1, 2
 
@@ -17,21 +16,37 @@ HEAD, TAIL, FIRST = 0, 1, 2
 
 
 @kernel(inline=True)
-def at(state: Any, lane: int, row: int, position: int) -> int:
-    """The request at a position (0 = front) of an order."""
+def at(state: EngineState, lane: int, row: int, position: int) -> int:
+    """The request at a position of an order.
+
+    Args:
+        state: the arrays of the engines.
+        lane: number of the engine.
+        row: the order, a row of `params.orders`.
+        position: 0 is the front.
+
+    Returns:
+        Number of the request.
+    """
     return state.queue[lane, row, FIRST + state.queue[lane, row, HEAD] + position]
 
 
 @kernel
-def empty(state: Any, params: Any, lane: int) -> None:
-    """Nobody waits."""
+def empty(state: EngineState, params: EngineParams, lane: int) -> None:
+    """Let nobody wait.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+    """
     for row in range(params.orders.shape[0]):
         state.queue[lane, row, HEAD] = 0
         state.queue[lane, row, TAIL] = 0
 
 
 @kernel
-def _key(state: Any, params: Any, lane: int, order: int, request: int) -> int:
+def _key(state: EngineState, params: EngineParams, lane: int, order: int, request: int) -> int:
     if order == BY_ARRIVAL:
         return 0
     if order == BY_OUTPUT:
@@ -40,7 +55,7 @@ def _key(state: Any, params: Any, lane: int, order: int, request: int) -> int:
 
 
 @kernel
-def _place(state: Any, params: Any, lane: int, row: int, request: int) -> int:
+def _place(state: EngineState, params: EngineParams, lane: int, row: int, request: int) -> int:
     """Index of the first entry of an order that does not come before the request."""
     line = state.queue[lane, row]
     order = params.orders[row]
@@ -58,8 +73,15 @@ def _place(state: Any, params: Any, lane: int, row: int, request: int) -> int:
 
 
 @kernel(inline=True)
-def insert(state: Any, params: Any, lane: int, request: int) -> None:
-    """Add a request to every order."""
+def insert(state: EngineState, params: EngineParams, lane: int, request: int) -> None:
+    """Add a request to every order.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        request: its number.
+    """
     for row in range(params.orders.shape[0]):
         line = state.queue[lane, row]
         tail = line[TAIL]
@@ -72,7 +94,7 @@ def insert(state: Any, params: Any, lane: int, request: int) -> None:
 
 
 @kernel
-def _squeeze_in(state: Any, params: Any, lane: int, row: int, request: int) -> None:
+def _squeeze_in(state: EngineState, params: EngineParams, lane: int, row: int, request: int) -> None:
     line = state.queue[lane, row]
     place = _place(state, params, lane, row, request)
     head, tail = line[HEAD], line[TAIL]
@@ -89,8 +111,15 @@ def _squeeze_in(state: Any, params: Any, lane: int, row: int, request: int) -> N
 
 
 @kernel(inline=True)
-def remove(state: Any, params: Any, lane: int, request: int) -> None:
-    """Take a request out of every order."""
+def remove(state: EngineState, params: EngineParams, lane: int, request: int) -> None:
+    """Take a request out of every order.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        request: its number.
+    """
     for row in range(params.orders.shape[0]):
         line = state.queue[lane, row]
         if line[FIRST + line[HEAD]] == request:
@@ -100,7 +129,7 @@ def remove(state: Any, params: Any, lane: int, request: int) -> None:
 
 
 @kernel
-def _take_out(state: Any, params: Any, lane: int, row: int, request: int) -> None:
+def _take_out(state: EngineState, params: EngineParams, lane: int, row: int, request: int) -> None:
     line = state.queue[lane, row]
     place = _place(state, params, lane, row, request)
     head, tail = line[HEAD], line[TAIL]

@@ -19,16 +19,18 @@ from numpy.typing import NDArray
 
 from llmgym.core.checks import choice, whole
 from llmgym.core.jit import kernel
+from llmgym.core.records import Record, Records, Records2, float64, int32, int64
 from llmgym.errors import InvalidArgument, NoProgress
 from llmgym.profiles.cost import StepCost
 from llmgym.profiles.profile import Profile
 from llmgym.serving.admission import SCRATCH_ROWS, admit_by_rule, compose
 from llmgym.serving.capacity import saturation, with_class_budgets
 from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, start
-from llmgym.serving.requests import FIRST_TOKENS, LIMITS, REQUEST, set_limits, time_per_token
-from llmgym.serving.residents import ENGINE, RESIDENT, wait
+from llmgym.serving.requests import FIRST_TOKENS, derived_limits, time_per_token
+from llmgym.serving.residents import wait
 from llmgym.serving.rules import Rule, pack, resolve
-from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, cache_in_blocks, check_engine
+from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, EngineSettings, cache_in_blocks
+from llmgym.serving.state import CompiledRule, Engine, Limits, Request, Resident
 from llmgym.workloads import RequestClass, Workload
 from llmgym.workloads import replay as arrivals_of
 from llmgym.workloads.arrivals import Rows
@@ -36,21 +38,33 @@ from llmgym.workloads.workload import INFORMATION
 
 Floats = NDArray[np.float64]
 
-RANK = np.dtype([*ENGINE, ("next", "i4"), ("asked", "i4"), ("requests", "i4")], align=True)
-"""An engine, the number of its next arrival, how many arrivals are known, and how many there are in all."""
-NUMBER = np.dtype([*LIMITS, ("ahead", "i4"), ("clients", "i4"), ("idle_s", "f8")], align=True)
-LOOP = np.dtype(
-    [
-        ("clock_s", "f8"),
-        ("seen_s", "f8"),  # the schedulers know who arrived by then
-        ("left", "i8"),  # requests that have not finished
-        ("fruitless", "i8"),  # steps since the last one that finished a request
-        ("patience", "i8"),  # so many of them are too many
-        ("still", "i8"),  # steps in turn in which nothing ran, nobody was admitted and nobody was thrown out
-    ],
-    align=True,
-)
-"""Where the loop over the steps stands, so that it can be left and entered again."""
+
+class Rank(Engine):
+    """An engine and its requests."""
+
+    next: int = int32("Number of its next arrival.")
+    sent: int = int32("Requests whose arrival is known.")
+    requests: int = int32("Requests in all.")
+
+
+class Config(Limits):
+    """What is set for all ranks."""
+
+    ahead: int = int32("1 if a batch is planned while the one before it runs.")
+    clients: int = int32("Requests kept in flight on each rank; 0 if they arrive by themselves.")
+    idle_s: float = float64("Time after which an engine that is held up plans again, seconds.")
+
+
+class Loop(Record):
+    """Where the loop over the steps stands, so that it can be left and entered again."""
+
+    clock_s: float = float64("Simulated time, seconds.")
+    seen_s: float = float64("The schedulers know who arrived by this time, seconds.")
+    left: int = int64("Requests that have not finished.")
+    fruitless: int = int64("Steps since the last one that finished a request.")
+    patience: int = int64("So many fruitless steps are too many.")
+    still: int = int64("Steps in turn in which nothing ran, nobody was admitted and nobody was thrown out.")
+
 
 GOES_ON, OVER, STUCK, FRUITLESS = 0, 1, 2, 3
 PIECE_S = 0.1
@@ -60,20 +74,20 @@ PATIENCE = 1_000
 
 
 class State(NamedTuple):
-    """Arrays of a replay; first axis = rank. See `llmgym.serving.engine`."""
+    """Arrays of a replay, an `EngineState`; the first axis is the rank."""
 
-    lane: NDArray[Any]
-    resident: NDArray[Any]
-    request: NDArray[Any]
+    lane: Records[Rank]
+    resident: Records2[Resident]
+    request: Records2[Request]
     queue: NDArray[np.int32]
     scratch: NDArray[np.int32]
 
 
 class Params(NamedTuple):
-    """What the ranks share."""
+    """What the ranks share, an `EngineParams`."""
 
-    config: NDArray[Any]
-    rules: NDArray[Any]
+    config: Records[Config]
+    rules: Records[CompiledRule]
     class_budgets: NDArray[np.int32]
     orders: NDArray[np.int64]
     cost: StepCost
@@ -123,6 +137,12 @@ def latency_figures(
     TTFT is from arrival to first token, TPOT (last - first) / (output - 1) of requests with two or more output tokens, makespan
     from the first arrival to the last token. All are of the requests that finished: those whose `last_s` is not NaN.
 
+    Args:
+        arrival_s: float64 [n], when each request arrived, s.
+        first_s: float64 [n], when its first output token was there, s.
+        last_s: float64 [n], when its last one was, s.
+        output_tokens: int [n], length of its output, tokens.
+
     Returns:
         `ttft_p50_s`, `ttft_p90_s`, `ttft_p99_s`, the same of `tpot` and `e2e`, `makespan_s` and `output_tokens_per_s`. NaN is what
         no request is there for: all if none finished, TPOT if none of those has two output tokens, the tokens a second if the
@@ -133,75 +153,74 @@ def latency_figures(
     output = np.asarray(output_tokens, np.int64)[done]
     tpot = np.zeros(len(output))
     _times_per_token(first, last, output, tpot)
-    kinds = {"ttft": first - arrival, "tpot": tpot[~np.isnan(tpot)], "e2e": last - arrival}
-    found = {
-        f"{kind}_p{p}_s": float(np.percentile(values, p)) if len(values) else np.nan
-        for kind, values in kinds.items()
+    times = {"ttft": first - arrival, "tpot": tpot[~np.isnan(tpot)], "e2e": last - arrival}
+    figures = {
+        f"{name}_p{p}_s": float(np.percentile(values, p)) if len(values) else np.nan
+        for name, values in times.items()
         for p in (50, 90, 99)
     }
-    found["makespan_s"] = float(last.max() - np.nanmin(arrival_s)) if len(last) else np.nan
-    found["output_tokens_per_s"] = np.nan
-    if found["makespan_s"] > 0.0:
-        found["output_tokens_per_s"] = float(output.sum()) / found["makespan_s"]
-    return found
+    figures["makespan_s"] = float(last.max() - np.nanmin(arrival_s)) if len(last) else np.nan
+    figures["output_tokens_per_s"] = np.nan
+    if figures["makespan_s"] > 0.0:
+        figures["output_tokens_per_s"] = float(output.sum()) / figures["makespan_s"]
+    return figures
 
 
 @kernel
 def _arrive(state: State, params: Params, rank: int, seen_s: float) -> None:
     """Queue what has arrived by then."""
-    episode = state.lane[rank]
-    while episode.next < episode.asked and state.request[rank, episode.next].arrival_s <= seen_s:
-        wait(state, params, rank, episode.next)
-        episode.next += 1
+    engine = state.lane[rank]
+    while engine.next < engine.sent and state.request[rank, engine.next].arrival_s <= seen_s:
+        wait(state, params, rank, engine.next)
+        engine.next += 1
 
 
 @kernel
 def _send(state: State, rank: int, done_before: int) -> None:
     """A closed loop sends a request for each that has ended since."""
-    episode = state.lane[rank]
-    for _ in range(episode.done - done_before):
-        if episode.asked < episode.requests:
-            state.request[rank, episode.asked].arrival_s = episode.clock_s
-            episode.asked += 1
+    engine = state.lane[rank]
+    for _ in range(engine.done - done_before):
+        if engine.sent < engine.requests:
+            state.request[rank, engine.sent].arrival_s = engine.clock_s
+            engine.sent += 1
 
 
 @kernel
-def _begin(state: State, params: Params, loop: NDArray[Any]) -> None:
-    """Empty engines at time 0."""
+def _begin(state: State, params: Params, loop: Records[Loop]) -> None:
+    """Let every engine begin, empty, at time 0."""
     config = params.config[0]
     for rank in range(state.lane.shape[0]):
-        episode = state.lane[rank]
+        engine = state.lane[rank]
         start(state, params, rank, np.uint64(rank))
-        episode.next = 0
-        episode.asked = min(config.clients, episode.requests) if config.clients > 0 else episode.requests
-        loop[0].left += episode.requests
+        engine.sent = min(config.clients, engine.requests) if config.clients > 0 else engine.requests
+        loop[0].left += engine.requests
 
 
 @kernel
 def _plan_step(state: State, params: Params, rank: int, clock_s: float, seen_s: float) -> bool:
     """Put the next batch of a rank together; returns whether anybody was admitted or thrown out."""
-    episode = state.lane[rank]
+    engine = state.lane[rank]
     rule = params.rules[0]
-    episode.clock_s = clock_s
-    before = episode.preemptions + episode.draws
+    engine.clock_s = clock_s
+    before = engine.preemptions + engine.draws
     admitted = 0
     _arrive(state, params, rank, seen_s)
     plan(state, params, rank)
-    if episode.waiting > 0 and episode.blocked == 0:
+    if engine.waiting > 0 and engine.blocked == 0:
         admitted = admit_by_rule(state, params, rank, 0, rule.watermark)
     if rule.batch != 0:
         compose(state, params, rank, rule.batch)
-    episode.batch_s = batch_time_s(state, params, rank)
-    return admitted > 0 or episode.preemptions + episode.draws != before
+    engine.batch_s = batch_time_s(state, params, rank)
+    return admitted > 0 or engine.preemptions + engine.draws != before
 
 
 @kernel
-def _idle(state: State, params: Params, loop: Any) -> bool:
+def _idle(state: State, params: Params, loop: Loop) -> bool:
     """Nobody has a batch to run: time goes on until somebody plans again. False if nothing will ever run again."""
     following_s, again_s = np.inf, np.inf
     for rank in range(state.lane.shape[0]):
-        episode = state.lane[rank]
-        arrival_s = state.request[rank, episode.next].arrival_s if episode.next < episode.asked else np.inf
+        engine = state.lane[rank]
+        arrival_s = state.request[rank, engine.next].arrival_s if engine.next < engine.sent else np.inf
         following_s = min(following_s, arrival_s)
         if not empty(state, rank):
             again_s = min(again_s, held_up_s(state, rank, arrival_s, params.config[0].idle_s))
@@ -218,10 +237,10 @@ def _idle(state: State, params: Params, loop: Any) -> bool:
 
 
 @kernel
-def _run(state: State, params: Params, loop_of: NDArray[Any], steps: int) -> int:
+def _run(state: State, params: Params, loops: Records[Loop], steps: int) -> int:
     """Step all ranks together, so often; returns `GOES_ON`, `OVER` when every request is done, or why there is no end."""
     config = params.config[0]
-    loop = loop_of[0]
+    loop = loops[0]
     ranks = state.lane.shape[0]
     for _ in range(steps):
         if loop.left == 0:
@@ -240,12 +259,12 @@ def _run(state: State, params: Params, loop_of: NDArray[Any], steps: int) -> int
             continue
         loop.still = 0
         for rank in range(ranks):
-            episode = state.lane[rank]
-            if episode.batch_s >= 0.0:
-                done = episode.done
+            engine = state.lane[rank]
+            if engine.batch_s >= 0.0:
+                done = engine.done
                 end_batch(state, params, rank, step_s)
-                if episode.done > done:
-                    loop.left -= episode.done - done
+                if engine.done > done:
+                    loop.left -= engine.done - done
                     loop.fruitless = 0
                     if config.clients > 0:
                         _send(state, rank, done)
@@ -254,7 +273,7 @@ def _run(state: State, params: Params, loop_of: NDArray[Any], steps: int) -> int
     return GOES_ON
 
 
-def _play(state: State, params: Params, loop: NDArray[Any]) -> int:
+def _play(state: State, params: Params, loop: Records[Loop]) -> int:
     """Run to the end, in pieces, however long a step takes; returns how it ended."""
     _begin(state, params, loop)
     status, steps = GOES_ON, 10
@@ -270,23 +289,23 @@ def _workload(rows: Rows) -> Workload:
     return Workload("rows", arrivals_of(rows, from_start=True), (RequestClass(rows=rows),))
 
 
-def _told(rows: Rows, information: str | None, seed: int, capacity: int) -> NDArray[np.int32] | None:
+def _predictions(rows: Rows, information: str | None, seed: int, capacity: int) -> NDArray[np.int32] | None:
     """Output lengths that the scheduler is told, int32 [n], none beyond what the cache allows; None if it is told none."""
-    told = rows.predicted_tokens
+    predicted = rows.predicted_tokens
     if information is not None:
         choice("information", information, INFORMATION)
         sample = _workload(rows).sample(np.random.default_rng(seed), len(rows), information=information)
-        told = None if information == "none" else sample.predicted_tokens
-    if told is None:
+        predicted = None if information == "none" else sample.predicted_tokens
+    if predicted is None:
         return None
-    return np.minimum(told, np.maximum(capacity - rows.prompt_tokens, 1)).astype(np.int32)
+    return np.minimum(predicted, np.maximum(capacity - rows.prompt_tokens, 1)).astype(np.int32)
 
 
 def _chosen_rule(
-    rule: str | Rule, rows: Rows, told: NDArray[np.int32] | None, capacity: int, chunk: int
+    rule: str | Rule, rows: Rows, predicted: NDArray[np.int32] | None, capacity: int, chunk: int
 ) -> Rule:
     (chosen,) = resolve([rule])
-    if chosen.predicts and told is None:
+    if chosen.predicts and predicted is None:
         raise InvalidArgument(
             f"rule={chosen.name!r}: it reckons with predicted output lengths and is told none; give "
             "information='exact', 'noisy' or 'mean', or rows with predicted_tokens"
@@ -341,7 +360,7 @@ def replay(
     whole("seed", seed, 0, 2**63)
     if clients is not None:
         whole("clients", clients)
-    check_engine(
+    EngineSettings(
         chunk=budget,
         budget=budget,
         seats=seats,
@@ -357,50 +376,46 @@ def replay(
         raise InvalidArgument(
             f"kv_capacity={capacity}: request {worst} needs {reach[worst]} tokens; no batch could ever hold it"
         )
-    told = _told(rows, information, seed, capacity)
-    chosen_rule = _chosen_rule(rule, rows, told, capacity, budget)
+    predicted = _predictions(rows, information, seed, capacity)
+    chosen_rule = _chosen_rule(rule, rows, predicted, capacity, budget)
     records, class_budgets, orders = pack([chosen_rule], OVERFLOWS[overflow], 1)
     n = len(rows.arrival_s)
     most = -(-n // ranks)
     all_seats, seats = seats, min(seats, most)  # more than requests need no room
-    number = np.zeros(1, NUMBER)
-    set_limits(
-        number[0],
+    first, _ = FIRST_TOKENS[first_token]
+    config = Config.pack(
         kv_capacity=capacity,
         chunk=budget,
         budget=budget,
         seats=seats,
         block=block,
-        first_token=first_token,
         default_output=int(rows.output_tokens.mean()),
         ttft_slo_s=np.inf,
         tpot_slo_s=np.inf,
+        ahead=SCHEDULINGS[scheduling],
+        clients=clients or 0,
+        idle_s=saturation(_workload(rows), profile, capacity, budget, budget, all_seats, first).batch_s,
+        **derived_limits(budget, first_token),
     )
-    number["ahead"], number["clients"] = SCHEDULINGS[scheduling], clients or 0
-    first, _ = FIRST_TOKENS[first_token]
-    number["idle_s"] = saturation(
-        _workload(rows), profile, capacity, budget, budget, all_seats, first
-    ).batch_s
     state = State(
-        np.zeros(ranks, RANK),
-        np.zeros((ranks, seats), RESIDENT),
-        np.zeros((ranks, most), REQUEST),
+        np.repeat(Rank.blank, ranks),  # type: ignore[arg-type]
+        Resident.zeros(ranks, seats),
+        np.full((ranks, most), Request.blank),  # type: ignore[arg-type]
         np.zeros((ranks, len(orders), most + 2), np.int32),
         np.zeros((ranks, SCRATCH_ROWS, seats + 1), np.int32),
     )
-    state.request["ttft_s"], state.request["e2e_s"] = -1.0, -1.0
     rank = (np.arange(n) % ranks).astype(np.int32)
-    for at in range(ranks):
-        chosen = np.flatnonzero(rank == at)
-        asked = state.request[at, : len(chosen)]
-        asked["arrival_s"] = 0.0 if clients is not None else rows.arrival_s[chosen]
-        asked["prompt"], asked["output"] = rows.prompt_tokens[chosen], rows.output_tokens[chosen]
-        if told is not None:
-            asked["predicted"] = told[chosen]
-        state.lane[at]["requests"] = len(chosen)
-    params = Params(number, records, class_budgets, orders, profile.step_cost())
-    loop = np.zeros(1, LOOP)
+    for r in range(ranks):
+        chosen = np.flatnonzero(rank == r)
+        requests = state.request[r, : len(chosen)]
+        requests["arrival_s"] = 0.0 if clients is not None else rows.arrival_s[chosen]
+        requests["prompt"], requests["output"] = rows.prompt_tokens[chosen], rows.output_tokens[chosen]
+        if predicted is not None:
+            requests["predicted"] = predicted[chosen]
+        state.lane[r]["requests"] = len(chosen)
+    params = Params(config, records, class_budgets, orders, profile.step_cost())
     serial = -(-rows.prompt_tokens.astype(np.int64) // budget) + rows.output_tokens
+    loop: Any = Loop.blank.copy()
     loop["patience"] = PATIENCE * int(serial.max()) + int(serial.sum())
     if _play(state, params, loop) == FRUITLESS:
         raise NoProgress(
@@ -408,16 +423,16 @@ def replay(
             f"{int(loop['left'][0])} of {n} unfinished and work thrown away {int(state.lane['preemptions'].sum()):,} times; give "
             f"the cache more than kv_capacity={capacity} tokens, or a rule that does not clear all of it"
         )
-    found = state.request[rank, np.arange(n) // ranks]
-    done = found["e2e_s"] >= 0.0
-    arrival_s = found["arrival_s"].copy()
-    arrival_s[np.arange(n) // ranks >= state.lane["asked"][rank]] = np.nan
+    served = state.request[rank, np.arange(n) // ranks]
+    done = served["e2e_s"] >= 0.0
+    arrival_s = served["arrival_s"].copy()
+    arrival_s[np.arange(n) // ranks >= state.lane["sent"][rank]] = np.nan
     lanes = state.lane
     busy_s, batches = float(lanes["busy_s"].sum()), int(lanes["batches"].sum())
     return Replayed(
         arrival_s,
-        np.where(done, arrival_s + found["ttft_s"].astype(np.float64), np.nan),
-        np.where(done, arrival_s + found["e2e_s"].astype(np.float64), np.nan),
+        np.where(done, arrival_s + served["ttft_s"].astype(np.float64), np.nan),
+        np.where(done, arrival_s + served["e2e_s"].astype(np.float64), np.nan),
         rank,
         int(n - done.sum()),
         int(lanes["preemptions"].sum()),

@@ -6,15 +6,16 @@ what happens when the cache overflows. `llmgym.serving.admission` carries it out
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.checks import whole
+from llmgym.core.records import Records
 from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.serving.overflow import CLEAR
 from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
-from llmgym.serving.residents import CLEAR
+from llmgym.serving.state import CompiledRule
 
 LEAST_CLEARED = 0.001
 """A rule clears a resident with at least this probability, so that clearing comes to an end."""
@@ -40,21 +41,6 @@ BATCHES = {
     "prefill-only": PREFILL_ONLY,
     "decode-only": DECODE_ONLY,
 }
-
-RECORD = np.dtype(
-    [
-        ("row", "i4"),
-        ("check", "i4"),
-        ("batch", "i4"),
-        ("skip", "i4"),
-        ("overflow", "i4"),
-        ("most", "i4"),
-        ("watermark", "f8"),
-        ("headroom", "f8"),
-        ("clear_probability", "f8"),
-    ],
-    align=True,
-)
 
 
 @dataclass(frozen=True)
@@ -172,17 +158,17 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
         UnknownName: no rule or no number of that name.
         InvalidArgument: no rules at all, two of one name, or a value that is not a number.
     """
-    found = []
+    resolved = []
     for rule in rules:
         if isinstance(rule, Rule):
-            found.append(rule)
+            resolved.append(rule)
             continue
-        name, changed, change = str(rule).partition(":")
+        name, changed, changes = str(rule).partition(":")
         if name not in CATALOGUE:
             raise UnknownName("rule", name, CATALOGUE)
         made = CATALOGUE[name]
-        for part in change.split(",") if changed else ():
-            key, _, text = part.partition("=")
+        for change in changes.split(",") if changed else ():
+            key, _, text = change.partition("=")
             if key not in made.numbers:
                 raise UnknownName(f"number of rule {name!r}", key, made.numbers)
             try:
@@ -190,16 +176,16 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
             except ValueError:
                 raise InvalidArgument(f"{rule!r}: {text!r} is not a number") from None
             made = replace(made, name=str(rule), **{key: value})  # type: ignore[arg-type]
-        found.append(made)
-    names = [rule.name for rule in found]
-    if not found or len(set(names)) != len(names):
+        resolved.append(made)
+    names = [rule.name for rule in resolved]
+    if not resolved or len(set(names)) != len(names):
         raise InvalidArgument(f"rules={list(rules)!r}: expected at least one rule, and each once")
-    return tuple(found)
+    return tuple(resolved)
 
 
 def pack(
     rules: Sequence[Rule], overflow: int, classes: int
-) -> tuple[NDArray[Any], NDArray[np.int32], NDArray[np.int64]]:
+) -> tuple[Records[CompiledRule], NDArray[np.int32], NDArray[np.int64]]:
     """Rules as compiled code reads them.
 
     Args:
@@ -208,26 +194,22 @@ def pack(
         classes: number of request classes of the workload.
 
     Returns:
-        Records `RECORD` [rules]; admissions a batch by class, int32 [rules, classes]; the orders that must be kept, int64 [orders].
+        Records [rules]; admissions to a batch by class, int32 [rules, classes]; the orders that must be kept, int64 [orders].
 
     Raises:
         InvalidArgument: a class-budget rule that does not name a budget for each class.
     """
     orders = sorted({ORDERS[rule.order] for rule in rules})
-    records = np.zeros(len(rules), RECORD)
+    records = CompiledRule.zeros(len(rules))
     budgets = np.zeros((len(rules), classes), np.int32)
     for i, rule in enumerate(rules):
-        records[i] = (
-            orders.index(ORDERS[rule.order]),
-            CHECKS[rule.check],
-            BATCHES[rule.batch],
-            rule.skip,
-            CLEAR if rule.clears else overflow,
-            rule.most,
-            rule.watermark,
-            rule.headroom,
-            rule.clear_probability,
-        )
+        records[i] = CompiledRule.pack(
+            rule,
+            row=orders.index(ORDERS[rule.order]),
+            check=CHECKS[rule.check],
+            batch=BATCHES[rule.batch],
+            overflow=CLEAR if rule.clears else overflow,
+        )[0]
         if rule.check == "class-budget":
             if len(rule.class_budgets) != classes:
                 raise InvalidArgument(

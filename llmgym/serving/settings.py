@@ -1,46 +1,74 @@
-"""What the settings of an engine must be: one check for everything that runs one."""
+"""What the settings of an engine may be, said once for everything that runs one: KVQueue, KVProvision and replays."""
 
-from llmgym.core.checks import choice, whole
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from llmgym.core.checks import whole
+from llmgym.core.settings import check, count, given, option
 from llmgym.errors import InvalidArgument
+from llmgym.serving.overflow import PAUSE, RECOMPUTE
 from llmgym.serving.requests import FIRST_TOKENS
-from llmgym.serving.residents import PAUSE, RECOMPUTE
 
 OVERFLOWS = {"pause": PAUSE, "recompute": RECOMPUTE}
 SCHEDULINGS = {"sync": 0, "async": 1}
 
 
-def check_engine(
-    *,
-    chunk: int,
-    budget: int,
-    seats: int,
-    block: int = 1,
-    overflow: str,
-    first_token: str,
-    scheduling: str = "sync",
-) -> None:
-    """Check what can be checked before the cache and the requests are known.
+def _power_of_two(name: str, value: Any) -> None:
+    if whole(name, value) & (value - 1):
+        raise InvalidArgument(f"{name}={value!r}: expected a power of two")
 
-    Args:
-        chunk: longest prefill chunk of one request in one batch, tokens.
-        budget: tokens of a batch.
-        seats: requests that run at once.
-        block: tokens of a cache block.
-        overflow: what happens when the next batch does not fit, a key of `OVERFLOWS`.
-        first_token: when the first output token appears, a key of `llmgym.serving.requests.FIRST_TOKENS`.
-        scheduling: when a batch is planned, a key of `SCHEDULINGS`.
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Settings of one engine, checked when they are made; the defaults are those of vLLM V1.
 
     Raises:
         UnknownName: no such overflow, first token or scheduling.
         InvalidArgument: a number out of range, a block that is no power of two, or blocks where residents are paused.
     """
-    choice("overflow", overflow, OVERFLOWS)
-    choice("first_token", first_token, FIRST_TOKENS)
-    choice("scheduling", scheduling, SCHEDULINGS)
-    for name, value in (("budget", budget), ("chunk", chunk), ("seats", seats), ("block", block)):
-        whole(name, value)
-    if block & (block - 1):
-        raise InvalidArgument(f"block={block!r}: expected a power of two")
+
+    chunk: int = count(2048, "Longest prefill chunk of one request in one batch, tokens.", unit="tokens")
+    budget: int = count(2048, "Most tokens of a batch.", unit="tokens")
+    seats: int = count(256, "Most requests that run at once.", unit="requests")
+    block: int = given(
+        16,
+        "Size of a cache block, tokens; more than 1 needs overflow='recompute'. vLLM has 16.",
+        allowed="a power of two",
+        unit="tokens",
+        check=_power_of_two,
+    )
+    overflow: str = option(
+        "recompute",
+        "What happens when the next batch does not fit into the cache: residents are paused (swapped out at no cost), or lose "
+        "their cache and are recomputed later.",
+        OVERFLOWS,
+    )
+    first_token: str = option(
+        "with-prefill",
+        "When the first output token of a request appears: one batch after the last prefill chunk, with that chunk, or with it and "
+        "its KV stored in the same batch.",
+        FIRST_TOKENS,
+    )
+    scheduling: str = option(
+        "async",
+        "When a batch is planned: after the one before it has ended, or while that one runs, so that whoever arrives during a "
+        "batch misses the next one too (vLLM V1).",
+        SCHEDULINGS,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        check_blocks(self.block, self.overflow)
+
+
+def engine_setting(name: str, default: Any) -> Any:
+    """The field of `EngineSettings` of that name as a field of a scenario, with a default of its own."""
+    (same,) = (one for one in fields(EngineSettings) if one.name == name)
+    return field(default=default, metadata=same.metadata)
+
+
+def check_blocks(block: int, overflow: str) -> None:
+    """Raises `InvalidArgument` for cache blocks of several tokens where residents are paused: pausing counts single tokens."""
     if block > 1 and overflow == "pause":
         raise InvalidArgument(f"block={block!r}: more than 1 needs overflow='recompute', not 'pause'")
 

@@ -6,7 +6,7 @@ second, so lambda of them need G = lambda / (rho mu) replicas. Here the two side
 """
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,49 +14,48 @@ from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from llmgym import profiles, workloads
-from llmgym.core.checks import number, whole
-from llmgym.core.env import LaneEnv, LaneVectorEnv
+from llmgym.core.env import LaneEnv, vector_env
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
 from llmgym.envs.kv.provision.kernels import KERNELS
-from llmgym.envs.kv.provision.scenarios import (
-    MODES,
-    Scenario,
-    mixtures,
-    multipliers,
-    resolve_scenario,
-    resolve_workload,
-    room,
-)
+from llmgym.envs.kv.provision.load import SPARE, mixtures, multipliers, resolve_workload, room
+from llmgym.envs.kv.provision.scenarios import MODES, Scenario, resolve_scenario
 from llmgym.envs.kv.provision.state import (
     AREA,
     BATCHES,
     COMMON,
+    HEADLINE,
     HISTORY,
-    LANE,
-    NUMBER,
-    REPLICA,
-    REQUEST_LEVEL,
+    QUANTITIES,
     REQUESTS,
-    SCALARS,
+    TIMES,
     TOKENS,
     WORK_S,
+    Config,
     Engines,
+    Episode,
+    Metrics,
+    Observation,
     Params,
+    Replica,
     State,
 )
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
-from llmgym.serving.capacity import Saturation, exact_area, gpus_needed, saturation, with_class_budgets
+from llmgym.serving.capacity import Saturation, gpus_needed, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
-from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
-from llmgym.serving.residents import RESIDENT
+from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import pack, resolve
-from llmgym.serving.settings import OVERFLOWS
+from llmgym.serving.settings import OVERFLOWS, cache_in_blocks
+from llmgym.serving.state import Request, Resident
 from llmgym.workloads import Workload
 
 PARCELS = 100
 """Fluid: pieces in which the requests of a mean epoch arrive."""
+MOST_REQUESTS = 2**27
+"""Requests of an episode that are refused as too many: their records alone take 6 GiB a lane."""
+BUSIEST = 1.5
+"""The busiest epoch has so many times the requests of a mean one."""
 UTILIZATION = 0.9
 """Target utilisation of the paper's provisioning rule."""
 
@@ -75,6 +74,8 @@ class KVProvision(Simulation):
     """
 
     kernels = KERNELS
+    metrics = Metrics
+    view = "llmgym.envs.kv.provision.view"
 
     def __init__(
         self,
@@ -86,46 +87,48 @@ class KVProvision(Simulation):
         profile: str | profiles.Profile | None = None,
         **settings: Any,
     ) -> None:
+        super().__init__(invalid_action=invalid_action, invalid_cost=invalid_cost)
         chosen = resolve_scenario(scenario, settings)
-        if invalid_action not in ("penalize", "raise"):
-            raise UnknownName("invalid_action", invalid_action, ("penalize", "raise"))
-        number("invalid_cost", invalid_cost, zero=True)
         given = chosen.workload if workload is None else workload
-        asked = given if isinstance(given, Workload) else workloads.load(given)
+        own = given if isinstance(given, Workload) else workloads.load(given)
         costs = chosen.profile if profile is None else profile
         self.profile = costs if isinstance(costs, profiles.Profile) else profiles.load(costs)
         self.gpus = self.profile.tensor_parallel
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
-        self.kv_capacity = whole("kv_capacity", capacity)
-        longest = capacity if chosen.longest is None else min(whole("longest", chosen.longest), capacity)
+        self.kv_capacity = cache_in_blocks(capacity, 1)
+        longest = capacity if chosen.longest is None else min(chosen.longest, capacity)
 
-        asked = resolve_workload(chosen, asked)
-        self.saturated = self._saturated(asked, chosen)
-        mix = mixtures(asked, chosen.epochs, chosen.epoch_s)
-        shape = multipliers(asked.arrivals, chosen.epochs, chosen.epoch_s)
-        work = self._work(asked)
+        own = resolve_workload(chosen, own)
+        self.saturated = self._saturated(own, chosen)
+        mix = mixtures(own, chosen.epochs, chosen.epoch_s)
+        shape = multipliers(own.arrivals, chosen.epochs, chosen.epoch_s)
+        work = self._work(own)
         replicas_per_rps = mix @ work[:, WORK_S] * shape
         rate_rps = chosen.rate_rps
         if rate_rps is None:
             rate_rps = chosen.load * chosen.max_replicas / float(replicas_per_rps.mean())
-        self.workload = asked.with_rate(rate_rps)
+        self.workload = own.with_rate(rate_rps)
         self.nominal_load = rate_rps * replicas_per_rps
         self.scenario = replace(chosen, kv_capacity=self.kv_capacity, longest=longest, rate_rps=rate_rps)
-        self.metric_names = COMMON if chosen.mode == "fluid" else COMMON + REQUEST_LEVEL
+        self.metric_names = COMMON if chosen.mode == "fluid" else Metrics.names()
         self.headline_metrics = {
-            "cost": "min",
-            "gpu_hours": "min",
-            "waiting_mean": "min",
-            "waiting_end": "min",
-            "switches": "min",
-            "utilization": "max",
+            name: Metrics.headline()[name] for name in HEADLINE if name in self.metric_names
         }
-        if chosen.mode == "event":
-            self.headline_metrics |= {"ttft_p99_s": "min", "slo_attainment": "max"}
-        self.raise_on_masked = invalid_action == "raise"
         self.action_space: Discrete[Any] = Discrete(chosen.max_replicas + 1)
-        self.layout = _layout(chosen)
-        self.params = self._params(work, float(shape[0]), mix[0], float(shape.mean()), invalid_cost)
+        self.layout = Layout(
+            [
+                Field(
+                    "starting.in",
+                    max(chosen.startup_epochs, 1),
+                    0,
+                    1.0001,
+                    "G",
+                    "those that serve after 1, 2, ... more epochs",
+                )
+            ],
+            Observation,
+        )
+        self.params = self._params(work, float(shape[0]), mix[0], float(shape.mean()))
 
     def _saturated(self, workload: Workload, chosen: Scenario) -> tuple[Saturation, ...]:
         first, _ = FIRST_TOKENS[chosen.first_token]
@@ -143,8 +146,8 @@ class KVProvision(Simulation):
         )
 
     def _work(self, workload: Workload) -> NDArray[np.float64]:
-        """What a request of each class brings into the fluid, float64 [classes, 5]."""
-        work = np.zeros((len(workload.classes), 5))
+        """What a request of each class brings into the fluid, float64 [classes, QUANTITIES]."""
+        work = np.zeros((len(workload.classes), QUANTITIES))
         for row, c, full in zip(work, workload.classes, self.saturated, strict=True):
             single = Workload(c.name, workload.arrivals, (c,))
             row[REQUESTS] = 1.0
@@ -160,82 +163,73 @@ class KVProvision(Simulation):
         first_multiplier: float,
         mix: NDArray[np.float64],
         mean_multiplier: float,
-        invalid_cost: float,
     ) -> Params:
-        chosen = self.scenario
-        assert chosen.rate_rps is not None
-        numbers = np.zeros(1, NUMBER)
-        record = numbers[0]
-        set_limits(
-            record,
-            kv_capacity=self.kv_capacity,
-            chunk=chosen.chunk,
-            budget=chosen.budget,
-            seats=chosen.seats,
-            block=1,
-            first_token=chosen.first_token,
-            default_output=max(1, round(self._mean(mix, lambda s, o: o))),
-            ttft_slo_s=chosen.ttft_slo_s,
-            tpot_slo_s=chosen.tpot_slo_s,
-        )
-        for name in (
-            "longest",
-            "waiting_cap",
-            "epochs",
-            "epoch_s",
-            "gpu_cost",
-            "wait_cost",
-            "slo_cost",
-            "window",
-        ):
-            record[name] = getattr(chosen, name)
-        record["mode"], record["gpus"], record["invalid_cost"] = MODES[chosen.mode], self.gpus, invalid_cost
-        record["replicas"], record["least"] = chosen.max_replicas, chosen.min_replicas
-        record["startup"] = chosen.startup_epochs
-        record["ema"] = 1.0 - math.exp(-1.0 / chosen.ema_epochs)
+        chosen, rate_rps = self.scenario, self.scenario.rate_rps
         horizon_s = chosen.epochs * chosen.epoch_s
         profile = self.workload.arrivals.profile
         day_s = profile.period_s if profile is not None and profile.period_s is not None else horizon_s
-        record["day_s"] = day_s
-        start = mix @ work
-        record["area_ref"], record["tokens_ref"] = start[AREA], start[TOKENS]
-        record["batch_ref"] = record["idle_s"] = start[WORK_S] / start[BATCHES]
-        mu = self.kv_capacity / (record["batch_ref"] * record["area_ref"])
-        record["mu_ref"], record["rate_scale"] = mu, chosen.max_replicas * mu
-        record["rate_start"] = chosen.rate_rps * first_multiplier
-        record["drain_s"] = record["batch_ref"] * self._mean(mix, lambda s, o: np.ceil(s / chosen.chunk) + o)
+        at_start = mix @ work
+        batch_s = at_start[WORK_S] / at_start[BATCHES]
+        mu = self.kv_capacity / (batch_s * at_start[AREA])
         initial = chosen.initial_replicas
         if initial is None:
-            initial = gpus_needed(chosen.rate_rps * first_multiplier, mu, UTILIZATION)
+            initial = gpus_needed(rate_rps * first_multiplier, mu, UTILIZATION)
             initial = min(max(initial, chosen.min_replicas, 1), chosen.max_replicas)
-        record["initial"] = initial
+        traffic, parcel = self._traffic(rate_rps * mean_multiplier)
+        config = Config.pack(
+            chosen,
+            block=1,
+            default_output=max(1, round(self._mean(mix, lambda s, o: o))),
+            mode=MODES[chosen.mode],
+            replicas=chosen.max_replicas,
+            least=chosen.min_replicas,
+            initial=initial,
+            startup=chosen.startup_epochs,
+            gpus=self.gpus,
+            day_s=day_s,
+            idle_s=batch_s,
+            ema=1.0 - math.exp(-1.0 / chosen.ema_epochs),
+            invalid_cost=self.invalid_cost,
+            parcel=parcel,
+            drain_s=batch_s * self._mean(mix, lambda s, o: np.ceil(s / chosen.chunk) + o),
+            rate_scale=chosen.max_replicas * mu,
+            rate_start=rate_rps * first_multiplier,
+            mu_ref=mu,
+            area_ref=at_start[AREA],
+            batch_ref=batch_s,
+            tokens_ref=at_start[TOKENS],
+            **derived_limits(chosen.chunk, chosen.first_token),
+        )
+        (rule,) = resolve((chosen.rule,))
+        rules = (with_class_budgets(rule, self.workload, self.kv_capacity, chosen.chunk),)
+        records, class_budgets, orders = pack(rules, OVERFLOWS[chosen.overflow], len(self.workload.classes))
+        return Params(
+            config, records, class_budgets, orders, self.profile.step_cost(), traffic.traffic("mean"), work
+        )
 
-        expected = chosen.rate_rps * mean_multiplier * horizon_s
-        traffic = self.workload
-        record["parcel"] = 1.0
+    def _traffic(self, mean_rps: float) -> tuple[Workload, float]:
+        """What arrives, requests or parcels of the fluid, and the requests that each stands for; sets the room for it."""
+        chosen = self.scenario
+        horizon_s = chosen.epochs * chosen.epoch_s
+        traffic, parcel = self.workload, 1.0
+        expected = mean_rps * horizon_s
         if chosen.mode == "fluid":
             if self.workload.arrivals.process not in ("renewal", "regular"):
                 raise InvalidArgument(
                     f"mode='fluid' needs arrivals with a rate at every moment (poisson, gamma, regular), not "
                     f"{self.workload.arrivals.process!r}; use mode='event'"
                 )
-            parcel = chosen.rate_rps * mean_multiplier * chosen.epoch_s / PARCELS
-            record["parcel"] = parcel
+            parcel = mean_rps * chosen.epoch_s / PARCELS
             expected /= parcel
             # evenly spaced in operational time: the rate follows the same random levels as in event mode
             arrivals = replace(self.workload.arrivals, process="regular", cv=1.0)
             traffic = self.workload.with_arrivals(arrivals.with_rate(chosen.rate_rps / parcel))
         self.room = room(traffic.arrivals, expected, horizon_s)
-        if self.room > 2**27:
+        if self.room > MOST_REQUESTS:
             raise InvalidArgument(
                 f"rate_rps={chosen.rate_rps:g} for {horizon_s:g} s: {expected:,.0f} requests an episode are too many"
             )
-        (rule,) = resolve((chosen.rule,))
-        rules = (with_class_budgets(rule, self.workload, self.kv_capacity, chosen.chunk),)
-        records, class_budgets, orders = pack(rules, OVERFLOWS[chosen.overflow], len(self.workload.classes))
-        return Params(
-            numbers, records, class_budgets, orders, self.profile.step_cost(), traffic.traffic("mean"), work
-        )
+        return traffic, parcel
 
     def _mean(self, mix: NDArray[np.float64], f: Any) -> float:
         parts = [Workload(c.name, self.workload.arrivals, (c,)).expectation(f) for c in self.workload.classes]
@@ -249,23 +243,22 @@ class KVProvision(Simulation):
         if chosen.mode == "event":
             # those in the system when an epoch begins, and what may reach one replica in an epoch
             seats, served = chosen.seats, n
-            busiest = 1.5 * chosen.epoch_s * n / (chosen.epochs * chosen.epoch_s)
-            slots = min(n, chosen.waiting_cap + seats + math.ceil(busiest) + 64)
+            busiest = BUSIEST * chosen.epoch_s * n / (chosen.epochs * chosen.epoch_s)
+            slots = min(n, chosen.waiting_cap + seats + math.ceil(busiest) + SPARE)
+        width = max(seats + 1, len(self.workload.classes))
         return State(
-            lane=np.zeros(lanes, LANE),
+            lane=Episode.zeros(lanes),
             engine=Engines(
-                lane=np.zeros(engines, REPLICA),
-                resident=np.zeros((engines, seats), RESIDENT),
-                request=np.zeros((engines, slots), REQUEST),
+                lane=Replica.zeros(engines),
+                resident=Resident.zeros(engines, seats),
+                request=Request.zeros(engines, slots),
                 queue=np.zeros((engines, len(self.params.orders), slots + 2), np.int32),
-                scratch=np.zeros(
-                    (engines, SCRATCH_ROWS, max(seats + 1, len(self.workload.classes))), np.int32
-                ),
+                scratch=np.zeros((engines, SCRATCH_ROWS, width), np.int32),
                 moved=np.zeros((engines, slots), np.int32),
             ),
-            request=np.zeros((lanes, n), REQUEST),
-            served=np.zeros((lanes, 3, served), np.float32),
-            fluid=np.zeros((lanes, 5)),
+            request=Request.zeros(lanes, n),
+            served=np.zeros((lanes, TIMES, served), np.float32),
+            fluid=np.zeros((lanes, QUANTITIES)),
             history=np.zeros((lanes, chosen.epochs + 1, HISTORY), np.float32),
         )
 
@@ -297,8 +290,7 @@ class KVProvision(Simulation):
         arrived = int(episode["arrived"])
         coming = drawn[drawn["arrival_s"] >= episode["epoch"] * self.scenario.epoch_s]
         episode["requests"] = redraw_arrivals(requests, arrived, coming, rng)
-        asked = requests[: episode["requests"]]
-        episode["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
+        episode["checksum"] = checksum_of(requests, episode["requests"])
         if self.scenario.mode == "fluid":
             return
         longest = int(self.params.config[0]["longest"])
@@ -311,171 +303,9 @@ class KVProvision(Simulation):
             engine.lane[e]["key"] = rng.integers(2**63)
             redraw_outputs(engine, e, int(engine.lane[e]["filled"]), longest, drawn["output"], rng)
 
-    def loads(self, state: State, lane: int, epochs: int | None = None) -> NDArray[np.float64]:
-        """Work that arrives in each of the first epochs of this episode, in replicas (float64 [epochs]).
-
-        Counted from the true lengths, also of epochs that have not begun: a real operator cannot know it.
-        """
-        chosen = self.scenario
-        count = chosen.epochs if epochs is None else epochs
-        requests = state.request[lane, : state.lane[lane]["requests"]]
-        per_class = self.params.work[requests["kind"], WORK_S]
-        if chosen.mode == "fluid":
-            work_s = self.params.config["parcel"][0] * per_class
-        else:
-            first, _ = FIRST_TOKENS[chosen.first_token]
-            areas = exact_area(requests["prompt"], requests["output"], chosen.chunk, first)
-            accepted = (requests["prompt"] > 0) & (requests["prompt"] < chosen.longest)
-            work_s = np.where(accepted, areas * per_class / self.params.work[requests["kind"], AREA], 0.0)
-        epoch = (requests["arrival_s"] / chosen.epoch_s).astype(np.int64)
-        return np.bincount(epoch, work_s, minlength=count)[:count] / chosen.epoch_s
-
-    def audit(self, state: State, lane: int) -> dict[str, float]:
-        """Recount requests and tokens of all replicas from the raw arrays."""
-        episode = state.lane[lane]
-        chosen = self.scenario
-        if chosen.mode == "fluid":
-            parcels = int(
-                np.sum(
-                    state.request["arrival_s"][lane, : episode["requests"]]
-                    < episode["epoch"] * chosen.epoch_s
-                )
-            )
-            came = self.params.work[state.request["kind"][lane, :parcels], WORK_S].sum()
-            parcel = float(self.params.config["parcel"][0])
-            return {
-                "arrived": parcels * parcel,
-                "waiting": float(state.fluid[lane, REQUESTS]),
-                "running": 0.0,
-                "done": float(episode["completed"]),
-                "rejected": 0.0,
-                "clock_s": float(episode["epoch"] * chosen.epoch_s),
-                "work_asked": float(came * parcel),
-                "work_done": float(episode["used_s"]),
-                "work_left": float(state.fluid[lane, WORK_S]),
-            }
-        begin = lane * chosen.max_replicas
-        engine, mine = state.engine, range(begin, begin + chosen.max_replicas)
-        first, stored = FIRST_TOKENS[chosen.first_token]
-        waiting = running = used = resident_tokens = fullest = live = distinct = queued_area = 0
-        for e in mine:
-            r = engine.lane[e]
-            residents = engine.resident[e, : r["residents"]]
-            line = engine.queue[e, 0]
-            queued = line[2 + line[0] : 2 + line[1]]
-            decoding = residents["decoding"] == 1
-            produced = r["tick"] - residents["base"]
-            kv = np.where(
-                decoding,
-                residents["prompt"] - residents["kept"] + produced - (first - stored),
-                residents["prefilled"],
-            )
-            waiting += len(queued)
-            queued_area += int(engine.request["area"][e, queued].sum())
-            running += len(residents)
-            used += int(r["used"])
-            fullest = max(fullest, int(r["kv_peak"]))
-            resident_tokens += int(kv[residents["paused"] == 0].sum())
-            live += int(r["filled"])
-            distinct += len(np.unique(np.concatenate([residents["request"], queued])))
-        arrived = state.request["arrival_s"][lane, : episode["requests"]] < episode["epoch"] * chosen.epoch_s
-        prompts = state.request["prompt"][lane, : episode["requests"]]
-        door = int(np.sum(prompts[episode["next"] : episode["arrived"]] > 0))
-        return {
-            "arrived": float(arrived.sum()),
-            "waiting": float(waiting + door),
-            "waiting_counted": float(episode["waiting"]),
-            "waiting_area": float(queued_area),
-            "waiting_area_counted": float(
-                engine.lane["waiting_area"][begin : begin + chosen.max_replicas].sum()
-            ),
-            "running": float(running),
-            "live": float(live),
-            "distinct": float(distinct),
-            "done": float(episode["served"]),
-            "done_counted": float(engine.lane["done"][begin : begin + chosen.max_replicas].sum()),
-            "rejected": float(np.sum(prompts[: episode["arrived"]] == 0)),
-            "kv_used": float(used),
-            "kv_resident": float(resident_tokens),
-            "kv_fullest": float(fullest),
-            "kv_capacity": float(self.kv_capacity),
-            "clock_s": float(episode["epoch"] * chosen.epoch_s),
-        }
-
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode from its metrics: minus its cost."""
         return -metrics["cost"]
-
-    def render(self, state: State, lane: int, mode: str) -> Any:
-        """A picture or a text of one lane."""
-        from llmgym.envs.kv.provision.view import picture, text
-
-        if mode == "ansi":
-            return text(self.scenario, self.kv_capacity, state, lane)
-        return picture(
-            self.scenario, self.gpus, self.loads(state, lane, int(state.lane["epoch"][lane])), state, lane
-        )
-
-    def settings(self) -> dict[str, Any]:
-        """The scenario with everything resolved, for reports."""
-        return asdict(self.scenario)
-
-
-def _layout(chosen: Scenario) -> Layout:
-    cluster = "mu_ref G"
-    layout = Layout(
-        [
-            Field("rate", 1, 0, 4, cluster, "arrivals a second, moving average"),
-            Field("rate.last", 1, 0, 4, cluster, "arrivals a second in the last epoch"),
-            Field(
-                "mu",
-                1,
-                0,
-                4,
-                "mu_ref",
-                "estimate of M / (b E[g]): requests a second that one replica can serve",
-            ),
-            Field("area", 1, 0, 4, "area_ref", "estimate of E[g] from completed requests, tokens x batches"),
-            Field(
-                "batch.time",
-                1,
-                0,
-                4,
-                "batch_ref",
-                "estimate of b from batches with more than 0.8 M in the cache",
-            ),
-            Field("tokens", 1, 0, 4, "tokens_ref", "mean prompt and output tokens of completed requests"),
-            Field("need", 1, 0, 4, "G", "rate / mu: replicas that would be fully used"),
-            Field("waiting", 1, 0, 1, "waiting_cap", "requests waiting, over all replicas"),
-            Field("waiting.log", 1, 0, 1, "log(1 + waiting_cap)", "log(1 + requests waiting)"),
-            Field("waiting.growth", 1, -1, 1, cluster, "change of the requests waiting, a second"),
-            Field(
-                "kv.mean",
-                1,
-                0,
-                1,
-                "M",
-                "tokens in the cache, mean over the epoch and the replicas that are on",
-            ),
-            Field("kv.max", 1, 0, 1, "M", "the same of the fullest replica"),
-            Field("on", 1, 0, 1, "G", "replicas that serve"),
-            Field("draining", 1, 0, 1, "G", "replicas that finish what they have and then stop"),
-            Field("target", 1, 0, 1, "G", "the previous action"),
-            Field("day.sin", 1, -1, 1, "-", "sine of the time of day"),
-            Field("day.cos", 1, -1, 1, "-", "cosine of the time of day"),
-            Field("starting", 1, 0, 1, "G", "replicas that start"),
-            Field(
-                "starting.in",
-                max(chosen.startup_epochs, 1),
-                0,
-                1.0001,
-                "G",
-                "those that serve after 1, 2, ... more epochs",
-            ),
-        ]
-    )
-    assert layout["starting.in"].start == SCALARS
-    return layout
 
 
 class KVProvisionEnv(LaneEnv):
@@ -555,7 +385,4 @@ class KVProvisionEnv(LaneEnv):
     simulation_class = KVProvision
 
 
-class KVProvisionVectorEnv(LaneVectorEnv):
-    """Many lanes of `KVProvisionEnv`; see `llmgym.core.env.LaneVectorEnv` for the arguments of every vector environment."""
-
-    simulation_class = KVProvision
+KVProvisionVectorEnv = vector_env(KVProvisionEnv)

@@ -6,21 +6,24 @@ closed up, so that a replica needs room for the requests in the system and not f
 """
 
 import math
-from typing import Any
 
 from llmgym.core.jit import kernel
 from llmgym.envs.kv.provision.state import (
     AREA,
     BATCHES,
-    BUSY,
     DRAINING,
+    E2E_S,
     OFF,
     ON,
     REQUESTS,
     STARTING,
     TOKENS,
+    TPOT_S,
+    TTFT_S,
     WORK_S,
+    Config,
     Engines,
+    Episode,
     Params,
     State,
 )
@@ -29,15 +32,26 @@ from llmgym.serving.admission import admit_by_rule, compose
 from llmgym.serving.engine import empty, held_up_s, plan, run_batch
 from llmgym.serving.requests import remaining_area, time_per_token
 from llmgym.serving.residents import wait
+from llmgym.serving.rules import AS_ADMITTED
+
+BUSY = 0.8
+"""The duration of a batch is measured in batches that use more than this share of the cache: near saturation."""
 
 
 @kernel
 def flow(state: State, params: Params, lane: int, start_s: float, end_s: float) -> None:
-    """An epoch of the fluid, in closed form.
+    """Let an epoch of the fluid pass, in closed form.
 
     Work is counted in seconds of a saturated replica (area times batch duration over M). With an inflow of w(in) and G
     replicas on for T seconds, `max(0, w + w(in) - G T)` of it is left; requests, area and tokens leave in the proportion
     in which they are there. The line of waiting requests is straight, or falls to zero after w / (G - w(in) / T) seconds.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: which one.
+        start_s: begin of the epoch, s.
+        end_s: its end, s.
     """
     episode = state.lane[lane]
     config = params.config[0]
@@ -46,9 +60,9 @@ def flow(state: State, params: Params, lane: int, start_s: float, end_s: float) 
     waiting, backlog_s = stock[REQUESTS], stock[WORK_S]
     parcels = 0
     while episode.arrived < episode.requests and state.request[lane, episode.arrived].arrival_s < end_s:
-        kind = state.request[lane, episode.arrived].kind
+        request_class = state.request[lane, episode.arrived].kind
         for i in range(stock.shape[0]):
-            stock[i] += config.parcel * params.work[kind, i]
+            stock[i] += config.parcel * params.work[request_class, i]
         episode.arrived += 1
         parcels += 1
     episode.next = episode.arrived
@@ -75,18 +89,18 @@ def flow(state: State, params: Params, lane: int, start_s: float, end_s: float) 
     if load > BUSY:
         _learn_batch(config, episode, share * batches, share * total_s)
     for g in range(config.replicas):
-        r = state.engine.lane[lane * config.replicas + g]
-        if r.mode == DRAINING:
-            episode.gpu_s += min(max(r.drained_s - start_s, 0.0), epoch_s)
-            if r.drained_s <= end_s:
-                r.mode = OFF
+        replica = state.engine.lane[lane * config.replicas + g]
+        if replica.mode == DRAINING:
+            episode.gpu_s += min(max(replica.drained_s - start_s, 0.0), epoch_s)
+            if replica.drained_s <= end_s:
+                replica.mode = OFF
                 episode.draining -= 1
-        elif r.mode != OFF:
+        elif replica.mode != OFF:
             episode.gpu_s += epoch_s
 
 
 @kernel
-def _learn(config: Any, episode: Any, completed: float, area: float, tokens: float) -> None:
+def _learn(config: Config, episode: Episode, completed: float, area: float, tokens: float) -> None:
     """Update the mean area and tokens of a request from those that completed in this epoch."""
     if completed > 0.0:
         weight = 1.0 - math.exp(-completed / config.window)
@@ -95,7 +109,7 @@ def _learn(config: Any, episode: Any, completed: float, area: float, tokens: flo
 
 
 @kernel
-def _learn_batch(config: Any, episode: Any, batches: float, seconds: float) -> None:
+def _learn_batch(config: Config, episode: Episode, batches: float, seconds: float) -> None:
     """Update the mean duration of a batch near saturation."""
     if batches > 0.0:
         episode.batch_s += (1.0 - math.exp(-batches / config.window)) * (seconds / batches - episode.batch_s)
@@ -103,7 +117,15 @@ def _learn_batch(config: Any, episode: Any, batches: float, seconds: float) -> N
 
 @kernel
 def serve(state: State, params: Params, lane: int, start_s: float, end_s: float) -> None:
-    """An epoch of engines: hand out its requests, let every replica run, look at what completed."""
+    """Let an epoch of engines pass: hand out its requests, let every replica run, look at what completed.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: which one.
+        start_s: begin of the epoch, s.
+        end_s: its end, s.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     base = lane * config.replicas
@@ -116,29 +138,34 @@ def serve(state: State, params: Params, lane: int, start_s: float, end_s: float)
     before = episode.served
     area, tokens, batches, batches_s = 0.0, 0.0, 0, 0.0
     for g in range(config.replicas):
-        r = state.engine.lane[base + g]
-        if r.mode == OFF:
+        replica = state.engine.lane[base + g]
+        if replica.mode == OFF:
             continue
         episode.gpu_s += config.epoch_s
-        if r.mode == STARTING:
+        if replica.mode == STARTING:
             continue
-        r.waiting_s, r.kv_before_s, r.busy_batches, r.busy_batches_s = 0.0, r.kv_s, 0, 0.0
-        output_before = r.decoded
+        replica.waiting_s, replica.kv_before_s, replica.busy_batches, replica.busy_batches_s = (
+            0.0,
+            replica.kv_s,
+            0,
+            0.0,
+        )
+        output_before = replica.decoded
         _run_replica(state.engine, params, base + g, start_s, end_s)
         done_area, done_tokens = _close_up(state, params, lane, base + g)
         area += done_area
         tokens += done_tokens
-        batches += r.busy_batches
-        batches_s += r.busy_batches_s
-        episode.waiting_s += r.waiting_s
-        episode.waiting += r.waiting
-        episode.output_tokens += r.decoded - output_before
-        used_s = (r.kv_s - r.kv_before_s) / config.kv_capacity
+        batches += replica.busy_batches
+        batches_s += replica.busy_batches_s
+        episode.waiting_s += replica.waiting_s
+        episode.waiting += replica.waiting
+        episode.output_tokens += replica.decoded - output_before
+        used_s = (replica.kv_s - replica.kv_before_s) / config.kv_capacity
         episode.used_s += used_s
-        if r.mode == DRAINING:
-            if r.residents + r.waiting == 0 and r.clock_s < end_s:
-                episode.gpu_s -= min(end_s - r.clock_s, config.epoch_s)
-                r.mode = OFF
+        if replica.mode == DRAINING:
+            if replica.residents + replica.waiting == 0 and replica.clock_s < end_s:
+                episode.gpu_s -= min(end_s - replica.clock_s, config.epoch_s)
+                replica.mode = OFF
                 episode.draining -= 1
         else:
             serving += 1
@@ -197,41 +224,41 @@ def _hand_out(state: State, params: Params, lane: int, start_s: float, end_s: fl
 @kernel
 def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s: float) -> None:
     """Run batches until the epoch is over; the last one may end after it, and the next epoch begins there."""
-    r = engine.lane[e]
+    replica = engine.lane[e]
     config = params.config[0]
     rule = params.rules[0]
     requests = engine.request[e]
     while True:
-        while r.next < r.filled and requests[r.next].arrival_s <= r.clock_s:
+        while replica.next < replica.filled and requests[replica.next].arrival_s <= replica.clock_s:
             # what it waited at the door in earlier epochs was counted there
-            r.waiting_s += r.clock_s - max(requests[r.next].arrival_s, start_s)
-            wait(engine, params, e, r.next)
-            r.next += 1
-        if r.clock_s >= end_s:
+            replica.waiting_s += replica.clock_s - max(requests[replica.next].arrival_s, start_s)
+            wait(engine, params, e, replica.next)
+            replica.next += 1
+        if replica.clock_s >= end_s:
             break
         if empty(engine, e):
-            if r.next < r.filled:
-                r.clock_s = requests[r.next].arrival_s
+            if replica.next < replica.filled:
+                replica.clock_s = requests[replica.next].arrival_s
                 continue
-            if r.mode == DRAINING:
-                r.clock_s = max(r.clock_s, start_s)
+            if replica.mode == DRAINING:
+                replica.clock_s = max(replica.clock_s, start_s)
                 break
-            r.clock_s = end_s
+            replica.clock_s = end_s
             break
         plan(engine, params, e)
         admit_by_rule(engine, params, e, 0, rule.watermark)
-        if rule.batch != 0:
+        if rule.batch != AS_ADMITTED:
             compose(engine, params, e, rule.batch)
-        queued = r.waiting
+        queued = replica.waiting
         dt = run_batch(engine, params, e)
         if dt == 0.0:
-            following_s = requests[r.next].arrival_s if r.next < r.filled else math.inf
+            following_s = requests[replica.next].arrival_s if replica.next < replica.filled else math.inf
             dt = held_up_s(engine, e, following_s, config.idle_s)
-            r.clock_s += dt
-        elif r.batch_used > BUSY * config.kv_capacity:
-            r.busy_batches += 1
-            r.busy_batches_s += dt
-        r.waiting_s += queued * dt
+            replica.clock_s += dt
+        elif replica.batch_used > BUSY * config.kv_capacity:
+            replica.busy_batches += 1
+            replica.busy_batches_s += dt
+        replica.waiting_s += queued * dt
 
 
 @kernel
@@ -243,25 +270,26 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
     episode = state.lane[lane]
     config = params.config[0]
     engine = state.engine
-    r = engine.lane[e]
+    replica = engine.lane[e]
     requests, moved = engine.request[e], engine.moved[e]
     area, total = 0.0, 0.0
     keep = 0
-    for i in range(r.filled):
-        asked = requests[i]
-        if asked.e2e_s >= 0.0:
-            area += remaining_area(config, asked.prompt, 0, 0, 0, 0, asked.output)
-            total += asked.prompt + asked.output
-            state.served[lane, 0, episode.served] = asked.ttft_s
-            state.served[lane, 1, episode.served] = asked.e2e_s
-            state.served[lane, 2, episode.served] = time_per_token(asked.ttft_s, asked.e2e_s, asked.output)
+    for i in range(replica.filled):
+        request = requests[i]
+        if request.e2e_s >= 0.0:
+            area += remaining_area(config, request.prompt, 0, 0, 0, 0, request.output)
+            total += request.prompt + request.output
+            tpot_s = time_per_token(request.ttft_s, request.e2e_s, request.output)
+            state.served[lane, TTFT_S, episode.served] = request.ttft_s
+            state.served[lane, E2E_S, episode.served] = request.e2e_s
+            state.served[lane, TPOT_S, episode.served] = tpot_s
             episode.served += 1
             continue
         moved[i] = keep
         if keep < i:
-            requests[keep] = asked
+            requests[keep] = request
         keep += 1
-    for i in range(r.residents):
+    for i in range(replica.residents):
         engine.resident[e, i].request = moved[engine.resident[e, i].request]
     for row in range(params.orders.shape[0]):
         line = engine.queue[e, row]
@@ -269,6 +297,6 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
         for k in range(head, tail):
             line[queue.FIRST + k - head] = moved[line[queue.FIRST + k]]
         line[queue.HEAD], line[queue.TAIL] = 0, tail - head
-    r.filled = keep
-    r.next = keep
+    replica.filled = keep
+    replica.next = keep
     return area, total

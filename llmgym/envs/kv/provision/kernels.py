@@ -1,7 +1,6 @@
 """The compiled functions of KVProvision: one decision, one epoch. See `llmgym.envs.kv.provision.env` for what they mean."""
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,20 +11,30 @@ from llmgym.core.rng import substream
 from llmgym.core.statistics import mean, quantile, ratio
 from llmgym.envs.kv.provision.epoch import flow, serve
 from llmgym.envs.kv.provision.state import (
-    COMMON,
     DRAINING,
+    E2E_S,
     FLUID,
     OFF,
     ON,
-    SCALARS,
     STARTING,
+    TPOT_S,
+    TTFT_S,
+    Config,
+    Episode,
+    Metrics,
+    Observation,
     Params,
+    Replica,
     State,
 )
 from llmgym.serving.engine import start
-from llmgym.serving.requests import begin
-from llmgym.serving.residents import FAR
+from llmgym.serving.requests import begin, checksum_of
+from llmgym.serving.state import FAR
 from llmgym.workloads.traffic import draw
+
+HOUR_S = 3600.0
+EMPTY = Episode.blank
+NEW = Replica.blank
 
 
 @kernel
@@ -34,46 +43,23 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     episode = state.lane[lane]
     config = params.config[0]
     requests = state.request[lane]
-    (
-        episode.epoch,
-        episode.arrived,
-        episode.next,
-        episode.door,
-        episode.rejected,
-        episode.served,
-        episode.met,
-    ) = 0, 0, 0, 0, 0, 0, 0
+    state.lane[lane] = EMPTY[0]
     episode.turn = config.replicas - 1
-    episode.target, episode.on, episode.starting, episode.draining = config.initial, config.initial, 0, 0
-    episode.starts, episode.stops, episode.invalid, episode.unstable = 0, 0, 0, 0
-    episode.waiting, episode.waiting_before, episode.waiting_peak = 0.0, 0.0, 0.0
-    episode.arrivals, episode.completed, episode.output_tokens = 0.0, 0.0, 0.0
+    episode.target, episode.on = config.initial, config.initial
     episode.rate, episode.rate_ema = config.rate_start, config.rate_start
     episode.area, episode.tokens, episode.batch_s = config.area_ref, config.tokens_ref, config.batch_ref
-    episode.kv_mean, episode.kv_max = 0.0, 0.0
-    episode.gpu_s, episode.used_s, episode.waiting_s, episode.penalty = 0.0, 0.0, 0.0, 0.0
     for i in range(state.fluid.shape[1]):
         state.fluid[lane, i] = 0.0
     for g in range(config.replicas):
-        _new_replica(state, params, lane * config.replicas + g, substream(key, FAR - g))
-        state.engine.lane[lane * config.replicas + g].mode = ON if g < config.initial else OFF
+        e = lane * config.replicas + g
+        state.engine.lane[e] = NEW[0]
+        state.engine.lane[e].mode = ON if g < config.initial else OFF
+        start(state.engine, params, e, substream(key, FAR - g))
     episode.requests = draw(params.traffic, key, config.epochs * config.epoch_s, requests)
-    checksum = 0.0
     for i in range(episode.requests):
-        asked = requests[i]
-        begin(asked, config.longest)
-        checksum += asked.arrival_s + asked.prompt + 1e-3 * asked.output
-    episode.checksum = checksum
+        begin(requests[i], config.longest)
+    episode.checksum = checksum_of(requests, episode.requests)
     _remember(state, lane)
-
-
-@kernel
-def _new_replica(state: State, params: Params, e: int, key: np.uint64) -> None:
-    """An empty engine that follows the environment's rule."""
-    start(state.engine, params, e, key)
-    r = state.engine.lane[e]
-    r.waiting_s, r.kv_before_s = 0.0, 0.0
-    r.ready, r.filled, r.next, r.busy_batches, r.busy_batches_s, r.drained_s = 0, 0, 0, 0, 0.0, 0.0
 
 
 @kernel
@@ -107,7 +93,7 @@ def step_lane(
     truncated = not terminated and episode.epoch >= config.epochs
     if terminated:
         episode.unstable = 1
-        left_h = (config.epochs - episode.epoch) * config.epoch_s / 3600.0
+        left_h = (config.epochs - episode.epoch) * config.epoch_s / HOUR_S
         paid = episode.on + episode.starting + episode.draining
         episode.penalty += left_h * (
             config.wait_cost * episode.waiting + config.gpu_cost * config.gpus * paid
@@ -116,11 +102,11 @@ def step_lane(
 
 
 @kernel(inline=True)
-def _cost(config: Any, episode: Any) -> float:
+def _cost(config: Config, episode: Episode) -> float:
     """Cost of the episode so far: what the return is minus of."""
-    gpu = config.gpu_cost * config.gpus * episode.gpu_s / 3600.0
+    gpu = config.gpu_cost * config.gpus * episode.gpu_s / HOUR_S
     missed = config.slo_cost * (episode.served - episode.met)
-    return gpu + config.wait_cost * episode.waiting_s / 3600.0 + missed + episode.penalty
+    return gpu + config.wait_cost * episode.waiting_s / HOUR_S + missed + episode.penalty
 
 
 @kernel
@@ -150,30 +136,30 @@ def _switch(state: State, params: Params, lane: int, target: int, start_s: float
     while episode.on + episode.starting < target:
         best = -1
         for g in range(config.replicas):
-            r = engines[base + g]
-            better = r.mode == DRAINING and (best < 0 or engines[base + best].mode == OFF)
-            if better or (r.mode == OFF and best < 0):
+            replica = engines[base + g]
+            better = replica.mode == DRAINING and (best < 0 or engines[base + best].mode == OFF)
+            if better or (replica.mode == OFF and best < 0):
                 best = g
-        r = engines[base + best]
+        replica = engines[base + best]
         episode.starts += 1
-        if r.mode == DRAINING:
+        if replica.mode == DRAINING:
             episode.draining -= 1
             episode.on += 1
-            r.mode = ON
+            replica.mode = ON
         elif config.startup == 0:
             episode.on += 1
-            r.mode = ON
-            r.clock_s = max(r.clock_s, start_s)
+            replica.mode = ON
+            replica.clock_s = max(replica.clock_s, start_s)
         else:
             episode.starting += 1
-            r.mode = STARTING
-            r.ready = episode.epoch + config.startup
+            replica.mode = STARTING
+            replica.ready = episode.epoch + config.startup
     while episode.on + episode.starting > target:
         episode.stops += 1
         best = -1
         for g in range(config.replicas):
-            r = engines[base + g]
-            if r.mode == STARTING and (best < 0 or r.ready >= engines[base + best].ready):
+            replica = engines[base + g]
+            if replica.mode == STARTING and (best < 0 or replica.ready >= engines[base + best].ready):
                 best = g
         if best >= 0:
             engines[base + best].mode = OFF
@@ -181,13 +167,13 @@ def _switch(state: State, params: Params, lane: int, target: int, start_s: float
             continue
         fewest = FAR
         for g in range(config.replicas):
-            r = engines[base + g]
-            if r.mode == ON and r.residents + r.waiting <= fewest:
+            replica = engines[base + g]
+            if replica.mode == ON and replica.residents + replica.waiting <= fewest:
                 best = g
-                fewest = r.residents + r.waiting
-        r = engines[base + best]
-        r.mode = DRAINING
-        r.drained_s = start_s + config.drain_s
+                fewest = replica.residents + replica.waiting
+        replica = engines[base + best]
+        replica.mode = DRAINING
+        replica.drained_s = start_s + config.drain_s
         episode.on -= 1
         episode.draining += 1
 
@@ -198,47 +184,49 @@ def _finish_starts(state: State, params: Params, lane: int, now_s: float) -> Non
     episode = state.lane[lane]
     config = params.config[0]
     for g in range(config.replicas):
-        r = state.engine.lane[lane * config.replicas + g]
-        if r.mode == STARTING and r.ready <= episode.epoch:
-            r.mode = ON
-            r.clock_s = max(r.clock_s, now_s)
+        replica = state.engine.lane[lane * config.replicas + g]
+        if replica.mode == STARTING and replica.ready <= episode.epoch:
+            replica.mode = ON
+            replica.clock_s = max(replica.clock_s, now_s)
             episode.starting -= 1
             episode.on += 1
 
 
 @kernel
-def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    """Write the observation: see `layout` in `llmgym.envs.kv.provision.env`."""
+def observe_lane(
+    state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
+) -> None:
+    """Write the observation; `rest` tells how many replicas serve after 1, 2, ... more epochs."""
     episode = state.lane[lane]
     config = params.config[0]
     replicas = float(config.replicas)
     mu = config.kv_capacity / (episode.batch_s * episode.area)
     day = 2.0 * math.pi * episode.epoch * config.epoch_s / config.day_s
     growth = (episode.waiting - episode.waiting_before) / config.epoch_s / config.rate_scale
-    out[0] = min(episode.rate_ema / config.rate_scale, 4.0)
-    out[1] = min(episode.rate / config.rate_scale, 4.0)
-    out[2] = min(mu / config.mu_ref, 4.0)
-    out[3] = min(episode.area / config.area_ref, 4.0)
-    out[4] = min(episode.batch_s / config.batch_ref, 4.0)
-    out[5] = min(episode.tokens / config.tokens_ref, 4.0)
-    out[6] = min(episode.rate_ema / mu / replicas, 4.0)
-    out[7] = min(episode.waiting / config.waiting_cap, 1.0)
-    out[8] = min(math.log1p(episode.waiting) / math.log1p(float(config.waiting_cap)), 1.0)
-    out[9] = min(max(growth, -1.0), 1.0)
-    out[10] = min(episode.kv_mean, 1.0)
-    out[11] = min(episode.kv_max, 1.0)
-    out[12] = episode.on / replicas
-    out[13] = episode.draining / replicas
-    out[14] = episode.target / replicas
-    out[15] = math.sin(day)
-    out[16] = math.cos(day)
-    out[17] = episode.starting / replicas
-    for k in range(SCALARS, out.shape[0]):
-        out[k] = 0.0
+    out.rate = min(episode.rate_ema / config.rate_scale, 4.0)
+    out.rate_last = min(episode.rate / config.rate_scale, 4.0)
+    out.mu = min(mu / config.mu_ref, 4.0)
+    out.area = min(episode.area / config.area_ref, 4.0)
+    out.batch_time = min(episode.batch_s / config.batch_ref, 4.0)
+    out.tokens = min(episode.tokens / config.tokens_ref, 4.0)
+    out.need = min(episode.rate_ema / mu / replicas, 4.0)
+    out.waiting = min(episode.waiting / config.waiting_cap, 1.0)
+    out.waiting_log = min(math.log1p(episode.waiting) / math.log1p(float(config.waiting_cap)), 1.0)
+    out.waiting_growth = min(max(growth, -1.0), 1.0)
+    out.kv_mean = min(episode.kv_mean, 1.0)
+    out.kv_max = min(episode.kv_max, 1.0)
+    out.on = episode.on / replicas
+    out.draining = episode.draining / replicas
+    out.target = episode.target / replicas
+    out.day_sin = math.sin(day)
+    out.day_cos = math.cos(day)
+    out.starting = episode.starting / replicas
+    for k in range(rest.shape[0]):
+        rest[k] = 0.0
     for g in range(config.replicas):
-        r = state.engine.lane[lane * config.replicas + g]
-        if r.mode == STARTING:
-            out[SCALARS + r.ready - episode.epoch - 1] += np.float32(1.0 / replicas)
+        replica = state.engine.lane[lane * config.replicas + g]
+        if replica.mode == STARTING:
+            rest[replica.ready - episode.epoch - 1] += np.float32(1.0 / replicas)
 
 
 @kernel
@@ -249,39 +237,39 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 
 @kernel(allocates=True)
-def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics: `COMMON`, and in event mode `REQUEST_LEVEL`; NaN where there is nothing to take them of."""
+def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
+    """Write the metrics of the episode so far, in fluid mode the common ones; NaN where there is nothing to take one of."""
     episode = state.lane[lane]
     config = params.config[0]
     duration = episode.epoch * config.epoch_s
     missed = episode.served - episode.met
-    out[0] = episode.arrivals
-    out[1] = episode.completed
-    out[2] = episode.waiting
-    out[3] = ratio(episode.waiting_s, duration)
-    out[4] = episode.waiting_peak
-    out[5] = math.nan
+    out.requests = episode.arrivals
+    out.completed = episode.completed
+    out.waiting_end = episode.waiting
+    out.waiting_mean = ratio(episode.waiting_s, duration)
+    out.waiting_peak = episode.waiting_peak
+    out.wait_mean_s = math.nan
     if episode.rejected < episode.arrivals:
-        out[5] = episode.waiting_s / episode.arrivals
-    out[6] = ratio(episode.completed, duration)
-    out[7] = config.gpus * episode.gpu_s / 3600.0
-    out[8] = ratio(config.gpus * episode.gpu_s, duration)
-    out[9] = ratio(episode.used_s, episode.gpu_s)
-    out[10] = episode.starts + episode.stops
-    out[11] = _cost(config, episode)
-    out[12] = config.gpu_cost * config.gpus * episode.gpu_s / 3600.0
-    out[13] = config.wait_cost * episode.waiting_s / 3600.0
-    out[14] = config.slo_cost * missed
-    out[15] = episode.penalty
-    out[16] = episode.invalid
-    out[17] = episode.unstable
-    out[18] = episode.epoch * config.epoch_s
-    out[19] = episode.checksum
+        out.wait_mean_s = episode.waiting_s / episode.arrivals
+    out.throughput_rps = ratio(episode.completed, duration)
+    out.gpu_hours = config.gpus * episode.gpu_s / HOUR_S
+    out.gpus_mean = ratio(config.gpus * episode.gpu_s, duration)
+    out.utilization = ratio(episode.used_s, episode.gpu_s)
+    out.switches = episode.starts + episode.stops
+    out.cost = _cost(config, episode)
+    out.cost_gpu = config.gpu_cost * config.gpus * episode.gpu_s / HOUR_S
+    out.cost_waiting = config.wait_cost * episode.waiting_s / HOUR_S
+    out.cost_slo = config.slo_cost * missed
+    out.penalty = episode.penalty
+    out.invalid_actions = episode.invalid
+    out.unstable = episode.unstable
+    out.duration_s = episode.epoch * config.epoch_s
+    out.world_checksum = episode.checksum
     if config.mode == FLUID:
         return
-    ttft = state.served[lane, 0, : episode.served].copy()
-    e2e = state.served[lane, 1, : episode.served].copy()
-    tpot = state.served[lane, 2, : episode.served].copy()
+    ttft = state.served[lane, TTFT_S, : episode.served].copy()
+    e2e = state.served[lane, E2E_S, : episode.served].copy()
+    tpot = state.served[lane, TPOT_S, : episode.served].copy()
     several = 0
     for i in range(episode.served):
         if not math.isnan(tpot[i]):
@@ -290,27 +278,26 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     tpot = tpot[:several]
     kv_s, busy_s, preemptions, dropped = 0.0, 0.0, 0, 0
     for g in range(config.replicas):
-        r = state.engine.lane[lane * config.replicas + g]
-        kv_s += r.kv_s
-        busy_s += r.busy_s
-        preemptions += r.preemptions
-        dropped += r.dropped
-    at = len(COMMON)
-    out[at] = episode.rejected
-    out[at + 1] = mean(e2e)
-    out[at + 2] = quantile(e2e, 0.5)
-    out[at + 3] = quantile(e2e, 0.99)
-    out[at + 4] = mean(ttft)
-    out[at + 5] = quantile(ttft, 0.5)
-    out[at + 6] = quantile(ttft, 0.99)
-    out[at + 7] = mean(tpot)
-    out[at + 8] = quantile(tpot, 0.99)
-    out[at + 9] = ratio(episode.met, duration)
-    out[at + 10] = ratio(episode.met, episode.arrivals)
-    out[at + 11] = ratio(episode.output_tokens, duration)
-    out[at + 12] = ratio(kv_s, busy_s) / config.kv_capacity
-    out[at + 13] = preemptions
-    out[at + 14] = dropped
+        replica = state.engine.lane[lane * config.replicas + g]
+        kv_s += replica.kv_s
+        busy_s += replica.busy_s
+        preemptions += replica.preemptions
+        dropped += replica.dropped
+    out.rejected = episode.rejected
+    out.e2e_mean_s = mean(e2e)
+    out.e2e_p50_s = quantile(e2e, 0.5)
+    out.e2e_p99_s = quantile(e2e, 0.99)
+    out.ttft_mean_s = mean(ttft)
+    out.ttft_p50_s = quantile(ttft, 0.5)
+    out.ttft_p99_s = quantile(ttft, 0.99)
+    out.tpot_mean_s = mean(tpot)
+    out.tpot_p99_s = quantile(tpot, 0.99)
+    out.goodput_rps = ratio(episode.met, duration)
+    out.slo_attainment = ratio(episode.met, episode.arrivals)
+    out.output_tokens_per_s = ratio(episode.output_tokens, duration)
+    out.kv_mean = ratio(kv_s, busy_s) / config.kv_capacity
+    out.preemptions = preemptions
+    out.dropped_tokens = dropped
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

@@ -1,100 +1,109 @@
-"""Scenarios of KVProvision: named settings of cluster, load and episode, and the workload that they describe."""
+"""Scenarios of KVProvision: named settings of cluster, load and episode."""
 
 import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from llmgym import workloads
-from llmgym.core.checks import choice, number, whole
-from llmgym.core.settings import settled
+from llmgym.core.checks import whole
+from llmgym.core.settings import count, given, option, quantity, settled
 from llmgym.envs.kv.provision.state import EVENT, FLUID
 from llmgym.errors import InvalidArgument
 from llmgym.serving.capacity import UNLIMITED
-from llmgym.serving.settings import check_engine
-from llmgym.workloads import Arrivals, Phase, Workload
+from llmgym.serving.settings import engine_setting
 
 MODES = {"event": EVENT, "fluid": FLUID}
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Settings of KVProvision; every one of them is also an argument of the environment.
-
-    Attributes:
-        about: one line.
-        workload: name of a workload: lengths, and arrivals where `shape` is None.
-        profile: name of the cost profile of a replica.
-        mode: "event" (an engine for every replica) or "fluid".
-        max_replicas: G, the largest target.
-        min_replicas: the smallest target that is allowed.
-        initial_replicas: replicas that are on when an episode begins; None: what the paper's rule asks for then.
-        startup_epochs: epochs from the decision to start a replica until it serves.
-        epochs: of an episode.
-        epoch_s: length of an epoch, s.
-        load: mean work that arrives, as a share of what `max_replicas` can do; ignored where `rate_rps` is given.
-        rate_rps: mean arrivals a second (where the multiplier of `shape` is 1).
-        shape: multipliers of the rate, equally long pieces of a day, scaled to mean 1; None keeps the workload's own arrivals.
-        day_s: length of the day after which `shape` repeats, s; None: the episode.
-        variance: of the random level that multiplies the rate (with `shape`).
-        level_s: how long a level lasts, s.
-        correlation: of one level with the next.
-        mix: weights of the workload's classes in equally long parts of the episode; None keeps the workload's phases.
-        rule: admission rule of every replica, a name of `llmgym.serving.rules.CATALOGUE`; one that reckons with predicted
-            lengths is told the mean of the request's class.
-        kv_capacity: M, tokens; None takes what the profile's memory leaves.
-        chunk: longest prefill chunk, tokens.
-        budget: tokens of a batch.
-        seats: requests that run at once on a replica.
-        longest: prompt and output together, tokens; None takes M.
-        overflow: "pause" (swap at no cost) or "recompute".
-        first_token: when the first output token appears: "next-batch", "with-prefill" or "stored", as in KVQueue.
-        waiting_cap: an episode ends as unstable when more requests wait.
-        ttft_slo_s: objective for the time to the first token, s.
-        tpot_slo_s: objective for the time per output token after it, s.
-        gpu_cost: of a GPU-hour; what every other cost is measured against.
-        wait_cost: of a request that waits for an hour.
-        slo_cost: of a completed request that missed an objective (event mode).
-        ema_epochs: the estimate of the arrival rate averages over about so many epochs.
-        window: completed requests (batches) over which mean area and tokens (duration) are averaged.
-    """
+    """Settings of KVProvision; every one of them is also an argument of the environment."""
 
     about: str
-    workload: str
-    profile: str
-    mode: str = "event"
-    max_replicas: int = 8
-    min_replicas: int = 1
-    initial_replicas: int | None = None
-    startup_epochs: int = 2
-    epochs: int = 120
-    epoch_s: float = 60.0
-    load: float = 0.5
-    rate_rps: float | None = None
-    shape: tuple[float, ...] | None = None
-    day_s: float | None = None
-    variance: float = 0.0
-    level_s: float = 600.0
-    correlation: float = 0.8
-    mix: tuple[tuple[float, ...], ...] | None = None
-    rule: str = "wc-fcfs"
-    kv_capacity: int | None = None
-    chunk: int = 512
-    budget: int = UNLIMITED
-    seats: int = 256
-    longest: int | None = None
-    overflow: str = "pause"
-    first_token: str = "next-batch"
-    waiting_cap: int = 8192
-    ttft_slo_s: float = 10.0
-    tpot_slo_s: float = 0.1
-    gpu_cost: float = 1.0
-    wait_cost: float = 0.02
-    slo_cost: float = 0.0
-    ema_epochs: float = 3.0
-    window: float = 500.0
+    workload: str = given(..., "Name of a workload: lengths, and arrivals where `shape` is None.")
+    profile: str = given(..., "Name of the cost profile of a replica: what a batch costs.")
+    mode: str = option("event", "An engine for every replica, or a fluid in closed form.", MODES)
+    max_replicas: int = count(8, "G, the largest target.", high=1024, unit="replicas")
+    min_replicas: int = count(
+        1, "The smallest target that is allowed, at most `max_replicas`.", low=0, high=1024, unit="replicas"
+    )
+    initial_replicas: int | None = count(
+        None,
+        "Replicas that are on when an episode begins, from `min_replicas` to `max_replicas`; None: what the paper's rule asks for.",
+        low=0,
+        high=1024,
+        unit="replicas",
+    )
+    startup_epochs: int = count(
+        2, "Epochs from the decision to start a replica until it serves.", low=0, high=64, unit="epochs"
+    )
+    epochs: int = count(120, "Epochs of an episode.", unit="epochs")
+    epoch_s: float = quantity(60.0, "Length of one epoch, seconds.", unit="s")
+    load: float = quantity(
+        0.5,
+        "Mean work that arrives, as a share of what `max_replicas` can do; ignored where `rate_rps` is given.",
+    )
+    rate_rps: float | None = quantity(
+        None,
+        "Mean arrivals a second, where the multiplier of `shape` is 1; None takes them from `load`.",
+        unit="req/s",
+    )
+    shape: tuple[float, ...] | None = given(
+        None,
+        "Multipliers of the rate in equally long pieces of a day, scaled to mean 1; None keeps the workload's own arrivals.",
+        allowed="numbers >= 0",
+    )
+    day_s: float | None = quantity(
+        None, "Length of the day after which `shape` repeats, seconds; None: the episode.", unit="s"
+    )
+    variance: float = quantity(
+        0.0,
+        "Variance of the random level that multiplies the rate, which has mean 1 (with `shape`).",
+        zero=True,
+    )
+    level_s: float = quantity(600.0, "How long a random level lasts, seconds.", unit="s")
+    correlation: float = given(
+        0.8, "Correlation of one random level with the next.", allowed="from 0, below 1"
+    )
+    mix: tuple[tuple[float, ...], ...] | None = given(
+        None,
+        "Weights of the workload's classes in equally long parts of the episode; None keeps the workload's phases.",
+        allowed="for each part a weight >= 0 of each class",
+    )
+    rule: str = given(
+        "wc-fcfs",
+        "Admission rule of every replica; one that reckons with predicted lengths is told the mean of the request's class.",
+        allowed="a name of `llmgym.serving.rules.CATALOGUE`",
+    )
+    kv_capacity: int | None = count(
+        None,
+        "M, tokens that the cache of a replica holds; None takes what the profile's memory leaves.",
+        unit="tokens",
+    )
+    chunk: int = engine_setting("chunk", 512)
+    budget: int = engine_setting("budget", UNLIMITED)
+    seats: int = engine_setting("seats", 256)
+    longest: int | None = count(
+        None, "Prompt and output together, tokens at most; None takes M.", unit="tokens"
+    )
+    overflow: str = engine_setting("overflow", "pause")
+    first_token: str = engine_setting("first_token", "next-batch")
+    waiting_cap: int = count(8192, "An episode ends as unstable when more requests wait.", unit="requests")
+    ttft_slo_s: float = quantity(10.0, "Objective for the time to the first token, seconds.", unit="s")
+    tpot_slo_s: float = quantity(
+        0.1, "Objective for the time per output token after the first, seconds.", unit="s"
+    )
+    gpu_cost: float = quantity(1.0, "Cost of a GPU-hour, which every other cost is measured against.")
+    wait_cost: float = quantity(0.02, "Cost of a request that waits for an hour.", zero=True)
+    slo_cost: float = quantity(
+        0.0, "Cost of a completed request that missed an objective; above 0 needs mode='event'.", zero=True
+    )
+    ema_epochs: float = quantity(
+        3.0, "Epochs that the moving average of the arrivals averages over.", unit="epochs"
+    )
+    window: float = quantity(
+        500.0,
+        "Completed requests over which mean area and tokens are averaged, and batches for their duration.",
+    )
 
 
 # Quiet nights, a steep morning, a shoulder at noon, the peak late in the afternoon: chosen here, not measured.
@@ -181,118 +190,11 @@ def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scen
         InvalidArgument: a number out of range.
     """
     chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVProvision", ("about", "workload", "profile"))
-    choice("mode", chosen.mode, MODES)
-    check_engine(
-        chunk=chosen.chunk,
-        budget=chosen.budget,
-        seats=chosen.seats,
-        overflow=chosen.overflow,
-        first_token=chosen.first_token,
-    )
-    for name in ("max_replicas", "epochs", "waiting_cap"):
-        whole(name, getattr(chosen, name))
-    most = whole("max_replicas", chosen.max_replicas, high=1024)
-    whole("min_replicas", chosen.min_replicas, 0, most)
-    whole("startup_epochs", chosen.startup_epochs, 0, 64)
+    whole("min_replicas", chosen.min_replicas, 0, chosen.max_replicas)
     if chosen.initial_replicas is not None:
-        whole("initial_replicas", chosen.initial_replicas, chosen.min_replicas, most)
-    for name in (
-        "epoch_s",
-        "load",
-        "level_s",
-        "ttft_slo_s",
-        "tpot_slo_s",
-        "gpu_cost",
-        "ema_epochs",
-        "window",
-    ):
-        number(name, getattr(chosen, name))
-    for name in ("wait_cost", "slo_cost", "variance"):
-        number(name, getattr(chosen, name), zero=True)
-    for name in ("rate_rps", "day_s"):
-        if getattr(chosen, name) is not None:
-            number(name, getattr(chosen, name))
+        whole("initial_replicas", chosen.initial_replicas, chosen.min_replicas, chosen.max_replicas)
     if chosen.mode == "fluid" and chosen.slo_cost > 0.0:
         raise InvalidArgument(
             f"slo_cost={chosen.slo_cost!r}: needs mode='event', a fluid has no requests that could miss"
         )
     return chosen
-
-
-def resolve_workload(scenario: Scenario, workload: Workload) -> Workload:
-    """The workload with the arrivals and the drift that a scenario describes; its phases begin at seconds.
-
-    Raises:
-        InvalidArgument: arrivals without a rate, phases by request number, or a mix that does not fit the classes.
-    """
-    horizon_s = scenario.epochs * scenario.epoch_s
-    if scenario.shape is not None:
-        arrivals = workloads.poisson(1.0)
-        if scenario.variance > 0.0:
-            arrivals = arrivals.modulated(scenario.level_s, scenario.variance, scenario.correlation)
-        day_s = horizon_s if scenario.day_s is None else scenario.day_s
-        pieces = len(scenario.shape)
-        starts = [day_s * i / max(pieces, 1) for i in range(pieces)]
-        workload = workload.with_arrivals(arrivals.shaped(starts, scenario.shape, day_s))
-    if not math.isfinite(workload.mean_rate_rps):
-        raise InvalidArgument(
-            f"workload={workload.name!r}: all its requests come at once; give it a rate (see `shape`)"
-        )
-    if scenario.mix is not None:
-        parts = len(scenario.mix)
-        phases = tuple(Phase(horizon_s * i / parts, tuple(part)) for i, part in enumerate(scenario.mix))
-        return replace(workload, phases=phases, phase_by="time_s")
-    if len(workload.phases) > 1 and workload.phase_by == "request":
-        raise InvalidArgument(
-            f"workload={workload.name!r}: its phases begin at request numbers; give them in seconds"
-        )
-    if workload.phase_by == "fraction":
-        phases = tuple(Phase(horizon_s * p.start, p.weights) for p in workload.phases)
-        return replace(workload, phases=phases, phase_by="time_s")
-    return workload
-
-
-def multipliers(arrivals: Arrivals, epochs: int, epoch_s: float) -> NDArray[np.float64]:
-    """Mean multiplier of the known rate profile in each epoch, float64 [epochs]."""
-    profile = arrivals.profile
-    if profile is None:
-        return np.ones(epochs)
-    edges = np.arange(epochs + 1, dtype=np.float64) * epoch_s
-    if profile.period_s is None:
-        return np.diff(_integral(profile.starts_s, profile.multipliers, edges)) / epoch_s
-    cycles = np.floor(edges / profile.period_s)
-    rest = np.maximum(edges - cycles * profile.period_s, 0.0)
-    area = cycles * profile.period_s + _integral(profile.starts_s, profile.multipliers, rest)
-    return np.asarray(np.diff(area) / epoch_s)
-
-
-def _integral(
-    starts: tuple[float, ...], values: tuple[float, ...], at: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    begin, height = np.asarray(starts), np.asarray(values)
-    before = np.concatenate([[0.0], np.cumsum(np.diff(begin) * height[:-1])])
-    piece = np.searchsorted(begin, at, side="right") - 1
-    return np.asarray(before[piece] + (at - begin[piece]) * height[piece])
-
-
-def mixtures(workload: Workload, epochs: int, epoch_s: float) -> NDArray[np.float64]:
-    """Share of each class among the requests of each epoch (at its middle), float64 [epochs, classes]."""
-    starts = np.array([p.start for p in workload.phases])
-    weights = np.array([p.weights for p in workload.phases], np.float64)
-    weights /= weights.sum(axis=1, keepdims=True)
-    middle = (np.arange(epochs) + 0.5) * epoch_s
-    return np.asarray(weights[np.searchsorted(starts, middle, side="right") - 1])
-
-
-def room(arrivals: Arrivals, expected: float, horizon_s: float) -> int:
-    """Requests to have room for, so that an episode practically never runs out of it (six standard deviations)."""
-    spread = 0.0
-    if arrivals.process in ("on-off", "replay"):
-        spread = 1.0
-    elif arrivals.modulation is not None:
-        m = arrivals.modulation
-        lasting = m.period_s * (1.0 + m.correlation) / (1.0 - m.correlation)
-        spread = 6.0 * math.sqrt(m.variance * min(1.0, lasting / horizon_s))
-    return math.ceil(
-        expected * (1.0 + spread) + 6.0 * arrivals.cv * math.sqrt(expected * (1.0 + spread)) + 64
-    )

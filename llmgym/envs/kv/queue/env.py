@@ -7,7 +7,7 @@ batch, a watermark, preemption by recompute, and batch times from kernel profile
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,42 +15,47 @@ from gymnasium.spaces import Box, Discrete
 
 from llmgym import profiles, workloads
 from llmgym.core.checks import choice, number, whole
-from llmgym.core.env import LaneEnv, LaneVectorEnv
+from llmgym.core.env import LaneEnv, vector_env
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
 from llmgym.core.settings import settled
 from llmgym.core.statistics import counted
-from llmgym.envs.kv.queue.kernels import (
+from llmgym.envs.kv.queue.kernels import KERNELS
+from llmgym.envs.kv.queue.scenarios import SCENARIOS, Scenario
+from llmgym.envs.kv.queue.state import (
     ADMIT,
     BIN_SHIFT,
+    HEADLINE,
     HISTOGRAM,
-    KERNELS,
-    LANE,
     LATENCY,
-    METRICS,
-    NUMBER,
+    PER_REQUEST,
     PICK,
     RULE,
-    SCALARS,
     SLO,
     STABILITY,
     WATERMARK,
+    Config,
+    Episode,
+    Metrics,
+    Observation,
     Params,
     State,
 )
-from llmgym.envs.kv.queue.scenarios import SCENARIOS, Scenario
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import Saturation, exact_area, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
-from llmgym.serving.requests import FIRST_TOKENS, REQUEST, set_limits
-from llmgym.serving.residents import RESIDENT
+from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
-from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, cache_in_blocks, check_engine
-from llmgym.workloads.workload import INFORMATION
+from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, cache_in_blocks, check_blocks
+from llmgym.serving.state import Request, Resident
 
 UNKNOWN_BATCH_S = 0.02
 """Reference for the time of a batch where the closed forms have none (a workload without a rate), s."""
+BATCHES_OF_LOAD = 100
+"""Reference batches over which the estimate of the offered load averages."""
+LONG = 4.0
+"""Lengths are shown up to so many times the mean of the workload; most lie below, and a few would make all others look alike."""
 MODES = {"admit": ADMIT, "pick": PICK, "watermark": WATERMARK, "rule": RULE}
 REWARDS = {"latency": LATENCY, "slo": SLO, "stability": STABILITY}
 
@@ -58,19 +63,21 @@ DEFAULT_RULES = ("wc-fcfs", "vllm", "reserve-peak", "mc-sf", "fcfs-lookahead", "
 
 
 class KVQueue(Simulation):
-    """The simulation behind `llmgym/KVQueue-v0`; see `KVQueueEnv` for the arguments."""
+    """The simulation behind `llmgym/KVQueue-v0`; see `KVQueueEnv` for the arguments.
+
+    Attributes:
+        scenario: the settings, with everything resolved.
+        workload: who asks, at the rate of the scenario.
+        profile: what a batch costs.
+        predicted: the saturated engine by the closed forms; for a mixture of laws the one with equal shares.
+        rules: those that can be in force.
+        action_mode: what is decided, a key of `MODES`.
+        reward: what is rewarded, a key of `REWARDS`.
+    """
 
     kernels = KERNELS
-    metric_names = METRICS
-    headline_metrics = {  # noqa: RUF012
-        "latency_mean_s": "min",
-        "e2e_p99_s": "min",
-        "ttft_p50_s": "min",
-        "ttft_p99_s": "min",
-        "goodput_rps": "max",
-        "waiting_end": "min",
-        "preemptions": "min",
-    }
+    metrics = Metrics
+    view = "llmgym.envs.kv.queue.view"
 
     def __init__(
         self,
@@ -89,132 +96,54 @@ class KVQueue(Simulation):
         profile: str | profiles.Profile | None = None,
         **settings: Any,
     ) -> None:
+        super().__init__(invalid_action=invalid_action, invalid_cost=invalid_cost)
         chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVQueue", ("about", "workload", "profile"))
-        for name, value, known in (
-            ("action", action, MODES),
-            ("order", order, ORDERS),
-            ("reward", reward, REWARDS),
-            ("information", chosen.information, INFORMATION),
-            ("invalid_action", invalid_action, ("penalize", "raise")),
-        ):
-            choice(name, value, known)
-        for name in ("requests", "waiting_cap"):
-            whole(name, getattr(chosen, name))
-        check_engine(
-            chunk=chosen.chunk,
-            budget=chosen.budget,
-            seats=chosen.seats,
-            block=chosen.block,
-            overflow=chosen.overflow,
-            first_token=chosen.first_token,
-            scheduling=chosen.scheduling,
-        )
+        check_blocks(chosen.block, chosen.overflow)
+        self.action_mode = choice("action", action, MODES)
+        self.reward = choice("reward", reward, REWARDS)
+        choice("order", order, ORDERS)
         whole("slots", slots)
         whole("every", every, 1, 2**16)  # a step is one compiled call, in which Python sees no signal
         if every > 1 and action not in ("rule", "watermark"):
             raise InvalidArgument(
                 f"every={every!r}: more than 1 needs action='rule' or 'watermark', not {action!r}"
             )
-        for name in ("horizon_s", "ttft_slo_s", "tpot_slo_s"):
-            number(name, getattr(chosen, name))
-        for name, cost in (("drop_cost", drop_cost), ("invalid_cost", invalid_cost)):
-            number(name, cost, zero=True)
+        self.drop_cost = number("drop_cost", drop_cost, zero=True)
 
         self.workload = _load(workload or chosen.workload, workloads.load, workloads.Workload)
         self.profile = _load(profile or chosen.profile, profiles.load, profiles.Profile)
         self.workload = self.workload.with_requests(chosen.requests)
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
         capacity = cache_in_blocks(capacity, chosen.block)
-        longest = capacity if chosen.longest is None else min(whole("longest", chosen.longest), capacity)
-        first, _ = FIRST_TOKENS[chosen.first_token]
-        self.predicted = _predict(self.workload, self.profile, chosen, capacity, first)
+        longest = capacity if chosen.longest is None else min(chosen.longest, capacity)
+        self.predicted = _predict(self.workload, self.profile, chosen, capacity)
         if chosen.rate_rps is not None:
-            self.workload = self.workload.with_rate(number("rate_rps", chosen.rate_rps))
+            self.workload = self.workload.with_rate(chosen.rate_rps)
         elif self.predicted is not None and math.isfinite(self.workload.mean_rate_rps):
-            self.workload = self.workload.with_rate(number("load", chosen.load) * self.predicted.rate_rps)
+            self.workload = self.workload.with_rate(chosen.load * self.predicted.rate_rps)
         self.scenario = replace(
             chosen, kv_capacity=capacity, longest=longest, rate_rps=self.workload.mean_rate_rps
         )
-
-        self.action_mode = action
-        base = Rule("base", order=order)
-        if action == "rule":
-            self.rules = resolve(DEFAULT_RULES if rules is None else rules)
-        elif action == "watermark":
-            self.rules = (replace(CATALOGUE["vllm"], name="vllm", order=order),)
-        else:
-            self.rules = (base,)
-        if rules is not None and action != "rule":
-            raise InvalidArgument(f"rules={rules!r} needs action='rule', not {action!r}")
-        self.rules = tuple(
-            with_class_budgets(rule, self.workload, capacity, chosen.chunk) for rule in self.rules
-        )
-        records, class_budgets, orders = pack(
-            self.rules, OVERFLOWS[chosen.overflow], len(self.workload.classes)
-        )
-
-        mean_prompt = self._mean(lambda s, o: s)
-        mean_output = self._mean(lambda s, o: o)
-        prompt_scale = min(self.workload.max_prompt_tokens, 4.0 * mean_prompt, longest)
-        output_scale = min(self.workload.max_output_tokens, 4.0 * mean_output, longest)
-        batch_s = self.predicted.batch_s if self.predicted else UNKNOWN_BATCH_S
-        numbers = np.zeros(1, NUMBER)
-        record = numbers[0]
-        set_limits(
-            record,
-            kv_capacity=capacity,
-            chunk=chosen.chunk,
-            budget=chosen.budget,
-            seats=chosen.seats,
-            block=chosen.block,
-            first_token=chosen.first_token,
-            default_output=max(1, round(mean_output)),
-            ttft_slo_s=chosen.ttft_slo_s,
-            tpot_slo_s=chosen.tpot_slo_s,
-        )
-        record["longest"], record["waiting_cap"], record["horizon_s"] = (
-            longest,
-            chosen.waiting_cap,
-            chosen.horizon_s,
-        )
-        record["mode"], record["reward"], record["slots"] = MODES[action], REWARDS[reward], slots
-        record["every"] = every
-        record["ahead"] = SCHEDULINGS[chosen.scheduling]
-        record["idle_s"] = record["batch_ref_s"] = batch_s
-        record["window_s"] = 100 * batch_s
-        record["drop_cost"], record["invalid_cost"] = drop_cost, invalid_cost
-        steps_scale = output_scale + math.ceil(prompt_scale / chosen.chunk)
-        record["steps_per_bin"] = steps_scale / HISTOGRAM
-        record["bins_per_step"] = math.ceil(2**BIN_SHIFT * HISTOGRAM / steps_scale)
-        record["bins_per_token"] = math.ceil(2**BIN_SHIFT * HISTOGRAM / (prompt_scale + output_scale))
-        for name, scale in (
-            ("capacity", capacity),
-            ("seat", chosen.seats),
-            ("cap", chosen.waiting_cap),
-            ("horizon", chosen.horizon_s),
-            ("batch", batch_s),
-            ("prefill", min(chosen.budget, capacity)),
-            ("prompt", prompt_scale),
-            ("output", output_scale),
-            ("area", float(exact_area(prompt_scale, output_scale, chosen.chunk))),
-            ("expected", max(min(chosen.requests, self.workload.mean_rate_rps * chosen.horizon_s), 1.0)),
-        ):
-            record[f"per_{name}"] = 1.0 / scale
-        self.params = Params(
-            numbers,
-            records,
-            class_budgets,
-            orders,
-            self.profile.step_cost(),
-            self.workload.traffic(chosen.information, chosen.noise_scale),
-        )
-        self.reward = reward
-        self.drop_cost = drop_cost
-        self.raise_on_masked = invalid_action == "raise"
+        self.rules = self._resolve_rules(rules, order)
+        self.params = self._params(every, slots)
         self.privileged_observation = chosen.information == "exact" or (
             chosen.information == "noisy" and chosen.noise_scale == 0.0
         )
-        self.layout = _layout(slots)
+        self.headline_metrics = {name: Metrics.headline()[name] for name in HEADLINE}
+        self.layout = Layout(
+            [
+                Field(
+                    "queue",
+                    PER_REQUEST * slots,
+                    0,
+                    1,
+                    "scales",
+                    "for each of the first waiting requests: prompt, predicted output, "
+                    "wait / (wait + 100 reference batches), predicted area",
+                )
+            ],
+            Observation,
+        )
         if action == "watermark":
             self.action_space: Discrete[Any] | Box = Box(0.0, 0.3, (1,), np.float64)
         elif action == "rule":
@@ -222,20 +151,79 @@ class KVQueue(Simulation):
         else:
             self.action_space = Discrete(slots + 1)
 
+    def _resolve_rules(self, rules: Sequence[str | Rule] | None, order: str) -> tuple[Rule, ...]:
+        """The rules that can be in force: those to choose from, or the one that gives the order and the check."""
+        if rules is not None and self.action_mode != "rule":
+            raise InvalidArgument(f"rules={rules!r} needs action='rule', not {self.action_mode!r}")
+        resolved: tuple[Rule, ...]
+        if self.action_mode == "rule":
+            resolved = resolve(DEFAULT_RULES if rules is None else rules)
+        elif self.action_mode == "watermark":
+            resolved = (replace(CATALOGUE["vllm"], order=order),)
+        else:
+            resolved = (Rule("base", order=order),)
+        chosen = self.scenario
+        return tuple(
+            with_class_budgets(rule, self.workload, chosen.kv_capacity, chosen.chunk) for rule in resolved
+        )
+
+    def _params(self, every: int, slots: int) -> Params:
+        chosen, capacity = self.scenario, self.scenario.kv_capacity
+        mean_prompt, mean_output = self._mean(lambda s, o: s), self._mean(lambda s, o: o)
+        prompt = min(self.workload.max_prompt_tokens, LONG * mean_prompt, chosen.longest)
+        output = min(self.workload.max_output_tokens, LONG * mean_output, chosen.longest)
+        steps = output + math.ceil(prompt / chosen.chunk)
+        batch_s = self.predicted.batch_s if self.predicted else UNKNOWN_BATCH_S
+        scales = {
+            "capacity": capacity,
+            "seat": chosen.seats,
+            "cap": chosen.waiting_cap,
+            "horizon": chosen.horizon_s,
+            "batch": batch_s,
+            "prefill": min(chosen.budget, capacity),
+            "prompt": prompt,
+            "output": output,
+            "area": float(exact_area(prompt, output, chosen.chunk)),
+            "expected": max(min(chosen.requests, self.workload.mean_rate_rps * chosen.horizon_s), 1.0),
+        }
+        config = Config.pack(
+            chosen,
+            default_output=max(1, round(mean_output)),
+            mode=MODES[self.action_mode],
+            every=every,
+            ahead=SCHEDULINGS[chosen.scheduling],
+            visible=slots,
+            reward=REWARDS[self.reward],
+            idle_s=batch_s,
+            batch_ref_s=batch_s,
+            window_s=BATCHES_OF_LOAD * batch_s,
+            drop_cost=self.drop_cost,
+            invalid_cost=self.invalid_cost,
+            steps_per_bin=steps / HISTOGRAM,
+            bins_per_step=math.ceil(2**BIN_SHIFT * HISTOGRAM / steps),
+            bins_per_token=math.ceil(2**BIN_SHIFT * HISTOGRAM / (prompt + output)),
+            **derived_limits(chosen.chunk, chosen.first_token),
+            **{f"per_{name}": 1.0 / scale for name, scale in scales.items()},
+        )
+        records, class_budgets, orders = pack(
+            self.rules, OVERFLOWS[chosen.overflow], len(self.workload.classes)
+        )
+        traffic = self.workload.traffic(chosen.information, chosen.noise_scale)
+        return Params(config, records, class_budgets, orders, self.profile.step_cost(), traffic)
+
     def _mean(self, f: Any) -> float:
         return self.workload.expectation(f, _even(self.workload))
 
     def allocate(self, lanes: int) -> State:
         """New arrays for this number of lanes."""
         n, seats = self.scenario.requests, self.scenario.seats
+        width = max(seats + 1, HISTOGRAM, len(self.workload.classes))
         return State(
-            lane=np.zeros(lanes, LANE),
-            resident=np.zeros((lanes, seats), RESIDENT),
-            request=np.zeros((lanes, n), REQUEST),
+            lane=Episode.zeros(lanes),
+            resident=Resident.zeros(lanes, seats),
+            request=Request.zeros(lanes, n),
             queue=np.zeros((lanes, len(self.params.orders), n + 2), np.int32),
-            scratch=np.zeros(
-                (lanes, SCRATCH_ROWS, max(seats + 1, HISTOGRAM, len(self.workload.classes))), np.int32
-            ),
+            scratch=np.zeros((lanes, SCRATCH_ROWS, width), np.int32),
         )
 
     hidden: ClassVar[dict[str, str]] = {
@@ -269,76 +257,7 @@ class KVQueue(Simulation):
         redraw_outputs(state, lane, arrived, longest, drawn["output"], rng)
         episode["key"] = key
         episode["requests"], episode["per_request"] = count, 1.0 / max(count, 1)
-        asked = requests[:count]
-        episode["checksum"] = float((asked["arrival_s"] + asked["prompt"] + 1e-3 * asked["output"]).sum())
-
-    def audit(self, state: State, lane: int) -> dict[str, float]:
-        """Recount requests and tokens from the raw arrays."""
-        episode = state.lane[lane]
-        residents = state.resident[lane, : episode["residents"]]
-        first, stored = FIRST_TOKENS[self.scenario.first_token]
-        decoding = residents["decoding"] == 1
-        produced = np.where(decoding, episode["tick"] - residents["base"], residents["kept"])
-        kv = np.where(
-            decoding,
-            residents["prompt"] - residents["kept"] + produced - (first - stored),
-            residents["prefilled"],
-        )
-        block = self.scenario.block
-        kv = -(-kv // block) * block
-        line = state.queue[lane, 0]
-        waiting = line[2 + line[0] : 2 + line[1]]
-        requests = state.request[lane]
-        served = np.flatnonzero(requests["e2e_s"][: episode["next"]] >= 0)
-        prompts = requests["prompt"][: episode["next"]]
-        rejected = np.flatnonzero(prompts >= int(self.params.config[0]["longest"]))
-        everyone = np.concatenate([residents["request"], waiting, served, rejected])
-        outputs, kept = requests["output"], requests["kept"]
-        return {
-            "arrived": float(episode["next"]),
-            "waiting": float(len(waiting)),
-            "waiting_counted": float(episode["waiting"]),
-            "running": float(episode["residents"]),
-            "done": float(len(served)),
-            "done_counted": float(episode["done"]),
-            "rejected": float(len(rejected)),
-            "distinct": float(len(np.unique(everyone))),
-            "kv_used": float(episode["used"]),
-            "kv_resident": float(kv[residents["paused"] == 0].sum()),
-            "kv_capacity": float(self.scenario.kv_capacity or 0),
-            "kv_planned": float(episode["used"] + episode["growth"]),
-            "clock_s": float(episode["clock_s"]),
-            "work_asked": float(outputs[: episode["next"]].sum() - outputs[rejected].sum()),
-            "work_done": float(outputs[served].sum() + produced.sum() + kept[waiting].sum()),
-            "work_left": float(
-                (residents["output"] - produced).sum() + (outputs[waiting] - kept[waiting]).sum()
-            ),
-        }
-
-    def potential(self, state: State, lane: int) -> int:
-        """V: remaining area of every request in the system, tokens x batches, recounted from true lengths.
-
-        With no recompute and no budget, V falls in every batch by exactly the tokens of the residents that ran, and rises
-        by the area of the requests that arrive (section 3 of the paper).
-        """
-        episode = state.lane[lane]
-        chunk, (first, stored) = self.scenario.chunk, FIRST_TOKENS[self.scenario.first_token]
-        total = 0
-        for r in state.resident[lane, : episode["residents"]]:
-            prompt, output = int(r["prompt"]), int(r["output"])
-            done = int(episode["tick"] - r["base"]) if r["decoding"] else int(r["kept"])
-            prefilled = int(r["prefilled"])
-            while prefilled < prompt:
-                prefilled = min(prefilled + chunk, prompt)
-                total += prefilled
-                if prefilled == prompt:
-                    done += first
-                    total += stored
-            total += sum(prompt - int(r["kept"]) + d - (first - stored) for d in range(done + 1, output + 1))
-        line = state.queue[lane, 0]
-        waiting = line[2 + line[0] : 2 + line[1]]
-        s, o = state.request["prompt"][lane, waiting], state.request["output"][lane, waiting]
-        return total + int(exact_area(s, o, chunk, first, stored).sum())
+        episode["checksum"] = checksum_of(requests, count)
 
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode from its metrics (see `reward`)."""
@@ -351,61 +270,6 @@ class KVQueue(Simulation):
             value += metrics["stability"]
         return value
 
-    def render(self, state: State, lane: int, mode: str) -> Any:
-        """A picture or a text of one lane."""
-        from llmgym.envs.kv.queue.view import picture, text
-
-        return (picture if mode == "rgb_array" else text)(self.scenario, state, lane)
-
-    def settings(self) -> dict[str, Any]:
-        """The scenario with everything resolved, for reports."""
-        return asdict(self.scenario)
-
-
-def _layout(slots: int) -> Layout:
-    layout = Layout(
-        [
-            Field("kv.used", 1, 0, 1, "M", "tokens in the cache"),
-            Field("kv.free", 1, 0, 1, "M", "tokens left after the coming batch"),
-            Field("kv.peak", 1, 0, 4, "M", "predicted peak of the residents, by bins of remaining batches"),
-            Field("residents", 1, 0, 1, "seats", "requests in the batch"),
-            Field("waiting", 1, 0, 1, "waiting_cap", "requests waiting"),
-            Field("backlog", 1, 0, 1, "100 M", "predicted tokens x batches left in the system"),
-            Field(
-                "load", 1, 0, 4, "M per batch", "estimate of the offered load: predicted area that arrives"
-            ),
-            Field("batch.time", 1, 0, 4, "reference batch", "duration of the last batch"),
-            Field("batch.prefill", 1, 0, 1, "budget or M", "prompt tokens of the last batch"),
-            Field("blocked", 1, 0, 1, "-", "1 if the coming batch had to pause or preempt: no admission"),
-            Field("preemptions", 1, 0, 1, "expected requests", "preemptions so far"),
-            Field(
-                "progress",
-                1,
-                0,
-                2,
-                "expected requests",
-                "requests completed; expected are rate x horizon, at most `requests`",
-            ),
-            Field("time", 1, 0, 1, "horizon_s", "clock"),
-            Field("picked", 1, 0, 1, "seats", "requests picked for the coming batch (action='pick')"),
-            Field(
-                "residents.remaining", HISTOGRAM, 0, 1, "seats", "histogram of predicted remaining batches"
-            ),
-            Field("residents.footprint", HISTOGRAM, 0, 1.0001, "seats", "histogram of tokens held"),
-            Field(
-                "queue",
-                4 * slots,
-                0,
-                1,
-                "scales",
-                "for each of the first waiting requests: prompt, predicted output, "
-                "wait / (wait + 100 reference batches), predicted area",
-            ),
-        ]
-    )
-    assert layout["residents.remaining"].start == SCALARS
-    return layout
-
 
 def _even(workload: workloads.Workload) -> list[float] | None:
     """Equal weights where the shares of a workload's phases depend on the episode."""
@@ -415,16 +279,17 @@ def _even(workload: workloads.Workload) -> list[float] | None:
 
 
 def _predict(
-    workload: workloads.Workload, profile: profiles.Profile, scenario: Scenario, capacity: int, first: int
+    workload: workloads.Workload, profile: profiles.Profile, scenario: Scenario, capacity: int
 ) -> Saturation | None:
     """The saturated engine, where the workload is one law; otherwise the mixture with equal shares."""
+    first, _ = FIRST_TOKENS[scenario.first_token]
     return saturation(
         workload, profile, capacity, scenario.chunk, scenario.budget, scenario.seats, first, _even(workload)
     )
 
 
-def _load(value: Any, load: Any, kind: type) -> Any:
-    return value if isinstance(value, kind) else load(value)
+def _load(value: Any, load: Any, loaded: type) -> Any:
+    return value if isinstance(value, loaded) else load(value)
 
 
 class KVQueueEnv(LaneEnv):
@@ -515,7 +380,4 @@ class KVQueueEnv(LaneEnv):
     simulation_class = KVQueue
 
 
-class KVQueueVectorEnv(LaneVectorEnv):
-    """Many lanes of `KVQueueEnv`; see `llmgym.core.env.LaneVectorEnv` for the arguments of every vector environment."""
-
-    simulation_class = KVQueue
+KVQueueVectorEnv = vector_env(KVQueueEnv)

@@ -1,7 +1,6 @@
 """The compiled functions of KVQueue: one decision, one batch. See `llmgym.envs.kv.queue.env` for what they mean."""
 
 import math
-from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,131 +8,35 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.statistics import mean, quantile, ratio
-from llmgym.profiles.cost import StepCost
+from llmgym.envs.kv.queue.state import (
+    ADMIT,
+    BIN_SHIFT,
+    HISTOGRAM,
+    LATENCY,
+    PER_REQUEST,
+    PICK,
+    SLO,
+    STABILITY,
+    WATERMARK,
+    Episode,
+    Metrics,
+    Observation,
+    Params,
+    State,
+)
 from llmgym.serving import queue
 from llmgym.serving.admission import admissible, admit_by_rule, compose
 from llmgym.serving.engine import admit, empty, fits_now, follow, held_up_s, plan, run_batch, start
-from llmgym.serving.requests import LIMITS, begin, chunks_of, remaining_area, time_per_token
-from llmgym.serving.residents import ENGINE, wait
-from llmgym.workloads.traffic import Traffic, draw
+from llmgym.serving.requests import begin, checksum_of, chunks_of, remaining_area, time_per_token
+from llmgym.serving.residents import wait
+from llmgym.serving.rules import AS_ADMITTED
+from llmgym.workloads.traffic import draw
 
-ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3
-LATENCY, SLO, STABILITY = 0, 1, 2
-SCALARS, HISTOGRAM = 14, 8
-BIN_SHIFT = 20
 BATCH_WEIGHT = 0.05
 """Weight of the last batch in the moving average of batch times: about the last twenty."""
 BACKLOG_UNIT = 0.01
 """The backlog is shown in hundreds of full caches."""
-SCALES = ("capacity", "seat", "cap", "horizon", "batch", "prefill", "prompt", "output", "area", "expected")
-
-LANE = np.dtype(
-    [
-        *ENGINE,
-        ("requests", "i4"),  # of this episode
-        ("per_request", "f8"),  # 1 / requests: for the return, which nobody sees before the end
-        ("next", "i4"),  # number of the next arrival
-        ("seen_s", "f8"),  # the scheduler knows who arrived by then
-        ("rejected", "i4"),
-        ("rule", "i4"),
-        ("invalid", "i4"),
-        ("decisions", "i4"),
-        ("allowed", "i4"),  # requests the coming batch can admit from the front of the line, at most `slots`
-        ("picked", "i4"),  # requests picked for the coming batch
-        ("in_system_s", "f8"),  # integral of requests in the system: the sum of all their latencies so far
-        ("waiting_s", "f8"),  # integral of waiting requests
-        ("area_rate", "f8"),  # estimate: predicted tokens x batches that arrive a second
-        ("batch_estimate_s", "f8"),
-        ("stability", "f8"),
-        ("penalty", "f8"),
-        ("unstable", "i4"),
-        ("checksum", "f8"),
-    ],
-    align=True,
-)
-
-NUMBER = np.dtype(
-    [
-        *LIMITS,
-        ("mode", "i4"),
-        ("every", "i4"),  # batches that a decision lasts
-        ("ahead", "i4"),  # 1: a batch is planned while the one before it runs
-        ("slots", "i4"),  # waiting requests an observation shows, and the largest admission
-        ("reward", "i4"),
-        ("waiting_cap", "i4"),
-        ("longest", "i4"),  # tokens a request may reach
-        ("horizon_s", "f8"),
-        ("idle_s", "f8"),
-        ("batch_ref_s", "f8"),
-        ("window_s", "f8"),
-        ("drop_cost", "f8"),
-        ("invalid_cost", "f8"),
-        ("steps_per_bin", "f8"),
-        ("bins_per_step", "i8"),  # times 2**BIN_SHIFT
-        ("bins_per_token", "i8"),
-        # Reciprocals of the scales of an observation: multiplying is several times faster than dividing.
-        *((f"per_{name}", "f8") for name in SCALES),
-    ],
-    align=True,
-)
-
-METRICS = (
-    "requests",
-    "completed",
-    "rejected",
-    "waiting_end",
-    "e2e_mean_s",
-    "e2e_p50_s",
-    "e2e_p99_s",
-    "ttft_mean_s",
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "tpot_mean_s",
-    "tpot_p99_s",
-    "latency_mean_s",
-    "throughput_rps",
-    "output_tokens_per_s",
-    "goodput_rps",
-    "slo_attainment",
-    "kv_mean",
-    "kv_peak",
-    "preemptions",
-    "dropped_tokens",
-    "dropped_of_capacity",
-    "batches",
-    "batch_mean_s",
-    "duration_s",
-    "waiting_mean",
-    "invalid_actions",
-    "penalty",
-    "stability",
-    "unstable",
-    "world_checksum",
-)
-"""NaN, with nothing to take it of: `e2e_*` where no request has completed; `ttft_*` where none has a first token; `tpot_*` where
-none of the completed has two tokens or more; `latency_mean_s` where every request was rejected; `slo_attainment` where there was
-none; rates, and `waiting_mean`, over no time; `kv_mean` and `batch_mean_s` without a batch."""
-
-
-class State(NamedTuple):
-    """Arrays of KVQueue; first axis = lane. See `llmgym.serving.engine`."""
-
-    lane: NDArray[Any]
-    resident: NDArray[Any]
-    request: NDArray[Any]
-    queue: NDArray[np.int32]
-    scratch: NDArray[np.int32]
-
-
-class Params(NamedTuple):
-    """What all lanes of KVQueue share."""
-
-    config: NDArray[Any]
-    rules: NDArray[Any]
-    class_budgets: NDArray[np.int32]
-    orders: NDArray[np.int64]
-    cost: StepCost
-    traffic: Traffic
+EMPTY = Episode.blank
 
 
 @kernel
@@ -141,34 +44,16 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode and wait for the first of them."""
     episode = state.lane[lane]
     config = params.config[0]
+    state.lane[lane] = EMPTY[0]
     start(state, params, lane, key)
-    episode.rule = 0
-    episode.next, episode.rejected, episode.invalid, episode.decisions, episode.picked, episode.unstable = (
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    )
-    episode.in_system_s, episode.waiting_s, episode.area_rate, episode.stability, episode.penalty = (
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-        0.0,
-    )
     episode.batch_estimate_s = config.batch_ref_s
     requests = state.request[lane]
     count = draw(params.traffic, key, config.horizon_s, requests)
-    checksum = 0.0
     for i in range(count):
-        asked = requests[i]
-        begin(asked, config.longest)
-        checksum += asked.arrival_s + asked.prompt + 1e-3 * asked.output
+        begin(requests[i], config.longest)
     episode.requests = count
     episode.per_request = 1.0 / max(count, 1)
-    episode.checksum = checksum
+    episode.checksum = checksum_of(requests, count)
     if count > 0:
         episode.clock_s = requests[0].arrival_s
     episode.seen_s = episode.clock_s
@@ -183,7 +68,7 @@ def _prepare(state: State, params: Params, lane: int) -> None:
     episode = state.lane[lane]
     episode.allowed = 0
     if params.config[0].mode == ADMIT and episode.waiting > 0:
-        episode.allowed = admissible(state, params, lane, params.config[0].slots)
+        episode.allowed = admissible(state, params, lane, params.config[0].visible)
 
 
 @kernel(inline=True)
@@ -204,17 +89,17 @@ def _enqueue(state: State, params: Params, lane: int) -> int:
     config = params.config[0]
     area = 0
     while episode.next < episode.requests and state.request[lane, episode.next].arrival_s <= episode.seen_s:
-        request = episode.next
+        number = episode.next
         episode.next += 1
-        asked = state.request[lane, request]
-        if asked.prompt >= config.longest:
+        request = state.request[lane, number]
+        if request.prompt >= config.longest:
             episode.rejected += 1
             continue
-        since = episode.clock_s - asked.arrival_s
+        since = episode.clock_s - request.arrival_s
         episode.in_system_s += since
         episode.waiting_s += since
         before = episode.waiting_area
-        wait(state, params, lane, request)
+        wait(state, params, lane, number)
         area += episode.waiting_area - before
     return area
 
@@ -268,7 +153,7 @@ def step_lane(
         if config.mode > PICK:
             if episode.waiting > 0 and episode.blocked == 0:
                 admit_by_rule(state, params, lane, rule, watermark)
-            if params.rules[rule].batch != 0:
+            if params.rules[rule].batch != AS_ADMITTED:
                 compose(state, params, lane, params.rules[rule].batch)
         population = episode.residents + episode.waiting
         queued = episode.waiting
@@ -325,7 +210,7 @@ def step_lane(
 @kernel
 def _one_fits(state: State, params: Params, lane: int) -> bool:
     """Whether any of the requests that an observation shows could be picked."""
-    for k in range(min(params.config[0].slots, state.lane[lane].waiting)):
+    for k in range(min(params.config[0].visible, state.lane[lane].waiting)):
         if fits_now(state, params, lane, queue.at(state, lane, 0, k)):
             return True
     return False
@@ -341,11 +226,13 @@ def _refuse(state: State, params: Params, lane: int) -> int:
 
 
 @kernel(inline=True)
-def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    """Write the observation: see `layout` in `llmgym.envs.kv.queue.env`."""
+def observe_lane(
+    state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
+) -> None:
+    """Write the observation; `rest` tells the first waiting requests, four numbers each."""
     episode = state.lane[lane]
     config = params.config[0]
-    resident = state.resident[lane]
+    residents = state.resident[lane]
     remaining = state.scratch[lane, 0]
     held = state.scratch[lane, 1]
     footprint = state.scratch[lane, 2]
@@ -358,22 +245,22 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
     longest = 1
     backlog = episode.waiting_area
     for i in range(episode.residents):
-        r = resident[i]
-        if r.decoding == 1:
-            produced = tick - r.base
-            start = r.prompt - r.kept - lag
-            kv = start + produced
-            predicted = max(r.predicted, produced + 1)
+        resident = residents[i]
+        if resident.decoding == 1:
+            produced = tick - resident.base
+            prompt = resident.prompt - resident.kept - lag
+            kv = prompt + produced
+            predicted = max(resident.predicted, produced + 1)
             left = predicted - produced
             stays = kv
-            backlog += left * start + (left * (predicted + produced + 1)) // 2
+            backlog += left * prompt + (left * (predicted + produced + 1)) // 2
         else:
-            kv = r.prefilled
-            predicted = max(r.predicted, r.kept + 1)
-            chunks = chunks_of(config, r.prompt - kv)
-            left = predicted - r.kept + chunks
-            stays = r.prompt - chunks
-            backlog += remaining_area(config, r.prompt, kv, r.kept, r.kept, 0, predicted)
+            kv = resident.prefilled
+            predicted = max(resident.predicted, resident.kept + 1)
+            chunks = chunks_of(config, resident.prompt - kv)
+            left = predicted - resident.kept + chunks
+            stays = resident.prompt - chunks
+            backlog += remaining_area(config, resident.prompt, kv, resident.kept, resident.kept, 0, predicted)
         # Unsigned, so that numba does not ask whether an index counts from the end.
         b = np.uint64(min((left * per_step) >> BIN_SHIFT, last))
         remaining[b] += 1
@@ -391,38 +278,38 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
         stay += held[m]
         if remaining[m] > 0:
             peak = max(peak, stay + alive * min((m + 1) * width, float(longest)))
-        out[SCALARS + m] = remaining[m] * seat
-        out[SCALARS + HISTOGRAM + m] = footprint[m] * seat
-    out[0] = episode.used * per_capacity
-    out[1] = (config.kv_capacity - episode.used - episode.growth) * per_capacity
-    out[2] = min(peak * per_capacity, 4.0)
-    out[3] = episode.residents * seat
-    out[4] = min(episode.waiting * config.per_cap, 1.0)
-    out[5] = min(backlog * per_capacity * BACKLOG_UNIT, 1.0)
-    out[6] = min(episode.area_rate * episode.batch_estimate_s * per_capacity, 4.0)
-    out[7] = min(episode.batch_s * config.per_batch, 4.0)
-    out[8] = min(episode.batch_prefill * config.per_prefill, 1.0)
-    out[9] = episode.blocked
-    out[10] = min(episode.preemptions * config.per_expected, 1.0)
-    out[11] = min(episode.done * config.per_expected, 2.0)
-    out[12] = min(episode.clock_s * config.per_horizon, 1.0)
-    out[13] = episode.picked * seat
-    at = SCALARS + 2 * HISTOGRAM
+        out.remaining[m] = remaining[m] * seat
+        out.footprint[m] = footprint[m] * seat
+    out.used = episode.used * per_capacity
+    out.free = (config.kv_capacity - episode.used - episode.growth) * per_capacity
+    out.peak = min(peak * per_capacity, 4.0)
+    out.residents = episode.residents * seat
+    out.waiting = min(episode.waiting * config.per_cap, 1.0)
+    out.backlog = min(backlog * per_capacity * BACKLOG_UNIT, 1.0)
+    out.load = min(episode.area_rate * episode.batch_estimate_s * per_capacity, 4.0)
+    out.batch_time = min(episode.batch_s * config.per_batch, 4.0)
+    out.batch_prefill = min(episode.batch_prefill * config.per_prefill, 1.0)
+    out.blocked = episode.blocked
+    out.preemptions = min(episode.preemptions * config.per_expected, 1.0)
+    out.progress = min(episode.done * config.per_expected, 2.0)
+    out.time = min(episode.clock_s * config.per_horizon, 1.0)
+    out.picked = episode.picked * seat
     clock_s, window_s = episode.clock_s, config.window_s
     per_prompt, per_output, per_area = config.per_prompt, config.per_output, config.per_area
     waiting = episode.waiting
-    for k in range(config.slots):
+    i = 0
+    for k in range(config.visible):
         if k < waiting:
-            asked = state.request[lane, queue.at(state, lane, 0, k)]
-            waited = clock_s - asked.arrival_s
-            out[at] = min((asked.prompt + asked.kept) * per_prompt, 1.0)
-            out[at + 1] = min(asked.predicted * per_output, 1.0)
-            out[at + 2] = waited / (waited + window_s)
-            out[at + 3] = min(asked.area * per_area, 1.0)
+            request = state.request[lane, queue.at(state, lane, 0, k)]
+            waited = clock_s - request.arrival_s
+            rest[i] = min((request.prompt + request.kept) * per_prompt, 1.0)
+            rest[i + 1] = min(request.predicted * per_output, 1.0)
+            rest[i + 2] = waited / (waited + window_s)
+            rest[i + 3] = min(request.area * per_area, 1.0)
         else:
-            for j in range(4):
-                out[at + j] = 0.0
-        at += 4
+            for j in range(PER_REQUEST):
+                rest[i + j] = 0.0
+        i += PER_REQUEST
 
 
 @kernel(inline=True)
@@ -432,11 +319,11 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
     config = params.config[0]
     if config.mode == ADMIT:
         least = 1 if episode.residents == 0 and episode.allowed > 0 else 0
-        for k in range(config.slots + 1):
+        for k in range(config.visible + 1):
             out[k] = 1 if least <= k <= episode.allowed else 0
     elif config.mode == PICK:
         out[0] = 1
-        for k in range(config.slots):
+        for k in range(config.visible):
             out[k + 1] = 0
             if k < episode.waiting and fits_now(state, params, lane, queue.at(state, lane, 0, k)):
                 out[k + 1] = 1
@@ -448,8 +335,8 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 
 @kernel(allocates=True)
-def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float64]) -> None:
-    """Write the episode's metrics, in the order of `METRICS`; NaN where there is nothing to take them of, see there."""
+def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
+    """Write the metrics of the episode so far; NaN where there is nothing to take one of."""
     episode = state.lane[lane]
     config = params.config[0]
     duration = episode.clock_s - state.request[lane, 0].arrival_s if episode.requests > 0 else 0.0
@@ -458,53 +345,53 @@ def metrics_lane(state: State, params: Params, lane: int, out: NDArray[np.float6
     ttft = np.empty(episode.next, np.float32)
     finished, started, several = 0, 0, 0
     for i in range(episode.next):
-        asked = state.request[lane, i]
-        first = asked.ttft_s
-        last = asked.e2e_s
+        request = state.request[lane, i]
+        first = request.ttft_s
+        last = request.e2e_s
         if first >= 0.0:
             ttft[started] = first
             started += 1
         if last >= 0.0:
             e2e[finished] = last
             finished += 1
-            each = time_per_token(first, last, asked.output)
+            each = time_per_token(first, last, request.output)
             if not math.isnan(each):
                 tpot[several] = each
                 several += 1
     e2e, ttft, tpot = e2e[:finished], ttft[:started], tpot[:several]
-    out[0] = episode.requests
-    out[1] = episode.done
-    out[2] = episode.rejected
-    out[3] = episode.waiting
-    out[4] = mean(e2e)
-    out[5] = quantile(e2e, 0.5)
-    out[6] = quantile(e2e, 0.99)
-    out[7] = mean(ttft)
-    out[8] = quantile(ttft, 0.5)
-    out[9] = quantile(ttft, 0.99)
-    out[10] = mean(tpot)
-    out[11] = quantile(tpot, 0.99)
-    out[12] = math.nan
+    out.requests = episode.requests
+    out.completed = episode.done
+    out.rejected = episode.rejected
+    out.waiting_end = episode.waiting
+    out.e2e_mean_s = mean(e2e)
+    out.e2e_p50_s = quantile(e2e, 0.5)
+    out.e2e_p99_s = quantile(e2e, 0.99)
+    out.ttft_mean_s = mean(ttft)
+    out.ttft_p50_s = quantile(ttft, 0.5)
+    out.ttft_p99_s = quantile(ttft, 0.99)
+    out.tpot_mean_s = mean(tpot)
+    out.tpot_p99_s = quantile(tpot, 0.99)
+    out.latency_mean_s = math.nan
     if episode.rejected < episode.requests:
-        out[12] = episode.in_system_s / episode.requests
-    out[13] = ratio(episode.done, duration)
-    out[14] = ratio(episode.decoded, duration)
-    out[15] = ratio(episode.met, duration)
-    out[16] = ratio(episode.met, episode.requests)
-    out[17] = ratio(episode.kv_s, episode.busy_s) / config.kv_capacity
-    out[18] = episode.kv_peak / config.kv_capacity
-    out[19] = episode.preemptions
-    out[20] = episode.dropped
-    out[21] = episode.dropped / config.kv_capacity
-    out[22] = episode.batches
-    out[23] = ratio(episode.busy_s, episode.batches)
-    out[24] = duration
-    out[25] = ratio(episode.waiting_s, duration)
-    out[26] = episode.invalid
-    out[27] = episode.penalty
-    out[28] = episode.stability
-    out[29] = episode.unstable
-    out[30] = episode.checksum
+        out.latency_mean_s = episode.in_system_s / episode.requests
+    out.throughput_rps = ratio(episode.done, duration)
+    out.output_tokens_per_s = ratio(episode.decoded, duration)
+    out.goodput_rps = ratio(episode.met, duration)
+    out.slo_attainment = ratio(episode.met, episode.requests)
+    out.kv_mean = ratio(episode.kv_s, episode.busy_s) / config.kv_capacity
+    out.kv_peak = episode.kv_peak / config.kv_capacity
+    out.preemptions = episode.preemptions
+    out.dropped_tokens = episode.dropped
+    out.dropped_of_capacity = episode.dropped / config.kv_capacity
+    out.batches = episode.batches
+    out.batch_mean_s = ratio(episode.busy_s, episode.batches)
+    out.duration_s = duration
+    out.waiting_mean = ratio(episode.waiting_s, duration)
+    out.invalid_actions = episode.invalid
+    out.penalty = episode.penalty
+    out.stability = episode.stability
+    out.unstable = episode.unstable
+    out.world_checksum = episode.checksum
 
 
 KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)

@@ -2,60 +2,49 @@
 
 from dataclasses import dataclass
 
+from llmgym.core.settings import count, given, option, quantity
 from llmgym.serving.capacity import UNLIMITED
+from llmgym.serving.settings import engine_setting
+from llmgym.workloads.workload import INFORMATION
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Settings of KVQueue; every one of them is also an argument of the environment.
-
-    Attributes:
-        about: one line.
-        workload: name of a workload.
-        profile: name of a cost profile.
-        load: offered load as a fraction of the predicted saturated rate; ignored where `rate_rps` is given.
-        rate_rps: arrivals a second; None takes it from `load`.
-        requests: of an episode.
-        horizon_s: an episode is cut after this time, s.
-        kv_capacity: M, tokens; None takes what the profile's memory leaves.
-        chunk: longest prefill chunk, tokens.
-        budget: tokens of a batch.
-        seats: requests that run at once.
-        block: tokens of a cache block, a power of two; more than 1 needs overflow="recompute". vLLM has 16.
-        scheduling: "sync" plans a batch when the last one has ended; "async" while it runs, so that whoever arrives during a batch
-            misses the next one too (vLLM V1).
-        longest: prompt and output together, tokens; None takes M.
-        overflow: "pause" (swap at no cost) or "recompute".
-        first_token: when a request's first output token appears: "next-batch", "with-prefill", or "stored" (with the
-            last chunk, its KV in the same batch).
-        information: what a scheduler is told of output lengths: "exact", "noisy", "mean" or "none".
-        noise_scale: factor on the log error of "noisy".
-        waiting_cap: an episode ends as unstable when more requests wait.
-        ttft_slo_s: objective for the time to the first token, s.
-        tpot_slo_s: objective for the time per output token after it, s.
-    """
+    """Settings of KVQueue; every one of them is also an argument of the environment."""
 
     about: str
-    workload: str
-    profile: str
-    load: float = 0.9
-    rate_rps: float | None = None
-    requests: int = 1000
-    horizon_s: float = 3600.0
-    kv_capacity: int | None = None
-    chunk: int = 512
-    budget: int = UNLIMITED
-    seats: int = 256
-    block: int = 1
-    scheduling: str = "sync"
-    longest: int | None = None
-    overflow: str = "pause"
-    first_token: str = "next-batch"
-    information: str = "exact"
-    noise_scale: float = 1.0
-    waiting_cap: int = 4096
-    ttft_slo_s: float = 10.0
-    tpot_slo_s: float = 0.1
+    workload: str = given(..., "Name of a workload: arrivals and lengths.")
+    profile: str = given(..., "Name of a cost profile: what a batch costs.")
+    load: float = quantity(
+        0.9, "Offered load as a fraction of the predicted saturated rate; ignored where `rate_rps` is given."
+    )
+    rate_rps: float | None = quantity(None, "Arrivals a second; None takes them from `load`.", unit="req/s")
+    requests: int = count(1000, "Requests of an episode.", unit="requests")
+    horizon_s: float = quantity(3600.0, "An episode is cut after this time, seconds.", unit="s")
+    kv_capacity: int | None = count(
+        None, "M, tokens that the cache holds; None takes what the profile's memory leaves.", unit="tokens"
+    )
+    chunk: int = engine_setting("chunk", 512)
+    budget: int = engine_setting("budget", UNLIMITED)
+    seats: int = engine_setting("seats", 256)
+    block: int = engine_setting("block", 1)
+    scheduling: str = engine_setting("scheduling", "sync")
+    longest: int | None = count(
+        None, "Prompt and output together, tokens at most; None takes M.", unit="tokens"
+    )
+    overflow: str = engine_setting("overflow", "pause")
+    first_token: str = engine_setting("first_token", "next-batch")
+    information: str = option(
+        "exact",
+        "What a scheduler is told of output lengths; `noisy` has the errors of a learned predictor.",
+        INFORMATION,
+    )
+    noise_scale: float = quantity(1.0, "Factor on the log error of `noisy` predictions.", zero=True)
+    waiting_cap: int = count(4096, "An episode ends as unstable when more requests wait.", unit="requests")
+    ttft_slo_s: float = quantity(10.0, "Objective for the time to the first token, seconds.", unit="s")
+    tpot_slo_s: float = quantity(
+        0.1, "Objective for the time per output token after the first, seconds.", unit="s"
+    )
 
 
 def _paper(ratio: str) -> Scenario:

@@ -1,0 +1,168 @@
+"""Records and arrays of inference engines: what an engine, a resident, a request and an admission rule are to compiled code.
+
+An environment with engines bases its records on these (`class Episode(Engine)`, `class Config(Limits)`), names its arrays as
+`EngineState` and `EngineParams` do, and can then call every function of this package.
+"""
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.records import Record, Records, Records2, float32, float64, int16, int32, int64, uint64
+from llmgym.profiles.cost import StepCost
+
+FAR = 2**31 - 1
+"""A tick that never comes: the largest int32."""
+
+
+class Request(Record):
+    """One request of a lane. A record and not an array for each field, so that an arrival touches one line of memory."""
+
+    arrival_s: float = float64("Time of arrival, seconds.")
+    area: int = int64("Predicted area when it last began to wait, tokens x batches.")
+    prompt: int = int32("Length of the prompt, tokens.")
+    output: int = int32("Length of the output, tokens; a scheduler cannot know it.")
+    predicted: int = int32("Output length told to the scheduler, tokens; 0 if none is told.")
+    kept: int = int32("Output that a preempted request has produced and keeps, tokens.")
+    kind: int = int32("Number of its class.")
+    ttft_s: float = float32(
+        "Time from arrival to the first output token, seconds; -1 until then.", blank=-1.0
+    )
+    e2e_s: float = float32("Time from arrival to the last output token, seconds; -1 until then.", blank=-1.0)
+
+
+class Limits(Record):
+    """Settings that an engine reads: the first fields of the record `params.config[0]`."""
+
+    kv_capacity: int = int32("Capacity of the KV cache, tokens.")
+    chunk: int = int32("Longest prefill chunk of one request in one batch, tokens.")
+    budget: int = int32("Most tokens of a batch.")
+    seats: int = int32("Most residents.")
+    block: int = int32(
+        "Size of a cache block, tokens, a power of two: the cache is handed out in whole blocks."
+    )
+    first: int = int32("1 if the last prefill chunk yields the first output token, 0 if the next batch does.")
+    first_stored: int = int32("1 if the KV of that token is stored in the same batch.")
+    per_chunk: float = float64("Reciprocal of `chunk`, 1/tokens.")
+    default_output: int = int32("Stands in for a prediction where there is none, tokens.")
+    ttft_slo_s: float = float64("Objective for the time to the first token, seconds.")
+    tpot_slo_s: float = float64("Objective for the time per output token after the first, seconds.")
+
+
+class Engine(Record):
+    """One engine: the first fields of the record `state.lane[lane]`."""
+
+    clock_s: float = float64("Simulated time, seconds.")
+    key: np.uint64 = uint64("Seeds what is drawn within the episode.")
+    tick: int = int32("Batches so far: the shared progress of the decoding residents.")
+    residents: int = int32("Requests that have been admitted and have not completed.")
+    walk: int = int32("Index of the first resident that is not simply decoding.")
+    used: int = int32("Blocks held by residents that are not paused, tokens.")
+    unfilled: int = int32(
+        "Part of these blocks, of the residents before `walk`, that is still empty, tokens."
+    )
+    swapped: int = int32("Cache of the paused residents, tokens.")
+    paused: int = int32("Residents that are held back.")
+    growth: int = int32("Blocks that the planned batch adds to the cache, tokens.")
+    budget_left: int = int32("Tokens that the planned batch may still take.")
+    next_finish: int = int32("No resident completes before this tick.", blank=FAR)
+    blocked: int = int32("1 if the plan had to pause or preempt: nobody is admitted to this batch.")
+    overflow: int = int32("PAUSE, RECOMPUTE or CLEAR, in force when the batch was planned.")
+    skip: int = int32("1 if pausing skips those that do not fit, 0 if it pauses everybody younger too.")
+    clear_probability: float = float64("Probability with which clearing throws out a resident.")
+    waiting: int = int32("Requests that wait for admission.")
+    waiting_area: int = int64("Predicted area of the waiting requests, tokens x batches.")
+    done: int = int32("Requests that have completed.")
+    met: int = int32("Completed requests whose TTFT and TPOT were both within their objectives.")
+    preemptions: int = int32("How often a resident has lost its cache.")
+    dropped: int = int64("Cache thrown away by preemption, tokens.")
+    draws: int = int32("Random numbers drawn within the episode.")
+    batches: int = int32("Batches that have run.")
+    batch_used: int = int32("Cache in use by those that ran in the last batch, tokens.")
+    batch_prefill: int = int32("Prompt tokens of the last batch.")
+    batch_decodes: int = int32("Output tokens of the last batch.")
+    batch_s: float = float64("Duration of the last batch, seconds.")
+    busy_s: float = float64("Duration of all batches, seconds.")
+    kv_s: float = float64("Integral of `batch_used` over busy time, token seconds.")
+    kv_peak: int = int32("Largest `batch_used` so far, tokens.")
+    prefilled: int = int64("Prompt tokens of all batches.")
+    decoded: int = int64("Output tokens of all batches.")
+
+
+class Resident(Record):
+    """One request that has been admitted; an engine keeps them in order of admission."""
+
+    request: int = int32("Number of the request.")
+    prompt: int = int32("Tokens to prefill: the prompt, and after a preemption also the kept output.")
+    prefilled: int = int32("Tokens of these that have been prefilled.")
+    output: int = int32("Length of the output, tokens.")
+    predicted: int = int32("Output length that the scheduler reckons with, tokens.")
+    kept: int = int32("Output from before a preemption, tokens.")
+    base: int = int32("While it decodes, the output so far is the engine's tick minus this.")
+    finish: int = int32("While it decodes, the tick at which it completes.", blank=FAR)
+    run: int = int32("Tokens planned for the next batch.")
+    decoding: int = int16("1 once its prompt is done and the tick counts its output.")
+    paused: int = int16("1 while it is held back, with its cache swapped out.")
+
+
+class CompiledRule(Record):
+    """An admission rule as compiled code reads it; see `llmgym.serving.rules.Rule`."""
+
+    row: int = int32("Row of `params.orders` that holds the order in which waiting requests are looked at.")
+    check: int = int32("What must hold for an admission, a value of `CHECKS`.")
+    batch: int = int32("How a batch is put together, a value of `BATCHES`.")
+    skip: int = int32("1 if a request that does not fit is passed over.")
+    overflow: int = int32("PAUSE, RECOMPUTE or CLEAR.")
+    most: int = int32("Most admissions to a batch.")
+    watermark: float = float64("Share of the cache that the `whole-prompt` check keeps free.")
+    headroom: float = float64("Share of the cache that the `headroom` check keeps free.")
+    clear_probability: float = float64("Probability with which clearing throws out a resident.")
+
+
+class EngineState(Protocol):
+    """The arrays of several engines; the first axis is the engine, which the functions of this package call the lane."""
+
+    @property
+    def lane(self) -> Records[Engine]:
+        """One record for each engine."""
+
+    @property
+    def resident(self) -> Records2[Resident]:
+        """Residents [engines, seats], the first `residents` of each row in order of admission."""
+
+    @property
+    def request(self) -> Records2[Request]:
+        """Requests [engines, n], numbered by arrival."""
+
+    @property
+    def queue(self) -> NDArray[np.int32]:
+        """Waiting requests, int32 [engines, orders, 2 + n]; see `llmgym.serving.queue`."""
+
+    @property
+    def scratch(self) -> NDArray[np.int32]:
+        """Intermediate results, int32 [engines, SCRATCH_ROWS, seats + 1]; see `llmgym.serving.admission`."""
+
+
+class EngineParams(Protocol):
+    """What all engines share; `llmgym.serving.rules.pack` makes rules, class budgets and orders."""
+
+    @property
+    def config(self) -> Records[Limits]:
+        """One record, [1]."""
+
+    @property
+    def rules(self) -> Records[CompiledRule]:
+        """The admission rules by number."""
+
+    @property
+    def class_budgets(self) -> NDArray[np.int32]:
+        """Admissions to a batch, int32 [rules, classes]."""
+
+    @property
+    def orders(self) -> NDArray[np.int64]:
+        """The orders in which waiting requests are kept, int64 [orders]."""
+
+    @property
+    def cost(self) -> StepCost:
+        """What a batch costs."""
