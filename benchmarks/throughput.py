@@ -26,7 +26,7 @@ from gymnasium.spaces import Box, Discrete
 
 import llmgym
 from llmgym.core.checks import number, output_folder, whole
-from llmgym.envs.kv.queue.kernels import mask_lane, observe_lane
+from llmgym.core.lanes import observing
 from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
 
 ENV_ID = "llmgym/KVQueue-v0"
@@ -185,18 +185,15 @@ def state_bytes(envs: Any) -> float:
     return sum(array.nbytes for array in (*lanes.state, *lanes.buffers)) / lanes.count
 
 
-@numba.njit(nogil=True, error_model="numpy", _nrt=False)
-def observe(state: Any, params: Any, out: Any) -> None:
-    """Nothing but the observations of all lanes."""
-    for lane in range(out.shape[0]):
-        observe_lane(state, params, lane, out[lane])
+def every_lane(kernel: Any) -> Any:
+    """A compiled loop that calls nothing but one kernel `(state, params, lane, row)`, for all lanes."""
 
+    @numba.njit(nogil=True, error_model="numpy", _nrt=False)
+    def loop(state: Any, params: Any, out: Any) -> None:
+        for lane in range(out.shape[0]):
+            kernel(state, params, lane, out[lane])
 
-@numba.njit(nogil=True, error_model="numpy", _nrt=False)
-def mask(state: Any, params: Any, out: Any) -> None:
-    """Nothing but the masks of all lanes."""
-    for lane in range(out.shape[0]):
-        mask_lane(state, params, lane, out[lane])
+    return loop
 
 
 def parts(lanes: int) -> tuple[float, ...]:
@@ -207,6 +204,7 @@ def parts(lanes: int) -> tuple[float, ...]:
     for action in actions * 4:
         envs.step(action)
     inner, params = envs.lanes, envs.simulation.params
+    observe, mask = every_lane(observing(envs.simulation)), every_lane(envs.simulation.kernels.mask_lane)
     found = []
     for job in (
         lambda: envs.step(actions[0]),

@@ -34,6 +34,9 @@ def area(prompt: ArrayLike, output: ArrayLike, chunk: int) -> NDArray[np.float64
         prompt: prompt lengths s, tokens.
         output: output lengths o, tokens.
         chunk: prefill chunk c, tokens.
+
+    Returns:
+        Tokens x batches, in the shape of `prompt` and `output` together.
     """
     s, o = np.asarray(prompt, np.float64), np.asarray(output, np.float64)
     return np.asarray(((1 + s / chunk) * s + 2 * s * o + (1 + o) * o) / 2)
@@ -51,6 +54,9 @@ def exact_area(
         first: 1 if the last prefill chunk yields the first output token, as in real engines: then o - 1 decode batches
             follow, the first of which holds s + 1 tokens.
         stored: 1 if that token is stored in the same batch: then all these batches hold one token more.
+
+    Returns:
+        Tokens x batches, in the shape of `prompt` and `output` together.
     """
     s, o = np.asarray(prompt, np.float64), np.asarray(output, np.float64) - first
     n = np.ceil(s / chunk)
@@ -82,10 +88,10 @@ def fitting(workload: Workload, kv_capacity: float) -> Fitting:
     def fits(s: NDArray[np.int64], o: NDArray[np.int64]) -> NDArray[np.bool_]:
         tokens = s + o
         smallest.append(int(tokens.min()))
-        found: NDArray[np.bool_] = tokens <= kv_capacity
-        largest.append(int(tokens[found].max(initial=0)))
-        whole_classes.append(bool(found.all()))
-        return found
+        small: NDArray[np.bool_] = tokens <= kv_capacity
+        largest.append(int(tokens[small].max(initial=0)))
+        whole_classes.append(bool(small.all()))
+        return small
 
     share = workload.expectation(fits)
     if all(whole_classes):
@@ -108,7 +114,21 @@ def _mean(
 def mean_area(
     workload: Workload, chunk: int, exact: bool = False, first: int = 0, within: float = math.inf
 ) -> float:
-    """E[area] over the requests of a workload that have at most `within` tokens, tokens x batches (see `area` and `exact_area`)."""
+    """E[area] over the requests of a workload.
+
+    Args:
+        workload: who asks.
+        chunk: prefill chunk c, tokens.
+        exact: with whole chunks, as `exact_area`, and not as the paper writes it, as `area`.
+        first: 1 if the last prefill chunk yields the first output token (with `exact`).
+        within: only requests of at most so many tokens, prompt and output together.
+
+    Returns:
+        Tokens x batches.
+
+    Raises:
+        InvalidArgument: a chunk of 0 or less, or no request of at most `within` tokens.
+    """
     _positive(chunk=chunk)
     if exact:
         return _mean(workload, lambda s, o: exact_area(s, o, chunk, first), within)
@@ -122,6 +142,9 @@ def critical_rate(kv_capacity: float, batch_s: float, mean_area: float) -> float
         kv_capacity: M, tokens.
         batch_s: b, seconds of a batch near saturation.
         mean_area: E[g], tokens x batches.
+
+    Raises:
+        InvalidArgument: a number of 0 or less.
     """
     _positive(kv_capacity=kv_capacity, batch_s=batch_s, mean_area=mean_area)
     return kv_capacity / (batch_s * mean_area)
@@ -134,13 +157,32 @@ def slack(workload: Workload, kv_capacity: float) -> float:
 
 
 def reserve_rate(workload: Workload, kv_capacity: float, batch_s: float, chunk: int) -> float:
-    """Critical rate if admission reserves each request's peak: M / (b E[(s + o) (ceil(s / c) + o)]), requests a second."""
+    """Critical rate if admission reserves each request's peak: M / (b E[(s + o) (ceil(s / c) + o)]), requests a second.
+
+    Args:
+        workload: who asks.
+        kv_capacity: M, tokens.
+        batch_s: b, seconds of a batch.
+        chunk: prefill chunk c, tokens.
+
+    Raises:
+        InvalidArgument: a number of 0 or less.
+    """
     held = workload.expectation(lambda s, o: (s + o) * (np.ceil(s / chunk) + o))
     return critical_rate(kv_capacity, batch_s, held)
 
 
 def budget_rate(workload: Workload, budget: float, batch_s: float) -> float:
-    """Rate at which a budget of K tokens a batch is used up: K / (b E[s + o]), requests a second (Dai et al., 2504.07347)."""
+    """Rate at which a budget of K tokens a batch is used up: K / (b E[s + o]), requests a second (Dai et al., 2504.07347).
+
+    Args:
+        workload: who asks.
+        budget: K, tokens of a batch.
+        batch_s: b, seconds of a batch.
+
+    Raises:
+        InvalidArgument: a number of 0 or less.
+    """
     _positive(budget=budget, batch_s=batch_s)
     return budget / (batch_s * workload.expectation(lambda s, o: s + o))
 
@@ -166,6 +208,9 @@ def gpus_needed(rate_rps: float, rate_per_gpu: float, utilization: float = 0.9) 
         rate_per_gpu: mu, critical rate of one replica.
         utilization: rho, target in (0, 1].
 
+    Returns:
+        A whole number; 0 for a rate of 0.
+
     Raises:
         InvalidArgument: a number out of range, or so many replicas that they cannot be counted.
     """
@@ -183,23 +228,38 @@ def gpus_needed(rate_rps: float, rate_per_gpu: float, utilization: float = 0.9) 
 
 
 def safe_class_budgets(workload: Workload, kv_capacity: float, chunk: int) -> tuple[int, ...]:
-    """Admissions a batch for each class, in proportion to the classes' shares, such that sum(b_k g_k) <= M.
+    """Admissions to a batch for each class, in proportion to the classes' shares, such that sum(b_k g_k) <= M.
 
-    Dong and Cao (arXiv 2604.11001), Algorithm 1: with those budgets the cache cannot
-    overflow and no memory check is needed. Where M is less than one request's area no whole number is safe; the least budget, 1, is
-    returned then, and the engine has to deal with overflows.
+    Dong and Cao (arXiv 2604.11001), Algorithm 1: with those budgets the cache cannot overflow and no memory check is needed. Where
+    M is less than one request's area no whole number is safe; the least budget, 1, is returned then, and the engine has to deal
+    with overflows.
+
+    Args:
+        workload: with the classes.
+        kv_capacity: M, tokens.
+        chunk: prefill chunk, tokens.
+
+    Returns:
+        One whole number a class, 1 or more.
     """
     shares = np.mean([np.asarray(phase.weights) / sum(phase.weights) for phase in workload.phases], axis=0)
     areas = []
-    for kind in workload.classes:
-        prompt, output, probability = kind.points()
+    for request_class in workload.classes:
+        prompt, output, probability = request_class.points()
         areas.append(float(exact_area(prompt, output, chunk) @ probability))
     scale = kv_capacity / float(shares @ np.array(areas))
     return tuple(max(1, math.floor(scale * share)) for share in shares)
 
 
 def with_class_budgets(rule: Rule, workload: Workload, kv_capacity: int, chunk: int) -> Rule:
-    """The rule; if it admits by class budgets and names none, with those of `safe_class_budgets`."""
+    """The rule; if it admits by class budgets and names none, with those of `safe_class_budgets`.
+
+    Args:
+        rule: an admission rule.
+        workload: with the classes.
+        kv_capacity: M, tokens.
+        chunk: prefill chunk, tokens.
+    """
     if rule.check != "class-budget" or rule.class_budgets:
         return rule
     return replace(rule, class_budgets=safe_class_budgets(workload, kv_capacity, chunk))
@@ -257,8 +317,23 @@ def saturation(
     prefill chunk a batch on average, batches with and without a chunk are weighted. Only requests of at most `within` tokens
     (prompt and output) are served; the rate is that of these.
 
+    Args:
+        workload: who asks.
+        profile: what a batch costs.
+        kv_capacity: M, tokens.
+        chunk: prefill chunk, tokens.
+        budget: tokens of a batch.
+        seats: requests that run at once.
+        first: 1 if the last prefill chunk yields the first output token.
+        phase_weights: share of each phase of the workload; None: as the workload says.
+        stored: 1 if that token is stored in the same batch.
+        within: only requests of at most so many tokens, prompt and output together.
+
     Returns:
         The prediction; `binding` names the limit.
+
+    Raises:
+        InvalidArgument: a number of 0 or less, or no request of at most `within` tokens.
     """
     _positive(kv_capacity=kv_capacity, chunk=chunk, budget=budget, seats=seats)
     chunk = min(chunk, budget)

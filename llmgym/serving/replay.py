@@ -361,7 +361,6 @@ def replay(
     if clients is not None:
         whole("clients", clients)
     EngineSettings(
-        chunk=budget,
         budget=budget,
         seats=seats,
         block=block,

@@ -66,7 +66,7 @@ class Replay:
         if self.information is not None:
             choice("information", self.information, INFORMATION)
         rows = self._rows()
-        found = replay(
+        replayed = replay(
             rows,
             profiles.load(self.profile, dense=self.dense, host=self.host),
             kv_capacity=self.kv_capacity,
@@ -76,14 +76,14 @@ class Replay:
             ranks=self.ranks,
             clients=self.clients,
         )
-        if found.unfinished == len(rows):
+        if replayed.unfinished == len(rows):
             raise NoProgress(
                 f"none of {len(rows)} requests finishes: what is in the engine cannot be run by rule={self.rule!r} in batches of "
                 f"budget={self.budget} tokens"
             )
-        self._tell(console, rows, found)
+        self._print(console, rows, replayed)
         if self.out is not None:
-            self._write(self.out, rows, found)
+            self._write(self.out, rows, replayed)
             console.print(f"Written: {self.out}")
 
     def _rows(self) -> workloads.Rows:
@@ -95,51 +95,51 @@ class Replay:
             workload = workload.with_arrivals(workloads.replay(workload.arrivals.rows, from_start=True))
         if self.rate is not None:
             workload = workload.with_rate(self.rate)
-        told = self.information or ("rows" if workload.has_predictions else "none")
-        drawn = workload.sample(np.random.default_rng(self.seed), most, information=told)
+        information = self.information or ("rows" if workload.has_predictions else "none")
+        drawn = workload.sample(np.random.default_rng(self.seed), most, information=information)
         return workloads.Rows(
             drawn.arrival_s,
             drawn.prompt_tokens,
             drawn.output_tokens,
-            None if told == "none" else drawn.predicted_tokens,
+            None if information == "none" else drawn.predicted_tokens,
             drawn.priority,
         )
 
-    def _tell(self, console: Console, rows: workloads.Rows, found: Replayed) -> None:
-        figures = latency_figures(found.arrival_s, found.first_s, found.last_s, rows.output_tokens)
+    def _print(self, console: Console, rows: workloads.Rows, replayed: Replayed) -> None:
+        figures = latency_figures(replayed.arrival_s, replayed.first_s, replayed.last_s, rows.output_tokens)
         table = Table(title=f"{len(rows)} requests of {self.trace} on {self.profile}", title_justify="left")
         for name in ("", "p50", "p90", "p99"):
             table.add_column(name, justify="right")
-        for kind, name in (
+        for figure, name in (
             ("ttft", "first token, s"),
             ("tpot", "time per output token, s"),
             ("e2e", "end to end, s"),
         ):
-            table.add_row(name, *(_shown(figures[f"{kind}_p{p}_s"], ".4g") for p in (50, 90, 99)))
+            table.add_row(name, *(_shown(figures[f"{figure}_p{p}_s"], ".4g") for p in (50, 90, 99)))
         console.print(table)
-        finished = len(rows) - found.unfinished
-        if found.unfinished:
+        finished = len(rows) - replayed.unfinished
+        if replayed.unfinished:
             console.print(
-                f"[bold]{found.unfinished} of {len(rows)} requests do not finish[/bold]: what is then in the engine cannot be "
+                f"[bold]{replayed.unfinished} of {len(rows)} requests do not finish[/bold]: what is then in the engine cannot be "
                 f"run by rule {self.rule} in batches of {self.budget} tokens. They are in no figure."
             )
         makespan_s = figures["makespan_s"]
         rate = finished / makespan_s if makespan_s > 0.0 else np.nan
         console.print(
             f"{_shown(figures['output_tokens_per_s'], ',.0f')} output tokens/s, {_shown(rate, '.2f')} requests/s, "
-            f"{found.preemptions} preemptions, cache {100 * found.kv_mean:.0f} % full on average, "
-            f"{100 * found.kv_peak:.0f} % at most, {found.batches:,} steps of {1e3 * found.batch_mean_s:.1f} ms"
+            f"{replayed.preemptions} preemptions, cache {100 * replayed.kv_mean:.0f} % full on average, "
+            f"{100 * replayed.kv_peak:.0f} % at most, {replayed.batches:,} steps of {1e3 * replayed.batch_mean_s:.1f} ms"
         )
 
     @staticmethod
-    def _write(out: Path, rows: workloads.Rows, found: Replayed) -> None:
+    def _write(out: Path, rows: workloads.Rows, replayed: Replayed) -> None:
         columns = (
-            found.arrival_s,
+            replayed.arrival_s,
             rows.prompt_tokens,
             rows.output_tokens,
-            found.first_s,
-            found.last_s,
-            found.rank,
+            replayed.first_s,
+            replayed.last_s,
+            replayed.rank,
         )
         header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s,rank"
         form = ("%.6f", "%d", "%d", "%.6f", "%.6f", "%d")

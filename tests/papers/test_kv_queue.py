@@ -23,6 +23,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from llmgym import profiles, workloads
 from llmgym.core.lanes import HOLD
+from llmgym.envs.kv.audit import potential
 from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.serving.capacity import (
     budget_rate,
@@ -130,7 +131,7 @@ def check_potential(rule: str, first_token: str) -> tuple[int, int]:
     run = engine(1, rule, scenario="tiny", load=1.2, requests=400, chunk=chunk, first_token=first_token)
     simulation, episode, requests = run.simulation, run.state.lane[0], run.state.request[0]
     early, stored = int(first_token != "next-batch"), int(first_token == "stored")
-    before, arrived = simulation.potential(run.state, 0), int(episode["next"])
+    before, arrived = potential(simulation, run.state, 0), int(episode["next"])
     paused, changes = 0, 0
     while not run.buffers.ended[0]:
         run.step(HOLD)
@@ -141,7 +142,7 @@ def check_potential(rule: str, first_token: str) -> tuple[int, int]:
             if not stored:
                 assert area == exact_area(s, o, chunk, early)
             came += area
-        after = simulation.potential(run.state, 0)
+        after = potential(simulation, run.state, 0)
         assert after == before - episode["batch_used"] + came
         changes += came > 0
         paused += int(episode["paused"])
@@ -225,13 +226,13 @@ def test_saturated_throughput_is_the_critical_rate(rule: str, overflow: str, rat
     erased a batch is free of that bias and is compared as well. Where work is recomputed, areas are erased twice, so
     there only the completions of the run are compared.
     """
-    found = saturate(rule, 40_000, scenario=f"paper-{ratio}", overflow=overflow, load=1.05)
-    assert found.rate_rps == pytest.approx(mu(ratio, exact=True), rel=0.02)
-    assert found.used == pytest.approx(SATURATED[rule, overflow][RATIOS.index(ratio)], abs=0.003)
-    assert found.batch_s == pytest.approx(TABLE[ratio][1])
+    result = saturate(rule, 40_000, scenario=f"paper-{ratio}", overflow=overflow, load=1.05)
+    assert result.rate_rps == pytest.approx(mu(ratio, exact=True), rel=0.02)
+    assert result.used == pytest.approx(SATURATED[rule, overflow][RATIOS.index(ratio)], abs=0.003)
+    assert result.batch_s == pytest.approx(TABLE[ratio][1])
     if overflow == "pause":
-        erased = found.rate_rps * found.area * found.batch_s / M
-        assert erased == pytest.approx(found.used, rel=0.005)
+        erased = result.rate_rps * result.area * result.batch_s / M
+        assert erased == pytest.approx(result.used, rel=0.005)
         assert 1 - slack(law(ratio), M) < erased <= 1.005
 
 
@@ -240,9 +241,9 @@ def test_peak_reservation(ratio: str) -> None:
     """Its own closed form: 2.331, 3.161 and 1.848 req/s, a third below what the cache allows."""
     rate = reserve_rate(law(ratio), M, TABLE[ratio][1], CHUNK)
     assert round(rate, 3) == {"1:1": 2.331, "2:1": 3.161, "1:2": 1.848}[ratio]
-    found = saturate("reserve-peak", 40_000, scenario=f"paper-{ratio}", load=1.0)
-    assert found.rate_rps == pytest.approx(rate, rel=0.02)
-    assert found.used == pytest.approx({"1:1": 0.710, "2:1": 0.793, "1:2": 0.633}[ratio], abs=0.01)
+    result = saturate("reserve-peak", 40_000, scenario=f"paper-{ratio}", load=1.0)
+    assert result.rate_rps == pytest.approx(rate, rel=0.02)
+    assert result.used == pytest.approx({"1:1": 0.710, "2:1": 0.793, "1:2": 0.633}[ratio], abs=0.01)
 
 
 # -- stability of the queue (section 5) ------------------------------------------------------------------------------------
@@ -307,11 +308,11 @@ def vllm_like(watermark: float | None, ratio: str, batches: int = 30_000) -> Any
 @pytest.mark.parametrize("watermark", ENGINE)
 def test_vllm_like_engine(watermark: float | None, ratio: str) -> None:
     """Budget 512, recomputation of the youngest, whole prompt and watermark at admission, batch time linear in its content."""
-    found = vllm_like(watermark, ratio)
+    result = vllm_like(watermark, ratio)
     column = list(MEASURED).index(ratio)
-    assert found.rate_rps == pytest.approx(ENGINE[watermark][column], rel=0.03)
+    assert result.rate_rps == pytest.approx(ENGINE[watermark][column], rel=0.03)
     if watermark == 0.02:
-        assert found.rate_rps == pytest.approx(MEASURED[ratio], rel=0.10)
+        assert result.rate_rps == pytest.approx(MEASURED[ratio], rel=0.10)
 
 
 def _key(watermark: float | None) -> str:
@@ -327,7 +328,7 @@ def test_preemptions_of_a_vllm_like_engine(watermark: float | None) -> None:
 @pytest.mark.parametrize(("ratio", "budget"), [("8:1", 512), ("1:1", 128)])
 def test_the_tighter_of_cache_and_budget_binds(ratio: str, budget: int) -> None:
     """min(M / (b E[g]), K / (b E[s + o])), where the budget is the smaller: 5.455 req/s for 8:1."""
-    found = saturate(
+    result = saturate(
         "vllm:watermark=0.02",
         scenario="paper-1:1",
         workload=f"uniform-{ratio}",
@@ -338,13 +339,13 @@ def test_the_tighter_of_cache_and_budget_binds(ratio: str, budget: int) -> None:
         load=1.1,
         batches=20_000,
     )
-    memory = critical_rate(M, found.batch_s, mean_area(law(ratio), min(CHUNK, budget), exact=True))
-    tokens = budget_rate(law(ratio), budget, found.batch_s)
+    memory = critical_rate(M, result.batch_s, mean_area(law(ratio), min(CHUNK, budget), exact=True))
+    tokens = budget_rate(law(ratio), budget, result.batch_s)
     assert tokens < memory
-    assert found.rate_rps == pytest.approx(min(memory, tokens), rel=0.02)
+    assert result.rate_rps == pytest.approx(min(memory, tokens), rel=0.02)
     if ratio == "8:1":
         assert tokens == pytest.approx(5.455, rel=0.02)
-        assert found.used == pytest.approx(0.69, abs=0.015)
+        assert result.used == pytest.approx(0.69, abs=0.015)
 
 
 # -- MC-SF (arXiv 2502.07115) ----------------------------------------------------------------------------------------------
@@ -398,14 +399,14 @@ def best_starts(capacity: int, prompt: Any, output: Any, rounds: int) -> list[in
         value += [1, *(prompt[i] + t - p for t in at)]
     matrix = sparse.csr_matrix((value, (row, column)), shape=(n + rounds, len(starts)))
     once, room = np.ones(n), np.full(rounds, capacity)
-    found = milp(
+    result = milp(
         [p + output[i] for i, p in starts],
         constraints=LinearConstraint(matrix, np.r_[once, np.zeros(rounds)], np.r_[once, room]),
         integrality=np.ones(len(starts)),
         bounds=Bounds(0, 1),
     )
-    assert found.status == 0
-    return [p for _, p in sorted(starts[k] for k in np.flatnonzero(found.x > 0.5))]
+    assert result.status == 0
+    return [p for _, p in sorted(starts[k] for k in np.flatnonzero(result.x > 0.5))]
 
 
 @pytest.mark.parametrize("instance", INSTANCES, ids=["M=23", "M=19", "M=21"])
@@ -486,19 +487,19 @@ def token_batches(
         **settings,
     )
     episode, requests = run.state.lane[0], run.state.request[0]
-    asked = np.concatenate([[0], np.cumsum(requests["prompt"].astype(np.int64) + requests["output"])])
+    tokens = np.concatenate([[0], np.cumsum(requests["prompt"].astype(np.int64) + requests["output"])])
     batches = []
     while True:
         run.step(HOLD)
         if run.buffers.ended[0]:
             return np.array(batches)
-        left = asked[episode["next"]] - episode["prefilled"] - episode["decoded"]
+        left = tokens[episode["next"]] - episode["prefilled"] - episode["decoded"]
         batches.append((left, episode["batch_prefill"], episode["batch_decodes"], episode["waiting"]))
 
 
 def of_fixed_length(arrivals: workloads.Arrivals, prompt: int, output: int) -> workloads.Workload:
-    kind = workloads.RequestClass(workloads.fixed(prompt), workloads.fixed(output))
-    return workloads.Workload("fixed lengths", arrivals, (kind,))
+    request_class = workloads.RequestClass(workloads.fixed(prompt), workloads.fixed(output))
+    return workloads.Workload("fixed lengths", arrivals, (request_class,))
 
 
 def test_token_rate_to_the_printed_digits() -> None:
@@ -534,8 +535,8 @@ REGULAR_S = 0.4675
 def test_work_conserving_rules_can_still_diverge(rule: str, budget: int) -> None:
     """(290, 990) requests every 467.5 ms, at most 100 in a batch: both lock into batches without prompts."""
     workload = of_fixed_length(workloads.regular(1 / REGULAR_S), 290, 990)
-    found = token_batches(rule, budget, workload, 1 / REGULAR_S, seats=100, requests=8000, horizon_s=3000.0)
-    waiting = found[:, 3]
+    result = token_batches(rule, budget, workload, 1 / REGULAR_S, seats=100, requests=8000, horizon_s=3000.0)
+    waiting = result[:, 3]
     assert waiting[-1] > 900
     thirds = waiting[[len(waiting) // 3, 2 * len(waiting) // 3, -1]]
     assert thirds[2] - thirds[1] == pytest.approx(thirds[1] - thirds[0], rel=0.1)
@@ -543,9 +544,11 @@ def test_work_conserving_rules_can_still_diverge(rule: str, budget: int) -> None
 
 def test_sarathi_locks_into_29_and_99() -> None:
     workload = of_fixed_length(workloads.regular(1 / REGULAR_S), 290, 990)
-    found = token_batches("sarathi", 128, workload, 1 / REGULAR_S, seats=100, requests=8000, horizon_s=3000.0)
-    assert found[:, 3].max() <= 2
-    assert (found[-1000:, 1:3] == (29, 99)).all()
+    result = token_batches(
+        "sarathi", 128, workload, 1 / REGULAR_S, seats=100, requests=8000, horizon_s=3000.0
+    )
+    assert result[:, 3].max() <= 2
+    assert (result[-1000:, 1:3] == (29, 99)).all()
 
 
 # -- the small world ---------------------------------------------------------------------------------------------------------
@@ -572,8 +575,8 @@ def test_small_world_closed_forms() -> None:
     ],
 )
 def test_small_world_saturated(rule: str, overflow: str, rate_rps: float) -> None:
-    found = saturate(rule, 9000, 1000, 8, scenario="tiny", overflow=overflow, load=1.05, requests=20_000)
-    assert found.rate_rps == pytest.approx(rate_rps, rel=0.02)
+    result = saturate(rule, 9000, 1000, 8, scenario="tiny", overflow=overflow, load=1.05, requests=20_000)
+    assert result.rate_rps == pytest.approx(rate_rps, rel=0.02)
 
 
 # rho -> for each rule mean latency (s) of the finished and the queue after 60 s; simulated, 3 seeds

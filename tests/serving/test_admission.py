@@ -192,8 +192,8 @@ def test_class_budgets_hold_for_each_class_in_each_batch() -> None:
     workload = Workload("three", poisson(1.0), classes)
     rule = Rule("budgets", check="class-budget", class_budgets=(2, 0, 1))
     lanes = lanes_of(rule, workload=workload, kv_capacity=4000, load=1.5, requests=300, horizon_s=3.0)
-    kinds = lanes.state.request["kind"][0]
-    assert set(kinds.tolist()) == {0, 1, 2}
+    class_of = lanes.state.request["kind"][0]
+    assert set(class_of.tolist()) == {0, 1, 2}
     before: set[int] = set()
     most = np.zeros(3, int)
     while not lanes.buffers.ended[0]:
@@ -201,7 +201,7 @@ def test_class_budgets_hold_for_each_class_in_each_batch() -> None:
         episode = lanes.state.lane[0]
         now = set(lanes.state.resident[0, : episode["residents"]]["request"].tolist())
         # Requests run for at least 4 batches, so whoever is new was admitted in the batch that just ran.
-        most = np.maximum(most, np.bincount(kinds[sorted(now - before)], minlength=3))
+        most = np.maximum(most, np.bincount(class_of[sorted(now - before)], minlength=3))
         before = now
     assert most.tolist() == [2, 0, 1]
 

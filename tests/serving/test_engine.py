@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmgym.core.lanes import HOLD, Lanes
+from llmgym.envs.kv import audit
 from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.serving import overflow
 from llmgym.serving.capacity import exact_area
 from llmgym.serving.requests import FIRST_TOKENS, chunks_of, remaining_area
 
 CHUNKS = (1, 2, 3, 5, 16, 512)
-NUMBER = {
+CONFIG = {
     (first, chunk): KVQueue(scenario="tiny", requests=2, chunk=chunk, first_token=first).params.config[0]
     for first in FIRST_TOKENS
     for chunk in CHUNKS
@@ -51,15 +52,15 @@ def left(first: str, chunk: int, prompt: int, prefilled: int, produced: int, kep
 def test_remaining_area_is_the_sum_over_the_batches_that_are_left(
     first: str, chunk: int, own: int, kept: int, more: int, data: Any
 ) -> None:
-    number = NUMBER[first, chunk]
+    config = CONFIG[first, chunk]
     prompt, output = own + kept, kept + more
     prefilled = data.draw(st.integers(0, prompt - 1))
-    assert remaining_area(number, prompt, prefilled, kept, kept, 0, output) == left(
+    assert remaining_area(config, prompt, prefilled, kept, kept, 0, output) == left(
         first, chunk, prompt, prefilled, kept, kept, output
     )
     produced = data.draw(st.integers(kept, output))
     if produced > 0 or first == "next-batch":
-        assert remaining_area(number, prompt, prompt, kept, produced, 1, output) == left(
+        assert remaining_area(config, prompt, prompt, kept, produced, 1, output) == left(
             first, chunk, prompt, prompt, produced, kept, output
         )
     if kept == 0 and first != "stored":
@@ -70,10 +71,10 @@ def test_remaining_area_is_the_sum_over_the_batches_that_are_left(
 
 @pytest.mark.parametrize("chunk", CHUNKS)
 def test_number_of_chunks_is_rounded_up(chunk: int) -> None:
-    number = NUMBER["next-batch", chunk]
+    config = CONFIG["next-batch", chunk]
     for tokens in [*range(200), *(k * chunk + d for k in (10**3, 10**5, 10**6) for d in (-1, 0, 1))]:
         if tokens > 0:
-            assert chunks_of(number, tokens) == -(-tokens // chunk)
+            assert chunks_of(config, tokens) == -(-tokens // chunk)
 
 
 def crowded(**settings: Any) -> Lanes:
@@ -135,9 +136,9 @@ def test_clearing_loses_the_output_which_is_decoded_again(rule: str) -> None:
     for _ in range(1000):
         lanes.step(HOLD)
         assert not lanes.state.request["kept"][0].any()
-        assert episode["decoded"] >= lanes.simulation.audit(lanes.state, 0)["work_done"]
+        assert episode["decoded"] >= audit.queue(lanes.simulation, lanes.state, 0)["work_done"]
     assert episode["preemptions"] > 20
-    assert episode["decoded"] > lanes.simulation.audit(lanes.state, 0)["work_done"]
+    assert episode["decoded"] > audit.queue(lanes.simulation, lanes.state, 0)["work_done"]
 
 
 def test_clearing_some_gets_everybody_served_where_clearing_all_repeats_itself() -> None:
@@ -200,15 +201,15 @@ def switch_at_random(rules: tuple[str, ...], overflow: str, seed: int, every: in
             lanes.load_action(int(rng.integers(len(rules))))
         before = int(lanes.state.lane[0]["preemptions"])
         lanes.step(HOLD)
-        found = simulation.audit(lanes.state, 0)
-        assert found["kv_used"] == found["kv_resident"]
-        assert found["kv_planned"] <= found["kv_capacity"]
+        counts = audit.queue(simulation, lanes.state, 0)
+        assert counts["kv_used"] == counts["kv_resident"]
+        assert counts["kv_planned"] <= counts["kv_capacity"]
         assert lanes.state.lane[0]["batch_used"] <= 400
         overflows += int(lanes.state.lane[0]["paused"] > 0 or lanes.state.lane[0]["preemptions"] > before)
         if lanes.buffers.ended[0]:
-            assert found["done"] == 200
+            assert counts["done"] == 200
             return overflows
-    raise AssertionError(f"{found['done']} of 200 requests done")
+    raise AssertionError(f"{counts['done']} of 200 requests done")
 
 
 @pytest.mark.parametrize("seed", range(5))

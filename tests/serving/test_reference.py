@@ -164,12 +164,12 @@ def compare(lanes: Lanes, world: World, most: int = 100_000) -> tuple[int, int]:
         overflows += sum(r.paused for r in world.started)
     else:
         raise AssertionError("the reference did not finish")
-    found = lanes.state.request[0]
+    requests = lanes.state.request[0]
     for r in world.requests:
-        assert found["ttft_s"][r.number] == np.float32(r.first_token_s - r.arrival_s), (
+        assert requests["ttft_s"][r.number] == np.float32(r.first_token_s - r.arrival_s), (
             f"first token of {r.number}"
         )
-        assert found["e2e_s"][r.number] == np.float32(r.completed_s - r.arrival_s), (
+        assert requests["e2e_s"][r.number] == np.float32(r.completed_s - r.arrival_s), (
             f"completion of {r.number}"
         )
     return batch, overflows + world.preemptions

@@ -69,16 +69,16 @@ def check_the_same(rows, rule, **settings):
     """A replay and the environment that follows the rule: the same times to the bit. Returns the preemptions."""
     profile = profiles.load(LAWS)
     shared = ENGINE | settings
-    asked, metrics = environment(rows, profile, rule, **shared)
-    found = replay(rows, profile, rule=rule, information="exact", **shared)
-    assert found.unfinished == 0
-    np.testing.assert_array_equal(found.first_s, rows.arrival_s + asked["ttft_s"].astype(float))
-    np.testing.assert_array_equal(found.last_s, rows.arrival_s + asked["e2e_s"].astype(float))
-    assert found.preemptions == metrics["preemptions"]
-    assert found.batches == metrics["batches"]
-    assert found.kv_mean == pytest.approx(metrics["kv_mean"])
-    assert found.batch_mean_s == pytest.approx(metrics["batch_mean_s"])
-    return found.preemptions
+    requests, metrics = environment(rows, profile, rule, **shared)
+    result = replay(rows, profile, rule=rule, information="exact", **shared)
+    assert result.unfinished == 0
+    np.testing.assert_array_equal(result.first_s, rows.arrival_s + requests["ttft_s"].astype(float))
+    np.testing.assert_array_equal(result.last_s, rows.arrival_s + requests["e2e_s"].astype(float))
+    assert result.preemptions == metrics["preemptions"]
+    assert result.batches == metrics["batches"]
+    assert result.kv_mean == pytest.approx(metrics["kv_mean"])
+    assert result.batch_mean_s == pytest.approx(metrics["batch_mean_s"])
+    return result.preemptions
 
 
 @pytest.mark.parametrize("scheduling", ["sync", "async"])
@@ -101,26 +101,26 @@ def test_ranks_wait_for_the_slowest():
     """A rank that decodes one token a step takes as long as the other's prefill of 2,000."""
     law = profiles.linear(1.0, 0.0, 1e-3)
     rows = rows_of([0.0, 3.5], [1, 2000], [6, 1])
-    found = replay(rows, law, ranks=2, scheduling="sync", kv_capacity=4_096)
+    result = replay(rows, law, ranks=2, scheduling="sync", kv_capacity=4_096)
     alone = replay(rows_of([0.0], [1], [6]), law, scheduling="sync", kv_capacity=4_096)
     assert alone.last_s[0] == pytest.approx(6.001)
     # Four steps of 1 s, the fourth ends at 4.001; then one of 1 + 2 s with the prefill, then the last of 1 s.
-    assert found.first_s[1] == pytest.approx(7.001)
-    assert found.last_s[0] == pytest.approx(8.001)
-    assert found.rank.tolist() == [0, 1]
+    assert result.first_s[1] == pytest.approx(7.001)
+    assert result.last_s[0] == pytest.approx(8.001)
+    assert result.rank.tolist() == [0, 1]
 
 
 def test_clients_keep_their_requests_in_flight():
     rows = rows_of([0.0] * 6, [4] * 6, [3] * 6)
-    found = replay(rows, SECOND, scheduling="sync", kv_capacity=1_000, clients=2)
-    np.testing.assert_allclose(found.arrival_s, [0, 0, 3, 3, 6, 6])
-    np.testing.assert_allclose(found.last_s, [3, 3, 6, 6, 9, 9])
+    result = replay(rows, SECOND, scheduling="sync", kv_capacity=1_000, clients=2)
+    np.testing.assert_allclose(result.arrival_s, [0, 0, 3, 3, 6, 6])
+    np.testing.assert_allclose(result.last_s, [3, 3, 6, 6, 9, 9])
 
 
 def test_with_asynchronous_scheduling_an_arrival_misses_a_step():
     rows = rows_of([0.0, 0.5], [4, 4], [3, 1])
-    found = replay(rows, SECOND, kv_capacity=1_000)
-    np.testing.assert_allclose(found.first_s, [1.0, 3.0])
+    result = replay(rows, SECOND, kv_capacity=1_000)
+    np.testing.assert_allclose(result.first_s, [1.0, 3.0])
 
 
 @settings(max_examples=40, deadline=None)
@@ -133,15 +133,15 @@ def test_with_asynchronous_scheduling_an_arrival_misses_a_step():
 def test_every_request_is_served_once_and_in_order_of_time(seed, ranks, clients, capacity):
     rows = random_rows(seed, n=40, longest=480)
     rows = rows_of(rows.arrival_s, rows.prompt_tokens, rows.output_tokens)
-    found = replay(rows, SECOND, kv_capacity=16 * capacity, ranks=ranks, clients=clients, seats=8)
-    assert np.isfinite(found.last_s).all() and found.kv_peak <= 1.0
-    assert (found.first_s > found.arrival_s).all() and (found.last_s >= found.first_s).all()
-    assert ((found.last_s - found.first_s) >= rows.output_tokens - 1 - 1e-3).all()
+    result = replay(rows, SECOND, kv_capacity=16 * capacity, ranks=ranks, clients=clients, seats=8)
+    assert np.isfinite(result.last_s).all() and result.kv_peak <= 1.0
+    assert (result.first_s > result.arrival_s).all() and (result.last_s >= result.first_s).all()
+    assert ((result.last_s - result.first_s) >= rows.output_tokens - 1 - 1e-3).all()
     if clients is not None:
-        events = np.concatenate([found.arrival_s, found.last_s])
+        events = np.concatenate([result.arrival_s, result.last_s])
         change = np.repeat([1, -1], 40)
         for rank in range(ranks):
-            mine = np.tile(found.rank == rank, 2)
+            mine = np.tile(result.rank == rank, 2)
             order = np.lexsort((change[mine], np.round(events[mine], 3)))
             assert np.cumsum(change[mine][order]).max() <= clients
 
@@ -170,9 +170,9 @@ def test_figures_are_of_the_requests_that_finished():
 def test_after_clearing_the_engine_serves_on():
     """It is empty and lets nobody in for one batch; whoever it threw out is served all the same, as in the environment."""
     rows = rows_of([0.0] * 3, [512] * 3, [256] * 3)
-    found = replay(rows, profiles.load(LAWS), kv_capacity=1152, rule="beta-clearing")
-    assert found.unfinished == 0 and found.preemptions > 0
-    assert (found.first_s > 0).all() and (found.last_s > found.first_s).all()
+    result = replay(rows, profiles.load(LAWS), kv_capacity=1152, rule="beta-clearing")
+    assert result.unfinished == 0 and result.preemptions > 0
+    assert (result.first_s > 0).all() and (result.last_s > result.first_s).all()
 
 
 def test_a_prompt_that_no_batch_holds_freezes_the_engine_as_in_the_environment():
@@ -180,23 +180,23 @@ def test_a_prompt_that_no_batch_holds_freezes_the_engine_as_in_the_environment()
     rows = rows_of([0.0, 5.0, 5.5, 1e9], [10, 300, 10, 10], [50, 5, 50, 50])
     profile = profiles.load(LAWS)
     shared = ENGINE | {"kv_capacity": 8_000, "budget": 256, "scheduling": "sync"}
-    found = replay(rows, profile, rule="vllm-prefill-only", **shared)
-    asked, metrics = environment(rows, profile, "vllm-prefill-only", horizon_s=30.0, **shared)
+    result = replay(rows, profile, rule="vllm-prefill-only", **shared)
+    requests, metrics = environment(rows, profile, "vllm-prefill-only", horizon_s=30.0, **shared)
     assert metrics["completed"] == 1 and metrics["requests"] == 3
-    assert found.unfinished == 3
-    for times, column in ((found.first_s, "ttft_s"), (found.last_s, "e2e_s")):
-        assert times[0] == asked[column][0].astype(float) and np.isnan(times[1:]).all()
-    figures = latency_figures(found.arrival_s, found.first_s, found.last_s, rows.output_tokens)
-    assert figures["e2e_p99_s"] == found.last_s[0] and figures["output_tokens_per_s"] > 0
+    assert result.unfinished == 3
+    for times, column in ((result.first_s, "ttft_s"), (result.last_s, "e2e_s")):
+        assert times[0] == requests[column][0].astype(float) and np.isnan(times[1:]).all()
+    figures = latency_figures(result.arrival_s, result.first_s, result.last_s, rows.output_tokens)
+    assert figures["e2e_p99_s"] == result.last_s[0] and figures["output_tokens_per_s"] > 0
 
 
 def test_nothing_runs_and_nothing_was_sent():
     """A closed loop behind a request that never ends: who was never sent has not arrived either."""
     rows = rows_of([0.0] * 3, [300] * 3, [5] * 3)
-    found = replay(rows, SECOND, kv_capacity=8_000, budget=256, rule="vllm-prefill-only", clients=1)
-    assert found.unfinished == 3 and found.batches == 0
-    assert found.arrival_s[0] == 0.0 and np.isnan(found.arrival_s[1:]).all()
-    assert np.isnan(found.batch_mean_s) and np.isnan(found.kv_mean)
+    result = replay(rows, SECOND, kv_capacity=8_000, budget=256, rule="vllm-prefill-only", clients=1)
+    assert result.unfinished == 3 and result.batches == 0
+    assert result.arrival_s[0] == 0.0 and np.isnan(result.arrival_s[1:]).all()
+    assert np.isnan(result.batch_mean_s) and np.isnan(result.kv_mean)
 
 
 def test_a_rule_that_serves_nobody_for_ever_is_told():
@@ -259,9 +259,9 @@ def test_a_rule_that_needs_predictions_is_told_some_or_refused(rule):
     for information in (None, "none"):
         with pytest.raises(InvalidArgument, match=f"rule='{rule}'.*information='exact'"):
             replay(THREE, law, kv_capacity=512, rule=rule, information=information)
-    told = Rows(THREE.arrival_s, THREE.prompt_tokens, THREE.output_tokens, THREE.output_tokens)
+    predicted = Rows(THREE.arrival_s, THREE.prompt_tokens, THREE.output_tokens, THREE.output_tokens)
     one, two = (
-        replay(told, law, kv_capacity=512, rule=rule),
+        replay(predicted, law, kv_capacity=512, rule=rule),
         replay(THREE, law, kv_capacity=512, rule=rule, information="exact"),
     )
     np.testing.assert_array_equal(one.last_s, two.last_s)
@@ -293,12 +293,12 @@ def test_the_shortest_is_served_first_where_it_is_known(rule):
 def test_noisy_predictions_are_drawn_from_the_seed():
     rows = random_rows(2)
     law = profiles.load(LAWS)
-    found = [
+    results = [
         replay(rows, law, kv_capacity=4_000, rule="mc-sf", information=information, seed=seed).last_s
         for information, seed in (("noisy", 1), ("noisy", 1), ("noisy", 2), ("exact", 1))
     ]
-    assert (found[0] == found[1]).all()
-    assert (found[0] != found[2]).any() and (found[0] != found[3]).any()
+    assert (results[0] == results[1]).all()
+    assert (results[0] != results[2]).any() and (results[0] != results[3]).any()
 
 
 def test_without_a_budget_of_its_own_a_class_budget_is_derived():
@@ -378,8 +378,8 @@ def test_the_command_tells_who_does_not_finish(tmp_path, capsys):
     assert np.isnan(times["last_token_s"]).tolist() == [False, True, True]
     none = trace(tmp_path, "0,10,50\n0.01,300,5\n0.02,10,50\n")
     assert main(["replay", none, "--rule", "vllm-prefill-only", "--budget", "256"]) == 2
-    told = capsys.readouterr()
-    assert "none of 3 requests finishes" in told.err and told.err.count("\n") == 1 and not told.out
+    output = capsys.readouterr()
+    assert "none of 3 requests finishes" in output.err and output.err.count("\n") == 1 and not output.out
 
 
 def test_the_command_tells_the_rule_what_is_known(tmp_path, capsys):
@@ -403,5 +403,5 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys,
         "llmgym.serving.replay_command.replay", lambda *_, **__: pytest.fail("the work was done")
     )
     assert main(["replay", some, "--out", str(tmp_path / out)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("llmgym: out=") and told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("llmgym: out=") and output.count("\n") == 1

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.serving.overflow import CLEAR, PAUSE, RECOMPUTE
 from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
-from llmgym.serving.residents import CLEAR, PAUSE, RECOMPUTE
 from llmgym.serving.rules import CATALOGUE, CHECKS, CLASS_BUDGET, FUTURE, WHOLE_PROMPT, Rule, pack, resolve
 
 

@@ -66,28 +66,31 @@ class Kv:
         )
         fits = fitting(workload, capacity)
         served = _served_rate(console, self.rate, fits, capacity, self.workload)
-        found = saturation(workload, profile, capacity, chunk, budget, seats, first=1, within=capacity)
-        needed = gpus_needed(served, found.rate_rps, self.utilization)
+        predicted = saturation(workload, profile, capacity, chunk, budget, seats, first=1, within=capacity)
+        needed = gpus_needed(served, predicted.rate_rps, self.utilization)
         table = Table(title=f"{self.workload} on {self.profile}", title_justify="left", show_header=False)
         for name, value in (
             ("M, tokens the KV cache holds", f"{capacity:,}"),
             ("mean prompt E(s)", f"{workload.expectation(lambda s, o: s):,.0f} tokens"),
             ("mean output E(o)", f"{workload.expectation(lambda s, o: o):,.0f} tokens"),
             ("requests that fit into the cache", f"{fits.share:.1%}"),
-            ("mean area of these E(g)", f"{found.mean_area:,.0f} tokens x batches"),
+            ("mean area of these E(g)", f"{predicted.mean_area:,.0f} tokens x batches"),
             ("delta = max(s + o) / M of these", f"{fits.largest_tokens / capacity:.3f}"),
-            ("b, a saturated batch", f"{1e3 * found.batch_s:.2f} ms, {found.residents:.3g} requests in it"),
-            ("the KV cache allows M / (b E(g))", f"{found.memory_rate_rps:.4g} req/s a GPU"),
-            ("the token budget allows K / (b E(s + o))", f"{found.budget_rate_rps:.4g} req/s a GPU"),
-            ("the sequence limit allows", f"{found.seats_rate_rps:.4g} req/s a GPU"),
-            ("what binds", found.binding),
-            ("mu, critical rate of one GPU", f"{found.rate_rps:.4g} req/s"),
+            (
+                "b, a saturated batch",
+                f"{1e3 * predicted.batch_s:.2f} ms, {predicted.residents:.3g} requests in it",
+            ),
+            ("the KV cache allows M / (b E(g))", f"{predicted.memory_rate_rps:.4g} req/s a GPU"),
+            ("the token budget allows K / (b E(s + o))", f"{predicted.budget_rate_rps:.4g} req/s a GPU"),
+            ("the sequence limit allows", f"{predicted.seats_rate_rps:.4g} req/s a GPU"),
+            ("what binds", predicted.binding),
+            ("mu, critical rate of one GPU", f"{predicted.rate_rps:.4g} req/s"),
         ):
             table.add_row(name, value)
         console.print(table)
         console.print(
             f"[bold]{needed:,} GPU{'s' * (needed != 1)}[/bold] = ceil({served:g} / ({self.utilization:g} x "
-            f"{found.rate_rps:.4g})): each is loaded to {served / needed / found.rate_rps:.0%} of its critical rate."
+            f"{predicted.rate_rps:.4g})): each is loaded to {served / needed / predicted.rate_rps:.0%} of its critical rate."
         )
         if self.kv_capacity is not None and profile.memory_bytes and profile.kv_bytes_per_token:
             held = profile.kv_capacity_tokens(1.0)
@@ -100,7 +103,7 @@ class Kv:
             measured = simulated_rate(workload, profile, capacity, self)
             console.print(
                 f"Simulated with work always waiting (vLLM's rule, watermark 0.02): {measured:.4g} req/s a GPU, "
-                f"{measured / found.rate_rps - 1:+.1%} to the closed form; by that rate "
+                f"{measured / predicted.rate_rps - 1:+.1%} to the closed form; by that rate "
                 f"{gpus_needed(served, measured, self.utilization):,} GPUs."
             )
 

@@ -48,7 +48,7 @@ class _Rule(Rule[KVProvision]):
     def __init__(self, env: Any, name: str) -> None:
         super().__init__(env, name, KVProvision)
         simulation = self._simulation
-        self._number = simulation.params.config[0]
+        self._config = simulation.params.config[0]
         self._least, self._most = simulation.scenario.min_replicas, simulation.scenario.max_replicas
 
     def _targets(self, replicas: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -91,8 +91,8 @@ class TokenRatePolicy(_Rule):
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Targets [lanes]."""
-        rate = self._read(obs, "rate") * self._number["rate_scale"]
-        tokens = self._read(obs, "tokens") * self._number["tokens_ref"]
+        rate = self._read(obs, "rate") * self._config["rate_scale"]
+        tokens = self._read(obs, "tokens") * self._config["tokens_ref"]
         return self._targets(rate * tokens / (UTILIZATION * self.tokens_per_s))
 
 
@@ -142,7 +142,7 @@ class ReactivePolicy(_Rule):
             self._quiet = np.zeros(len(obs), np.int64)
         target = np.rint(self._read(obs, "target") * self._most)
         serving = np.maximum(np.rint(self._read(obs, "on") * self._most), 1.0)
-        waiting = self._read(obs, "waiting") * self._number["waiting_cap"]
+        waiting = self._read(obs, "waiting") * self._config["waiting_cap"]
         idle = (waiting < 0.5) & (self._read(obs, "kv.mean") < self.low)
         self._quiet = np.where(idle, self._quiet + 1, 0)
         high = (waiting > self.up * serving) & (self._read(obs, "starting") == 0.0)
@@ -211,8 +211,8 @@ class QueueLawPolicy(_Rule):
             ahead = self._simulation.scenario.startup_epochs + 1
             trend = np.clip((rate / np.maximum(old, 1e-9) - 1.0) * ahead / self.window, *TRENDS)
         need = self._read(obs, "need") * self._most
-        waiting = self._read(obs, "waiting") * self._number["waiting_cap"]
-        mu = self._read(obs, "mu") * self._number["mu_ref"]
+        waiting = self._read(obs, "waiting") * self._config["waiting_cap"]
+        mu = self._read(obs, "mu") * self._config["mu_ref"]
         service = np.maximum(mu * self.clear * self._simulation.scenario.epoch_s, 1e-9)
         return self._targets(need * (1.0 + trend) / self.utilization + waiting / service)
 

@@ -75,14 +75,14 @@ class RulePolicy:
         simulation = env.unwrapped.simulation
         (rule,) = resolve((name,))
         self._mode = simulation.action_mode
-        self._number = 0
+        self._rule = 0
         if self._mode == "rule":
             known = [other.name for other in simulation.rules]
             if name not in known:
                 raise InvalidArgument(
                     f"the environment was made with rules={known}, which do not include {name!r}"
                 )
-            self._number = known.index(name)
+            self._rule = known.index(name)
         elif self._mode == "admit" and name == "wc-fcfs" and simulation.rules[0].order == "arrival":
             pass
         elif self._mode == "watermark" and name.startswith("vllm") and rule.check == "whole-prompt":
@@ -97,7 +97,7 @@ class RulePolicy:
         """Actions of all lanes."""
         lanes = len(obs)
         if self._mode == "rule":
-            return np.full(lanes, self._number, np.int64)
+            return np.full(lanes, self._rule, np.int64)
         if self._mode == "watermark":
             return np.full((lanes, 1), self._watermark)
         assert mask is not None

@@ -11,11 +11,14 @@ import pytest
 
 import llmgym
 from llmgym import workloads
+from llmgym.core.lanes import observing
+from llmgym.envs.kv import audit
+from llmgym.envs.kv.provision import load
 from llmgym.envs.kv.provision.env import KVProvisionEnv, KVProvisionVectorEnv
-from llmgym.envs.kv.provision.scenarios import SCENARIOS, mixtures, multipliers
+from llmgym.envs.kv.provision.load import mixtures, multipliers
+from llmgym.envs.kv.provision.scenarios import SCENARIOS
 from llmgym.envs.kv.provision.state import ON
 from llmgym.errors import InvalidAction, InvalidArgument, ResetNeeded, UnknownName
-from llmgym.testing.drive import audited
 from llmgym.workloads import RequestClass, Workload
 
 ID = "llmgym/KVProvision-v0"
@@ -39,9 +42,13 @@ def play(
         target = targets if isinstance(targets, int) else targets[epoch]
         _, reward, terminated, truncated, info = env.step(int(target))
         rewards.append(reward)
-        audits.append(audited(env))
+        audits.append(audit.provision(env.simulation, env.lanes.state, 0))
         if terminated or truncated:
             return rewards, info["metrics"], audits
+
+
+def loads_of(env: KVProvisionEnv) -> np.ndarray[Any, Any]:
+    return load.loads(env.simulation.scenario, env.simulation.params, env.lanes.state, 0)
 
 
 def waiting(audits: list[dict[str, float]]) -> np.ndarray[Any, Any]:
@@ -100,11 +107,10 @@ def test_fluid_matches_a_numerical_integration() -> None:
     env = KVProvisionEnv(
         scenario="paper-drift", mode="fluid", epochs=24, day_s=720.0, load=0.9, startup_epochs=0
     )
-    simulation = env.simulation
     rng = np.random.default_rng(0)
     targets = rng.integers(6, 13, 24)
     _, _, audits = play(env, targets, seed=3)
-    loads = simulation.loads(env.lanes.state, 0)
+    loads = loads_of(env)
     work = 0.0
     mine = []
     steps = 4000
@@ -145,7 +151,7 @@ def test_the_fluid_follows_the_same_course_of_the_rate_as_the_engines() -> None:
     for mode in ("event", "fluid"):
         env = KVProvisionEnv(scenario="small", mode=mode, epochs=60, variance=0.2)
         env.reset(seed=4)
-        loads[mode] = env.simulation.loads(env.lanes.state, 0)
+        loads[mode] = loads_of(env)
     assert np.corrcoef(loads["event"], loads["fluid"])[0, 1] > 0.98
     event, fluid = (loads[mode].reshape(6, 10).mean(axis=1) for mode in ("event", "fluid"))
     assert event == pytest.approx(fluid, rel=0.1)
@@ -232,7 +238,7 @@ def test_nothing_is_lost(kwargs: dict[str, Any]) -> None:
     moved = paid_before = 0.0
     for epoch in range(kwargs["epochs"]):
         _, _, terminated, truncated, info = env.step(int(rng.integers(least, most + 1)))
-        a = audited(env)
+        a = audit.provision(env.simulation, env.lanes.state, 0)
         assert a["arrived"] == pytest.approx(
             a["waiting"] + a["running"] + a["done"] + a["rejected"], rel=1e-9
         )
@@ -478,7 +484,7 @@ def test_nothing_hidden_is_observed() -> None:
     state.engine.request["output"][:] = 777
     state.engine.resident["output"] = 777
     again = np.zeros_like(obs)
-    env.simulation.kernels.observe_lane(state, env.simulation.params, 0, again)
+    observing(env.simulation)(state, env.simulation.params, 0, again)
     assert np.array_equal(obs, again)
     mine = env.step(6)[0]
     assert not np.array_equal(obs, mine)
@@ -532,7 +538,7 @@ def test_arrivals_follow_the_shape_and_lengths_the_mix() -> None:
     total = np.zeros(40)
     for seed in range(6):
         env.reset(seed=seed)
-        total += env.simulation.loads(env.lanes.state, 0) / 6
+        total += loads_of(env) / 6
     assert total == pytest.approx(env.simulation.nominal_load, rel=0.12)
     workload = env.simulation.workload
     shares = mixtures(workload, 40, 60.0)
@@ -651,10 +657,10 @@ def test_requests_of_one_token_have_no_time_per_token() -> None:
 def test_rules_that_reckon_with_lengths_are_told_the_mean_of_the_class() -> None:
     """A long class before a short one in line: `mc-sf` takes the short one first, which it can only do if it is told."""
     arrivals = workloads.poisson(1.0)
-    kinds = tuple(RequestClass(workloads.fixed(8), workloads.fixed(n)) for n in (40, 4))
+    classes = tuple(RequestClass(workloads.fixed(8), workloads.fixed(n)) for n in (40, 4))
     env = KVProvisionEnv(
         scenario="small",
-        workload=Workload("two", arrivals, kinds),
+        workload=Workload("two", arrivals, classes),
         shape=None,
         mix=None,
         rule="mc-sf",

@@ -369,15 +369,15 @@ def test_time_per_token_leaves_out_requests_of_one_token() -> None:
     )
     env = make(scenario="azure-conv", workload=workload, requests=40, rate_rps=1.0)
     _, metrics = play(env, greedy)
-    asked = env.lanes.state.request[0]
-    each = (asked["e2e_s"] - asked["ttft_s"])[1::2] / 100
+    requests = env.lanes.state.request[0]
+    each = (requests["e2e_s"] - requests["ttft_s"])[1::2] / 100
     assert metrics["completed"] == 40
     assert metrics["tpot_mean_s"] == pytest.approx(each.mean(), rel=1e-5)
     figures = latency_figures(
-        asked["arrival_s"],
-        asked["arrival_s"] + asked["ttft_s"],
-        asked["arrival_s"] + asked["e2e_s"],
-        asked["output"],
+        requests["arrival_s"],
+        requests["arrival_s"] + requests["ttft_s"],
+        requests["arrival_s"] + requests["e2e_s"],
+        requests["output"],
     )
     assert metrics["tpot_p99_s"] == pytest.approx(figures["tpot_p99_s"], rel=1e-5)
     alone = workloads.Workload(
