@@ -14,6 +14,7 @@ from llmgym.envs.kv.provision.state import (
     DRAINING,
     E2E_S,
     FLUID,
+    MOST,
     OFF,
     ON,
     STARTING,
@@ -203,13 +204,13 @@ def observe_lane(
     mu = config.kv_capacity / (episode.batch_s * episode.area)
     day = 2.0 * math.pi * episode.epoch * config.epoch_s / config.day_s
     growth = (episode.waiting - episode.waiting_before) / config.epoch_s / config.rate_scale
-    out.rate = min(episode.rate_ema / config.rate_scale, 4.0)
-    out.rate_last = min(episode.rate / config.rate_scale, 4.0)
-    out.mu = min(mu / config.mu_ref, 4.0)
-    out.area = min(episode.area / config.area_ref, 4.0)
-    out.batch_time = min(episode.batch_s / config.batch_ref, 4.0)
-    out.tokens = min(episode.tokens / config.tokens_ref, 4.0)
-    out.need = min(episode.rate_ema / mu / replicas, 4.0)
+    out.rate = min(episode.rate_ema / config.rate_scale, MOST)
+    out.rate_last = min(episode.rate / config.rate_scale, MOST)
+    out.mu = min(mu / config.mu_ref, MOST)
+    out.area = min(episode.area / config.area_ref, MOST)
+    out.batch_time = min(episode.batch_s / config.batch_ref, MOST)
+    out.tokens = min(episode.tokens / config.tokens_ref, MOST)
+    out.need = min(episode.rate_ema / mu / replicas, MOST)
     out.waiting = min(episode.waiting / config.waiting_cap, 1.0)
     out.waiting_log = min(math.log1p(episode.waiting) / math.log1p(float(config.waiting_cap)), 1.0)
     out.waiting_growth = min(max(growth, -1.0), 1.0)

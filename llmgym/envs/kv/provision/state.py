@@ -15,6 +15,8 @@ OFF, STARTING, ON, DRAINING = 0, 1, 2, 3
 REQUESTS, AREA, WORK_S, TOKENS, BATCHES = 0, 1, 2, 3, 4
 """What a request brings into the fluid, and the columns of `Params.work`: 1, tokens x batches, seconds of a saturated replica,
 tokens, and the batches it accounts for at saturation (work over the duration of a batch)."""
+MOST = 4.0
+"""Ratios to a reference are shown up to this: what lies beyond is overload all the same."""
 QUANTITIES = 5
 TTFT_S, E2E_S, TPOT_S = 0, 1, 2
 """Rows of `State.served`."""
@@ -113,20 +115,24 @@ class Config(Limits):
 class Observation(Record):
     """What an operator can measure, before the replicas that start."""
 
-    rate: float = shown("arrivals a second, moving average", unit="mu_ref G", high=4)
-    rate_last: float = shown("arrivals a second in the last epoch", unit="mu_ref G", high=4, name="rate.last")
-    mu: float = shown(
-        "estimate of M / (b E[g]): requests a second that one replica can serve", unit="mu_ref", high=4
+    rate: float = shown("arrivals a second, moving average", unit="mu_ref G", high=MOST)
+    rate_last: float = shown(
+        "arrivals a second in the last epoch", unit="mu_ref G", high=MOST, name="rate.last"
     )
-    area: float = shown("estimate of E[g] from completed requests, tokens x batches", unit="area_ref", high=4)
+    mu: float = shown(
+        "estimate of M / (b E[g]): requests a second that one replica can serve", unit="mu_ref", high=MOST
+    )
+    area: float = shown(
+        "estimate of E[g] from completed requests, tokens x batches", unit="area_ref", high=MOST
+    )
     batch_time: float = shown(
         "estimate of b from batches with more than 0.8 M in the cache",
         unit="batch_ref",
-        high=4,
+        high=MOST,
         name="batch.time",
     )
-    tokens: float = shown("mean prompt and output tokens of completed requests", unit="tokens_ref", high=4)
-    need: float = shown("rate / mu: replicas that would be fully used", unit="G", high=4)
+    tokens: float = shown("mean prompt and output tokens of completed requests", unit="tokens_ref", high=MOST)
+    need: float = shown("rate / mu: replicas that would be fully used", unit="G", high=MOST)
     waiting: float = shown("requests waiting, over all replicas", unit="waiting_cap")
     waiting_log: float = shown("log(1 + requests waiting)", unit="log(1 + waiting_cap)", name="waiting.log")
     waiting_growth: float = shown(

@@ -43,15 +43,17 @@ from llmgym.envs.kv.queue.state import (
 )
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
-from llmgym.serving.capacity import Saturation, exact_area, saturation, with_class_budgets
+from llmgym.serving.capacity import exact_area, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, cache_in_blocks, check_blocks
 from llmgym.serving.state import Request, Resident
 
-UNKNOWN_BATCH_S = 0.02
-"""Reference for the time of a batch where the closed forms have none (a workload without a rate), s."""
+MOST_BATCHES = 2**16
+"""A decision lasts no more batches: it is one compiled call, in which Python sees no signal."""
+MOST_WATERMARK = 0.3
+"""Largest watermark of `action="watermark"`; the best of the rule's grid are below 0.1."""
 BATCHES_OF_LOAD = 100
 """Reference batches over which the estimate of the offered load averages."""
 LONG = 4.0
@@ -69,7 +71,7 @@ class KVQueue(Simulation):
         scenario: the settings, with everything resolved.
         workload: who asks, at the rate of the scenario.
         profile: what a batch costs.
-        predicted: the saturated engine by the closed forms; for a mixture of laws the one with equal shares.
+        predicted: the saturated engine by the closed forms; where the shares of phases depend on the episode, with equal shares.
         rules: those that can be in force.
         action_mode: what is decided, a key of `MODES`.
         reward: what is rewarded, a key of `REWARDS`.
@@ -103,7 +105,7 @@ class KVQueue(Simulation):
         self.reward = choice("reward", reward, REWARDS)
         choice("order", order, ORDERS)
         whole("slots", slots)
-        whole("every", every, 1, 2**16)  # a step is one compiled call, in which Python sees no signal
+        whole("every", every, 1, MOST_BATCHES)
         if every > 1 and action not in ("rule", "watermark"):
             raise InvalidArgument(
                 f"every={every!r}: more than 1 needs action='rule' or 'watermark', not {action!r}"
@@ -116,10 +118,20 @@ class KVQueue(Simulation):
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
         capacity = cache_in_blocks(capacity, chosen.block)
         longest = capacity if chosen.longest is None else min(chosen.longest, capacity)
-        self.predicted = _predict(self.workload, self.profile, chosen, capacity)
+        first, _ = FIRST_TOKENS[chosen.first_token]
+        self.predicted = saturation(
+            self.workload,
+            self.profile,
+            capacity,
+            chosen.chunk,
+            chosen.budget,
+            chosen.seats,
+            first,
+            _even(self.workload),
+        )
         if chosen.rate_rps is not None:
             self.workload = self.workload.with_rate(chosen.rate_rps)
-        elif self.predicted is not None and math.isfinite(self.workload.mean_rate_rps):
+        elif math.isfinite(self.workload.mean_rate_rps):
             self.workload = self.workload.with_rate(chosen.load * self.predicted.rate_rps)
         self.scenario = replace(
             chosen, kv_capacity=capacity, longest=longest, rate_rps=self.workload.mean_rate_rps
@@ -145,7 +157,7 @@ class KVQueue(Simulation):
             Observation,
         )
         if action == "watermark":
-            self.action_space: Discrete[Any] | Box = Box(0.0, 0.3, (1,), np.float64)
+            self.action_space: Discrete[Any] | Box = Box(0.0, MOST_WATERMARK, (1,), np.float64)
         elif action == "rule":
             self.action_space = Discrete(len(self.rules))
         else:
@@ -173,7 +185,7 @@ class KVQueue(Simulation):
         prompt = min(self.workload.max_prompt_tokens, LONG * mean_prompt, chosen.longest)
         output = min(self.workload.max_output_tokens, LONG * mean_output, chosen.longest)
         steps = output + math.ceil(prompt / chosen.chunk)
-        batch_s = self.predicted.batch_s if self.predicted else UNKNOWN_BATCH_S
+        batch_s = self.predicted.batch_s
         scales = {
             "capacity": capacity,
             "seat": chosen.seats,
@@ -278,16 +290,6 @@ def _even(workload: workloads.Workload) -> list[float] | None:
     )
 
 
-def _predict(
-    workload: workloads.Workload, profile: profiles.Profile, scenario: Scenario, capacity: int
-) -> Saturation | None:
-    """The saturated engine, where the workload is one law; otherwise the mixture with equal shares."""
-    first, _ = FIRST_TOKENS[scenario.first_token]
-    return saturation(
-        workload, profile, capacity, scenario.chunk, scenario.budget, scenario.seats, first, _even(workload)
-    )
-
-
 def _load(value: Any, load: Any, loaded: type) -> Any:
     return value if isinstance(value, loaded) else load(value)
 
@@ -354,8 +356,7 @@ class KVQueueEnv(LaneEnv):
         scenario: `paper-1:1`, `paper-2:1`, `paper-1:2`, `mixed`, `8:1-guess`, `tiny`, `tiny-overload`, `azure-conv`,
             `azure-conv-tight`, `azure-code`, `mooncake`, or a `Scenario`. Each of its settings (`load`, `rate_rps`, `requests`,
             `horizon_s`, `kv_capacity`, `chunk`, `budget`, `seats`, `block`, `scheduling`, `longest`, `overflow`, `first_token`,
-            `information`,
-            `noise_scale`, `waiting_cap`, `ttft_slo_s`, `tpot_slo_s`) can be given as an argument of its own.
+            `information`, `noise_scale`, `waiting_cap`, `ttft_slo_s`, `tpot_slo_s`) can be given as an argument of its own.
         action: what is decided, see above.
         order: base order of waiting requests: `arrival`, `shortest-output` or `smallest-area` (predicted).
         rules: for `action="rule"`: names of the catalogue (`"vllm:watermark=0.05"` changes a number) or `Rule` objects.

@@ -13,6 +13,8 @@ from llmgym.envs.kv.queue.state import (
     BIN_SHIFT,
     HISTOGRAM,
     LATENCY,
+    MOST,
+    MOST_PROGRESS,
     PER_REQUEST,
     PICK,
     SLO,
@@ -282,16 +284,16 @@ def observe_lane(
         out.footprint[m] = footprint[m] * seat
     out.used = episode.used * per_capacity
     out.free = (config.kv_capacity - episode.used - episode.growth) * per_capacity
-    out.peak = min(peak * per_capacity, 4.0)
+    out.peak = min(peak * per_capacity, MOST)
     out.residents = episode.residents * seat
     out.waiting = min(episode.waiting * config.per_cap, 1.0)
     out.backlog = min(backlog * per_capacity * BACKLOG_UNIT, 1.0)
-    out.load = min(episode.area_rate * episode.batch_estimate_s * per_capacity, 4.0)
-    out.batch_time = min(episode.batch_s * config.per_batch, 4.0)
+    out.load = min(episode.area_rate * episode.batch_estimate_s * per_capacity, MOST)
+    out.batch_time = min(episode.batch_s * config.per_batch, MOST)
     out.batch_prefill = min(episode.batch_prefill * config.per_prefill, 1.0)
     out.blocked = episode.blocked
     out.preemptions = min(episode.preemptions * config.per_expected, 1.0)
-    out.progress = min(episode.done * config.per_expected, 2.0)
+    out.progress = min(episode.done * config.per_expected, MOST_PROGRESS)
     out.time = min(episode.clock_s * config.per_horizon, 1.0)
     out.picked = episode.picked * seat
     clock_s, window_s = episode.clock_s, config.window_s

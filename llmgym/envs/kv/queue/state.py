@@ -16,6 +16,10 @@ HISTOGRAM = 8
 """Bins of a histogram of the residents."""
 PER_REQUEST = 4
 """Numbers that an observation tells of a waiting request."""
+MOST = 4.0
+"""Ratios to a reference are shown up to this: what lies beyond is overload all the same."""
+MOST_PROGRESS = 2.0
+"""The progress is shown up to this: expected requests are an estimate, and more may come."""
 BIN_SHIFT = 20
 """Bins per batch and per token are whole numbers, times 2 to this power: a shift is far cheaper than a division."""
 
@@ -83,22 +87,24 @@ class Observation(Record):
     used: float = shown("tokens in the cache", unit="M", name="kv.used")
     free: float = shown("tokens left after the coming batch", unit="M", name="kv.free")
     peak: float = shown(
-        "predicted peak of the residents, by bins of remaining batches", unit="M", high=4, name="kv.peak"
+        "predicted peak of the residents, by bins of remaining batches", unit="M", high=MOST, name="kv.peak"
     )
     residents: float = shown("requests in the batch", unit="seats")
     waiting: float = shown("requests waiting", unit="waiting_cap")
     backlog: float = shown("predicted tokens x batches left in the system", unit="100 M")
     load: float = shown(
-        "estimate of the offered load: predicted area that arrives", unit="M per batch", high=4
+        "estimate of the offered load: predicted area that arrives", unit="M per batch", high=MOST
     )
-    batch_time: float = shown("duration of the last batch", unit="reference batch", high=4, name="batch.time")
+    batch_time: float = shown(
+        "duration of the last batch", unit="reference batch", high=MOST, name="batch.time"
+    )
     batch_prefill: float = shown("prompt tokens of the last batch", unit="budget or M", name="batch.prefill")
     blocked: float = shown("1 if the coming batch had to pause or preempt: no admission")
     preemptions: float = shown("preemptions so far", unit="expected requests")
     progress: float = shown(
         "requests completed; expected are rate x horizon, at most `requests`",
         unit="expected requests",
-        high=2,
+        high=MOST_PROGRESS,
     )
     time: float = shown("clock", unit="horizon_s")
     picked: float = shown("requests picked for the coming batch (action='pick')", unit="seats")
