@@ -2,11 +2,10 @@
 
 An engine holds *residents*, requests that have been admitted, in order of admission. Every batch gives each of them one unit of
 work: a chunk of its prompt, or one output token. Tokens stay in the KV cache until the request completes, in blocks of `block`
-tokens that one request alone fills (1 in the queueing model, 16 in vLLM). When the next
-batch would not fit, residents are paused (their cache is swapped out at no cost: the model of Nie, Si and Zhou, "A
-Queueing-Theoretic Framework for Stability Analysis of LLM Inference with KV Cache Memory Constraints", ICML 2026, section 2),
-or the youngest are preempted and recomputed later (vLLM V1), or the cache is cleared (Jaillet et al., arXiv 2502.07115): see
-`overflow`. What a resident takes is in `residents`.
+tokens that one request alone fills (1 in the queueing model, 16 in vLLM). When the next batch would not fit, residents are paused
+(their cache is swapped out at no cost: the model of Nie, Si and Zhou, "A Queueing-Theoretic Framework for Stability Analysis of
+LLM Inference with KV Cache Memory Constraints", ICML 2026, section 2), or the youngest are preempted and recomputed later (vLLM
+V1), or the cache is cleared (Jaillet et al., arXiv 2502.07115): see `overflow`. What a resident takes is in `residents`.
 
 Cost of a batch, in this file's terms: residents are kept in one array, oldest first. All before index `walk` are decoding
 and advance by a shared tick, without being touched; only those from `walk` on (prefilling, or held back) are visited.

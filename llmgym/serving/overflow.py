@@ -39,9 +39,8 @@ def pause(state: EngineState, params: EngineParams, lane: int) -> None:
         resident = residents[i]
         kv = kv_of(config, engine.tick, resident)
         tokens = unit(config, resident, left)
-        after = kv + stored_with(
-            config, engine.tick, resident, tokens
-        )  # blocks of one token: pausing knows no others
+        # blocks of one token: pausing knows no others
+        after = kv + stored_with(config, engine.tick, resident, tokens)
         if not stopped and total + after <= config.kv_capacity:
             resident.run = tokens
             resident.paused = 0

@@ -350,6 +350,9 @@ def replay(
             errors of a learned predictor), `mean` (of all rows) or `none`, see `llmgym.workloads.Workload.traffic`.
         seed: of the errors of `noisy`.
 
+    Returns:
+        The times of every request, in the order of the rows, and what the ranks did.
+
     Raises:
         InvalidArgument: an argument out of range, a request that can never fit into the cache, or a rule that needs predicted
             lengths and is told none.
@@ -360,7 +363,7 @@ def replay(
     whole("seed", seed, 0, 2**63)
     if clients is not None:
         whole("clients", clients)
-    EngineSettings(
+    settings = EngineSettings(
         budget=budget,
         seats=seats,
         block=block,
@@ -380,22 +383,21 @@ def replay(
     records, class_budgets, orders = pack([chosen_rule], OVERFLOWS[overflow], 1)
     n = len(rows.arrival_s)
     most = -(-n // ranks)
-    all_seats, seats = seats, min(seats, most)  # more than requests need no room
     first, _ = FIRST_TOKENS[first_token]
     config = Config.pack(
+        settings,
         kv_capacity=capacity,
         chunk=budget,
-        budget=budget,
-        seats=seats,
-        block=block,
+        seats=min(seats, most),  # more than requests need no room
         default_output=int(rows.output_tokens.mean()),
         ttft_slo_s=np.inf,
         tpot_slo_s=np.inf,
         ahead=SCHEDULINGS[scheduling],
         clients=clients or 0,
-        idle_s=saturation(_workload(rows), profile, capacity, budget, budget, all_seats, first).batch_s,
+        idle_s=saturation(_workload(rows), profile, capacity, budget, budget, seats, first).batch_s,
         **derived_limits(budget, first_token),
     )
+    seats = min(seats, most)
     state = State(
         np.repeat(Rank.blank, ranks),  # type: ignore[arg-type]
         Resident.zeros(ranks, seats),

@@ -177,6 +177,12 @@ def _served_rate(console: Console, rate: float, fits: Fitting, capacity: int, wo
 def simulated_rate(workload: Workload, profile: Profile, capacity: int, plan: Kv) -> float:
     """Requests a second that an engine with work always waiting completes, after a warm-up.
 
+    Args:
+        workload: who asks; its arrivals are not used.
+        profile: what a batch costs.
+        capacity: tokens that the cache holds.
+        plan: chunk, budget and seats.
+
     Raises:
         InvalidArgument: too few are completed to tell.
     """

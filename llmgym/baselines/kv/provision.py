@@ -342,7 +342,7 @@ class _Copies:
         self._replicas = np.arange(simulation.scenario.max_replicas)
 
     def take(self, lanes: Lanes, which: NDArray[np.int64]) -> None:
-        """Become what some lanes of others are now."""
+        """Become what the lanes `which` of others are now."""
         replicas = (which[:, None] * len(self._replicas) + self._replicas).ravel()
         for mine, theirs in zip(self.lanes.state, lanes.state, strict=True):
             if isinstance(mine, tuple):
@@ -378,7 +378,14 @@ class _Copies:
         earned: Floats | None = None,
         stand: Floats | None = None,
     ) -> tuple[Floats, Floats]:
-        """Follow a plan from epoch `first` on, to the end or to where all stands after epoch `until` as it did on a known course.
+        """Follow a plan, to its end or to where all stands as it did on a known course.
+
+        Args:
+            plan: int64 [lanes, epochs].
+            first: epoch from which it is followed.
+            until: epoch from which a lane that stands as on the known course counts as being on it again.
+            earned: return of the known course up to each epoch, float64 [lanes, epochs + 1]; None: there is no such course.
+            stand: how its replicas and its queue stand then, float64 [lanes, epochs + 1, 4].
 
         Returns:
             Return and stand up to each epoch, float64 [lanes, epochs + 1] and [lanes, epochs + 1, 4].

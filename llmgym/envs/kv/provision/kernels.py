@@ -1,4 +1,7 @@
-"""The compiled functions of KVProvision: one decision, one epoch. See `llmgym.envs.kv.provision.env` for what they mean."""
+"""The compiled functions of KVProvision: one decision, one epoch.
+
+What they mean is in `llmgym.envs.kv.provision.env`; the arguments of those in `KERNELS` are in `llmgym.core.lanes.Kernels`.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""The compiled functions of KVQueue: one decision, one batch. See `llmgym.envs.kv.queue.env` for what they mean."""
+"""The compiled functions of KVQueue: one decision, one batch.
+
+What they mean is in `llmgym.envs.kv.queue.env`; the arguments of those in `KERNELS` are in `llmgym.core.lanes.Kernels`.
+"""
 
 import math
 
