@@ -6,27 +6,25 @@ workload.
 Tables are kept on disk under a key of everything that they depend on.
 """
 
-import functools
-import hashlib
-import json
 import math
-import os
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.checks import number
-from llmgym.core.jit import cache_dir, fingerprint
 from llmgym.core.lanes import HOLD, Lanes, seeded_key
+from llmgym.core.store import Store, key, running
 from llmgym.envs.ppd.cells import CONTEXTS, FIRST_TURN, SECOND_TURN, TYPES
 from llmgym.envs.ppd.cluster import PPDCluster
 from llmgym.envs.ppd.conversations import Conversations, fixed_turns
 from llmgym.envs.ppd.scenarios import Scenario
 from llmgym.envs.ppd.state import LOCAL, REMOTE, P
+from llmgym.workloads import Workload
+from llmgym.workloads.packing import pack
+
+TABLES = Store("tables", "ppd")
 
 WINDOW_S = 10.0
 EPISODES = 4
@@ -181,28 +179,25 @@ def build(cluster: PPDCluster, router: type[PPDCluster], episodes: int = EPISODE
     return SloTable(rates, ttft, tpot, success)
 
 
-def table_key(cluster: PPDCluster, router: type[PPDCluster], episodes: int = EPISODES) -> str:
-    """Hash of everything a table depends on: cluster, costs, grid, and the source of the simulation."""
+def table_key(cluster: PPDCluster, router: type[PPDCluster], episodes: int = EPISODES) -> str | None:
+    """What a table depends on, as a key: cluster, costs, grid, and the functions that measure it; arguments as for `run_cell`."""
     settings = {name: value for name, value in asdict(cluster.scenario).items() if name not in _IRRELEVANT}
-    described = {
+    inputs = {
         "settings": settings,
         "latencies": cluster.latencies.as_dict(),
         "cells": [FIRST_TURN, SECOND_TURN],
         "run": [WINDOW_S, episodes, _SEED],
-        "kv_bytes": cluster.kv_bytes,
-        "source": fingerprint(router.__module__),
-        "builder": fingerprint(__name__),
+        "nodes": [cluster.nodes, cluster.kv_bytes, cluster.kv_capacity],
+        "cost": None if cluster.profile is None else tuple(cluster.profile.step_cost()),
     }
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    if cluster.profile is not None:
-        for part in cluster.profile.step_cost():
-            digest.update(part.tobytes())
-    return digest.hexdigest()
+    making = (PPDCluster._params, PPDCluster.allocate, Workload.with_rate, pack)
+    return key(inputs, (*running(router), *making, build))
 
 
 def table_of(cluster: PPDCluster, router: type[PPDCluster], episodes: int = EPISODES) -> SloTable:
     """The table of a cluster: from memory, from disk, or measured now (some seconds) and kept; arguments as for `run_cell`."""
-    return _cached(table_key(cluster, router, episodes), _Box(cluster, router, episodes))
+    arrays = TABLES.get(table_key(cluster, router, episodes), lambda: vars(build(cluster, router, episodes)))
+    return SloTable(**arrays)
 
 
 def reference_of(cluster: PPDCluster, router: type[PPDCluster], chosen: Scenario) -> NDArray[np.float64]:
@@ -225,48 +220,3 @@ def reference_of(cluster: PPDCluster, router: type[PPDCluster], chosen: Scenario
             scenario=other, workload=cluster.workload, profile=cluster.profile, latencies=cluster.latencies
         )
     return table_of(measured, router).reference(chosen.qps)
-
-
-@dataclass(frozen=True, eq=False)
-class _Box:
-    """Hides the cluster from the memory of `_cached`, whose key says all there is to say."""
-
-    cluster: PPDCluster
-    router: type[PPDCluster]
-    episodes: int
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Box)
-
-    def __hash__(self) -> int:
-        return 0
-
-
-@functools.lru_cache(maxsize=64)
-def _cached(key: str, box: _Box) -> SloTable:
-    path = cache_dir().parent / "tables" / f"ppd-{key[:32]}.npz"
-    table = _read(path)
-    if table is None:
-        table = build(box.cluster, box.router, box.episodes)
-        _write(path, table)
-    return table
-
-
-def _read(path: Path) -> SloTable | None:
-    try:
-        with np.load(path) as stored:
-            return SloTable(*(stored[name] for name in ("rates", "ttft_s", "tpot_s", "success")))
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
-
-
-def _write(path: Path, table: SloTable) -> None:
-    """Store a table; a folder that cannot be written to only costs the time to measure again."""
-    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, rates=table.rates, ttft_s=table.ttft_s, tpot_s=table.tpot_s, success=table.success)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import pytest
 
 import llmgym
 from llmgym import profiles, workloads
+from llmgym.core import cache_folder
 from llmgym.core.lanes import HOLD
 from llmgym.envs.ppd import conversations as ppd_conversations
 from llmgym.envs.ppd import table as ppd_table
@@ -642,25 +643,26 @@ def test_a_run_in_which_nobody_was_served_does_not_count_in_the_mean_of_a_cell()
 def test_a_table_is_measured_once_and_its_key_knows_the_cluster(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
-    monkeypatch.setattr(ppd_table, "cache_dir", lambda: tmp_path / "kernels")
-    ppd_table._cached.cache_clear()
+    monkeypatch.setattr(cache_folder, "cache_dir", lambda: tmp_path / "kernels")
+    ppd_table.TABLES.forget()
     built = []
-    build = ppd_table.build
-    monkeypatch.setattr(ppd_table, "build", lambda *args: built.append(1) or build(*args))
+    run_cell = ppd_table.run_cell
+    monkeypatch.setattr(ppd_table, "run_cell", lambda *args: built.append(1) or run_cell(*args))
     cluster = PPDRouting(scenario="small", rates=(8.0,))
     first = ppd_table.table_of(cluster, PPDRouting, 1)
-    assert ppd_table.table_of(cluster, PPDRouting, 1) is first and built == [1]
-    ppd_table._cached.cache_clear()
+    cells = len(CONTEXTS) * len(TYPES)
+    assert ppd_table.table_of(cluster, PPDRouting, 1).ttft_s is first.ttft_s and len(built) == cells
+    ppd_table.TABLES.forget()
     again = ppd_table.table_of(PPDRouting(scenario="small", rates=(8.0,), w_tpot=1.0, qps=2.0), PPDRouting, 1)
-    assert built == [1]
+    assert len(built) == cells
     assert all(
         np.array_equal(a, b, equal_nan=True) for a, b in zip(vars(first).values(), vars(again).values())
     )
     (stored,) = (tmp_path / "tables").iterdir()
     stored.write_bytes(b"damaged")
-    ppd_table._cached.cache_clear()
+    ppd_table.TABLES.forget()
     ppd_table.table_of(cluster, PPDRouting, 1)
-    assert built == [1, 1]
+    assert len(built) == 2 * cells
     key = ppd_table.table_key(cluster, PPDRouting)
     for kwargs in (
         {"link_gb_per_s": 5.0},
@@ -671,7 +673,7 @@ def test_a_table_is_measured_once_and_its_key_knows_the_cluster(
     ):
         other = PPDRouting(**{"scenario": "small", "rates": (8.0,), **kwargs})
         assert ppd_table.table_key(other, PPDRouting) != key, kwargs
-    ppd_table._cached.cache_clear()
+    ppd_table.TABLES.forget()
 
 
 # ------------------------------------------------------------------------------------------------------------ pictures
