@@ -15,6 +15,7 @@ from llmgym.baselines.oserve.policies import (
     PlannerPolicy,
     StaticPolicy,
 )
+from llmgym.core import cache_folder
 from llmgym.envs.oserve import daily
 from llmgym.envs.oserve.env import OServe
 from llmgym.errors import InvalidArgument
@@ -60,13 +61,13 @@ def test_an_lstm_is_kept_whole(tmp_path: Any) -> None:
     made = [oserve_lstm.fit([series], updates=3, hidden=8, seed=k) for k in range(2)]
     assert torch.equal(state, torch.random.get_rng_state())
     np.savez(tmp_path / "x.npz", **oserve_lstm.packed(made))
-    read = oserve_lstm.read(tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as stored:
+        read = oserve_lstm.unpacked({name: stored[name] for name in stored.files})
     x, _ = oserve_forecast.windows(series)
     for network, other in zip(made, read, strict=True):
         np.testing.assert_array_equal(network(x), other(x))
-    assert oserve_lstm.read(tmp_path / "none.npz") is None
-    (tmp_path / "bad.npz").write_bytes(b"no")
-    assert oserve_lstm.read(tmp_path / "bad.npz") is None
+    with pytest.raises(KeyError):
+        oserve_lstm.unpacked({str(k): np.zeros(1) for k in range(5)})
 
 
 def test_the_numpy_network_is_torchs() -> None:
@@ -142,18 +143,18 @@ def test_the_lstm_rule_learns_once_and_is_kept(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(oserve_lstm, "fit", few)
     monkeypatch.setattr(oserve_trained, "_TRAIN_COUNTS", 60)
-    monkeypatch.setattr(oserve_trained, "cache_dir", lambda: tmp_path / "kernels")
-    oserve_trained._trained.cache_clear()
+    monkeypatch.setattr(cache_folder, "cache_dir", lambda: tmp_path / "kernels")
+    oserve_trained.FORECASTS.forget()
     env = gymnasium.make(ID, **QUICK, action="control")
     policy = baselines.make("oserve-lstm", env)
     obs, _ = env.reset(seed=0)
     for _ in range(3):
         obs, *_ = env.step(policy.act(obs[None], None)[0])
     assert len(calls) == 4 and list((tmp_path / "forecasts").glob("*.npz"))
-    oserve_trained._trained.cache_clear()
+    oserve_trained.FORECASTS.forget()
     baselines.make("oserve-lstm", env)
     assert len(calls) == 4
-    oserve_trained._trained.cache_clear()
+    oserve_trained.FORECASTS.forget()
 
 
 def test_forecasts_of_policies_are_what_they_say() -> None:

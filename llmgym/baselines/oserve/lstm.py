@@ -5,9 +5,8 @@ loss and optimiser are not printed; here it is one layer of 64, Adam, and the sq
 window. torch is needed to train and imported only then; the trained network runs in numpy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,15 +125,11 @@ def fit(
 
 
 def packed(networks: Sequence[Lstm]) -> dict[str, NDArray[Any]]:
-    """The weights of some networks by name, for `numpy.savez`."""
+    """The weights of some networks by name."""
     return {f"{k}.{name}": getattr(network, name) for k, network in enumerate(networks) for name in _NAMES}
 
 
-def read(path: Path) -> list[Lstm] | None:
-    """Networks that were stored; None where there is no such file, or not a whole one."""
-    try:
-        with np.load(path) as stored:
-            count = len(stored.files) // len(_NAMES)
-            return [Lstm(*(stored[f"{k}.{name}"] for name in _NAMES)) for k in range(count)]
-    except (OSError, ValueError, KeyError, EOFError):
-        return None
+def unpacked(arrays: Mapping[str, NDArray[Any]]) -> list[Lstm]:
+    """Networks from the weights that `packed` gave. Raises `KeyError` where one is missing."""
+    count = len(arrays) // len(_NAMES)
+    return [Lstm(*(arrays[f"{k}.{name}"] for name in _NAMES)) for k in range(count)]

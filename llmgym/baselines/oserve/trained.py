@@ -1,23 +1,17 @@
-"""Forecasters that are trained on the worlds of a scenario: ridge regression, and the LSTM, which is kept on disk."""
+"""Forecasters that are trained on the worlds of a scenario: ridge regression, and the LSTM."""
 
-import functools
-import hashlib
-import json
-import os
-import uuid
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.baselines.oserve import lstm
-from llmgym.baselines.oserve.forecast import WINDOW, Floats, Forecaster, fit_ridge
-from llmgym.core.jit import cache_dir, fingerprint
+from llmgym.baselines.oserve.forecast import WINDOW, Floats, Forecaster, Ridge, fit_ridge
 from llmgym.core.lanes import Lanes
+from llmgym.core.store import Store, key
 from llmgym.envs.oserve.env import OServe
 
+FORECASTS = Store("forecasts", "oserve", most=16)
 _TRAIN_SEED = 3_000_000_000
 _TRAIN_COUNTS = 8000
 
@@ -41,52 +35,36 @@ def training_counts(simulation: OServe) -> list[NDArray[np.float64]]:
 
 
 def forecaster(simulation: OServe, name: str) -> list[Forecaster]:
-    """Forecasters for the types of a scenario: "ridge" or "lstm", trained on `training_counts`; the LSTM is kept on disk.
+    """Forecasters for the types of a scenario, trained on `training_counts` and kept, in memory and on disk.
+
+    Args:
+        simulation: the environment whose worlds are to be forecast.
+        name: `"ridge"` or `"lstm"`.
+
+    Returns:
+        One for each type of request.
 
     Raises:
         ImportError: an LSTM needs torch.
     """
-    key = hashlib.sha256(
-        json.dumps(
-            [name, simulation.settings(), fingerprint("llmgym.envs.oserve.env"), fingerprint(__name__)]
-        ).encode()
-    ).hexdigest()
-    return _trained(key, _Box(simulation, name))
+    inputs = {"settings": simulation.settings(), "run": [_TRAIN_SEED, _TRAIN_COUNTS, WINDOW]}
+    worlds = (training_counts, OServe.rates, simulation.kernels.reset_lane)
+    if name == "ridge":
+        arrays = FORECASTS.get(key(inputs, (*worlds, fit_ridge)), lambda: _fit_ridges(simulation))
+        pairs = zip(arrays["coefficients"], arrays["offset"].tolist(), strict=True)
+        return [Ridge(coefficients, offset) for coefficients, offset in pairs]
+    arrays = FORECASTS.get(key(inputs, (*worlds, lstm.fit)), lambda: _fit_networks(simulation))
+    return [*lstm.unpacked(arrays)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Box:
-    """Hides the simulation from the memory of `_trained`, whose key says all there is to say."""
-
-    simulation: Any
-    name: str
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Box)
-
-    def __hash__(self) -> int:
-        return 0
+def _fit_ridges(simulation: OServe) -> dict[str, NDArray[Any]]:
+    fitted = [fit_ridge(list(series)) for series in training_counts(simulation)]
+    return {
+        "coefficients": np.array([ridge.coefficients for ridge in fitted]),
+        "offset": np.array([ridge.offset for ridge in fitted]),
+    }
 
 
-@functools.lru_cache(maxsize=16)
-def _trained(key: str, box: _Box) -> list[Forecaster]:
-    if box.name == "ridge":
-        return [fit_ridge(list(series)) for series in training_counts(box.simulation)]
-    path = cache_dir().parent / "forecasts" / f"oserve-{key[:32]}.npz"
-    made = lstm.read(path)
-    if made is None:
-        made = [lstm.fit(list(series), seed=j) for j, series in enumerate(training_counts(box.simulation))]
-        _write(path, lstm.packed(made))
-    return list(made)
-
-
-def _write(path: Path, arrays: dict[str, NDArray[Any]]) -> None:
-    """Store weights; a folder that cannot be written to only costs the time to train again."""
-    temporary = path.with_name(f"{path.stem}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+def _fit_networks(simulation: OServe) -> dict[str, NDArray[Any]]:
+    counts = training_counts(simulation)
+    return lstm.packed([lstm.fit(list(series), seed=j) for j, series in enumerate(counts)])
