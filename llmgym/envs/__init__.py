@@ -76,6 +76,7 @@ ENVIRONMENTS = (
         decision="whether a later turn of a conversation prefills on a prefill or on a decode node",
         source="Li et al., ICML 2026, arXiv 2603.13358",
         docs="ppd_routing",
+        audit="ppd.audit:cluster",
     ),
     _ours(
         "PPDWeights",
@@ -84,6 +85,7 @@ ENVIRONMENTS = (
         decision="the weight of time per token in the routing rule, period by period",
         source="Li et al., ICML 2026, arXiv 2603.13358",
         docs="ppd_weights",
+        audit="ppd.audit:cluster",
     ),
     _ours(
         "OServe",

@@ -12,7 +12,7 @@ from llmgym.baselines.ppd.routing import BASELINES, QueueAwarePolicy, TablePolic
 from llmgym.baselines.ppd.weights import BASELINES as WEIGHT_BASELINES
 from llmgym.core.policy import Policy
 from llmgym.envs.ppd.state import LOCAL, REMOTE
-from llmgym.envs.ppd.weights.env import WEIGHTS
+from llmgym.envs.ppd.weights.kernels import WEIGHTS
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.evaluation import tuned
 from llmgym.evaluation.rollout import run_episodes
@@ -49,18 +49,18 @@ def test_every_rule_plays(name: str) -> None:
 
 def test_constant_rules_and_shares() -> None:
     kwargs: dict[str, Any] = {"scenario": "paper", "reference": "idle", "conversations": 120}
-    found = {
+    metrics = {
         name: score(name, **kwargs)
         for name in ("pd", "local", "threshold", "partial:share=0.33", "partial:share=0.67")
     }
-    assert found["pd"]["local_fraction"] == 0.0 and found["local"]["local_fraction"] == 1.0
-    assert 0.9 < found["threshold"]["local_fraction"] < 1.0
-    assert found["partial:share=0.33"]["local_fraction"] == pytest.approx(1 / 3, abs=0.1)
-    assert found["partial:share=0.67"]["local_fraction"] == pytest.approx(2 / 3, abs=0.1)
+    assert metrics["pd"]["local_fraction"] == 0.0 and metrics["local"]["local_fraction"] == 1.0
+    assert 0.9 < metrics["threshold"]["local_fraction"] < 1.0
+    assert metrics["partial:share=0.33"]["local_fraction"] == pytest.approx(1 / 3, abs=0.1)
+    assert metrics["partial:share=0.67"]["local_fraction"] == pytest.approx(2 / 3, abs=0.1)
     assert (
-        found["local"]["kv_moved_bytes"]
-        < found["partial:share=0.67"]["kv_moved_bytes"]
-        < found["pd"]["kv_moved_bytes"]
+        metrics["local"]["kv_moved_bytes"]
+        < metrics["partial:share=0.67"]["kv_moved_bytes"]
+        < metrics["pd"]["kv_moved_bytes"]
     )
     replica = score("replica", **kwargs)
     assert replica["kv_moved_bytes"] == 0.0 and replica["prefilled_p_tokens"] == 0.0
@@ -169,12 +169,12 @@ def test_rules_differ_where_they_should() -> None:
 
 
 def test_every_weight_rule_plays() -> None:
-    found = {name: score(name, WEIGHING, 8)["slo_attainment"] for name in WEIGHT_BASELINES}
+    attained = {name: score(name, WEIGHING, 8)["slo_attainment"] for name in WEIGHT_BASELINES}
     assert len(WEIGHT_BASELINES) == len(WEIGHTS) + 3
-    fixed = [found[f"weight-{w:g}"] for w in WEIGHTS]
-    assert found["weight"] == found["weight-1"]
+    fixed = [attained[f"weight-{w:g}"] for w in WEIGHTS]
+    assert attained["weight"] == attained["weight-1"]
     assert np.ptp(fixed) > 0.02
-    assert found["oracle"] > max(fixed)
+    assert attained["oracle"] > max(fixed)
 
 
 def test_the_reactive_rule_moves_by_what_was_missed() -> None:
@@ -196,9 +196,9 @@ def test_the_reactive_rule_moves_by_what_was_missed() -> None:
 def test_one_weight_is_one_of_the_weights() -> None:
     env = gymnasium.make_vec(WEIGHING, num_envs=2, scenario="small", rates=FEW_RATES)
     obs, _ = env.reset(seed=0)
-    for number, w in enumerate(WEIGHTS):
-        assert baselines.make(f"weight:w={w:g}", env).act(obs, None).tolist() == [number, number]
-        assert baselines.make(f"weight-{w:g}", env).act(obs, None).tolist() == [number, number]
+    for k, w in enumerate(WEIGHTS):
+        assert baselines.make(f"weight:w={w:g}", env).act(obs, None).tolist() == [k, k]
+        assert baselines.make(f"weight-{w:g}", env).act(obs, None).tolist() == [k, k]
     with pytest.raises(InvalidArgument, match=r"w=5\.0: expected one of 0, 0\.5, 1"):
         baselines.make("weight:w=5", env)
 

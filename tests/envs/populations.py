@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from llmgym.envs.ppd.state import turn_numbers
+
 Counts = dict[str, float]
 
 
@@ -51,7 +53,7 @@ def _kv_provision(env: Any, m: Counts) -> Counts:
 
 def _ppd(env: Any, m: Counts) -> Counts:
     state, simulation = env.lanes.state, env.simulation
-    turns = state.request[0, simulation.turn_numbers(state, 0)]
+    turns = state.request[0, turn_numbers(state, 0)]
     first = turns[: int(m["conversations"])]
     later = turns[int(m["conversations"]) :]
     done = later["e2e_s"] >= 0

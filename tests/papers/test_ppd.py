@@ -32,8 +32,8 @@ def cell(
     allocation: str, name: str, qps: float, route: int, episodes: int = 4, **kwargs: Any
 ) -> dict[str, float]:
     """One of the paper's synthetic points: conversations of two turns that arrive for 10 s."""
-    context, _, kind = name.partition("_")
-    return run_cell(cluster(allocation, **kwargs), PPDRouting, context, kind, qps, (route,), episodes)[0]
+    context, _, turn_type = name.partition("_")
+    return run_cell(cluster(allocation, **kwargs), PPDRouting, context, turn_type, qps, (route,), episodes)[0]
 
 
 @functools.cache
@@ -50,7 +50,7 @@ def trace(allocation: str, qps: float, route: int, episodes: int = 2, **kwargs: 
         else:
             lanes.buffers.action[:] = route
         lanes.step(HOLD)
-    return dict(zip(simulation.metric_names, lanes.buffers.metrics.mean(axis=0).tolist(), strict=True))
+    return dict(zip(simulation.metric_names, lanes.metric_columns().mean(axis=0).tolist(), strict=True))
 
 
 @functools.cache
@@ -61,9 +61,9 @@ def table(allocation: str) -> SloTable:
 
 def change(allocation: str, low: float, high: float) -> float:
     """Mean change of the TTFT of second turns from x = 0 to x = 1 over the cells with rates in a range, per cent."""
-    found = table(allocation)
-    mine = (found.rates >= low) & (found.rates <= high)
-    ratio = found.ttft_s[LOCAL][..., mine] / found.ttft_s[REMOTE][..., mine] - 1.0
+    slo = table(allocation)
+    band = (slo.rates >= low) & (slo.rates <= high)
+    ratio = slo.ttft_s[LOCAL][..., band] / slo.ttft_s[REMOTE][..., band] - 1.0
     return 100.0 * float(np.nanmean(ratio))
 
 
@@ -252,14 +252,15 @@ def moved(route: int) -> tuple[float, int, float, float]:
     while not lanes.buffers.ended.all():
         lanes.step(HOLD)
     transfers = int(np.count_nonzero(lanes.state.request["moved_bytes"][0]))
-    request, talks = lanes.state.request[0], lanes.state.conversation[0]
+    requests = lanes.state.request[0]
     first, all_turns = 0, 0
-    for c, talk in enumerate(talks):
-        turns = [request[c], *request[talk["later"] : talk["later"] + talk["turns"] - 1]]
+    for c, conversation in enumerate(lanes.state.conversation[0]):
+        later = conversation["later"]
+        turns = [requests[c], *requests[later : later + conversation["turns"] - 1]]
+        first += int(turns[0]["prompt"])
         context = 0
-        for number, turn in enumerate(turns):
+        for turn in turns:
             all_turns += context + int(turn["prompt"])
-            first += int(turn["prompt"]) if number == 0 else 0
             context += int(turn["prompt"] + turn["output"])
     return lanes.metrics(0)["kv_moved_bytes"], transfers, 131072.0 * first, 131072.0 * all_turns
 
@@ -287,9 +288,9 @@ def share(allocation: str, w_tpot: float) -> float:
 
 @pytest.mark.parametrize("allocation", ALLOCATIONS)
 def test_8_the_table(allocation: str) -> None:
-    found = table(allocation)
-    gain = found.ttft_s[REMOTE] > found.ttft_s[LOCAL]
-    assert np.array_equal(found.routes(1.0, 0.0) == LOCAL, gain)
+    slo = table(allocation)
+    gain = slo.ttft_s[REMOTE] > slo.ttft_s[LOCAL]
+    assert np.array_equal(slo.routes(1.0, 0.0) == LOCAL, gain)
     shares = [share(allocation, w) for w in (0, *WEIGHTS, 30)]
     assert shares == sorted(shares, reverse=True)
     assert shares[1] >= 90.0
@@ -322,39 +323,39 @@ def winners() -> dict[str, np.ndarray]:
     shape = (len(CONFIGURATIONS), len(CONTEXTS), len(TYPES), len(RATES_RPS))
     ttft, tpot = np.zeros(shape), np.zeros(shape)
     for n, allocation in enumerate(CONFIGURATIONS):
-        mine = cluster(allocation)
+        simulation = cluster(allocation)
         for i, j, k in np.ndindex(shape[1:]):
-            # the other route is masked on pD and R: they stay local whatever is asked
-            found = run_cell(mine, PPDRouting, CONTEXTS[i], TYPES[j], RATES_RPS[k], (REMOTE,), 2)[0]
-            ttft[n, i, j, k], tpot[n, i, j, k] = found["ttft_mean_s"], found["tpot_mean_s"]
+            # the other route is masked on pD and R: they stay local whatever is decided
+            metrics = run_cell(simulation, PPDRouting, CONTEXTS[i], TYPES[j], RATES_RPS[k], (REMOTE,), 2)[0]
+            ttft[n, i, j, k], tpot[n, i, j, k] = metrics["ttft_mean_s"], metrics["tpot_mean_s"]
     return {"ttft": np.nanargmin(ttft, axis=0), "tpot": np.nanargmin(tpot, axis=0)}
 
 
-KINDS = np.array(list(CONFIGURATIONS.values()))
+CLASSES = np.array(list(CONFIGURATIONS.values()))
 TABLE_2 = {("ttft", "R"): 63.3, ("ttft", "x=0"): 0.0, ("ttft", "partial"): 3.3, ("ttft", "x=1"): 27.2}
 TABLE_2 |= {("tpot", "R"): 0.6, ("tpot", "x=0"): 38.3, ("tpot", "partial"): 33.3, ("tpot", "x=1"): 15.6}
 """Points won, per cent; hybrids of replicas and nodes, which the simulation leaves out, win the rest."""
 
 
-def won(metric: str, kind: str) -> float:
-    """Points won by a kind of configuration, per cent."""
-    return 100.0 * float(np.mean(KINDS[winners()[metric]] == kind))
+def won(metric: str, configuration: str) -> float:
+    """Points won by a class of configurations, per cent."""
+    return 100.0 * float(np.mean(CLASSES[winners()[metric]] == configuration))
 
 
 @pytest.mark.slow
 def test_9_ttft_and_tpot_want_different_clusters() -> None:
     """At 92.2 % of the 180 points in the paper, and at most of them by kind; x = 0 never wins TTFT."""
-    found = winners()
-    assert 100.0 * np.mean(found["ttft"] != found["tpot"]) == pytest.approx(92.2, abs=2.5)
-    assert np.mean(KINDS[found["ttft"]] != KINDS[found["tpot"]]) > 0.5
+    best = winners()
+    assert 100.0 * np.mean(best["ttft"] != best["tpot"]) == pytest.approx(92.2, abs=2.5)
+    assert np.mean(CLASSES[best["ttft"]] != CLASSES[best["tpot"]]) > 0.5
     assert won("ttft", "x=0") == 0.0
 
 
 @pytest.mark.parametrize(
-    ("metric", "kind"), [key for key in TABLE_2 if f"ppd/winners {' '.join(key)}" not in KNOWN]
+    ("metric", "configuration"), [key for key in TABLE_2 if f"ppd/winners {' '.join(key)}" not in KNOWN]
 )
-def test_9_table_2(metric: str, kind: str) -> None:
-    assert won(metric, kind) == pytest.approx(TABLE_2[metric, kind], abs=4.0)
+def test_9_table_2(metric: str, configuration: str) -> None:
+    assert won(metric, configuration) == pytest.approx(TABLE_2[metric, configuration], abs=4.0)
 
 
 # ---------------------------------------------------------------------------------------------- 10: the closed loop
@@ -363,9 +364,9 @@ def test_9_table_2(metric: str, kind: str) -> None:
 def test_10_the_limit_on_conversations_bounds_tpot() -> None:
     """3P_1D, large_mid_bal at 20 a second: three times what it can do, and TPOT below 25 ms."""
     for route in (REMOTE, LOCAL):
-        found = cell("3P_1D", "large_mid_bal", 20.0, route)
-        assert found["tpot_mean_s"] < 0.025
-        assert found["success"] < 0.5  # most of the load times out at the gate
+        metrics = cell("3P_1D", "large_mid_bal", 20.0, route)
+        assert metrics["tpot_mean_s"] < 0.025
+        assert metrics["success"] < 0.5  # most of the load times out at the gate
     assert cell("3P_1D", "large_mid_bal", 20.0, LOCAL, max_inflight=None)["tpot_mean_s"] > 0.025
 
 
@@ -381,8 +382,8 @@ FAILURE_RPS = (8, 12, 16, 20)
 
 def failures(allocation: str, route: int, qps: float) -> float:
     """Workloads with less than 95 % success, per cent."""
-    found = table(allocation)
-    return 100.0 * float(np.mean(found.success[route][..., list(found.rates).index(float(qps))] < 0.95))
+    slo = table(allocation)
+    return 100.0 * float(np.mean(slo.success[route][..., list(slo.rates).index(float(qps))] < 0.95))
 
 
 @pytest.mark.parametrize(
@@ -429,8 +430,8 @@ def _error_ms(route: int, rates: tuple[float, ...], **kwargs: Any) -> np.ndarray
     for (allocation, name), row in MEASURED.items():
         for qps, published in zip(MEASURED_RPS, row[route]):
             if published is not None and qps in rates:
-                found = 1e3 * cell(allocation, name, qps, route, **kwargs)["ttft_mean_s"]
-                rows.append((found - published, found / published - 1.0))
+                ours = 1e3 * cell(allocation, name, qps, route, **kwargs)["ttft_mean_s"]
+                rows.append((ours - published, ours / published - 1.0))
     return np.array(rows)
 
 
@@ -456,24 +457,24 @@ def test_measured_cells_on_d_at_all_rates() -> None:
 
 def _ours() -> dict[str, Callable[[], float]]:
     bytes_moved = lambda: 100.0 * (moved(LOCAL)[0] / moved(REMOTE)[0] - 1.0)  # noqa: E731
-    found: dict[str, Callable[[], float]] = {"ppd/bytes": bytes_moved}
+    ours: dict[str, Callable[[], float]] = {"ppd/bytes": bytes_moved}
     for allocation, band in TABLE_1:
-        found[f"ppd/table-1 {allocation} {band}"] = functools.partial(change, allocation, *BANDS[band])
+        ours[f"ppd/table-1 {allocation} {band}"] = functools.partial(change, allocation, *BANDS[band])
     for allocation, qps in LATER_MS:
         for route, x in ROUTES.items():
-            found[f"ppd/later-turns {allocation} {qps} {x}"] = functools.partial(
+            ours[f"ppd/later-turns {allocation} {qps} {x}"] = functools.partial(
                 later_ms, allocation, qps, route
             )
     for allocation in SHARES:
         for w in WEIGHTS:
-            found[f"ppd/table-shares {allocation} {w}"] = functools.partial(share, allocation, w)
-    for metric, kind in TABLE_2:
-        found[f"ppd/winners {metric} {kind}"] = functools.partial(won, metric, kind)
+            ours[f"ppd/table-shares {allocation} {w}"] = functools.partial(share, allocation, w)
+    for metric, configuration in TABLE_2:
+        ours[f"ppd/winners {metric} {configuration}"] = functools.partial(won, metric, configuration)
     for allocation, route in FAILURES:
         for qps in FAILURE_RPS:
             key = f"ppd/failures {allocation} {ROUTES[route]} {qps}"
-            found[key] = functools.partial(failures, allocation, route, qps)
-    return {key: one for key, one in found.items() if key in KNOWN}
+            ours[key] = functools.partial(failures, allocation, route, qps)
+    return {key: one for key, one in ours.items() if key in KNOWN}
 
 
 OURS = _ours()

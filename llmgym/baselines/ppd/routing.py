@@ -2,8 +2,7 @@
 
 Li, Liu, Xu, Zhang, Rabbani and Zhang, "Not All Prefills Are Equal: PPD Disaggregation for Multi-turn LLM Serving", ICML 2026 (arXiv
 2603.13358): the table rule (Eq. 1, Algorithm 1), everything through P ("PD"), everything on D, a fixed share of the D nodes,
-replicas.
-`threshold` is the short cut of the released code (github.com/freelulul/vllm-ppd), `queue-aware` decides by predicted
+replicas. `threshold` is the short cut of the released code (github.com/freelulul/vllm-ppd), `queue-aware` decides by predicted
 latencies from live queues, as AMPD does in the paper's discussion of related work.
 
 All rules but `oracle` read nothing but the observation.
@@ -21,8 +20,18 @@ from llmgym.core.checks import number, whole
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
 from llmgym.envs.ppd.cells import lookup
+from llmgym.envs.ppd.links import GB
 from llmgym.envs.ppd.routing.env import PPDRouting
-from llmgym.envs.ppd.state import LOCAL, REMOTE, P
+from llmgym.envs.ppd.state import (
+    BATCH_SCALE,
+    LOCAL,
+    PREFILL_SCALE,
+    RATE_SCALE_RPS,
+    REMOTE,
+    STEP_SCALE_S,
+    TIME_SCALE_S,
+    P,
+)
 from llmgym.envs.ppd.table import table_of
 from llmgym.errors import InvalidArgument
 
@@ -65,7 +74,10 @@ class PartialPolicy(_Rule):
     Args:
         env: the environment.
         name: of the policy.
-        share: of the decoding nodes that prefill; rounded to whole nodes.
+        share: share of the decoding nodes that prefill; it is rounded to whole nodes.
+
+    Raises:
+        InvalidArgument: `share` is not from 0 to 1.
     """
 
     def __init__(self, env: Any, name: str = "partial", share: float = 0.5) -> None:
@@ -92,6 +104,9 @@ class TablePolicy(_Rule):
         w_ttft: weight of TTFT; None takes that of the environment.
         w_tpot: weight of TPOT; None takes that of the environment.
         bypass: turns with fewer new tokens are local in any case.
+
+    Raises:
+        InvalidArgument: a weight is below 0, or `bypass` is not a whole number from 0 on.
     """
 
     def __init__(
@@ -118,7 +133,7 @@ class TablePolicy(_Rule):
                 self._tokens(obs, "context"),
                 prompt,
                 self._tokens(obs, "answer"),
-                20.0 * self._read(obs, "rate"),
+                RATE_SCALE_RPS * self._read(obs, "rate"),
             ],
             axis=1,
         )
@@ -133,7 +148,10 @@ class ThresholdPolicy(_Rule):
     Args:
         env: the environment.
         name: of the policy.
-        tokens: m.
+        tokens: later turns with fewer new tokens are local.
+
+    Raises:
+        InvalidArgument: `tokens` is not a whole number from 0 on.
     """
 
     def __init__(self, env: Any, name: str = "threshold", tokens: int = BYPASS_TOKENS) -> None:
@@ -155,7 +173,10 @@ class QueueAwarePolicy(_Rule):
     Args:
         env: the environment.
         name: of the policy.
-        caution: what it takes from others counts so many times; 0: only the turn itself counts.
+        caution: how many times what the turn takes from others counts; 0: only the turn itself counts.
+
+    Raises:
+        InvalidArgument: `caution` is below 0.
     """
 
     def __init__(self, env: Any, name: str = "queue-aware", caution: float = 1.0) -> None:
@@ -167,20 +188,20 @@ class QueueAwarePolicy(_Rule):
         chosen, law = self._simulation.scenario, self._simulation.latencies
         token_s = law.receive_token_s
         if chosen.link_gb_per_s is not None:
-            token_s = max(token_s, self._simulation.kv_bytes / (1e9 * chosen.link_gb_per_s))
+            token_s = max(token_s, self._simulation.kv_bytes / (GB * chosen.link_gb_per_s))
         u_d, u_p = self._tokens(obs, "d.tokens"), self._tokens(obs, "p.tokens")
         tokens = self._tokens(obs, "context") + self._tokens(obs, "prompt")
-        batch = 256.0 * self._read(obs, "d.batch")
-        step_s = 0.05 * self._read(obs, "d.step")
+        batch = BATCH_SCALE * self._read(obs, "d.batch")
+        step_s = STEP_SCALE_S * self._read(obs, "d.step")
         # half a step in progress, on the mean
         wait_s = np.where(batch > 0.0, 0.5 * step_s, 0.0)
-        pending = 4096.0 * self._read(obs, "d.prefill")
+        pending = PREFILL_SCALE * self._read(obs, "d.prefill")
         prefill_s = np.maximum(law.step_s, law.prefill_step_s + law.prefill_token_s * u_d)
         local_s = (
             law.local_s + law.local_token_s * tokens + wait_s + law.prefill_token_s * pending + prefill_s
         )
         receive_s = law.receive_s + token_s * tokens
-        remote_s = 10.0 * self._read(obs, "p.backlog") + law.handoff_s + law.prefill_token_s * u_p
+        remote_s = TIME_SCALE_S * self._read(obs, "p.backlog") + law.handoff_s + law.prefill_token_s * u_p
         remote_s += law.remote_s + law.remote_token_s * tokens + wait_s + receive_s + law.step_s
         held_up_s = np.maximum(prefill_s - law.step_s, 0.0) - receive_s
         answer = np.maximum(self._tokens(obs, "answer"), 1.0)
@@ -204,6 +225,9 @@ class OraclePolicy(_Rule):
         name: of the policy.
         decisions: copies end after so many decisions; 0: with the episode. A short look does not see what is paid later: a
             choice that delays completions delays what they cost, so that the rule can do worse than those it follows.
+
+    Raises:
+        InvalidArgument: `decisions` is not a whole number from 0 on.
     """
 
     privileged = True
@@ -220,8 +244,8 @@ class OraclePolicy(_Rule):
         if self._copies is None or self._copies.count != 4 * count:
             self._copies = Lanes(self._simulation, 4 * count)
         copies = self._copies
-        for mine, theirs in zip(copies.state, lanes.state, strict=True):
-            mine.reshape(4, *theirs.shape)[:] = theirs
+        for copied, array in zip(copies.state, lanes.state, strict=True):
+            copied.reshape(4, *array.shape)[:] = array
         buffers = copies.buffers
         # nothing is to be decided where an episode is over
         buffers.ended[:] = np.tile(lanes.state.lane["current"] < 0, 4)

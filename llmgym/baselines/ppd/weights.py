@@ -13,7 +13,8 @@ from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import number, whole
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.policy import Policy
-from llmgym.envs.ppd.weights.env import WEIGHTS, PPDWeights
+from llmgym.envs.ppd.weights.env import PPDWeights
+from llmgym.envs.ppd.weights.kernels import WEIGHTS
 from llmgym.errors import InvalidArgument
 
 
@@ -23,7 +24,7 @@ class WeightPolicy(Rule[PPDWeights]):
     Args:
         env: the environment.
         name: of the policy.
-        w: w_tpot, one of `WEIGHTS`.
+        w: weight of TPOT, one of `WEIGHTS`.
 
     Raises:
         InvalidArgument: another number.
@@ -46,8 +47,11 @@ class ReactivePolicy(Rule[PPDWeights]):
     Args:
         env: the environment.
         name: of the policy.
-        ttft: a turn that missed TTFT counts so many times.
-        stride: weights of the list that it goes up or down at once.
+        ttft: how many times a turn that missed TTFT counts.
+        stride: weights of the list that the rule goes up or down at once.
+
+    Raises:
+        InvalidArgument: `ttft` is below 0, or `stride` is not from 1 to the number of weights.
     """
 
     def __init__(self, env: Any, name: str = "reactive", ttft: float = 1.0, stride: int = 1) -> None:
@@ -69,7 +73,10 @@ class WeightOraclePolicy(Rule[PPDWeights]):
     Args:
         env: the environment.
         name: of the policy.
-        epochs: that a copy runs, all with its weight.
+        epochs: how many epochs a copy runs, all with its weight.
+
+    Raises:
+        InvalidArgument: `epochs` is not a whole number from 1 on.
     """
 
     privileged = True
@@ -84,8 +91,8 @@ class WeightOraclePolicy(Rule[PPDWeights]):
         copies = self._copies
         best = np.zeros(len(obs), np.int64)
         for lane in range(len(obs)):
-            for mine, theirs in zip(copies.state, self._env.lanes.state, strict=True):
-                mine[:] = theirs[lane]
+            for copied, array in zip(copies.state, self._env.lanes.state, strict=True):
+                copied[:] = array[lane]
             copies.buffers.ended[:] = False
             copies.buffers.action[:, 0] = np.arange(len(WEIGHTS))
             total = np.zeros(len(WEIGHTS))

@@ -5,15 +5,20 @@ loses all it has on the node (engines throw out single blocks, the last ones fir
 finds everything or nothing, which is what Li et al., arXiv 2603.13358, distinguish).
 """
 
-from typing import Any
-
 from llmgym.core.jit import kernel
-from llmgym.envs.ppd.state import State
+from llmgym.envs.ppd.state import Config, Conversation, State
 
 
 @kernel
 def put(state: State, lane: int, n: int, e: int) -> None:
-    """Entry e of node n is not needed for now: the most recently used one of the list."""
+    """Put a cache entry that is not needed for now into the list of its node, as the most recently used one.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        n: number of the node.
+        e: number of the entry.
+    """
     node = state.node[lane, n]
     entry = state.cache[lane, e]
     entry.older, entry.newer, entry.listed = node.newest, -1, 1
@@ -27,7 +32,17 @@ def put(state: State, lane: int, n: int, e: int) -> None:
 
 @kernel
 def take(state: State, lane: int, n: int, e: int) -> int:
-    """Take entry e out of the list, if it is there; returns the tokens it holds."""
+    """Take a cache entry out of the list of its node, if it is there.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        n: number of the node.
+        e: number of the entry.
+
+    Returns:
+        Tokens that the entry holds; 0 if it was not in the list.
+    """
     entry = state.cache[lane, e]
     if entry.listed == 0:
         return 0
@@ -47,7 +62,14 @@ def take(state: State, lane: int, n: int, e: int) -> int:
 
 @kernel
 def keep(state: State, lane: int, n: int, tokens: int) -> None:
-    """Throw out the least recently used until at most so many idle tokens are left."""
+    """Throw out the least recently used entries of a node's list until at most so many tokens are left in it.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        n: number of the node.
+        tokens: that may stay.
+    """
     node = state.node[lane, n]
     while node.idle > tokens:
         e = node.oldest
@@ -57,14 +79,21 @@ def keep(state: State, lane: int, n: int, tokens: int) -> None:
 
 
 @kernel(inline=True)
-def missing(config: Any, conversation: Any, held: int) -> int:
-    """Tokens that D has to prefill of a request, where it holds `held` tokens of the conversation.
+def missing(config: Config, conversation: Conversation, held: int) -> int:
+    """How many tokens D has to prefill of a request.
 
     The last answer is tokenised anew from its text, which gives other tokens: its KV does not count unless `answer_kv_hit`.
+
+    Args:
+        config: of the cluster.
+        conversation: whose present turn is the request.
+        held: tokens of the conversation that are in D's cache.
+
+    Returns:
+        Tokens.
     """
-    tokens: int = conversation.context + conversation.prompt
     if held == 0:
-        return tokens + conversation.kept
+        return conversation.context + conversation.prompt + conversation.kept
     if config.answer_kv_hit == 1:
         return conversation.prompt
     return conversation.prompt + conversation.previous

@@ -11,6 +11,11 @@ from llmgym.core.jit import kernel
 CONTEXTS = ("small", "large")
 SMALL_CONTEXT_TOKENS = 512
 """Contexts up to here are small, above it large: the bound of the paper's released code."""
+GENERATES_BELOW, PASTES_ABOVE = 0.25, 2.0
+"""New tokens for each token of the answer: below the first bound a turn generates, above the second it pastes, between them it is
+balanced. These bounds and those that follow are from the paper's released code."""
+ANSWER_TOKENS, BALANCED_TOKENS, PASTE_TOKENS = (64, 256, 512), (64,), (256, 512)
+"""Longest answers of the first types that generate, and most new tokens of the first ones that are balanced, and that paste."""
 TYPES = (
     "tiny",
     "short_gen",
@@ -39,6 +44,15 @@ SECOND_TURN = {
 """The same of the second turn."""
 
 
+@kernel(inline=True)
+def _place(tokens: int, bounds: tuple[int, ...]) -> int:
+    """How many of these bounds are below a number of tokens."""
+    count = 0
+    for bound in bounds:
+        count += tokens > bound
+    return count
+
+
 @kernel
 def cell_of(context: int, prompt: int, output: int) -> tuple[int, int]:
     """Context class and workload type of a turn: numbers in `CONTEXTS` and `TYPES`.
@@ -47,16 +61,19 @@ def cell_of(context: int, prompt: int, output: int) -> tuple[int, int]:
         context: tokens of the conversation so far.
         prompt: new tokens.
         output: expected tokens of the answer.
+
+    Returns:
+        Two numbers from 0.
     """
     large = 0 if context <= SMALL_CONTEXT_TOKENS else 1
     ratio = prompt / max(output, 1)
-    if ratio < 0.25:
-        kind = 0 if output <= 64 else 1 if output <= 256 else 2 if output <= 512 else 3
-    elif ratio <= 2.0:
-        kind = 4 if prompt <= 64 else 5
+    if ratio < GENERATES_BELOW:
+        turn_type = _place(output, ANSWER_TOKENS)
+    elif ratio <= PASTES_ABOVE:
+        turn_type = len(ANSWER_TOKENS) + 1 + _place(prompt, BALANCED_TOKENS)
     else:
-        kind = 6 if prompt <= 256 else 7 if prompt <= 512 else 8
-    return large, kind
+        turn_type = len(ANSWER_TOKENS) + len(BALANCED_TOKENS) + 2 + _place(prompt, PASTE_TOKENS)
+    return large, turn_type
 
 
 @kernel
@@ -82,5 +99,5 @@ def lookup(
         out: int64 [n], written.
     """
     for i in range(rows.shape[0]):
-        context, kind = cell_of(int(rows[i, 0]), int(rows[i, 1]), int(rows[i, 2]))
-        out[i] = routes[context, kind, nearest(rates, rows[i, 3])]
+        context, turn_type = cell_of(int(rows[i, 0]), int(rows[i, 1]), int(rows[i, 2]))
+        out[i] = routes[context, turn_type, nearest(rates, rows[i, 3])]

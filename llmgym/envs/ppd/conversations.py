@@ -26,14 +26,14 @@ from llmgym.workloads import Lengths, RequestClass, Workload, fixed, lognormal, 
 
 @dataclass(frozen=True)
 class Conversations:
-    """Who talks: lengths, turns and pauses.
+    """The conversations that come: lengths, turns and pauses.
 
     Attributes:
         name: short name.
         opening: lengths of first turns, and arrivals of conversations (their rate is set by the environment).
         following: lengths of later turns; its arrivals are not used.
         turns: weights of conversations with 1, 2, ... turns.
-        think_s: median pause before a later turn, s; 0: it comes with the last token of the answer.
+        think_s: median pause before a later turn, seconds; 0: it comes with the last token of the answer.
         think_sigma: standard deviation of the logarithm of the pause.
         source: where the numbers come from.
     """
@@ -75,7 +75,19 @@ def _law(name: str, prompt: Lengths, output: Lengths, correlation: float = 0.0) 
 
 
 def geometric_turns(least: int, mean: float, most: int) -> tuple[float, ...]:
-    """Weights of `least` turns and a geometric number more, `mean` turns in all, none above `most`."""
+    """Weights of conversations with a least number of turns and a geometric number more.
+
+    Args:
+        least: fewest turns.
+        mean: turns on average, if `most` cut nothing off.
+        most: turns of the longest conversation, whose weight is not raised by what is cut off.
+
+    Returns:
+        Weights of 1, 2, ... `most` turns.
+
+    Raises:
+        InvalidArgument: `least` or `most` is no whole number, or `mean` is below `least`.
+    """
     whole("least", least)
     whole("most", most, least)
     if not mean >= least:
@@ -91,6 +103,12 @@ def fixed_turns(lengths: Sequence[tuple[int, int]], name: str = "fixed", source:
         lengths: two or more pairs; those from the second on must be equal.
         name: short name.
         source: where the numbers come from.
+
+    Returns:
+        The conversations, one a second; all have as many turns as there are pairs.
+
+    Raises:
+        InvalidArgument: a single pair, or later ones that differ.
     """
     if len(lengths) < 2 or len(set(lengths[1:])) != 1:
         raise InvalidArgument(f"lengths={lengths!r}: expected two pairs or more, equal from the second on")
@@ -132,7 +150,7 @@ def _mooncake() -> Conversations:
     )
 
 
-CELLS = tuple(f"{context}_{kind}" for context in CONTEXTS for kind in SECOND_TURN)
+CELLS = tuple(f"{context}_{turn_type}" for context in CONTEXTS for turn_type in SECOND_TURN)
 """The 18 workloads that fill the table, `small_tiny` to `large_huge_paste`."""
 _PAPER = "Li et al., arXiv 2603.13358, section 5"
 
@@ -156,13 +174,14 @@ def load(name: str) -> Conversations:
     if name == "mooncake":
         return _mooncake()
     if name in CELLS:
-        context, _, kind = name.partition("_")
-        return fixed_turns((FIRST_TURN[context], SECOND_TURN[kind]), name, _PAPER)
+        context, _, turn_type = name.partition("_")
+        return fixed_turns((FIRST_TURN[context], SECOND_TURN[turn_type]), name, _PAPER)
     raise UnknownName("workload", name, names())
 
 
-def without_turns_beyond(talk: Conversations, most: int) -> Conversations:
+def without_turns_beyond(conversations: Conversations, most: int) -> Conversations:
     """The same conversations, none with more than `most` turns: those that would have more end there."""
-    if len(talk.turns) <= most:
-        return talk
-    return replace(talk, turns=(*talk.turns[: most - 1], sum(talk.turns[most - 1 :])))
+    weights = conversations.turns
+    if len(weights) <= most:
+        return conversations
+    return replace(conversations, turns=(*weights[: most - 1], sum(weights[most - 1 :])))

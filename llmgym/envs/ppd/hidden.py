@@ -1,7 +1,7 @@
 """What a router of a PPD cluster cannot know, and how it is drawn anew (see `Simulation.redraw`).
 
-Conversations are known once they have come, a turn's prompt once it is asked, its answer when it completes, whether another turn
-follows when it is asked; that a conversation is not over is known while the user thinks, as `max_inflight` counts those.
+Conversations are known once they have come, a turn's prompt once it comes, its answer when it completes, whether another turn
+follows when it comes; that a conversation is not over is known while the user thinks, as `max_inflight` counts those.
 """
 
 import math
@@ -10,8 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.envs.ppd.events import refer
-from llmgym.envs.ppd.state import AWAY, FAILED, FAR, GATE, OVER, THINK, Params, State
+from llmgym.envs.ppd.state import (
+    FAILED,
+    FAR,
+    GATE,
+    OVER,
+    THINK,
+    Conversation,
+    Entry,
+    Params,
+    Request,
+    State,
+    p_entry,
+    turn_number,
+)
+from llmgym.envs.ppd.turns import refer
+from llmgym.envs.ppd.world import OUTPUT_WEIGHT
 
 HIDDEN = {
     "lane.key": "never: pauses to come",
@@ -22,29 +36,29 @@ HIDDEN = {
     "node.busy_s": "when the step ends, to whose end it is booked",
     "node.next_finish": "when the answer ends",
     "conversation.arrival_s": "on arrival",
-    "conversation.at_s": "when the turn is asked, or the delivery ends",
+    "conversation.at_s": "when the turn comes, or the delivery ends",
     "conversation.later": "at the end of the episode: where turns are kept",
     "conversation.turns": "when the conversation is over",
     "conversation.p": "on arrival",
     "conversation.d": "on arrival",
-    "conversation.prompt": "when the turn is asked",
+    "conversation.prompt": "when the turn comes",
     "conversation.output": "when the answer ends",
-    "conversation.predicted": "when the turn is asked",
+    "conversation.predicted": "when the turn comes",
     "conversation.finish": "when the answer ends",
     "conversation.ttft_ref_s": "when the answer ends: it depends on its length",
     "conversation.tpot_ref_s": "when the answer ends: it depends on its length",
-    "request.arrival_s": "when the turn is asked",
-    "request.prompt": "when the turn is asked",
+    "request.arrival_s": "when the turn comes",
+    "request.prompt": "when the turn comes",
     "request.output": "when the answer ends",
-    "request.predicted": "when the turn is asked",
-    "heap": "when turns are asked and deliveries end: in which order they will",
+    "request.predicted": "when the turn comes",
+    "heap": "when turns come and deliveries end: in which order they will",
 }
 _PAST = {
-    "lane": "clock_s current asked gate next open size sent done d_tokens p_tokens output_tokens evictions "
+    "lane": "clock_s current requests gate next open size sent done d_tokens p_tokens output_tokens evictions "
     "rate_sum rate_at_s first_sum first_at_s",
-    "node": "head tail waiting oldest newest idle serving backlog_s running decoding active context tick oldest_ask_s admitted "
+    "node": "head tail waiting oldest newest idle serving backlog_s running decoding active context tick oldest_request_s admitted "
     "mean_step_s steps kv_peak since_s",
-    "conversation": "stage turn next route moving asked_s first_s work_s context previous base age full",
+    "conversation": "stage turn next route moving request_s first_s work_s context previous base age full",
     # the rows of what is over move as the number of turns to come changes; nothing reads the class once lengths are drawn
     "request": "route ttft_s e2e_s moved_bytes kind",
 }
@@ -56,76 +70,86 @@ SHOWN = frozenset(
 
 
 def redraw(params: Params, state: State, lane: int, other: State, rng: np.random.Generator) -> None:
-    """Other answers, further turns, pauses and conversations to come, and other ends of what is under way.
+    """Give a lane other answers, further turns, pauses and conversations to come, and other ends of what is under way.
 
     Args:
-        params: shared.
-        state: of all lanes.
-        lane: which.
-        other: one lane, another world.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane.
+        other: arrays of one lane, another world.
         rng: draws what the other world does not say.
     """
-    episode, talks, requests = state.lane[lane], state.conversation[lane], state.request[lane]
+    episode, conversations, requests = state.lane[lane], state.conversation[lane], state.request[lane]
     now, arrived = float(episode["clock_s"]), int(episode["next"])
-    mine, theirs = _scripts(state, lane)[:arrived], _scripts(other, 0)
-    law = _Law(params, other, theirs, rng)
-    produced = talks["kept"].copy()
+    scripts, others = _scripts(state, lane)[:arrived], _scripts(other, 0)
+    law = _Law(params, other, others, rng)
+    produced = conversations["kept"].copy()
     for node, batch in zip(state.node[lane], state.running[lane], strict=True):
         decoding = batch[: node["decoding"]]
-        produced[decoding] = node["tick"] - talks["base"][decoding]
-    scripts = [
-        script
-        if talks["stage"][c] in (OVER, FAILED)
-        else law.other_script(talks[c], script, int(produced[c]))
-        for c, script in enumerate(mine)
-    ]
-    begins = other.conversation["arrival_s"][0, : len(theirs)]
-    coming = np.flatnonzero(begins >= now)[: len(talks) - arrived]
+        produced[decoding] = node["tick"] - conversations["base"][decoding]
+    for c, script in enumerate(scripts):
+        if conversations["stage"][c] not in (OVER, FAILED):
+            scripts[c] = law.other_script(conversations[c], script, int(produced[c]))
+    begins = other.conversation["arrival_s"][0, : len(others)]
+    coming = np.flatnonzero(begins >= now)[: len(conversations) - arrived]
     if len(coming) > 1:
         coming = coming[: rng.integers(1, len(coming) + 1)]
-    scripts += [_fresh(theirs[c]) for c in coming]
+    scripts += [_fresh(others[c]) for c in coming]
     count = total = len(scripts)
     for c, script in enumerate(scripts):
         requests[c] = script[0]
         requests[total : total + len(script) - 1] = script[1:]
-        talks["later"][c], talks["turns"][c] = total, len(script)
+        conversations["later"][c], conversations["turns"][c] = total, len(script)
         total += len(script) - 1
-    _not_yet_here(talks[arrived:count], requests[arrived:count], other.conversation[0, coming])
-    for field, value in (("tokens", 0), ("older", -1), ("newer", -1), ("listed", 0)):
-        state.cache[field][lane, 2 * arrived : 2 * count] = value
+    _not_yet_here(conversations[arrived:count], requests[arrived:count], other.conversation[0, coming])
+    state.cache[lane, p_entry(arrived) : p_entry(count)] = Entry.blank[0]
     episode["key"], episode["conversations"], episode["later"] = other.lane["key"][0], count, total - count
-    work = requests["prompt"][:total] + 1e-3 * requests["output"][:total]
-    episode["checksum"] = work.sum() + talks["arrival_s"][:count].sum()
+    episode["checksum"] = _checksum(requests[:total], conversations[:count])
     _redraw_answers(params, state, lane, arrived)
     _redraw_ends(params, state, lane, rng)
 
 
+def _checksum(requests: NDArray[Any], conversations: NDArray[Any]) -> float:
+    """What `llmgym.envs.ppd.world` makes of a world that is told in full."""
+    work = requests["prompt"] + OUTPUT_WEIGHT * requests["output"]
+    return float(work.sum() + conversations["arrival_s"].sum())
+
+
 def _scripts(state: State, lane: int) -> list[NDArray[Any]]:
     """Of each conversation of an episode the records of all its turns, the first one included."""
-    talks, requests = state.conversation[lane, : state.lane["conversations"][lane]], state.request[lane]
+    conversations = state.conversation[lane, : state.lane["conversations"][lane]]
+    later, turns = conversations["later"].tolist(), conversations["turns"].tolist()
     return [
-        requests[[c, *range(later, later + turns - 1)]]
-        for c, (later, turns) in enumerate(zip(talks["later"].tolist(), talks["turns"].tolist(), strict=True))
+        state.request[lane][[c, *range(first, first + count - 1)]]
+        for c, (first, count) in enumerate(zip(later, turns, strict=True))
     ]
 
 
 def _fresh(script: NDArray[Any]) -> NDArray[Any]:
-    """Turns that nobody has asked yet."""
+    """Turns that have not come yet."""
     script = script.copy()
-    script["route"], script["ttft_s"], script["e2e_s"], script["moved_bytes"] = -1, -1.0, -1.0, 0.0
+    for name in ("route", "ttft_s", "e2e_s", "moved_bytes"):
+        script[name] = Request.blank[name]
     return script
 
 
 class _Law:
-    """Turns as they come in another world: their lengths, and how many there are."""
+    """Turns as they come in another world: their lengths, and how many there are.
+
+    Args:
+        params: shared by all lanes.
+        other: arrays of one lane, the other world.
+        scripts: the turns of its conversations.
+        rng: draws among them.
+    """
 
     def __init__(
-        self, params: Params, other: State, theirs: list[NDArray[Any]], rng: np.random.Generator
+        self, params: Params, other: State, scripts: list[NDArray[Any]], rng: np.random.Generator
     ) -> None:
         none = other.request[0, :0]
-        self._opening = np.concatenate([script[:1] for script in theirs] or [none])
-        self._following = _fresh(np.concatenate([script[1:] for script in theirs] or [none]))
-        self._turns = [len(script) for script in theirs] or [1]
+        self._opening = np.concatenate([script[:1] for script in scripts] or [none])
+        self._following = _fresh(np.concatenate([script[1:] for script in scripts] or [none]))
+        self._turns = [len(script) for script in scripts] or [1]
         self._longest = int(params.config["longest"][0])
         self._rng = rng
 
@@ -137,11 +161,20 @@ class _Law:
         turn["predicted"] = np.minimum(turn["predicted"], self._longest - context - turn["prompt"])
         return turn[context + turn["prompt"] + turn["output"] <= self._longest]
 
-    def other_script(self, talk: Any, script: NDArray[Any], produced: int) -> NDArray[Any]:
-        """The turns of a conversation that is not over: what was asked stays, with an answer longer than what is there of it."""
-        turn, context = int(talk["turn"]), int(talk["context"])
+    def other_script(self, conversation: Conversation, script: NDArray[Any], produced: int) -> NDArray[Any]:
+        """Other turns of a conversation that is not over; the turn that has come stays, with another answer.
+
+        Args:
+            conversation: its record.
+            script: records of its turns.
+            produced: tokens of the present answer that are there; the other answer is longer.
+
+        Returns:
+            Records of its turns, those that are over as they were.
+        """
+        turn, context = int(conversation["turn"]), int(conversation["context"])
         parts = [script[:turn], script[turn : turn + 1]]
-        if talk["stage"] == THINK:  # there is another turn, and nothing more is known of it
+        if conversation["stage"] == THINK:  # there is another turn, and nothing more is known of it
             drawn = self._turn(context)
             parts[1] = drawn if len(drawn) else parts[1]
         else:
@@ -158,36 +191,37 @@ class _Law:
         return np.concatenate(parts)
 
 
-def _not_yet_here(talks: NDArray[Any], opening: NDArray[Any], theirs: NDArray[Any]) -> None:
+def _not_yet_here(conversations: NDArray[Any], opening: NDArray[Any], others: NDArray[Any]) -> None:
     """Write conversations that have not arrived, with what the other world says of them."""
+    later, turns = conversations["later"].copy(), conversations["turns"].copy()
+    conversations[:] = Conversation.blank[0]
+    conversations["later"], conversations["turns"] = later, turns
     for name in ("arrival_s", "p", "d"):
-        talks[name] = theirs[name]
+        conversations[name] = others[name]
     for name in ("prompt", "output", "predicted"):
-        talks[name] = opening[name]
-    talks["stage"], talks["route"], talks["next"] = AWAY, -1, -1
-    for name in ("turn", "moving", "context", "previous", "kept", "left", "run", "full"):
-        talks[name] = 0
+        conversations[name] = opening[name]
 
 
 def _redraw_answers(params: Params, state: State, lane: int, arrived: int) -> None:
-    """What running turns and their nodes have of the lengths of answers."""
-    talks, requests = state.conversation[lane], state.request[lane]
-    for c, talk in enumerate(talks[:arrived]):
-        if talk["stage"] in (THINK, OVER, FAILED):
+    """Draw anew what running turns and their nodes have of the lengths of answers."""
+    conversations, requests = state.conversation[lane], state.request[lane]
+    for c, conversation in enumerate(conversations[:arrived]):
+        if conversation["stage"] in (THINK, OVER, FAILED):
             continue
-        turn = int(talk["turn"])
-        talk["output"] = requests["output"][int(talk["later"]) + turn - 1 if turn > 0 else c]
-        if talk["stage"] != GATE and (turn > 0 or params.config["shaped"][0]):
+        conversation["output"] = requests["output"][turn_number(conversation, c)]
+        if conversation["stage"] != GATE and (conversation["turn"] > 0 or params.config["shaped"][0]):
             refer(state, params, lane, c)
     for node, batch in zip(state.node[lane], state.running[lane], strict=True):
         decoding = batch[: node["decoding"]]
-        talks["finish"][decoding] = talks["base"][decoding] + talks["output"][decoding]
-        node["next_finish"] = talks["finish"][decoding].min(initial=FAR)
+        conversations["finish"][decoding] = (
+            conversations["base"][decoding] + conversations["output"][decoding]
+        )
+        node["next_finish"] = conversations["finish"][decoding].min(initial=FAR)
 
 
 def _redraw_ends(params: Params, state: State, lane: int, rng: np.random.Generator) -> None:
-    """When steps, prefills, deliveries and pauses under way end."""
-    episode, talks, config = state.lane[lane], state.conversation[lane], params.config[0]
+    """Draw anew when steps, prefills, deliveries and pauses under way end."""
+    episode, conversations, config = state.lane[lane], state.conversation[lane], params.config[0]
     now = float(episode["clock_s"])
     for node in state.node[lane]:
         if math.inf > node["at_s"] > now:
@@ -195,10 +229,10 @@ def _redraw_ends(params: Params, state: State, lane: int, rng: np.random.Generat
             node["at_s"] += more
             node["busy_s"] += more
     queue = state.heap[lane, : episode["size"]]
-    queued = talks[queue]
+    queued = conversations[queue]
     ends = now + rng.uniform(0.5, 2.0, len(queue)) * (queued["at_s"] - now)
     pause = config["think_s"] * np.exp(config["think_sigma"] * rng.standard_normal(len(queue)))
     # of a pause some is left, nobody knows how much
     ends = np.where(queued["stage"] == THINK, now + rng.uniform(0.0, 1.0, len(queue)) * pause, ends)
-    talks["at_s"][queue] = np.where(queued["at_s"] > now, ends, queued["at_s"])
-    queue[:] = queue[np.lexsort((queue, talks["at_s"][queue]))]  # ordered rows are a heap
+    conversations["at_s"][queue] = np.where(queued["at_s"] > now, ends, queued["at_s"])
+    queue[:] = queue[np.lexsort((queue, conversations["at_s"][queue]))]  # ordered rows are a heap

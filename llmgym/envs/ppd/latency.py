@@ -11,9 +11,9 @@ deviations over all 55 published means on D (45 cells, 10 of chat: 2.9 to 3.2 ms
 what was fitted at 1 a second as it was. The mean error of the 45 cells falls from 32 to 17 ms.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
-from llmgym.core.checks import number
+from llmgym.core.settings import check, quantity
 
 
 @dataclass(frozen=True)
@@ -23,65 +23,105 @@ class Latencies:
     A step of a decode node with B decoding sequences, C tokens in their contexts and u tokens of prefill takes
     `max(step_s, prefill_step_s + prefill_token_s u) + sequence_s B + context_token_s C`, the first alone without prefill, plus
     its receives. So a step that is bound by memory takes about 157 prefill tokens in at no price.
-
-    Attributes:
-        step_s: reading the weights, and overhead.
-        prefill_step_s: overhead of a step with prefill.
-        prefill_token_s: 46 % of 989 TFLOP/s for 8.03e9 parameters.
-        sequence_s: of a decoding sequence.
-        context_token_s: 2.26 TB/s of KV reads.
-        replica_sequence_s: the same on an R node.
-        replica_context_token_s: the same on an R node.
-        replica_prefill_token_s: what a prefill token costs an R node more where others decode.
-        handoff_s: P's connector, for each request; nothing overlaps with it.
-        local_s: from a later turn's arrival until D's scheduler sees it.
-        local_rate_s2: the same, for each new conversation a second in the cluster.
-        local_token_s: the same, for each token of context and prompt.
-        replica_s: `local_s` of an R node.
-        remote_s: from the end of a prefill on P until D's scheduler sees it.
-        remote_token_s: the same, for each token.
-        receive_s: D's step is longer by this for each transfer it takes in ...
-        receive_token_s: ... and by this for each token of it, where the link is not slower.
     """
 
-    step_s: float = 8.0e-3
-    prefill_step_s: float = 2.5e-3
-    prefill_token_s: float = 35e-6
-    sequence_s: float = 51e-6
-    context_token_s: float = 58e-9
-    replica_sequence_s: float = 111e-6
-    replica_context_token_s: float = 100e-9
-    replica_prefill_token_s: float = 15e-6
-    handoff_s: float = 45e-3
-    local_s: float = 13e-3
-    local_rate_s2: float = 3e-3
-    local_token_s: float = 3e-6
-    replica_s: float = 16e-3
-    remote_s: float = 29e-3
-    remote_token_s: float = 6e-6
-    receive_s: float = 6.2e-3
-    receive_token_s: float = 2.7e-6
+    step_s: float = quantity(8.0e-3, "Time to read the weights, and overhead, seconds.", unit="s")
+    prefill_step_s: float = quantity(2.5e-3, "Overhead of a step with prefill, seconds.", zero=True, unit="s")
+    prefill_token_s: float = quantity(
+        35e-6,
+        "Time to prefill a token, seconds: 46 % of 989 TFLOP/s for 8.03e9 parameters.",
+        zero=True,
+        unit="s",
+    )
+    sequence_s: float = quantity(51e-6, "Time of a decoding sequence, seconds.", zero=True, unit="s")
+    context_token_s: float = quantity(
+        58e-9, "Time to read a token of context, seconds: 2.26 TB/s of KV.", zero=True, unit="s"
+    )
+    replica_sequence_s: float = quantity(
+        111e-6, "Time of a decoding sequence on an R node, seconds.", zero=True, unit="s"
+    )
+    replica_context_token_s: float = quantity(
+        100e-9, "Time to read a token of context on an R node, seconds.", zero=True, unit="s"
+    )
+    replica_prefill_token_s: float = quantity(
+        15e-6,
+        "Time that a prefill token adds on an R node where others decode, seconds.",
+        zero=True,
+        unit="s",
+    )
+    handoff_s: float = quantity(
+        45e-3,
+        "Time that P's connector takes for each request, seconds; nothing overlaps with it.",
+        zero=True,
+        unit="s",
+    )
+    local_s: float = quantity(
+        13e-3, "Time from a later turn's arrival until D's scheduler sees it, seconds.", zero=True, unit="s"
+    )
+    local_rate_s2: float = quantity(
+        3e-3,
+        "Time that it takes longer for each new conversation a second in the cluster, square seconds.",
+        zero=True,
+        unit="s^2",
+    )
+    local_token_s: float = quantity(
+        3e-6, "Time that it takes longer for each token of context and prompt, seconds.", zero=True, unit="s"
+    )
+    replica_s: float = quantity(
+        16e-3,
+        "Time from a turn's arrival until the scheduler of an R node sees it, seconds.",
+        zero=True,
+        unit="s",
+    )
+    remote_s: float = quantity(
+        29e-3,
+        "Time from the end of a prefill on P until D's scheduler sees it, seconds.",
+        zero=True,
+        unit="s",
+    )
+    remote_token_s: float = quantity(
+        6e-6, "Time that this takes longer for each token, seconds.", zero=True, unit="s"
+    )
+    receive_s: float = quantity(
+        6.2e-3,
+        "Time by which each transfer that it takes in lengthens D's step, seconds.",
+        zero=True,
+        unit="s",
+    )
+    receive_token_s: float = quantity(
+        2.7e-6,
+        "Time by which each token of a transfer lengthens D's step where the link is not slower, seconds.",
+        unit="s",
+    )
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            number(
-                field.name, getattr(self, field.name), zero=field.name not in ("step_s", "receive_token_s")
-            )
+        check(self)
 
     def remote_ttft_s(self, new_tokens: int, tokens: int) -> float:
-        """TTFT through an idle P, s: `new_tokens` to prefill of `tokens` in all; without the wait for a running step of D."""
+        """TTFT through an idle P, without the wait for a running step of D.
+
+        Args:
+            new_tokens: tokens that P has to prefill.
+            tokens: tokens of context and prompt.
+
+        Returns:
+            Seconds.
+        """
         there = (
             self.handoff_s + self.prefill_token_s * new_tokens + self.remote_s + self.remote_token_s * tokens
         )
         return there + self.receive_s + self.receive_token_s * tokens + self.step_s
 
     def local_ttft_s(self, new_tokens: int, tokens: int, rate: float = 0.0) -> float:
-        """TTFT on an idle D, s: `new_tokens` to prefill (at most one chunk) of `tokens` in all.
+        """TTFT on an idle D.
 
         Args:
-            new_tokens: those to prefill.
-            tokens: context and prompt.
+            new_tokens: tokens that D has to prefill, at most one chunk.
+            tokens: tokens of context and prompt.
             rate: new conversations a second in the cluster.
+
+        Returns:
+            Seconds.
         """
         step_s = max(self.step_s, self.prefill_step_s + self.prefill_token_s * new_tokens)
         return self.local_s + self.local_rate_s2 * rate + self.local_token_s * tokens + step_s

@@ -14,82 +14,64 @@ Always: `sent == received + in_flight`, in bytes. A receiver that does not want 
 import math
 from typing import Any
 
-import numpy as np
-
 from llmgym.core.checks import number
 from llmgym.core.jit import kernel
-
-LINK = np.dtype(
-    [
-        ("seconds_per_byte", "f8"),
-        ("setup_s", "f8"),  # of each transfer
-        ("buffer_bytes", "f8"),  # of the receiver
-        ("sent_bytes", "f8"),
-        ("received_bytes", "f8"),
-        ("in_flight_bytes", "f8"),  # on the way, or in the buffer
-        ("in_flight", "i8"),  # transfers
-        ("busy_s", "f8"),  # that the receiver spent receiving
-    ],
-    align=True,
-)
-"""One link. Bytes are whole numbers in float64, which are exact up to 9 PB."""
+from llmgym.core.records import Record, float64, int64
 
 GB = 1e9
 
 
-def set_link(
-    record: Any,
+class Link(Record):
+    """One link. Bytes are whole numbers in float64, which are exact up to 9 PB."""
+
+    seconds_per_byte: float = float64("Time for a byte, seconds.")
+    setup_s: float = float64("Time to set a transfer up, seconds.")
+    buffer_bytes: float = float64("Size of the receiver's buffer, bytes.")
+    sent_bytes: float = float64("Bytes that were put on the link.")
+    received_bytes: float = float64("Bytes that were taken off the link.")
+    in_flight_bytes: float = float64("Bytes on the way, or in the buffer.")
+    in_flight: int = int64("Transfers on the way, or in the buffer.")
+    busy_s: float = float64("Time that the receiver spent receiving, seconds.")
+
+
+def idle_link(
     *,
     bandwidth_gb_per_s: float,
     receiver_gb_per_s: float = math.inf,
     setup_s: float = 0.0,
     buffer_gb: float = math.inf,
-) -> None:
-    """Write an idle link into records `LINK` of any shape.
+) -> Any:
+    """A link that has carried nothing.
 
     Args:
-        record: one or more records.
         bandwidth_gb_per_s: of the wire, GB/s (1e9 bytes); infinite where only the receiver limits.
         receiver_gb_per_s: what the receiver can take in, GB/s.
-        setup_s: of each transfer, s.
+        setup_s: time to set each transfer up, seconds.
         buffer_gb: what may be in flight at once, GB; one transfer always may.
+
+    Returns:
+        Records `Link` [1].
 
     Raises:
         InvalidArgument: a bandwidth or a buffer that is not above zero, or a negative set-up time.
     """
-    rates = []
-    for name, rate in (
-        ("bandwidth_gb_per_s", bandwidth_gb_per_s),
-        ("receiver_gb_per_s", receiver_gb_per_s),
-    ):
-        rates.append(rate if rate == math.inf else number(name, rate))
-    record["seconds_per_byte"] = 1.0 / (GB * min(rates))
-    record["setup_s"] = number("setup_s", setup_s, zero=True)
-    record["buffer_bytes"] = math.inf if buffer_gb == math.inf else GB * number("buffer_gb", buffer_gb)
-    for name in ("sent_bytes", "received_bytes", "in_flight_bytes", "in_flight", "busy_s"):
-        record[name] = 0
+    limits = (("bandwidth_gb_per_s", bandwidth_gb_per_s), ("receiver_gb_per_s", receiver_gb_per_s))
+    rates = [rate if rate == math.inf else number(name, rate) for name, rate in limits]
+    link = Link.zeros(1)
+    link["seconds_per_byte"] = 1.0 / (GB * min(rates))
+    link["setup_s"] = number("setup_s", setup_s, zero=True)
+    link["buffer_bytes"] = math.inf if buffer_gb == math.inf else GB * number("buffer_gb", buffer_gb)
+    return link
 
 
 @kernel(inline=True)
-def clear(link: Any) -> None:
-    """Nothing has been sent yet."""
-    link.sent_bytes, link.received_bytes, link.in_flight_bytes, link.in_flight, link.busy_s = (
-        0.0,
-        0.0,
-        0.0,
-        0,
-        0.0,
-    )
-
-
-@kernel(inline=True)
-def has_room(link: Any, transfer_bytes: float) -> bool:
+def has_room(link: Link, transfer_bytes: float) -> bool:
     """Whether a transfer may begin: its bytes fit into the buffer, or nothing else is in flight."""
     return link.in_flight == 0 or link.in_flight_bytes + transfer_bytes <= link.buffer_bytes
 
 
 @kernel(inline=True)
-def send(link: Any, transfer_bytes: float) -> None:
+def send(link: Link, transfer_bytes: float) -> None:
     """A transfer begins."""
     link.sent_bytes += transfer_bytes
     link.in_flight_bytes += transfer_bytes
@@ -97,18 +79,16 @@ def send(link: Any, transfer_bytes: float) -> None:
 
 
 @kernel(inline=True)
-def receive(link: Any, transfer_bytes: float) -> float:
-    """The receiver takes a transfer; returns for how long that holds it up, s."""
-    link.in_flight_bytes -= transfer_bytes
-    link.in_flight -= 1
-    link.received_bytes += transfer_bytes
-    seconds: float = link.setup_s + transfer_bytes * link.seconds_per_byte
+def receive(link: Link, transfer_bytes: float) -> float:
+    """The receiver takes a transfer; returns for how long that holds it up, seconds."""
+    discard(link, transfer_bytes)
+    seconds = link.setup_s + transfer_bytes * link.seconds_per_byte
     link.busy_s += seconds
     return seconds
 
 
 @kernel(inline=True)
-def discard(link: Any, transfer_bytes: float) -> None:
+def discard(link: Link, transfer_bytes: float) -> None:
     """A transfer that nobody wants any more has come and is thrown away; that holds nobody up."""
     link.in_flight_bytes -= transfer_bytes
     link.in_flight -= 1

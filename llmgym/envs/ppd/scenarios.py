@@ -2,13 +2,13 @@
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.checks import choice, number, whole
-from llmgym.core.settings import settled
+from llmgym.core.checks import number
+from llmgym.core.settings import count, flag, given, option, quantity
 from llmgym.envs.ppd.cells import RATES_RPS
-from llmgym.envs.ppd.state import HASHED, KINDS, LEAST_LOADED, PAPER, PD, PHYSICAL, D, P, R
+from llmgym.envs.ppd.state import HASHED, LEAST_LOADED, PAPER, PHYSICAL, ROLES
 from llmgym.errors import InvalidArgument
 
 PLACEMENTS = {"hash": HASHED, "least-loaded": LEAST_LOADED}
@@ -18,89 +18,126 @@ REFERENCES = ("table", "idle")
 INFORMATION = ("exact", "noisy", "mean", "none")
 
 
+def _window(name: str, value: Any) -> None:
+    if value != math.inf:
+        number(name, value)
+
+
+def _rates(name: str, value: Any) -> None:
+    try:
+        rates = [number(name, rate) for rate in value]
+    except TypeError:
+        raise InvalidArgument(f"{name}={value!r}: expected numbers") from None
+    if not rates or rates != sorted(set(rates)):
+        raise InvalidArgument(f"{name}={value!r}: expected one rate or more, rising")
+
+
 @dataclass(frozen=True)
 class Scenario:
-    """Settings of PPDRouting and PPDWeights; every one of them is also an argument of the environments.
-
-    Attributes:
-        about: one line.
-        workload: name of conversations.
-        profile: name of a cost profile; None: the latencies measured by the paper's authors.
-        allocation: nodes, such as "1P_3D": P, D, pD (later turns always prefilled there) and R (replica: both).
-        gpus: that exist.
-        qps: conversations a second.
-        conversations: the most of an episode.
-        window_s: conversations arrive until then, s.
-        shape: multipliers of `qps`, equally long pieces of `day_s`, over and over; scaled to mean 1. None: a steady rate.
-        day_s: s.
-        limit_s: an episode is cut after this time, s.
-        max_turns: conversations with more end there.
-        max_inflight: conversations that are let in at once; None: all.
-        timeout_s: a request that takes longer fails and ends its conversation, s.
-        longest: context, prompt and answer together, tokens; a turn that would go beyond is not asked.
-        kv_capacity: tokens of a node's cache; None takes what memory leaves.
-        link_gb_per_s: bandwidth to each D, GB/s; None: only the receiving engine limits (49 GB/s).
-        buffer_gb: receive buffer of a D, GB.
-        chunk: prefill tokens of a step.
-        seats: sequences of a batch.
-        answer_kv_hit: the last answer's KV on D serves the next turn. False as measured: it is tokenised anew and misses.
-        interference: "physical" (a prefill token costs what it costs) or "paper" (steps of 50 decodes and more are slowed
-            down by the factors of the paper's micro-benchmark).
-        placement: "hash" (sticky, by the conversation's id) or "least-loaded" (then sticky).
-        information: what is told of answer lengths: "exact" (as max_tokens in the paper), "noisy", "mean" or "none".
-        noise_scale: factor on the log error of "noisy".
-        rate: request rate by which the table is read: "recent" (moving average over 10 s) or "average" (all requests over all
-            time, as the prototype does).
-        rates: request rates of the table, req/s, rising.
-        bypass: later turns with fewer new tokens are prefilled on D without a look at the table (512 in the released code).
-        reference: what rewards compare with: "table" (TTFT and TPOT of the cell with all turns through P, at the rate of the
-            table nearest to `qps`; for a cluster of R alone, of one with a P in it) or "idle" (this turn through P in an empty
-            cluster).
-        w_ttft: weight of TTFT.
-        w_tpot: weight of TPOT.
-        timeout_cost: of each request that times out.
-        ttft_slo_s: objective for the time to the first token, s.
-        tpot_slo_s: objective for the time per output token after it, s.
-        epoch_s: PPDWeights: how long a weight is in force, s.
-        epochs: PPDWeights: an episode is cut after so many.
-    """
+    """Settings of PPDRouting and PPDWeights; every one of them is also an argument of the environments."""
 
     about: str
-    workload: str
-    profile: str | None = None
-    allocation: str = "1P_3D"
-    gpus: int = 4
-    qps: float = 4.0
-    conversations: int = 500
-    window_s: float = math.inf
-    shape: tuple[float, ...] | None = None
-    day_s: float = 60.0
-    limit_s: float = 3600.0
-    max_turns: int = 20
-    max_inflight: int | None = 50
-    timeout_s: float = 30.0
-    longest: int = 8192
-    kv_capacity: int | None = None
-    link_gb_per_s: float | None = None
-    buffer_gb: float = 10.0
-    chunk: int = 2048
-    seats: int = 256
-    answer_kv_hit: bool = False
-    interference: str = "physical"
-    placement: str = "hash"
-    information: str = "exact"
-    noise_scale: float = 1.0
-    rate: str = "recent"
-    rates: tuple[float, ...] = RATES_RPS
-    bypass: int = 0
-    reference: str = "table"
-    w_ttft: float = 1.0
-    w_tpot: float = 1.0
-    timeout_cost: float = 5.0
-    ttft_slo_s: float = 0.2
-    tpot_slo_s: float = 0.015
-    epoch_s: float = 10.0
-    epochs: int = 360
+    workload: str = given(..., "Name of the conversations that come.")
+    profile: str | None = given(
+        None, "Name of the profile of steps; `None`: the latencies measured by the paper's authors."
+    )
+    allocation: str = given(
+        "1P_3D",
+        "Nodes: P, D, pD (later turns are always prefilled there) and R (a replica, which does both).",
+        allowed="counts of P, D, pD and R joined by `_`",
+    )
+    gpus: int = count(4, "GPUs that exist.")
+    qps: float = quantity(4.0, "Rate at which conversations come, conversations a second.", unit="1/s")
+    conversations: int = count(500, "Most conversations of an episode.", high=100_000)
+    window_s: float = given(
+        math.inf, "Conversations arrive until this time, seconds.", allowed="> 0", unit="s", check=_window
+    )
+    shape: tuple[float, ...] | None = given(
+        None,
+        "Multipliers of `qps` in equally long pieces of `day_s`, over and over, scaled to mean 1; `None`: a steady rate.",
+        allowed="numbers >= 0, not all 0",
+    )
+    day_s: float = quantity(60.0, "Time after which `shape` begins again, seconds.", unit="s")
+    limit_s: float = quantity(3600.0, "An episode is cut after this time, seconds.", unit="s")
+    max_turns: int = count(20, "Most turns: conversations with more end there.", high=64)
+    max_inflight: int | None = count(
+        50, "Most conversations that are let in at once; `None`: all.", optional=True
+    )
+    timeout_s: float = quantity(
+        30.0, "A request that takes longer fails and ends its conversation, seconds.", unit="s"
+    )
+    longest: int = count(
+        8192,
+        "Most tokens of context, prompt and answer together; a turn that would go beyond does not come.",
+        low=2,
+        unit="tokens",
+    )
+    kv_capacity: int | None = count(
+        None, "Tokens that a node's cache holds; `None`: what memory leaves.", unit="tokens"
+    )
+    link_gb_per_s: float | None = quantity(
+        None,
+        "Bandwidth to each D, GB a second; `None`: only the receiving engine limits it, at 49 GB a second.",
+        unit="GB/s",
+    )
+    buffer_gb: float = quantity(10.0, "Receive buffer of a D, GB.", unit="GB")
+    chunk: int = count(2048, "Most prefill tokens of a step.", unit="tokens")
+    seats: int = count(256, "Most sequences of a batch.")
+    answer_kv_hit: bool = flag(
+        False,
+        "Whether the last answer's KV on D serves the next turn; as measured, it is tokenised anew and misses.",
+    )
+    interference: str = option(
+        "physical",
+        "What a prefill costs those that decode: `physical`, what its tokens cost; `paper`: steps of 50 decodes and more are "
+        "slowed down by the factors of the paper's micro-benchmark.",
+        INTERFERENCES,
+    )
+    placement: str = option(
+        "hash",
+        "How a conversation gets its nodes, which it keeps: by its id, or those with the fewest requests.",
+        PLACEMENTS,
+    )
+    information: str = option(
+        "exact",
+        "What is told of the length of an answer: the truth (as `max_tokens` in the paper), a prediction, the mean, nothing.",
+        INFORMATION,
+    )
+    noise_scale: float = quantity(1.0, "Factor on the log error of predictions that are `noisy`.", zero=True)
+    rate: str = option(
+        "recent",
+        "Request rate by which the table is read: `recent`, a moving average over 10 seconds; `average`, all requests over all "
+        "time, as the prototype does.",
+        RATES,
+    )
+    rates: tuple[float, ...] = given(
+        RATES_RPS,
+        "Request rates of the table, requests a second.",
+        allowed="numbers > 0, rising",
+        unit="1/s",
+        check=_rates,
+    )
+    bypass: int = count(
+        0,
+        "Later turns with fewer new tokens are prefilled on D without a look at the table (512 in the released code).",
+        low=0,
+        unit="tokens",
+    )
+    reference: str = option(
+        "table",
+        "What rewards compare with: `table`, TTFT and TPOT of the turn's cell with all turns through P, at the rate of the table "
+        "nearest to `qps` (for a cluster of R alone, of one with a P in it); `idle`, this turn through P in an empty cluster.",
+        REFERENCES,
+    )
+    w_ttft: float = quantity(1.0, "Weight of TTFT in the reward.", zero=True)
+    w_tpot: float = quantity(1.0, "Weight of TPOT in the reward.", zero=True)
+    timeout_cost: float = quantity(5.0, "Cost of each request that times out.", zero=True)
+    ttft_slo_s: float = quantity(0.2, "Objective for the time to the first token, seconds.", unit="s")
+    tpot_slo_s: float = quantity(
+        0.015, "Objective for the time for each output token after it, seconds.", unit="s"
+    )
+    epoch_s: float = quantity(10.0, "How long a weight of PPDWeights is in force, seconds.", unit="s")
+    epochs: int = count(360, "Epochs after which an episode of PPDWeights is cut.")
 
 
 SCENARIOS: dict[str, Scenario] = {
@@ -170,24 +207,25 @@ def parse_allocation(allocation: Any, gpus: int, gpus_of_node: int = 1) -> tuple
 
     Args:
         allocation: such as "2P_1D_1pD".
-        gpus: that exist.
-        gpus_of_node: that a node needs.
+        gpus: GPUs that exist.
+        gpus_of_node: GPUs that a node needs.
+
+    Returns:
+        `P`, `D`, `PD` or `R` for each node.
 
     Raises:
         InvalidArgument: no node, a node that is none of these, D without P or P without D, or more GPUs than exist.
     """
-    counts = dict.fromkeys(KINDS, 0)
+    counts = dict.fromkeys(ROLES, 0)
     parts = allocation.split("_") if isinstance(allocation, str) else []
     for part in parts:
-        found = _PART.fullmatch(part)
-        if found is None or counts[found[2]] or int(found[1]) == 0:
+        match = _PART.fullmatch(part)
+        if match is None or counts[match[2]] or int(match[1]) == 0:
             raise InvalidArgument(
                 f"allocation={allocation!r}: expected counts from 1 on of P, D, pD and R joined by '_', such as '1P_3D' or '4R'"
             )
-        counts[found[2]] = int(found[1])
-    nodes = tuple(
-        kind for kind, name in ((P, "P"), (D, "D"), (PD, "pD"), (R, "R")) for _ in range(counts[name])
-    )
+        counts[match[2]] = int(match[1])
+    nodes = tuple(role for role, name in enumerate(ROLES) for _ in range(counts[name]))
     if not nodes:
         raise InvalidArgument(
             f"allocation={allocation!r}: no nodes; expected something such as '1P_3D' or '4R'"
@@ -199,47 +237,3 @@ def parse_allocation(allocation: Any, gpus: int, gpus_of_node: int = 1) -> tuple
             f"allocation={allocation!r}: {len(nodes)} nodes of {gpus_of_node} GPU(s) each, but gpus={gpus}"
         )
     return nodes
-
-
-def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any], of: str) -> Scenario:
-    """The scenario with the arguments put in, checked.
-
-    Raises:
-        UnknownName: a scenario, a setting or a choice that does not exist.
-        InvalidArgument: a number out of range.
-    """
-    chosen: Scenario = settled(scenario, SCENARIOS, settings, of, ("about", "workload", "profile"))
-    for name, known in (
-        ("interference", INTERFERENCES),
-        ("placement", PLACEMENTS),
-        ("information", INFORMATION),
-        ("rate", RATES),
-        ("reference", REFERENCES),
-    ):
-        choice(name, getattr(chosen, name), known)
-    for name in ("gpus", "conversations", "chunk", "seats", "epochs"):
-        whole(name, getattr(chosen, name))
-    whole("conversations", chosen.conversations, high=100_000)
-    whole("max_turns", chosen.max_turns, high=64)
-    whole("longest", chosen.longest, 2)
-    whole("bypass", chosen.bypass, 0)
-    for name in ("kv_capacity", "max_inflight"):
-        if getattr(chosen, name) is not None:
-            whole(name, getattr(chosen, name))
-    for name in ("qps", "limit_s", "timeout_s", "buffer_gb", "ttft_slo_s", "tpot_slo_s", "epoch_s", "day_s"):
-        number(name, getattr(chosen, name))
-    if chosen.window_s != math.inf:
-        number("window_s", chosen.window_s)
-    if chosen.link_gb_per_s is not None:
-        number("link_gb_per_s", chosen.link_gb_per_s)
-    for name in ("w_ttft", "w_tpot", "timeout_cost", "noise_scale"):
-        number(name, getattr(chosen, name), zero=True)
-    if not isinstance(chosen.answer_kv_hit, bool):
-        raise InvalidArgument(f"answer_kv_hit={chosen.answer_kv_hit!r}: expected True or False")
-    try:
-        rates = tuple(number("rates", rate) for rate in chosen.rates)
-    except TypeError:
-        raise InvalidArgument(f"rates={chosen.rates!r}: expected numbers") from None
-    if not rates or list(rates) != sorted(set(rates)):
-        raise InvalidArgument(f"rates={chosen.rates!r}: expected one rate or more, rising")
-    return replace(chosen, rates=rates)

@@ -1,23 +1,27 @@
-"""What the PPD cluster keeps and what it is told: dtypes, arrays and constants of its compiled functions.
+"""What the PPD cluster keeps and what it is told: records, arrays and constants of its compiled functions.
 
 Nodes prefill (P), decode (D; pD is one that always prefills later turns itself) or do both (R). A conversation is always in
 exactly one stage, so a record for each holds everything about it; a node has lists of conversation numbers.
 """
 
-from typing import Any, NamedTuple
+import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.jit import kernel
+from llmgym.core.records import Record, Records, Records2, float32, float64, int32, uint64
+from llmgym.envs.ppd.links import Link
 from llmgym.profiles.cost import StepCost
 from llmgym.workloads.traffic import Traffic
 
 P, D, PD, R = 0, 1, 2, 3
-KINDS = ("P", "D", "pD", "R")
+ROLES = ("P", "D", "pD", "R")
 REMOTE, LOCAL = 0, 1
 """Routes of a request: through a P node (x = 0 in the paper), or where its conversation decodes (x = 1)."""
 
-AWAY, GATE, THINK, ASKED, P_WAIT, P_RUN, MOVE, D_WAIT, D_RUN, OVER, FAILED = range(11)
+AWAY, GATE, THINK, UNROUTED, P_WAIT, P_RUN, MOVE, D_WAIT, D_RUN, OVER, FAILED = range(11)
 """Stages: not arrived; waits to be let in; between turns; waits for its route; waits at P; P works on it; on its way to D's
 scheduler; waits there; in D's batch; over; ended by a timeout."""
 
@@ -28,269 +32,239 @@ OVERALL, DECISION, TIME = 0, 1, 2
 """Why the clock stopped: everything is over; a later turn waits for its route; the time was reached."""
 
 FAR = 2**31 - 1
+"""A tick that no node reaches."""
 
-LATENCY_FIELDS = (
-    "step_s",
-    "prefill_step_s",
-    "prefill_token_s",
-    "sequence_s",
-    "context_token_s",
-    "replica_sequence_s",
-    "replica_context_token_s",
-    "replica_prefill_token_s",
-    "handoff_s",
-    "local_s",
-    "local_rate_s2",
-    "local_token_s",
-    "replica_s",
-    "remote_s",
-    "remote_token_s",
-)
+MOST = 4.0
+"""Observations of what has no bound end here, in units of their scale."""
+RATE_SCALE_RPS, TIME_SCALE_S, STEP_SCALE_S, WEIGHT_SCALE = 20.0, 10.0, 0.05, 10.0
+TURN_SCALE, QUEUE_SCALE, BATCH_SCALE, PREFILL_SCALE, TRANSFER_SCALE = 20.0, 50.0, 256.0, 4096.0, 8.0
+"""What observations are divided by: the highest rate of the paper's table, its longest conversation, the connections of its client,
+and round numbers."""
 
-NUMBER = np.dtype(
-    [
-        *((name, "f8") for name in LATENCY_FIELDS),
-        ("tables", "i4"),  # 1: steps cost what the profile says, 0: what the latency law says
-        ("nodes", "i4"),
-        ("ps", "i4"),  # nodes 0..ps-1 are P, the others decode
-        ("chunk", "i4"),  # prefill tokens of a step
-        ("seats", "i4"),  # sequences of a batch
-        ("kv_capacity", "i4"),  # tokens of a node
-        ("longest", "i4"),  # tokens a conversation may reach
-        ("max_inflight", "i4"),  # conversations let in at once; 0: all
-        ("max_turns", "i4"),
-        ("answer_kv_hit", "i4"),
-        ("interference", "i4"),
-        ("placement", "i4"),
-        ("average_rate", "i4"),  # 1: the rate is all requests over all time, 0: a moving average
-        ("default_output", "i4"),
-        ("reward", "i4"),
-        ("shaped", "i4"),
-        ("bypass", "i4"),
-        ("kv_bytes", "f8"),  # of a token
-        ("window_s", "f8"),  # conversations arrive until then
-        ("limit_s", "f8"),
-        ("timeout_s", "f8"),
-        ("think_s", "f8"),
-        ("think_sigma", "f8"),
-        ("rate_window_s", "f8"),
-        ("w_ttft", "f8"),
-        ("w_tpot", "f8"),
-        ("timeout_cost", "f8"),
-        ("invalid_cost", "f8"),
-        ("ttft_slo_s", "f8"),
-        ("tpot_slo_s", "f8"),
-        ("epoch_s", "f8"),
-        ("epochs", "i4"),
-    ],
-    align=True,
-)
 
-LANE = np.dtype(
-    [
-        ("clock_s", "f8"),
-        ("key", "u8"),
-        ("conversations", "i4"),  # of this episode
-        ("next", "i4"),  # first that has not arrived
-        ("gate", "i4"),  # first that has not been let in
-        ("open", "i4"),  # let in and not over
-        ("size", "i4"),  # of the heap
-        ("current", "i4"),  # conversation that waits for its route; -1
-        ("asked", "i4"),  # requests so far
-        ("done", "i4"),
-        ("failed", "i4"),
-        ("later", "i4"),  # later turns of the episode
-        ("later_asked", "i4"),
-        ("later_done", "i4"),
-        ("later_failed", "i4"),
-        ("local", "i4"),  # later turns that were prefilled where they decode
-        ("met", "i4"),  # later turns within both objectives
-        ("ttft_missed", "i4"),
-        ("tpot_missed", "i4"),
-        ("invalid", "i4"),
-        ("evictions", "i4"),
-        ("preemptions", "i4"),
-        ("rate_sum", "f8"),
-        ("rate_at_s", "f8"),
-        ("first_sum", "f8"),  # the same of first turns
-        ("first_at_s", "f8"),
-        ("sent", "i4"),  # requests that got a route
-        ("output_tokens", "f8"),
-        ("p_tokens", "f8"),  # prefilled on P
-        ("d_tokens", "f8"),  # prefilled where it decodes
-        ("ttft_gain", "f8"),  # sums over completed later turns
-        ("tpot_loss", "f8"),
-        ("crowd_loss", "f8"),
-        ("later_ttft_s", "f8"),
-        ("later_tpot_s", "f8"),
-        ("penalty", "f8"),
-        ("paid", "f8"),  # reward handed out so far
-        ("epoch", "i4"),
-        ("weight", "i4"),
-        ("before_done", "i4"),  # values when the epoch began
-        ("before_asked", "i4"),
-        ("before_local", "i4"),
-        ("before_met", "i4"),
-        ("before_ttft_missed", "i4"),
-        ("before_tpot_missed", "i4"),
-        ("before_failed", "i4"),
-        ("before_ttft_s", "f8"),
-        ("before_tpot_s", "f8"),
-        ("checksum", "f8"),
-    ],
-    align=True,
-)
+class Config(Record):
+    """The numbers of a cluster."""
 
-NODE = np.dtype(
-    [
-        ("kind", "i4"),
-        ("since_s", "f8"),  # when the last step (or prefill) began
-        ("at_s", "f8"),  # when the step (or the prefill) ends; infinite while there is none
-        ("head", "i4"),  # of the waiting requests; -1
-        ("tail", "i4"),
-        ("waiting", "i4"),
-        ("oldest", "i4"),  # least recently used entry of its cache; -1
-        ("newest", "i4"),
-        ("idle", "i4"),  # tokens in the cache that no running request needs
-        ("serving", "i4"),  # P: conversation; -1
-        ("blocked", "i4"),  # P: finished, but the buffer of its D is full
-        ("backlog_s", "f8"),  # P: work of those that wait
-        ("running", "i4"),  # sequences
-        ("decoding", "i4"),  # of these: the first ones of the list
-        ("active", "i4"),  # tokens in the cache of running sequences
-        ("context", "i4"),  # of these, of decoding sequences
-        ("tick", "i4"),  # steps so far: the progress of all that decode
-        ("next_finish", "i4"),  # nobody completes before this tick
-        ("oldest_ask_s", "f8"),  # nobody in the batch was asked before
-        ("admitted", "i4"),
-        ("mean_step_s", "f8"),  # moving average over steps that have ended
-        ("busy_s", "f8"),
-        ("steps", "i4"),
-        ("kv_peak", "i4"),
-    ],
-    align=True,
-)
+    step_s: float = float64("Time to read the weights, and overhead of a step, seconds.")
+    prefill_step_s: float = float64("Overhead of a step with prefill, seconds.")
+    prefill_token_s: float = float64("Time to prefill a token, seconds.")
+    sequence_s: float = float64("Time of a step for each decoding sequence, seconds.")
+    context_token_s: float = float64("Time of a step for each token of context that is read, seconds.")
+    replica_sequence_s: float = float64("Time of a step of an R node for each decoding sequence, seconds.")
+    replica_context_token_s: float = float64(
+        "Time of a step of an R node for each token of context, seconds."
+    )
+    replica_prefill_token_s: float = float64(
+        "Time that a prefill token adds on an R node that decodes, seconds."
+    )
+    handoff_s: float = float64("Time that P's connector takes for each request, seconds.")
+    local_s: float = float64("Time until D's scheduler sees a later turn, seconds.")
+    local_rate_s2: float = float64("Time until then for each new conversation a second, square seconds.")
+    local_token_s: float = float64("Time until then for each token of context and prompt, seconds.")
+    replica_s: float = float64("Time until the scheduler of an R node sees a turn, seconds.")
+    remote_s: float = float64("Time from the end of a prefill on P until D's scheduler sees it, seconds.")
+    remote_token_s: float = float64("Time from then on for each token, seconds.")
+    profiled: int = int32("1: steps cost what a profile says; 0: what the latency law says.")
+    nodes: int = int32("Nodes of the cluster.")
+    ps: int = int32("P nodes: they come first, and the others decode.")
+    chunk: int = int32("Most prefill tokens of a step.")
+    seats: int = int32("Most sequences of a batch.")
+    kv_capacity: int = int32("Tokens that the cache of a node holds.")
+    longest: int = int32("Most tokens of a conversation.")
+    max_inflight: int = int32("Most conversations that are let in at once; 0: all.")
+    max_turns: int = int32("Most turns of a conversation.")
+    answer_kv_hit: int = int32("1: the last answer's KV on D serves the next turn.")
+    interference: int = int32("`PHYSICAL` or `PAPER`.")
+    placement: int = int32("`HASHED` or `LEAST_LOADED`.")
+    average_rate: int = int32("1: the rate is all requests over all time; 0: a moving average.")
+    default_output: int = int32("Length of an answer of which nothing is told, tokens.")
+    reward: int = int32("`RELATIVE` or `SLO`.")
+    shaped: int = int32("1: a turn that completes is charged for how slowly its neighbours decode.")
+    bypass: int = int32("Later turns with fewer new tokens are prefilled on D without a look at the table.")
+    kv_bytes: float = float64("Size of a token's KV cache, bytes.")
+    window_s: float = float64("Conversations arrive until then, seconds.")
+    limit_s: float = float64("The episode is cut then, seconds.")
+    timeout_s: float = float64("A request that takes longer fails, seconds.")
+    think_s: float = float64("Median pause before a later turn, seconds.")
+    think_sigma: float = float64("Standard deviation of the logarithm of the pause.")
+    rate_window_s: float = float64("Time constant of the moving average of rates, seconds.")
+    w_ttft: float = float64("Weight of TTFT in the reward.")
+    w_tpot: float = float64("Weight of TPOT in the reward.")
+    timeout_cost: float = float64("Cost of a request that times out.")
+    invalid_cost: float = float64("Cost of a masked action.")
+    ttft_slo_s: float = float64("Objective for TTFT, seconds.")
+    tpot_slo_s: float = float64("Objective for TPOT, seconds.")
+    epoch_s: float = float64("How long a weight is in force, seconds.")
+    epochs: int = int32("Epochs after which an episode is cut.")
 
-CONVERSATION = np.dtype(
-    [
-        ("arrival_s", "f8"),
-        ("at_s", "f8"),  # end of THINK or MOVE
-        ("asked_s", "f8"),
-        ("first_s", "f8"),  # first token of this turn; -1
-        ("work_s", "f8"),  # at P, as reckoned when it began to wait, and anew when P began
-        ("later", "i4"),  # request number of its second turn
-        ("turns", "i4"),
-        ("turn", "i4"),
-        ("p", "i4"),
-        ("d", "i4"),
-        ("stage", "i4"),
-        ("route", "i4"),
-        ("moving", "i4"),  # 1: its KV comes over the link
-        ("context", "i4"),  # n: tokens of earlier prompts and answers
-        ("prompt", "i4"),  # m: new tokens
-        ("output", "i4"),
-        ("predicted", "i4"),
-        ("previous", "i4"),  # tokens of the last answer
-        ("kept", "i4"),  # tokens of this answer from before a preemption
-        ("left", "i4"),  # tokens still to prefill on D
-        ("run", "i4"),  # of these, in the running step
-        ("full", "i4"),  # 1: nothing of it was in D's cache
-        ("base", "i4"),  # decoding: answer so far = tick - base
-        ("finish", "i4"),
-        ("age", "i4"),  # number of its admission
-        ("next", "i4"),  # that waits behind it
-        ("ttft_ref_s", "f4"),
-        ("tpot_ref_s", "f4"),
-    ],
-    align=True,
-)
 
-CACHED = np.dtype([("tokens", "i4"), ("older", "i4"), ("newer", "i4"), ("listed", "i4")], align=True)
+class Episode(Record):
+    """One lane."""
 
-REQUEST = np.dtype(
-    [
-        ("arrival_s", "f8"),
-        ("prompt", "i4"),
-        ("output", "i4"),
-        ("predicted", "i4"),
-        ("kind", "i4"),
-        ("route", "i4"),  # -1 until it has one
-        ("ttft_s", "f4"),  # -1 until then
-        ("e2e_s", "f4"),
-        ("moved_bytes", "f4"),  # over the link
-    ],
-    align=True,
-)
-"""One turn. The first `conversations` of a lane are first turns, after them come the later ones, conversation by conversation."""
+    clock_s: float = float64("Simulated time, seconds.")
+    key: np.uint64 = uint64("Seeds everything that is drawn.")
+    conversations: int = int32("Conversations of this episode.")
+    next: int = int32("First conversation that has not arrived.")
+    gate: int = int32("First conversation that has not been let in.")
+    open: int = int32("Conversations that are let in and not over.")
+    size: int = int32("Conversations on the heap.")
+    current: int = int32("Conversation that waits for its route; -1: none.", blank=-1)
+    requests: int = int32("Requests so far.")
+    done: int = int32("Requests that have completed.")
+    failed: int = int32("Requests that have timed out.")
+    later: int = int32("Later turns of the episode.")
+    later_requests: int = int32("Later turns that have arrived.")
+    later_done: int = int32("Later turns that have completed.")
+    later_failed: int = int32("Later turns that have timed out.")
+    local: int = int32("Later turns that were prefilled where they decode.")
+    met: int = int32("Later turns within both objectives.")
+    ttft_missed: int = int32("Later turns over the objective for TTFT.")
+    tpot_missed: int = int32("Later turns over the objective for TPOT.")
+    invalid: int = int32("Masked actions.")
+    evictions: int = int32("Conversations that a cache has thrown out.")
+    preemptions: int = int32("Sequences that lost their place in a batch.")
+    rate_sum: float = float64("Requests, forgotten exponentially.")
+    rate_at_s: float = float64("When that count was brought up to date, seconds.")
+    first_sum: float = float64("First turns, forgotten exponentially.")
+    first_at_s: float = float64("When that count was brought up to date, seconds.")
+    sent: int = int32("Requests that are past the gate.")
+    output_tokens: float = float64("Tokens of completed answers.")
+    p_tokens: float = float64("Tokens prefilled on P.")
+    d_tokens: float = float64("Tokens prefilled where they decode.")
+    ttft_gain: float = float64("Sum over completed later turns of what was gained in TTFT, as a share.")
+    tpot_loss: float = float64("Sum over completed later turns of what was lost in TPOT, as a share.")
+    crowd_loss: float = float64(
+        "Sum over completed later turns of what their neighbours lost in TPOT, as a share."
+    )
+    later_ttft_s: float = float64("Sum of TTFT over completed later turns, seconds.")
+    later_tpot_s: float = float64("Sum of TPOT over completed later turns, seconds.")
+    penalty: float = float64("Cost of masked actions.")
+    paid: float = float64("Reward handed out so far.")
+    epoch: int = int32("Epochs so far.")
+    weight: int = int32("Number of the weight in force.")
+    before_done: int = int32("`later_done` when the epoch began.")
+    before_requests: int = int32("`later_requests` when the epoch began.")
+    before_local: int = int32("`local` when the epoch began.")
+    before_met: int = int32("`met` when the epoch began.")
+    before_ttft_missed: int = int32("`ttft_missed` when the epoch began.")
+    before_tpot_missed: int = int32("`tpot_missed` when the epoch began.")
+    before_failed: int = int32("`failed` when the epoch began.")
+    before_ttft_s: float = float64("`later_ttft_s` when the epoch began, seconds.")
+    before_tpot_s: float = float64("`later_tpot_s` when the epoch began, seconds.")
+    checksum: float = float64("A number that tells one world from another.")
 
-METRICS = (
-    "conversations",
-    "requests",
-    "completed",
-    "timeouts",
-    "later_turns",
-    "later_completed",
-    "later_timeouts",
-    "success",
-    "local_fraction",
-    "ttft_mean_s",
-    "ttft_p50_s",
-    "ttft_p99_s",
-    "ttft_first_mean_s",
-    "tpot_mean_s",
-    "tpot_p99_s",
-    "e2e_mean_s",
-    "e2e_p50_s",
-    "e2e_p99_s",
-    "slo_attainment",
-    "goodput_rps",
-    "throughput_rps",
-    "output_tokens_per_s",
-    "ttft_gain",
-    "tpot_loss",
-    "crowd_loss",
-    "kv_moved_bytes",
-    "prefilled_p_tokens",
-    "prefilled_d_tokens",
-    "p_utilization",
-    "d_utilization",
-    "kv_peak",
-    "evictions",
-    "preemptions",
-    "invalid_actions",
-    "penalty",
-    "duration_s",
-    "world_checksum",
-)
-"""TTFT, TPOT and E2E are of later turns, as in the paper; `ttft_first_mean_s` is of first turns.
 
-NaN, with nothing to take it of: `ttft_*`, `e2e_*`, `ttft_gain`, `tpot_loss` and `crowd_loss` where no later turn has completed;
-`tpot_*` where none of those has two tokens or more; `ttft_first_mean_s` where no first turn has; `success` where no turn has ended;
-`local_fraction` where no later turn was routed; `slo_attainment` where the conversations have no later turns; rates and
-utilisations over no time; `p_utilization` without P nodes."""
+class Node(Record):
+    """One node of the cluster."""
+
+    role: int = int32("`P`, `D`, `PD` or `R`.")
+    since_s: float = float64("When the last step (or prefill) began, seconds.")
+    at_s: float = float64(
+        "When the step (or the prefill) ends, seconds; infinite while there is none.", blank=math.inf
+    )
+    head: int = int32("First of the requests that wait; -1: none.", blank=-1)
+    tail: int = int32("Last of the requests that wait.", blank=-1)
+    waiting: int = int32("Requests that wait.")
+    oldest: int = int32("Least recently used entry of its cache; -1: none.", blank=-1)
+    newest: int = int32("Most recently used entry of its cache; -1: none.", blank=-1)
+    idle: int = int32("Tokens in the cache that no running request needs.")
+    serving: int = int32("Conversation that P works on; -1: none.", blank=-1)
+    blocked: int = int32("1: P has finished, but the buffer of its D is full.")
+    backlog_s: float = float64("Work of those that wait at P, seconds.")
+    running: int = int32("Sequences in the batch.")
+    decoding: int = int32("Sequences that decode: the first ones of the batch.")
+    active: int = int32("Tokens in the cache of sequences in the batch.")
+    context: int = int32("Tokens in the cache of decoding sequences.")
+    tick: int = int32("Steps so far: the progress of all that decode.")
+    next_finish: int = int32("Nobody completes before this tick.", blank=FAR)
+    oldest_request_s: float = float64("No request of the batch is older, seconds.", blank=math.inf)
+    admitted: int = int32("Sequences that have entered the batch so far.")
+    mean_step_s: float = float64("Moving average of the duration of steps that have ended, seconds.")
+    busy_s: float = float64("Time worked, seconds; what is running is booked to its end.")
+    steps: int = int32("Steps that have begun.")
+    kv_peak: int = int32("Most tokens that were in the cache at once.")
+
+
+class Conversation(Record):
+    """One conversation, with the turn that it is in."""
+
+    arrival_s: float = float64("When the conversation begins, seconds.")
+    at_s: float = float64("When `THINK` or `MOVE` ends, seconds.")
+    request_s: float = float64("When this turn came, seconds.")
+    first_s: float = float64("When the first token of this turn came, seconds; -1: not yet.")
+    work_s: float = float64("Work at P, seconds: as reckoned when it began to wait, and anew when P began.")
+    later: int = int32("Number of its second turn among the requests.")
+    turns: int = int32("Turns in all.")
+    turn: int = int32("Turns that have completed.")
+    p: int = int32("Its P node; -1: none.")
+    d: int = int32("The node where it decodes.")
+    stage: int = int32("What it waits for: one of the stages of this module.", blank=AWAY)
+    route: int = int32("`REMOTE` or `LOCAL`; -1: none yet.", blank=-1)
+    moving: int = int32("1: its KV comes over the link.")
+    context: int = int32("Tokens of earlier prompts and answers.")
+    prompt: int = int32("New tokens of this turn.")
+    output: int = int32("Tokens of this answer.")
+    predicted: int = int32("Tokens of this answer, as told to the router; 0: not told.")
+    previous: int = int32("Tokens of the last answer.")
+    kept: int = int32("Tokens of this answer from before a preemption.")
+    left: int = int32("Tokens still to prefill on D.")
+    run: int = int32("Tokens that the running step prefills.")
+    full: int = int32("1: nothing of it was in D's cache.")
+    base: int = int32("Tick of its node before its first token: the answer so far is `tick - base`.")
+    finish: int = int32("Tick of its node at which the answer is complete.")
+    age: int = int32("Number of its admission to the batch.")
+    next: int = int32("Conversation that waits behind it; -1: none.", blank=-1)
+    ttft_ref_s: float = float32("TTFT that the reward compares with, seconds.")
+    tpot_ref_s: float = float32("TPOT that the reward compares with, seconds.")
+
+
+class Entry(Record):
+    """What a node's cache holds of a conversation; entries that no running request needs are in the node's list."""
+
+    tokens: int = int32("Tokens that are held.")
+    older: int = int32("Entry that was used before it; -1: none.", blank=-1)
+    newer: int = int32("Entry that was used after it; -1: none.", blank=-1)
+    listed: int = int32("1: it is in the list.")
+
+
+class Request(Record):
+    """One turn; the first fields are those that `llmgym.workloads.traffic.draw` writes, under its names.
+
+    The first `conversations` of a lane are first turns, after them come the later ones, conversation by conversation.
+    """
+
+    arrival_s: float = float64("When the turn came, seconds.")
+    prompt: int = int32("New tokens.")
+    output: int = int32("Tokens of the answer.")
+    predicted: int = int32("Tokens of the answer, as told to the router; 0: not told.")
+    kind: int = int32("Number of the class that its lengths were drawn from.")
+    route: int = int32("`REMOTE` or `LOCAL`; -1: none yet.", blank=-1)
+    ttft_s: float = float32("Time to the first token, seconds; -1: not completed.", blank=-1.0)
+    e2e_s: float = float32("Time to the last token, seconds; -1: not completed.", blank=-1.0)
+    moved_bytes: float = float32("Bytes that went over the link.")
 
 
 class State(NamedTuple):
     """Arrays of the cluster; first axis = lane.
 
     Attributes:
-        lane: records `LANE` [lanes].
-        node: records `NODE` [lanes, nodes].
-        link: records `llmgym.envs.ppd.links.LINK` [lanes, nodes]; link n ends at node n.
-        conversation: records `CONVERSATION` [lanes, conversations].
-        request: records `REQUEST` [lanes, requests].
-        cache: records `CACHED` [lanes, 2 conversations]: entry `2 c` is what P holds of conversation c, `2 c + 1` what D does.
+        lane: records [lanes].
+        node: records [lanes, nodes].
+        link: records [lanes, nodes]; link n ends at node n.
+        conversation: records [lanes, conversations].
+        request: records [lanes, requests].
+        cache: records [lanes, 2 conversations], see `p_entry` and `d_entry`.
         running: int32 [lanes, nodes, seats], conversations in the batch of each node, those that decode first.
         heap: int32 [lanes, conversations], those with a time, earliest on top.
         scratch: float32 [lanes, 3, requests], for quantiles.
     """
 
-    lane: NDArray[Any]
-    node: NDArray[Any]
-    link: NDArray[Any]
-    conversation: NDArray[Any]
-    request: NDArray[Any]
-    cache: NDArray[Any]
+    lane: Records[Episode]
+    node: Records2[Node]
+    link: Records2[Link]
+    conversation: Records2[Conversation]
+    request: Records2[Request]
+    cache: Records2[Entry]
     running: NDArray[np.int32]
     heap: NDArray[np.int32]
     scratch: NDArray[np.float32]
@@ -300,22 +274,22 @@ class Params(NamedTuple):
     """What all lanes share.
 
     Attributes:
-        number: one record `NUMBER`.
-        kind: int64 [nodes], what each node is.
-        links: records `LINK` [nodes] that have carried nothing.
-        cost: what a step costs, where `tables` is 1.
+        config: one record.
+        role: int64 [nodes], what each node is.
+        links: records [nodes] that have carried nothing.
+        cost: what a step costs, where `profiled` is 1.
         opening: arrivals of conversations and lengths of first turns.
         following: lengths of later turns.
         turns: float64 [max_turns], probability that a conversation has at most 1, 2, ... turns.
-        rates: float64 [rates], request rates of the table, req/s.
-        reference: float64 [2, contexts, types], TTFT and TPOT (s) that rewards compare with; not above 0: reckon them.
+        rates: float64 [rates], request rates of the table, requests a second.
+        reference: float64 [2, contexts, types], TTFT and TPOT (seconds) that rewards compare with; not above 0: reckon them.
         routes: int8 [weights, contexts, types, rates], what the table says.
         weights: float64 [weights].
     """
 
-    config: NDArray[Any]
-    kind: NDArray[np.int64]
-    links: NDArray[Any]
+    config: Records[Config]
+    role: NDArray[np.int64]
+    links: Records[Link]
     cost: StepCost
     opening: Traffic
     following: Traffic
@@ -324,3 +298,31 @@ class Params(NamedTuple):
     reference: NDArray[np.float64]
     routes: NDArray[np.int8]
     weights: NDArray[np.float64]
+
+
+@kernel(inline=True)
+def turn_number(conversation: Conversation, c: int) -> int:
+    """Number of the present turn of conversation `c` among the requests of its lane."""
+    return conversation.later + conversation.turn - 1 if conversation.turn > 0 else c
+
+
+@kernel(inline=True)
+def p_entry(c: int) -> int:
+    """Number of the cache entry of what P holds of conversation `c`."""
+    return 2 * c
+
+
+@kernel(inline=True)
+def d_entry(c: int) -> int:
+    """Number of the cache entry of what D holds of conversation `c`."""
+    return 2 * c + 1
+
+
+def turn_numbers(state: State, lane: int) -> NDArray[np.int64]:
+    """Where the turns of an episode are in `state.request`, int64 [turns]: first turns, then the later ones by conversation."""
+    conversations = state.conversation[lane, : state.lane["conversations"][lane]]
+    later = [
+        np.arange(start, start + turns - 1)
+        for start, turns in zip(conversations["later"], conversations["turns"], strict=True)
+    ]
+    return np.concatenate([np.arange(len(conversations)), *later])

@@ -7,83 +7,82 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-from llmgym.envs.ppd.state import D_WAIT, KINDS, LOCAL, MOVE, REMOTE, P
+from llmgym.envs.ppd.scenarios import Scenario
+from llmgym.envs.ppd.state import D_WAIT, LOCAL, MOVE, REMOTE, ROLES, P, Params, State, turn_numbers
 
 WIDTH, HEIGHT = 860, 520
 SHOWN_ROUTES = 24
 
 
-def _pending(state: Any, lane: int) -> str:
+def _pending(state: State, lane: int) -> str:
     episode = state.lane[lane]
     if episode["current"] < 0:
         return "no turn waits for its route"
-    talk = state.conversation[lane, episode["current"]]
+    turn = state.conversation[lane, episode["current"]]
     return (
-        f"conversation {episode['current']}, turn {talk['turn'] + 1}: {talk['prompt']} new tokens behind {talk['context']}, "
-        f"through P {talk['p']} or on node {talk['d']}?"
+        f"conversation {episode['current']}, turn {turn['turn'] + 1}: {turn['prompt']} new tokens behind {turn['context']}, "
+        f"through P {turn['p']} or on node {turn['d']}?"
     )
 
 
-def text(nodes: NDArray[np.int64], kv_capacity: int, state: Any, lane: int) -> str:
+def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
     """Two lines of state, then one for each node.
 
     Args:
-        nodes: int64 [nodes], what each node is.
-        kv_capacity: of a node, tokens.
-        state: of all lanes.
-        lane: which one.
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane.
+
+    Returns:
+        The lines.
     """
+    kv_capacity = params.config[0]["kv_capacity"]
     episode = state.lane[lane]
     lines = [
         f"t {episode['clock_s']:8.2f} s   {episode['done']} done, {episode['failed']} timed out"
         f"   {episode['open']} conversations open, "
-        f"{episode['next'] - episode['gate']} at the gate   {episode['local']} of {episode['later_asked']} later turns local",
+        f"{episode['next'] - episode['gate']} at the gate   {episode['local']} of {episode['later_requests']} later turns local",
         _pending(state, lane),
     ]
-    for n, kind in enumerate(nodes):
+    for n, role in enumerate(params.role):
         node = state.node[lane, n]
-        if kind == P:
+        if role == P:
             work = "blocked" if node["blocked"] else "busy" if node["serving"] >= 0 else "idle"
             lines.append(
-                f"{n} {KINDS[kind]:>2} {work:8s} {'=' * min(int(node['waiting']), 60)} {node['waiting']} wait"
+                f"{n} {ROLES[role]:>2} {work:8s} {'=' * min(int(node['waiting']), 60)} {node['waiting']} wait"
             )
             continue
         full = round(30 * (node["active"] + node["idle"]) / kv_capacity)
         used = min(round(30 * node["active"] / kv_capacity), full)
         lines.append(
-            f"{n} {KINDS[kind]:>2} [{('#' * used + '-' * (full - used)).ljust(30, '.')}] {node['decoding']} decode, "
+            f"{n} {ROLES[role]:>2} [{('#' * used + '-' * (full - used)).ljust(30, '.')}] {node['decoding']} decode, "
             f"{node['running'] - node['decoding']} enter, {node['waiting']} wait, {state.link[lane, n]['in_flight']} transfers"
         )
     return "\n".join(lines)
 
 
-def picture(
-    nodes: NDArray[np.int64],
-    kv_capacity: int,
-    later: NDArray[np.int64],
-    ttft_slo_s: float,
-    state: Any,
-    lane: int,
-) -> NDArray[np.uint8]:
-    """uint8 [520, 860, 3]: P nodes on the left, decoding nodes on the right, transfers between, latest later turns below.
+def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDArray[np.uint8]:
+    """P nodes on the left, decoding nodes on the right, transfers between, latest later turns below.
 
     Args:
-        nodes: int64 [nodes], what each node is.
-        kv_capacity: of a node, tokens.
-        later: int64 [later turns], where the later turns of the episode are in `state.request`.
-        ttft_slo_s: objective for TTFT, s.
-        state: of all lanes.
-        lane: which one.
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane.
+
+    Returns:
+        uint8 [520, 860, 3].
     """
     from matplotlib.patches import Patch, Rectangle
 
-    episode = state.lane[lane]
+    episode, kv_capacity = state.lane[lane], params.config[0]["kv_capacity"]
     figure = blank(WIDTH, HEIGHT)
     cluster, turns = figure.subplots(2, 1, gridspec_kw={"height_ratios": [2.6, 1], "hspace": 0.12})
     figure.subplots_adjust(left=0.07, right=0.98, top=0.87, bottom=0.07)
     cluster.set(xlim=(0, 10), ylim=(0, 1))
     cluster.axis("off")
-    sides = {True: np.flatnonzero(nodes == P), False: np.flatnonzero(nodes != P)}
+    sides = {True: np.flatnonzero(params.role == P), False: np.flatnonzero(params.role != P)}
     middle: dict[int, float] = {}
     for left, here in sides.items():
         for i, n in enumerate(here.tolist()):
@@ -95,16 +94,19 @@ def picture(
             cluster.add_patch(
                 Rectangle((x, bottom), 2.7 if left else 4.7, height, fill=False, edgecolor="#444444")
             )
-            cluster.text(x + 0.05, bottom + height - 0.012, f"{KINDS[nodes[n]]} {n}", fontsize=8, va="top")
+            cluster.text(
+                x + 0.05, bottom + height - 0.012, f"{ROLES[params.role[n]]} {n}", fontsize=8, va="top"
+            )
             if left:
                 _prefill_node(cluster, node, x, bottom, height)
             else:
                 _decode_node(cluster, kv_capacity, node, x, bottom, height)
+    conversations = state.conversation[lane, : episode["conversations"]]
     for n in sides[False].tolist():
         flying = int(state.link[lane, n]["in_flight"])
-        talks = state.conversation[lane, : episode["conversations"]]
-        sent = (talks["d"] == n) & (talks["moving"] == 1) & np.isin(talks["stage"], (MOVE, D_WAIT))
-        senders = {int(p) for p in talks["p"][sent]}
+        here = conversations[conversations["d"] == n]
+        sent = (here["moving"] == 1) & np.isin(here["stage"], (MOVE, D_WAIT))
+        senders = {int(p) for p in here["p"][sent]}
         for p in senders:
             cluster.annotate(
                 "",
@@ -115,8 +117,8 @@ def picture(
         if flying:
             cluster.text(4.95, middle[n] + 0.02, f"{flying} KV", fontsize=7, color="#0072B2", ha="right")
     if episode["current"] >= 0:
-        talk = state.conversation[lane, episode["current"]]
-        cluster.plot(5.05, middle[int(talk["d"])] + 0.06, marker="*", color="#D55E00", markersize=13)
+        d = int(state.conversation[lane, episode["current"]]["d"])
+        cluster.plot(5.05, middle[d] + 0.06, marker="*", color="#D55E00", markersize=13)
     key = {
         "#E69F00": "P works" if not np.any(state.node["blocked"][lane]) else "P works (red: blocked)",
         "#999999": "a request that waits",
@@ -141,7 +143,7 @@ def picture(
         f"done, {episode['failed']} timed out\n{_pending(state, lane)}",
         fontsize=9,
     )
-    _latest(turns, later, ttft_slo_s, state, lane)
+    _latest(turns, scenario.ttft_slo_s, state, lane)
     return pixels(figure, (turns,))
 
 
@@ -195,17 +197,18 @@ def _decode_node(axis: Any, kv_capacity: int, node: Any, x: float, bottom: float
     )
 
 
-def _latest(axis: Any, later: NDArray[np.int64], ttft_slo_s: float, state: Any, lane: int) -> None:
+def _latest(axis: Any, ttft_slo_s: float, state: State, lane: int) -> None:
     """TTFT of the later turns that completed last, by route."""
     from matplotlib.patches import Patch
 
-    request = state.request[lane, later]
-    done = request[request["e2e_s"] >= 0.0]
+    later = turn_numbers(state, lane)[state.lane["conversations"][lane] :]
+    requests = state.request[lane, later]
+    done = requests[requests["e2e_s"] >= 0.0]
     done = done[np.argsort(done["arrival_s"] + done["e2e_s"], kind="stable")][-SHOWN_ROUTES:]
     routes = {LOCAL: ("#009E73", "on D"), REMOTE: ("#E69F00", "through P")}
     for route, (colour, _) in routes.items():
-        mine = np.flatnonzero(done["route"] == route)
-        axis.bar(mine, 1e3 * done["ttft_s"][mine], 0.8, color=colour)
+        places = np.flatnonzero(done["route"] == route)
+        axis.bar(places, 1e3 * done["ttft_s"][places], 0.8, color=colour)
     objective_ms = 1e3 * ttft_slo_s
     axis.axhline(objective_ms, color="#D55E00", linewidth=1)
     axis.set(
@@ -214,7 +217,7 @@ def _latest(axis: Any, later: NDArray[np.int64], ttft_slo_s: float, state: Any, 
         ylim=(0, 1.4 * max(1e3 * float(done["ttft_s"].max(initial=0.0)), objective_ms)),
         ylabel="TTFT, ms",
         xlabel=f"later turns that completed last, newest right (red: objective); {state.lane['local'][lane]} of "
-        f"{state.lane['later_asked'][lane]} on D so far",
+        f"{state.lane['later_requests'][lane]} on D so far",
     )
     axis.legend(
         handles=[Patch(color=colour, label=label) for colour, label in routes.values()],

@@ -3,19 +3,16 @@
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmgym.envs.ppd.links import LINK, clear, discard, has_room, receive, send, set_link
+from llmgym.envs.ppd.links import discard, has_room, idle_link, receive, send
 from llmgym.errors import InvalidArgument
 
 
 def link(**settings: Any) -> Any:
-    records = np.zeros(1, LINK)
-    set_link(records, **{"bandwidth_gb_per_s": 10.0, **settings})
-    return records[0]
+    return idle_link(**{"bandwidth_gb_per_s": 10.0, **settings})[0]
 
 
 def test_a_transfer_takes_its_setup_and_its_bytes_at_the_slower_end() -> None:
@@ -44,16 +41,14 @@ def test_a_full_buffer_has_no_room_but_an_empty_one_always_has() -> None:
 def test_no_byte_is_lost(events: list[tuple[str, int]]) -> None:
     one = link(buffer_gb=math.inf)
     flying: list[int] = []
-    for what, size in events:
-        if what == "send":
+    for event, size in events:
+        if event == "send":
             send(one, float(size))
             flying.append(size)
         elif flying:
-            (receive if what == "receive" else discard)(one, float(flying.pop(0)))
+            (receive if event == "receive" else discard)(one, float(flying.pop(0)))
         assert one["sent_bytes"] == one["received_bytes"] + one["in_flight_bytes"]
         assert one["in_flight_bytes"] == sum(flying) and one["in_flight"] == len(flying)
-    clear(one)
-    assert one["sent_bytes"] == one["in_flight_bytes"] == 0.0
 
 
 @pytest.mark.parametrize(

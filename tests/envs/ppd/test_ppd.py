@@ -12,7 +12,7 @@ import pytest
 import llmgym
 from llmgym import profiles, workloads
 from llmgym.core import cache_folder
-from llmgym.core.lanes import HOLD
+from llmgym.core.lanes import HOLD, observing
 from llmgym.envs.ppd import conversations as ppd_conversations
 from llmgym.envs.ppd import table as ppd_table
 from llmgym.envs.ppd.cells import CONTEXTS, SECOND_TURN, TYPES, cell_of, lookup, nearest
@@ -20,8 +20,9 @@ from llmgym.envs.ppd.conversations import Conversations, fixed_turns, geometric_
 from llmgym.envs.ppd.latency import LLAMA_8B_H100, Latencies
 from llmgym.envs.ppd.routing.env import PPDRouting, PPDRoutingEnv, PPDRoutingVectorEnv
 from llmgym.envs.ppd.scenarios import SCENARIOS, parse_allocation
-from llmgym.envs.ppd.state import ASKED, D_RUN, D_WAIT, LOCAL, OVER, PD, REMOTE, D, P, R
-from llmgym.envs.ppd.weights.env import WEIGHTS, PPDWeightsEnv, PPDWeightsVectorEnv
+from llmgym.envs.ppd.state import D_RUN, D_WAIT, LOCAL, OVER, PD, REMOTE, UNROUTED, D, P, R, turn_numbers
+from llmgym.envs.ppd.weights.env import PPDWeightsEnv, PPDWeightsVectorEnv
+from llmgym.envs.ppd.weights.kernels import WEIGHTS
 from llmgym.errors import InvalidAction, InvalidArgument, ProfileError, ResetNeeded, UnknownName
 from llmgym.workloads import RequestClass, Rows, Workload, fixed, replay
 
@@ -30,7 +31,7 @@ LAW = replace(LLAMA_8B_H100, local_rate_s2=0.0)
 """Without the wait that grows with the rate of conversations, which no hand computation of one or two of them needs."""
 
 
-def talks(
+def given_at(
     arrival_s: list[float], first: tuple[int, int], later: tuple[int, int], turns: int, **more: Any
 ) -> Conversations:
     """Conversations that begin at given times, all turns from the second on of one length."""
@@ -43,7 +44,7 @@ def talks(
 def routing(
     arrival_s: list[float], first: Any, later: Any, turns: int = 2, think_s: float = 0.0, **kwargs: Any
 ):
-    talk = talks(arrival_s, first, later, turns, think_s=think_s)
+    conversations = given_at(arrival_s, first, later, turns, think_s=think_s)
     settings = {
         "scenario": "paper",
         "reference": "idle",
@@ -51,9 +52,9 @@ def routing(
         "conversations": len(arrival_s),
         "latencies": LAW,
     }
-    rate = talk.opening.mean_rate_rps
+    rate = conversations.opening.mean_rate_rps
     return PPDRoutingEnv(
-        **{**settings, "qps": rate if math.isfinite(rate) else 1.0, "workload": talk, **kwargs}
+        **{**settings, "qps": rate if math.isfinite(rate) else 1.0, "workload": conversations, **kwargs}
     )
 
 
@@ -69,9 +70,9 @@ def play(env: Any, choose: Any, seed: int = 0) -> tuple[float, dict[str, float]]
 
 
 def requests(env: Any) -> np.ndarray:
-    """The turns of the episode that were asked."""
-    simulation, state = env.simulation, env.lanes.state
-    return state.request[0, simulation.turn_numbers(state, 0)]
+    """The turns of the episode."""
+    state = env.lanes.state
+    return state.request[0, turn_numbers(state, 0)]
 
 
 # ---------------------------------------------------------------------------------------------------------- mechanics
@@ -105,13 +106,13 @@ def test_a_turn_on_d_waits_for_the_rate_of_conversations_and_no_other_does() -> 
     arrivals = [0.2 * i for i in range(100)]
     slow = replace(LAW, local_rate_s2=3e-3)
     for allocation, route, wait_s in (("1P_1D", LOCAL, 0.015), ("1P_1D", REMOTE, 0.0), ("2R", LOCAL, 0.0)):
-        found = []
+        ttft_s = []
         for law in (LAW, slow):
             env = routing(arrivals, (10, 2), (10, 2), latencies=law, allocation=allocation)
             play(env, route)
-            found.append(float(np.mean(requests(env)["ttft_s"][100:])))
+            ttft_s.append(float(np.mean(requests(env)["ttft_s"][100:])))
         # a step of 8 ms that has just begun is waited for or not
-        assert found[1] - found[0] == pytest.approx(wait_s, abs=0.004 if wait_s else 1e-9)
+        assert ttft_s[1] - ttft_s[0] == pytest.approx(wait_s, abs=0.004 if wait_s else 1e-9)
 
 
 def test_p_forgets_what_it_never_saw() -> None:
@@ -236,12 +237,12 @@ def test_replicas_and_pd_nodes_have_no_other_route() -> None:
     invalid = 0
     while not done:
         state = env.lanes.state
-        talk = state.conversation[0, state.lane["current"][0]]
-        kind = int(env.simulation.nodes[talk["d"]])
-        assert mask.tolist() == ([1, 1] if kind == D else [0, 1])
-        assert (talk["p"] == -1) == (kind == R)
-        seen.add(kind)
-        invalid += kind != D
+        conversation = state.conversation[0, state.lane["current"][0]]
+        role = int(env.simulation.nodes[conversation["d"]])
+        assert mask.tolist() == ([1, 1] if role == D else [0, 1])
+        assert (conversation["p"] == -1) == (role == R)
+        seen.add(role)
+        invalid += role != D
         _, _, done, _, info = env.step(REMOTE)
         mask = info["action_mask"]
     assert seen == {D, PD, R}
@@ -383,10 +384,10 @@ def test_nothing_hidden_is_observed(information: str) -> None:
     state.conversation["turns"] += 3
     state.conversation["arrival_s"][0, state.lane["next"][0] :] *= 5.0
     again = np.zeros_like(obs)
-    env.simulation.kernels.observe_lane(state, env.simulation.params, 0, again)
+    observing(env.simulation)(state, env.simulation.params, 0, again)
     assert np.array_equal(obs, again)
     state.conversation["prompt"][0, state.lane["current"][0]] += 1000
-    env.simulation.kernels.observe_lane(state, env.simulation.params, 0, again)
+    observing(env.simulation)(state, env.simulation.params, 0, again)
     assert not np.array_equal(obs, again)
 
 
@@ -415,7 +416,7 @@ def test_weights_observe_only_what_happened() -> None:
     state.conversation["arrival_s"][0, state.lane["next"][0] :] *= 5.0
     state.lane["later"] += 11
     again = np.zeros_like(obs)
-    env.simulation.kernels.observe_lane(state, env.simulation.params, 0, again)
+    observing(env.simulation)(state, env.simulation.params, 0, again)
     assert np.array_equal(obs, again)
 
 
@@ -427,9 +428,9 @@ def test_predictions_are_as_good_as_they_are_said_to_be() -> None:
         done, pairs = False, []
         while not done:
             state = env.lanes.state
-            talk = state.conversation[0, state.lane["current"][0]]
+            conversation = state.conversation[0, state.lane["current"][0]]
             told = math.expm1(float(obs[env.layout["answer"]][0]) * math.log1p(8192))
-            pairs.append((told, int(talk["output"])))
+            pairs.append((told, int(conversation["output"])))
             obs, _, done, _, _ = env.step(LOCAL)
         told, true = np.array(pairs).T
         shown[information] = (told, true)
@@ -452,8 +453,8 @@ def test_two_policies_meet_the_same_world() -> None:
 def test_conversations_are_what_they_say() -> None:
     env = PPDRoutingEnv(scenario="paper", reference="idle", conversations=3000, qps=100.0, max_inflight=None)
     env.reset(seed=0)
-    talk = env.lanes.state.conversation[0]
-    assert talk["turns"].mean() == pytest.approx(4.3, abs=0.15) and talk["turns"].min() == 2
+    turns = env.lanes.state.conversation["turns"][0]
+    assert turns.mean() == pytest.approx(4.3, abs=0.15) and turns.min() == 2
     assert requests(env)["output"].mean() == pytest.approx(305, rel=0.05)
     mooncake = ppd_conversations.load("mooncake")
     assert mooncake.mean_turns == pytest.approx(1.47, abs=0.02)
@@ -469,9 +470,9 @@ def test_conversations_are_what_they_say() -> None:
 def test_contexts_stay_below_the_longest() -> None:
     env = PPDRoutingEnv(scenario="paper", reference="idle", conversations=300, longest=900, qps=20.0)
     play(env, LOCAL)
-    talk = env.lanes.state.conversation[0]
-    assert talk["context"].max() <= 900
-    assert talk["turns"].mean() < 4.0
+    conversations = env.lanes.state.conversation[0]
+    assert conversations["context"].max() <= 900
+    assert conversations["turns"].mean() < 4.0
 
 
 def test_limit_and_epochs_cut_an_episode() -> None:
@@ -492,7 +493,7 @@ def test_limit_and_epochs_cut_an_episode() -> None:
 
 def test_nobody_ever_answers_again() -> None:
     """An episode without a single later turn ends at the first step."""
-    single = replace(talks([0.0, 0.1], (10, 5), (10, 5), 2), turns=(1.0,))
+    single = replace(given_at([0.0, 0.1], (10, 5), (10, 5), 2), turns=(1.0,))
     env = PPDRoutingEnv(scenario="small", workload=single, conversations=2)
     _, info = env.reset(seed=0)
     assert info["action_mask"].tolist() == [1, 1]
@@ -533,12 +534,12 @@ def test_references_come_from_the_table_of_a_cluster_with_p() -> None:
     assert PPDRoutingEnv(**kwargs, allocation="1R").simulation.params.reference.max() == 0.0
     total, metrics = play(pair, LOCAL)
     later = requests(pair)[20:]
-    context, kind = cell_of(256, 512, 64)
-    gain = 1.0 - later["ttft_s"] / table.ttft_s[REMOTE, context, kind, 0]
+    context, turn_type = cell_of(256, 512, 64)
+    gain = 1.0 - later["ttft_s"] / table.ttft_s[REMOTE, context, turn_type, 0]
     assert metrics["ttft_gain"] == pytest.approx(float(gain.mean()), rel=1e-5)
     tpot = (later["e2e_s"] - later["ttft_s"]) / 63
     assert metrics["tpot_loss"] == pytest.approx(
-        float(np.mean(tpot / table.tpot_s[REMOTE, context, kind, 0])) - 1.0, abs=1e-5
+        float(np.mean(tpot / table.tpot_s[REMOTE, context, turn_type, 0])) - 1.0, abs=1e-5
     )
     assert total == pytest.approx(20 * (metrics["ttft_gain"] - 6.0 * metrics["tpot_loss"]), rel=1e-6)
 
@@ -556,11 +557,11 @@ def test_shaped_rewards_charge_for_the_neighbours() -> None:
     plain, shaped = (
         routing([0.0, 0.1], (30, 2), (1500, 40), w_tpot=3.0, shaped=flag) for flag in (False, True)
     )
-    (base, without), (total, found) = play(plain, LOCAL), play(shaped, LOCAL)
-    assert without["crowd_loss"] == 0.0 < found["crowd_loss"]
-    assert all(without[name] == found[name] for name in found if name != "crowd_loss")
-    assert total == pytest.approx(base - 3.0 * 2 * found["crowd_loss"], rel=1e-9)
-    assert total == pytest.approx(shaped.simulation.expected_return(found), rel=1e-9)
+    (base, without), (total, charged) = play(plain, LOCAL), play(shaped, LOCAL)
+    assert without["crowd_loss"] == 0.0 < charged["crowd_loss"]
+    assert all(without[name] == charged[name] for name in charged if name != "crowd_loss")
+    assert total == pytest.approx(base - 3.0 * 2 * charged["crowd_loss"], rel=1e-9)
+    assert total == pytest.approx(shaped.simulation.expected_return(charged), rel=1e-9)
     # the first turn to complete had the second one beside it, whose prefill it had waited for; that one was alone at its end
     done = requests(shaped)[2:]
     end_s = done["arrival_s"] + done["e2e_s"]
@@ -571,7 +572,7 @@ def test_shaped_rewards_charge_for_the_neighbours() -> None:
     rest_s = end_s[first] - began_s
     per_token_s = (done["e2e_s"][last] - done["ttft_s"][last]) / 39
     tokens = round(float(rest_s / per_token_s))
-    assert found["crowd_loss"] == pytest.approx((rest_s / tokens / reference_s - 1.0) / 2, rel=1e-3)
+    assert charged["crowd_loss"] == pytest.approx((rest_s / tokens / reference_s - 1.0) / 2, rel=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------------- weights
@@ -581,8 +582,8 @@ def test_the_compiled_rule_is_the_table() -> None:
     """A table that says local in some cells only: PPDWeights routes every turn as it says."""
     env = PPDWeightsEnv(scenario="paper", conversations=60, rates=(1.0, 8.0), reference="idle")
     table, params = env.simulation.table, env.simulation.params
-    for number, weight in enumerate(WEIGHTS):
-        assert np.array_equal(params.routes[number], table.routes(1.0, weight))
+    for k, weight in enumerate(WEIGHTS):
+        assert np.array_equal(params.routes[k], table.routes(1.0, weight))
     routes = np.zeros_like(params.routes)
     routes[4, :, 2] = 1  # long_gen only
     env.simulation.params = params._replace(routes=routes)
@@ -590,26 +591,26 @@ def test_the_compiled_rule_is_the_table() -> None:
     env.lanes._start()
     play(env, 4)
     later = requests(env)[60:]
-    talk = env.lanes.state.conversation[0]
+    conversations = env.lanes.state.conversation[0]
     contexts = []
-    for c in talk:
-        first = env.lanes.state.request[0, np.flatnonzero(talk["later"] == c["later"])[0]]
+    for c in conversations:
+        first = env.lanes.state.request[0, np.flatnonzero(conversations["later"] == c["later"])[0]]
         context = first["prompt"] + first["output"]
         for turn in env.lanes.state.request[0, c["later"] : c["later"] + c["turns"] - 1]:
             contexts.append(context)
             context += turn["prompt"] + turn["output"]
-    kinds = [cell_of(n, turn["prompt"], turn["output"])[1] for n, turn in zip(contexts, later)]
-    assert np.array_equal(later["route"] == LOCAL, np.array(kinds) == 2)
+    types = [cell_of(n, turn["prompt"], turn["output"])[1] for n, turn in zip(contexts, later)]
+    assert np.array_equal(later["route"] == LOCAL, np.array(types) == 2)
     assert 0 < np.sum(later["route"] == LOCAL) < len(later)
 
 
 def test_cells_are_those_of_the_released_code() -> None:
     for context in CONTEXTS:
-        for kind, (prompt, output) in SECOND_TURN.items():
+        for turn_type, (prompt, output) in SECOND_TURN.items():
             tokens = 256 if context == "small" else 2048
             # 16 new tokens and an answer of 32 fill the "tiny" cells, but are looked up as balanced: their ratio is 0.5
-            found = "small_bal" if kind == "tiny" else kind
-            assert cell_of(tokens, prompt, output) == (CONTEXTS.index(context), TYPES.index(found))
+            cell = "small_bal" if turn_type == "tiny" else turn_type
+            assert cell_of(tokens, prompt, output) == (CONTEXTS.index(context), TYPES.index(cell))
     assert TYPES[cell_of(0, 10, 64)[1]] == "tiny"
     assert (
         cell_of(0, 1, 1)[0] == cell_of(512, 1, 1)[0] == 0
@@ -634,8 +635,8 @@ def test_a_run_in_which_nobody_was_served_does_not_count_in_the_mean_of_a_cell()
         "timeouts": np.array([0.0, 8, 0]),
     }
     rows |= {name: np.array([2.0, nan, 6.0]) for name in names}
-    found = ppd_table._together(rows)
-    assert [found[name] for name in names] == [3.0, 3.0, 3.0] and found["success"] == 0.5
+    cell = ppd_table._together(rows)
+    assert [cell[name] for name in names] == [3.0, 3.0, 3.0] and cell["success"] == 0.5
     none = ppd_table._together({name: values[1:2] for name, values in rows.items()})
     assert all(math.isnan(none[name]) for name in names)
 
@@ -773,8 +774,8 @@ def test_wrong_conversations_and_latencies() -> None:
         (lambda: fixed_turns(((1, 1),)), "two pairs"),
         (lambda: fixed_turns(((1, 1), (2, 2), (3, 3))), "equal"),
         (lambda: geometric_turns(3, 2.0, 9), "mean=2.0"),
-        (lambda: replace(talks([0.0], (1, 1), (1, 1), 2), turns=()), "turns="),
-        (lambda: replace(talks([0.0], (1, 1), (1, 1), 2), think_s=-1.0), "think_s=-1.0"),
+        (lambda: replace(given_at([0.0], (1, 1), (1, 1), 2), turns=()), "turns="),
+        (lambda: replace(given_at([0.0], (1, 1), (1, 1), 2), think_s=-1.0), "think_s=-1.0"),
         (lambda: Conversations("x", "chat", "chat", (1.0,)), "opening='chat'"),
         (lambda: Latencies(handoff_s=-0.1), "handoff_s=-0.1"),
         (lambda: Latencies(step_s=0.0), "step_s=0.0"),
@@ -803,5 +804,5 @@ def test_they_are_registered_and_scenarios_are_made() -> None:
     envs.reset(seed=0)
     envs.lanes.step(HOLD)
     stages = envs.lanes.state.conversation["stage"]
-    assert np.isin(stages, (ASKED, D_RUN, D_WAIT)).any()
+    assert np.isin(stages, (UNROUTED, D_RUN, D_WAIT)).any()
     assert PPDWeightsVectorEnv(2, scenario="small", rates=(4.0,)).single_action_space.n == len(WEIGHTS)

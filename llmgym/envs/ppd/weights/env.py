@@ -8,20 +8,14 @@ from typing import Any
 
 import numpy as np
 from gymnasium.spaces import Discrete
-from numpy.typing import NDArray
 
-from llmgym.core.env import LaneEnv, LaneVectorEnv
-from llmgym.core.layout import Field, Layout
+from llmgym.core.env import LaneEnv, vector_env
+from llmgym.core.layout import Layout
 from llmgym.envs.ppd.cells import CONTEXTS, TYPES
-from llmgym.envs.ppd.cluster import PPDCluster
+from llmgym.envs.ppd.cluster import FromTable, PPDCluster
 from llmgym.envs.ppd.routing.env import PPDRouting
-from llmgym.envs.ppd.scenarios import Scenario
-from llmgym.envs.ppd.state import KINDS
 from llmgym.envs.ppd.table import SloTable, reference_of, table_of
-from llmgym.envs.ppd.weights.kernels import KERNELS, SCALARS
-
-WEIGHTS = (0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 10.0, 30.0)
-"""w_tpot of each action; w_ttft is 1."""
+from llmgym.envs.ppd.weights.kernels import KERNELS, WEIGHTS, Observation
 
 
 class PPDWeights(PPDCluster):
@@ -32,58 +26,21 @@ class PPDWeights(PPDCluster):
     """
 
     kernels = KERNELS
+    layout = Layout(head=Observation)
+    action_space: Discrete[Any] = Discrete(len(WEIGHTS))
+    table: SloTable
 
     def __init__(self, *, reward: str = "slo", **kwargs: Any) -> None:
         super().__init__(reward=reward, **kwargs)
-        self.layout = _layout()
-        self.action_space: Discrete[Any] = Discrete(len(WEIGHTS))
 
-    def table_part(
-        self, chosen: Scenario
-    ) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.float64]]:
+    def from_table(self) -> FromTable:
         """The table under each weight."""
-        self.table: SloTable = table_of(self, PPDRouting)
+        self.table = table_of(self, PPDRouting)
         reference = np.zeros((2, len(CONTEXTS), len(TYPES)))
-        if chosen.reference == "table":
-            reference = reference_of(self, PPDRouting, chosen)
-        return reference, np.stack([self.table.routes(1.0, w) for w in WEIGHTS]), np.array(WEIGHTS)
-
-
-def _layout() -> Layout:
-    last = "in the last epoch"
-    layout = Layout(
-        [
-            Field("rate", 1, 0, 4, "20", "requests a second, as the table is read by"),
-            Field("asked", 1, 0, 4, "20", f"later turns a second that were routed {last}"),
-            Field("done", 1, 0, 4, "20", f"later turns a second that completed {last}"),
-            Field("met", 1, 0, 1, "share", "of these, within both objectives"),
-            Field("missed.ttft", 1, 0, 1, "share", "of these, over the objective for TTFT"),
-            Field("missed.tpot", 1, 0, 1, "share", "of these, over the objective for TPOT"),
-            Field("ttft", 1, 0, 4, "objective", "mean TTFT of these"),
-            Field("tpot", 1, 0, 4, "objective", "mean TPOT of these"),
-            Field("local", 1, 0, 1, "share", f"of later turns routed {last}, prefilled where they decode"),
-            Field("timeouts", 1, 0, 1, "10", f"requests that timed out {last}"),
-            Field("gate", 1, 0, 4, "50", "conversations that wait to be let in"),
-            Field("p.backlog", 1, 0, 4, "10 s", "work that waits at a P, mean"),
-            Field("p.queue", 1, 0, 4, "50", "requests at a P, mean"),
-            Field("d.batch", 1, 0, 1, "256", "sequences that decode on a node, mean"),
-            Field("d.active", 1, 0, 1, "capacity", "tokens in its cache of sequences in the batch, mean"),
-            Field("d.fullest", 1, 0, 1, "capacity", "the same of the fullest node"),
-            Field(
-                "d.step",
-                1,
-                0,
-                4,
-                "50 ms",
-                "moving average of the duration of steps that have ended, mean over nodes",
-            ),
-            Field("d.receives", 1, 0, 4, "8", "transfers under way, all nodes"),
-            Field("nodes", len(KINDS), 0, 1.0001, "share", "share of P, D, pD and R among the nodes"),
-            Field("weight", len(WEIGHTS), 0, 1, "-", "1 at the weight in force (at reset: that of 1)"),
-        ]
-    )
-    assert layout["weight"].start == SCALARS
-    return layout
+        if self.scenario.reference == "table":
+            reference = reference_of(self, PPDRouting)
+        routes = np.stack([self.table.routes(1.0, w) for w in WEIGHTS])
+        return FromTable(reference, routes, np.array(WEIGHTS))
 
 
 class PPDWeightsEnv(LaneEnv):
@@ -124,7 +81,7 @@ class PPDWeightsEnv(LaneEnv):
 
     Args:
         scenario: `paper`, `real`, `stress`, `small`, or a `Scenario` (see `llmgym.envs.ppd.scenarios`); each of its settings can be
-            given as an argument of its own (see `PPDRoutingEnv`, and `epoch_s`, `epochs`).
+            given as an argument of its own; they are in `docs/envs/ppd_routing.md` and in `llmgym settings PPDWeights`.
         reward: `slo` or `relative`.
         shaped: with `relative`, as in PPDRouting.
         invalid_action: `penalize` or `raise`; there are no invalid actions.
@@ -145,7 +102,4 @@ class PPDWeightsEnv(LaneEnv):
     simulation_class = PPDWeights
 
 
-class PPDWeightsVectorEnv(LaneVectorEnv):
-    """Many lanes of `PPDWeightsEnv`; see `llmgym.core.env.LaneVectorEnv` for the arguments of every vector environment."""
-
-    simulation_class = PPDWeights
+PPDWeightsVectorEnv = vector_env(PPDWeightsEnv)

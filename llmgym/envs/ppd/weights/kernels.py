@@ -5,41 +5,91 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
-from llmgym.envs.ppd.events import advance, begin_world, rate_rps
+from llmgym.core.records import Record, shown
+from llmgym.envs.ppd.events import advance
 from llmgym.envs.ppd.metrics import earned, metrics_lane
-from llmgym.envs.ppd.state import KINDS, OVERALL, Params, State
+from llmgym.envs.ppd.state import (
+    BATCH_SCALE,
+    MOST,
+    OVERALL,
+    QUEUE_SCALE,
+    RATE_SCALE_RPS,
+    ROLES,
+    STEP_SCALE_S,
+    TIME_SCALE_S,
+    TRANSFER_SCALE,
+    Params,
+    State,
+)
+from llmgym.envs.ppd.turns import rate_rps
+from llmgym.envs.ppd.world import begin_world
 
-SCALARS = 18 + len(KINDS)
+WEIGHTS = (0.0, 0.5, 1.0, 2.0, 3.0, 6.0, 10.0, 30.0)
+"""w_tpot of each action; w_ttft is 1."""
+FIRST_WEIGHT = WEIGHTS.index(1.0)
+"""In force at the beginning."""
+TIMEOUT_SCALE = 10.0
+"""Timeouts of an epoch are divided by it in the observation."""
+
+
+class Observation(Record):
+    """What an operator sees: the last epoch, the load and the nodes."""
+
+    rate: float = shown("requests a second, as the table is read by", unit="20", high=MOST)
+    requests: float = shown(
+        "later turns a second that were routed in the last epoch", unit="20", high=MOST, name="asked"
+    )
+    done: float = shown("later turns a second that completed in the last epoch", unit="20", high=MOST)
+    met: float = shown("of these, within both objectives", unit="share")
+    missed_ttft: float = shown("of these, over the objective for TTFT", unit="share", name="missed.ttft")
+    missed_tpot: float = shown("of these, over the objective for TPOT", unit="share", name="missed.tpot")
+    ttft: float = shown("mean TTFT of these", unit="objective", high=MOST)
+    tpot: float = shown("mean TPOT of these", unit="objective", high=MOST)
+    local: float = shown("of later turns routed in the last epoch, prefilled where they decode", unit="share")
+    timeouts: float = shown("requests that timed out in the last epoch", unit="10")
+    gate: float = shown("conversations that wait to be let in", unit="50", high=MOST)
+    p_backlog: float = shown("work that waits at a P, mean", unit="10 s", high=MOST, name="p.backlog")
+    p_queue: float = shown("requests at a P, mean", unit="50", high=MOST, name="p.queue")
+    d_batch: float = shown("sequences that decode on a node, mean", unit="256", name="d.batch")
+    d_active: float = shown(
+        "tokens in its cache of sequences in the batch, mean", unit="capacity", name="d.active"
+    )
+    d_fullest: float = shown("the same of the fullest node", unit="capacity", name="d.fullest")
+    d_step: float = shown(
+        "moving average of the duration of steps that have ended, mean over nodes",
+        unit="50 ms",
+        high=MOST,
+        name="d.step",
+    )
+    d_receives: float = shown("transfers under way, all nodes", unit="8", high=MOST, name="d.receives")
+    nodes: NDArray[np.float32] = shown(
+        "share of P, D, pD and R among the nodes", unit="share", high=1.0001, size=len(ROLES)
+    )
+    weight: NDArray[np.float32] = shown("1 at the weight in force (at reset: that of 1)", size=len(WEIGHTS))
 
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw an episode; nobody has come yet."""
+    """Draw an episode; nobody has come yet.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: of the episode.
+    """
     begin_world(state, params, lane, key)
-    episode = state.lane[lane]
-    episode.epoch = 0
-    episode.weight = 0
-    for i in range(params.weights.shape[0]):
-        if params.weights[i] == 1.0:
-            episode.weight = i
-    _remember(state, lane)
+    state.lane[lane].weight = FIRST_WEIGHT
 
 
 @kernel
 def _remember(state: State, lane: int) -> None:
     """Note where the counts stand when an epoch begins."""
     episode = state.lane[lane]
-    episode.before_done, episode.before_asked, episode.before_local, episode.before_met = (
-        episode.later_done,
-        episode.later_asked,
-        episode.local,
-        episode.met,
-    )
-    episode.before_ttft_missed, episode.before_tpot_missed, episode.before_failed = (
-        episode.ttft_missed,
-        episode.tpot_missed,
-        episode.failed,
-    )
+    episode.before_done, episode.before_requests = episode.later_done, episode.later_requests
+    episode.before_local, episode.before_met = episode.local, episode.met
+    episode.before_ttft_missed, episode.before_tpot_missed = episode.ttft_missed, episode.tpot_missed
+    episode.before_failed = episode.failed
     episode.before_ttft_s, episode.before_tpot_s = episode.later_ttft_s, episode.later_tpot_s
 
 
@@ -47,7 +97,17 @@ def _remember(state: State, lane: int) -> None:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Route by the table under a weight for one epoch."""
+    """Route by the table under a weight for one epoch.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [1], number of the weight.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     start_s = episode.clock_s
@@ -64,28 +124,48 @@ def step_lane(
 
 
 @kernel
-def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
-    """Write the observation: see `layout` in `llmgym.envs.ppd.weights.env`."""
+def observe_lane(
+    state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
+) -> None:
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: written.
+        rest: nothing.
+    """
     episode = state.lane[lane]
     config = params.config[0]
-    for k in range(out.shape[0]):
-        out[k] = 0.0
     done = episode.later_done - episode.before_done
     failed = episode.failed - episode.before_failed
-    asked = episode.later_asked - episode.before_asked
+    requests = episode.later_requests - episode.before_requests
     ends = max(done, 1)
-    out[0] = min(rate_rps(config, episode) / 20.0, 4.0)
-    out[1] = min(asked / config.epoch_s / 20.0, 4.0)
-    out[2] = min(done / config.epoch_s / 20.0, 4.0)
-    out[3] = (episode.met - episode.before_met) / ends
-    out[4] = (episode.ttft_missed - episode.before_ttft_missed) / ends
-    out[5] = (episode.tpot_missed - episode.before_tpot_missed) / ends
-    out[6] = min((episode.later_ttft_s - episode.before_ttft_s) / ends / config.ttft_slo_s, 4.0)
-    out[7] = min((episode.later_tpot_s - episode.before_tpot_s) / ends / config.tpot_slo_s, 4.0)
-    out[8] = (episode.local - episode.before_local) / max(asked, 1)
-    out[9] = min(failed / 10.0, 1.0)
-    out[10] = min((episode.next - episode.gate) / 50.0, 4.0)
-    backlog_s, prompts, decoding, used, steps_s, fullest, receives = 0.0, 0, 0, 0, 0.0, 0.0, 0
+    out.rate = min(rate_rps(config, episode) / RATE_SCALE_RPS, MOST)
+    out.requests = min(requests / config.epoch_s / RATE_SCALE_RPS, MOST)
+    out.done = min(done / config.epoch_s / RATE_SCALE_RPS, MOST)
+    out.met = (episode.met - episode.before_met) / ends
+    out.missed_ttft = (episode.ttft_missed - episode.before_ttft_missed) / ends
+    out.missed_tpot = (episode.tpot_missed - episode.before_tpot_missed) / ends
+    out.ttft = min((episode.later_ttft_s - episode.before_ttft_s) / ends / config.ttft_slo_s, MOST)
+    out.tpot = min((episode.later_tpot_s - episode.before_tpot_s) / ends / config.tpot_slo_s, MOST)
+    out.local = (episode.local - episode.before_local) / max(requests, 1)
+    out.timeouts = min(failed / TIMEOUT_SCALE, 1.0)
+    out.gate = min((episode.next - episode.gate) / QUEUE_SCALE, MOST)
+    for k in range(len(WEIGHTS)):
+        out.weight[k] = 0.0
+    out.weight[episode.weight] = 1.0
+    _observe_nodes(state, params, lane, out)
+
+
+@kernel(inline=True)
+def _observe_nodes(state: State, params: Params, lane: int, out: Observation) -> None:
+    """Write how the nodes are: means of their queues, batches and caches."""
+    config = params.config[0]
+    for role in range(len(ROLES)):
+        out.nodes[role] = 0.0
+    backlog_s, prompts, decoding, active, steps_s, fullest, receives = 0.0, 0, 0, 0, 0.0, 0.0, 0
     for n in range(config.nodes):
         node = state.node[lane, n]
         if n < config.ps:
@@ -93,27 +173,19 @@ def observe_lane(state: State, params: Params, lane: int, out: NDArray[np.float3
             prompts += node.waiting + (1 if node.serving >= 0 else 0)
         else:
             decoding += node.decoding
-            used += node.active
+            active += node.active
             fullest = max(fullest, node.active / config.kv_capacity)
             steps_s += node.mean_step_s
             receives += state.link[lane, n].in_flight
-        out[18 + params.kind[n]] += np.float32(1.0 / config.nodes)
+        out.nodes[params.role[n]] += np.float32(1.0 / config.nodes)
     ds = float(config.nodes - config.ps)
-    out[11] = min(backlog_s / max(config.ps, 1) / 10.0, 4.0)
-    out[12] = min(prompts / max(config.ps, 1) / 50.0, 4.0)
-    out[13] = min(decoding / ds / 256.0, 1.0)
-    out[14] = used / ds / config.kv_capacity
-    out[15] = fullest
-    out[16] = min(steps_s / ds / 0.05, 4.0)
-    out[17] = min(receives / 8.0, 4.0)
-    out[SCALARS + episode.weight] = 1.0
+    out.p_backlog = min(backlog_s / max(config.ps, 1) / TIME_SCALE_S, MOST)
+    out.p_queue = min(prompts / max(config.ps, 1) / QUEUE_SCALE, MOST)
+    out.d_batch = min(decoding / ds / BATCH_SCALE, 1.0)
+    out.d_active = active / ds / config.kv_capacity
+    out.d_fullest = fullest
+    out.d_step = min(steps_s / ds / STEP_SCALE_S, MOST)
+    out.d_receives = min(receives / TRANSFER_SCALE, MOST)
 
 
-@kernel
-def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Every weight is allowed."""
-    for k in range(out.shape[0]):
-        out[k] = 1
-
-
-KERNELS = Kernels(reset_lane, step_lane, observe_lane, mask_lane, metrics_lane)
+KERNELS = Kernels.of(reset_lane, step_lane, observe_lane, metrics_lane)
