@@ -35,7 +35,7 @@ def prefill_s(config: Config, params: Params, tokens: int, before: int) -> float
     return seconds
 
 
-@kernel
+@kernel(inline=True)
 def batch_s(state: State, params: Params, lane: int, n: int) -> float:
     """Duration of the step that a decoding node is about to run, without what it receives in it.
 
@@ -72,7 +72,7 @@ def batch_s(state: State, params: Params, lane: int, n: int) -> float:
     return seconds
 
 
-@kernel
+@kernel(inline=True)
 def _law_s(config: Config, node: Node, prefill: int) -> float:
     """Duration of a step with `prefill` prefill tokens by the latency law, seconds."""
     seconds = config.step_s

@@ -17,14 +17,7 @@ from llmgym.envs.ppd.turns import fail
 
 @kernel
 def arrive_at_p(state: State, params: Params, lane: int, c: int) -> None:
-    """A request comes to its P node, which starts if it was idle.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        c: number of the conversation.
-    """
+    """A request comes to its P node, which starts if it was idle."""
     config = params.config[0]
     conversation = state.conversation[lane, c]
     node = state.node[lane, conversation.p]
@@ -100,14 +93,7 @@ def finish_prompt(state: State, params: Params, lane: int, n: int) -> None:
 
 @kernel
 def unblock(state: State, params: Params, lane: int, d: int) -> None:
-    """The buffer of a D node has changed: P nodes that wait for room in it try again.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        d: number of the D node.
-    """
+    """The buffer of a D node has changed: P nodes that wait for room in it try again."""
     config = params.config[0]
     for n in range(config.ps):
         node = state.node[lane, n]

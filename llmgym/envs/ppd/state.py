@@ -2,6 +2,9 @@
 
 Nodes prefill (P), decode (D; pD is one that always prefills later turns itself) or do both (R). A conversation is always in
 exactly one stage, so a record for each holds everything about it; a node has lists of conversation numbers.
+
+In all compiled functions `state` are the arrays of all lanes and `params` what these share; `lane`, `n` (`p`, `d`), `c` and `e` are
+the numbers of a lane, a node (one that prefills, one that decodes), a conversation and an entry of a cache.
 """
 
 import math

@@ -54,14 +54,7 @@ def rate_rps(config: Config, episode: Episode) -> float:
 
 @kernel
 def refer(state: State, params: Params, lane: int, c: int) -> None:
-    """Note what the reward compares a turn with: the table where it has an answer, else the way over P in an empty cluster.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        c: number of the conversation.
-    """
+    """Note what the reward compares a turn with: the table where it has an answer, else the way over P in an empty cluster."""
     config = params.config[0]
     conversation = state.conversation[lane, c]
     context, turn_type = cell_of(conversation.context, conversation.prompt, conversation.output)
@@ -85,13 +78,7 @@ def refer(state: State, params: Params, lane: int, c: int) -> None:
 
 @kernel
 def fail(state: State, lane: int, c: int) -> None:
-    """A request has timed out, which ends its conversation.
-
-    Args:
-        state: arrays of all lanes.
-        lane: number of the lane.
-        c: number of the conversation.
-    """
+    """A request has timed out, which ends its conversation."""
     episode = state.lane[lane]
     conversation = state.conversation[lane, c]
     conversation.stage = FAILED
@@ -103,14 +90,7 @@ def fail(state: State, lane: int, c: int) -> None:
 
 @kernel
 def complete(state: State, params: Params, lane: int, c: int) -> None:
-    """A request completes: note its times, and what the reward makes of them.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        c: number of the conversation.
-    """
+    """A request completes: note its times, and what the reward makes of them."""
     config = params.config[0]
     episode = state.lane[lane]
     conversation = state.conversation[lane, c]
@@ -162,14 +142,7 @@ def pause_s(key: np.uint64, config: Config, c: int, turn: int) -> float:
 
 @kernel
 def think(state: State, params: Params, lane: int, c: int) -> None:
-    """The user reads the answer; then the next turn comes.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        c: number of the conversation.
-    """
+    """The user reads the answer; then the next turn comes."""
     config = params.config[0]
     episode = state.lane[lane]
     conversation = state.conversation[lane, c]

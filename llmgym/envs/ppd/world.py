@@ -22,14 +22,7 @@ EMPTY, EMPTY_NODE, EMPTY_CONVERSATION, EMPTY_ENTRY = (
 
 @kernel
 def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw conversations and their turns; every node is idle and empty, and nobody has come yet.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        key: of the episode.
-    """
+    """Draw conversations and their turns; every node is idle and empty, and nobody has come yet."""
     config = params.config[0]
     state.lane[lane] = EMPTY[0]
     state.lane[lane].key = key

@@ -87,14 +87,7 @@ class Observation(Record):
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw an episode and let it run until the first later turn.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        key: of the episode.
-    """
+    """Draw an episode and let it run until the first later turn."""
     begin_world(state, params, lane, key)
     advance(state, params, lane, params.config[0].limit_s, -1)
 
@@ -145,15 +138,7 @@ def _log(tokens: float, config: Config) -> float:
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        out: written.
-        rest: nothing.
-    """
+    """Write the observation."""
     episode = state.lane[lane]
     config = params.config[0]
     out.rate = min(rate_rps(config, episode) / RATE_SCALE_RPS, MOST)
@@ -242,14 +227,7 @@ def _observe_d(state: State, params: Params, lane: int, out: Observation) -> Non
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Allow both routes on D; pD and R always prefill themselves.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        out: int8 [2], written.
-    """
+    """Allow both routes on D; pD and R always prefill themselves."""
     current = state.lane[lane].current
     out[LOCAL] = 1
     out[REMOTE] = 1 if current < 0 or params.role[state.conversation[lane, current].d] == D else 0

@@ -70,14 +70,7 @@ class Observation(Record):
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw an episode; nobody has come yet.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        key: of the episode.
-    """
+    """Draw an episode; nobody has come yet."""
     begin_world(state, params, lane, key)
     state.lane[lane].weight = FIRST_WEIGHT
 
@@ -127,15 +120,7 @@ def step_lane(
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation.
-
-    Args:
-        state: arrays of all lanes.
-        params: shared by all lanes.
-        lane: number of the lane.
-        out: written.
-        rest: nothing.
-    """
+    """Write the observation."""
     episode = state.lane[lane]
     config = params.config[0]
     done = episode.later_done - episode.before_done
