@@ -17,7 +17,7 @@ from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.evaluation import tuned
 from llmgym.evaluation.rollout import run_episodes
 from llmgym.evaluation.tuning import TUNING_SEEDS
-from tests.envs.ppd.test_ppd import play, requests, routing
+from tests.envs.ppd.driving import play, requests, routing
 
 ROUTING, WEIGHING = "llmgym/PPDRouting-v0", "llmgym/PPDWeights-v0"
 FEW_RATES = (1.0, 8.0, 16.0)
@@ -140,7 +140,7 @@ def test_queue_aware_goes_around_queues_and_around_decodes() -> None:
 
 
 def test_the_oracle_finds_the_optimum_of_the_toy() -> None:
-    """The toy instances whose optimum is worked out in tests/envs/ppd/test_ppd.py, on both sides of the break-even weight."""
+    """The toy instances whose optimum is worked out in tests/envs/ppd/test_mechanics.py, on both sides of the break-even weight."""
     for w_tpot, optimum in ((3.0, [LOCAL, LOCAL]), (6.2, [LOCAL, REMOTE])):
         env = routing([0.0, 0.1], (30, 2), (1500, 40), w_tpot=w_tpot)
         policy = baselines.make("oracle", env)
