@@ -135,8 +135,8 @@ class Simulation(ABC):
             cls.metric_names = metrics.names()
             if "headline_metrics" not in vars(cls):  # else in another order than that of the record
                 cls.headline_metrics = metrics.headline()
-        if not cls.view and cls.render is Simulation.render:
-            cls.render_modes = ("ansi",)
+        if "render_modes" not in vars(cls) and cls.render is Simulation.render:
+            cls.render_modes = ("rgb_array", "ansi") if cls.view else ("ansi",)
 
     def __init__(self, *, invalid_action: str = "penalize", invalid_cost: float = 0.01) -> None:
         """What all environments with masks take.
@@ -214,7 +214,7 @@ class Simulation(ABC):
     @property
     def metric_size(self) -> int:
         """Entries of a row of metrics: all that the kernel writes, of which `metric_names` are the first."""
-        return len(self.metrics.slots) if self.metrics is not None else len(self.metric_names)
+        return len(self.metrics.declared) if self.metrics is not None else len(self.metric_names)
 
     @property
     def action_size(self) -> int:

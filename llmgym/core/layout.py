@@ -102,6 +102,6 @@ class Layout:
 
 
 def _fields_of(head: type[Record]) -> Iterator[Field]:
-    for name, slot in head.slots.items():
+    for name, slot in head.declared.items():
         size = math.prod(slot.shape)
         yield Field(slot.name or name, size, slot.low, slot.high, slot.unit, slot.about)

@@ -106,7 +106,7 @@ def metric(about: str, *, best: Direction | None = None, name: str = "") -> Any:
 class Record:
     """What numpy calls a structured dtype, as a class: see this module."""
 
-    slots: ClassVar[Mapping[str, Slot]] = {}
+    declared: ClassVar[Mapping[str, Slot]] = {}
     """Its fields in order, by attribute."""
     dtype: ClassVar[np.dtype[np.void]]
     blank: ClassVar[NDArray[np.void]]
@@ -120,10 +120,12 @@ class Record:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = {name: slot for name, slot in vars(cls).items() if isinstance(slot, Slot)}
-        cls.slots = {**cls.slots, **own}
-        cls.dtype = np.dtype([(name, slot.kind, slot.shape) for name, slot in cls.slots.items()], align=True)
+        cls.declared = {**cls.declared, **own}
+        cls.dtype = np.dtype(
+            [(name, slot.kind, slot.shape) for name, slot in cls.declared.items()], align=True
+        )
         cls.blank = np.zeros(1, cls.dtype)
-        for name, slot in cls.slots.items():
+        for name, slot in cls.declared.items():
             cls.blank[name] = slot.blank
         cls.blank.setflags(write=False)
 
@@ -145,10 +147,10 @@ class Record:
             InvalidArgument: a field without a value.
         """
         for name in values:
-            if name not in cls.slots:
-                raise UnknownArgument(cls.__name__, name, cls.slots)
+            if name not in cls.declared:
+                raise UnknownArgument(cls.__name__, name, cls.declared)
         record = np.zeros(1, cls.dtype)
-        for name in cls.slots:
+        for name in cls.declared:
             if name in values:
                 record[0][name] = values[name]
             elif hasattr(source, name):
@@ -160,12 +162,12 @@ class Record:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """Its fields as others call them, in order."""
-        return tuple(slot.name or name for name, slot in cls.slots.items())
+        return tuple(slot.name or name for name, slot in cls.declared.items())
 
     @classmethod
     def headline(cls) -> dict[str, str]:
         """The metrics that tables and pictures begin with, each with the better direction."""
-        return {slot.name or name: slot.best for name, slot in cls.slots.items() if slot.best is not None}
+        return {slot.name or name: slot.best for name, slot in cls.declared.items() if slot.best is not None}
 
 
 if TYPE_CHECKING:

@@ -81,7 +81,7 @@ def admit_by_rule(
         prompt = request.prompt + kept
         need = 0
         if fits and rule.check == CLASS_BUDGET:
-            request_class = request.kind
+            request_class = request.request_class
             if state.scratch[lane, 0, request_class] >= params.class_budgets[number_of_rule, request_class]:
                 position += 1
                 continue

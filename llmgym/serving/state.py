@@ -25,7 +25,7 @@ class Request(Record):
     output: int = int32("Length of the output, tokens; a scheduler cannot know it.")
     predicted: int = int32("Output length told to the scheduler, tokens; 0 if none is told.")
     kept: int = int32("Output that a preempted request has produced and keeps, tokens.")
-    kind: int = int32("Number of its class.")
+    request_class: int = int32("Number of its class.")
     ttft_s: float = float32(
         "Time from arrival to the first output token, seconds; -1 until then.", blank=-1.0
     )

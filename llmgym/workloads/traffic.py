@@ -77,7 +77,7 @@ class Drawn(Record):
     prompt: int = int32("Prompt, tokens.")
     output: int = int32("Output, tokens.")
     predicted: int = int32("Output told to the scheduler, tokens; 0 where nothing is told.")
-    kind: int = int32("Number of the class.")
+    request_class: int = int32("Number of the class.")
 
 
 class Traffic(NamedTuple):
@@ -310,7 +310,7 @@ def draw(
                 j = min(int(uniform(lengths, 2 * i) * rows), rows - 1)
             r.prompt = int(table[int(table[at + 6]) + j])
             r.output = int(table[int(table[at + 6]) + rows + j])
-        r.kind = c
+        r.request_class = c
         if head.information == EXACT:
             r.predicted = r.output
         elif head.information == NOISY:

@@ -29,7 +29,7 @@ class Requests(NamedTuple):
         prompt_tokens: int32, at least 1.
         output_tokens: int32, at least 1; what a real scheduler learns only at the end.
         predicted_tokens: int32, output length told to the scheduler, at least 1; 0 with `information="none"`.
-        kind: int32, number of the request's class.
+        request_class: int32, number of the request's class.
         session: int32, number of its session; here each request is a session of its own.
         turn: int32, turn within the session, from 0.
         priority: int32, lower ones first; 0 for requests that are not rows of a trace with priorities.
@@ -39,7 +39,7 @@ class Requests(NamedTuple):
     prompt_tokens: npt.NDArray[np.int32]
     output_tokens: npt.NDArray[np.int32]
     predicted_tokens: npt.NDArray[np.int32]
-    kind: npt.NDArray[np.int32]
+    request_class: npt.NDArray[np.int32]
     session: npt.NDArray[np.int32]
     turn: npt.NDArray[np.int32]
     priority: npt.NDArray[np.int32]
@@ -220,13 +220,13 @@ class Workload:
             if n is not None or count < capacity:
                 break
             capacity *= 2
-        kind = drawn["kind"][:count].copy()
+        request_class = drawn["request_class"][:count].copy()
         predicted, priority = drawn["predicted"][:count].copy(), np.zeros(count, np.int32)
         columns = [c.rows for c in self.classes if c.rows is not None]
         if not told or any(rows.priority is not None for rows in columns):
             place = self._places(key, horizon_s, capacity)[:count]
             for k, c in enumerate(self.classes):
-                of = kind == k
+                of = request_class == k
                 if c.rows is not None and c.rows.priority is not None:
                     priority[of] = c.rows.priority[place[of]]
                 if not told and c.rows is not None and c.rows.predicted_tokens is not None:
@@ -236,7 +236,7 @@ class Workload:
             drawn["prompt"][:count].copy(),
             drawn["output"][:count].copy(),
             predicted,
-            kind,
+            request_class,
             session=np.arange(count, dtype=np.int32),
             turn=np.zeros(count, dtype=np.int32),
             priority=priority,

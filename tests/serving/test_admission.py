@@ -192,7 +192,7 @@ def test_class_budgets_hold_for_each_class_in_each_batch() -> None:
     workload = Workload("three", poisson(1.0), classes)
     rule = Rule("budgets", check="class-budget", class_budgets=(2, 0, 1))
     lanes = lanes_of(rule, workload=workload, kv_capacity=4000, load=1.5, requests=300, horizon_s=3.0)
-    class_of = lanes.state.request["kind"][0]
+    class_of = lanes.state.request["request_class"][0]
     assert set(class_of.tolist()) == {0, 1, 2}
     before: set[int] = set()
     most = np.zeros(3, int)

@@ -119,7 +119,7 @@ def test_uniform_mixed_turns_round_half_way():
         w.sample(np.random.default_rng(0), n=1000),
         w.with_requests(1000).sample(np.random.default_rng(0), n=1000),
     ):
-        assert np.array_equal(r.kind, np.repeat([0, 1], 500))
+        assert np.array_equal(r.request_class, np.repeat([0, 1], 500))
         assert r.prompt_tokens[:500].max() > 1066 >= r.prompt_tokens[500:].max()
         assert r.output_tokens[500:].max() > 1066 >= r.output_tokens[:500].max()
 

@@ -93,7 +93,7 @@ def test_a_trace_is_replayed_scaled_and_resampled(tmp_path):
     assert faithful.prompt_tokens.tolist() == list(range(1, 301))
     r = w.with_rate(20.0).sample(np.random.default_rng(1), horizon_s=500.0)
     assert len(r.arrival_s) / 500.0 == pytest.approx(20.0, rel=0.02)
-    assert np.array_equal(r.output_tokens - r.prompt_tokens, np.ones(len(r.kind)))
+    assert np.array_equal(r.output_tokens - r.prompt_tokens, np.ones(len(r.request_class)))
     mixed = w.with_arrivals(poisson(1.0)).sample(np.random.default_rng(2), n=1000)
     assert np.any(np.diff(mixed.prompt_tokens) < 0) and np.all(mixed.output_tokens == mixed.prompt_tokens + 1)
 

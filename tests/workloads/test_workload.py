@@ -249,7 +249,7 @@ def test_priorities_of_a_mixture_are_those_of_its_rows():
     law = RequestClass(fixed(7), fixed(2))
     mixed = Workload("m", poisson(1.0), (law, RequestClass(rows=KNOWN)))
     drawn = mixed.sample(np.random.default_rng(0), n=100)
-    of = drawn.kind == 1
+    of = drawn.request_class == 1
     assert (drawn.priority[~of] == 0).all() and of.any() and (~of).any()
     assert (drawn.priority[of] == KNOWN.priority[drawn.prompt_tokens[of] // 10 - 1]).all()
     assert not mixed.has_predictions

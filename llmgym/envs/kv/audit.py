@@ -181,7 +181,7 @@ def _fluid(simulation: KVProvision, state: ProvisionState, lane: int) -> dict[st
         "done": float(episode["completed"]),
         "rejected": 0.0,
         "clock_s": clock_s,
-        "work_asked": float(simulation.params.work[parcels["kind"], WORK_S].sum() * parcel),
+        "work_asked": float(simulation.params.work[parcels["request_class"], WORK_S].sum() * parcel),
         "work_done": float(episode["used_s"]),
         "work_left": float(state.fluid[lane, WORK_S]),
     }

@@ -11,7 +11,7 @@ from llmgym.core.records import Record, shown
 from llmgym.envs.oserve.shapes import SEATS
 from llmgym.envs.oserve.state import DAY, MENU, Candidate, Config, Episode, Params, State
 
-CANDIDATE_FIELDS = len(Candidate.slots)
+CANDIDATE_FIELDS = len(Candidate.declared)
 REPLICA_FIELDS = 5
 """Entries of a replica besides those that tell its shape."""
 

@@ -166,7 +166,7 @@ class PPDCluster(Simulation):
 
     def _config(self) -> Any:
         chosen = self.scenario
-        law = {name: value for name, value in self.latencies.as_dict().items() if name in Config.slots}
+        law = {name: value for name, value in self.latencies.as_dict().items() if name in Config.declared}
         answers = [one.mean_output_tokens for one in self.workload.following.classes]
         return Config.pack(
             chosen,

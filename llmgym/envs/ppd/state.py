@@ -240,7 +240,7 @@ class Request(Record):
     prompt: int = int32("New tokens.")
     output: int = int32("Tokens of the answer.")
     predicted: int = int32("Tokens of the answer, as told to the router; 0: not told.")
-    kind: int = int32("Number of the class that its lengths were drawn from.")
+    request_class: int = int32("Number of the class that its lengths were drawn from.")
     route: int = int32("`REMOTE` or `LOCAL`; -1: none yet.", blank=-1)
     ttft_s: float = float32("Time to the first token, seconds; -1: not completed.", blank=-1.0)
     e2e_s: float = float32("Time to the last token, seconds; -1: not completed.", blank=-1.0)

@@ -268,7 +268,7 @@ class KVProvision(Simulation):
         "request.arrival_s": "on arrival",
         "request.prompt": "on arrival",
         "request.predicted": "on arrival",
-        "request.kind": "when the request completes",
+        "request.request_class": "when the request completes",
         "request.output": "when the request completes",
         "engine.lane.key": "never: chances of clearing",
         "engine.lane.next_finish": "when the request completes",

@@ -60,7 +60,7 @@ def flow(state: State, params: Params, lane: int, start_s: float, end_s: float) 
     waiting, backlog_s = stock[REQUESTS], stock[WORK_S]
     parcels = 0
     while episode.arrived < episode.requests and state.request[lane, episode.arrived].arrival_s < end_s:
-        request_class = state.request[lane, episode.arrived].kind
+        request_class = state.request[lane, episode.arrived].request_class
         for i in range(stock.shape[0]):
             stock[i] += config.parcel * params.work[request_class, i]
         episode.arrived += 1

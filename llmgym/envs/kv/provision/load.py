@@ -140,13 +140,13 @@ def loads(
     """
     count = scenario.epochs if epochs is None else epochs
     requests = state.request[lane, : state.lane[lane]["requests"]]
-    per_class = params.work[requests["kind"], WORK_S]
+    per_class = params.work[requests["request_class"], WORK_S]
     if scenario.mode == "fluid":
         work_s = params.config["parcel"][0] * per_class
     else:
         first, _ = FIRST_TOKENS[scenario.first_token]
         areas = exact_area(requests["prompt"], requests["output"], scenario.chunk, first)
         accepted = (requests["prompt"] > 0) & (requests["prompt"] < scenario.longest)
-        work_s = np.where(accepted, areas * per_class / params.work[requests["kind"], AREA], 0.0)
+        work_s = np.where(accepted, areas * per_class / params.work[requests["request_class"], AREA], 0.0)
     epoch = (requests["arrival_s"] / scenario.epoch_s).astype(np.int64)
     return np.bincount(epoch, work_s, minlength=count)[:count] / scenario.epoch_s

@@ -250,7 +250,7 @@ class KVQueue(Simulation):
         "request.arrival_s": "on arrival",
         "request.prompt": "on arrival",
         "request.predicted": "on arrival",
-        "request.kind": "on arrival",
+        "request.request_class": "on arrival",
     }
     shown: ClassVar[frozenset[str]] = frozenset(
         {"lane.clock_s", "lane.seen_s", "lane.waiting_area", "lane.allowed", "request.area", "scratch"}

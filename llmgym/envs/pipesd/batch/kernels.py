@@ -112,7 +112,7 @@ class Metrics(Record):
     world_checksum: float = metric("Number that tells worlds apart.")
 
 
-HEADLINE = {name: Metrics.slots[name].best for name in ("regret", "finish_s", "batches")}
+HEADLINE = {name: Metrics.declared[name].best for name in ("regret", "finish_s", "batches")}
 
 
 class State(NamedTuple):
