@@ -581,6 +581,11 @@ class Lanes:
         measuring(self.simulation)(self.state, self.simulation.params, lane, row)
         return self._named(row)
 
+    def column(self, name: str) -> NDArray[np.float64]:
+        """A metric of the episodes that ended last, float64 [lanes]. Raises `UnknownName`."""
+        names = self.simulation.metric_names
+        return self.buffers.metrics[:, names.index(choice("metric", name, names))].copy()
+
     def metric_columns(self) -> NDArray[np.float64]:
         """Metrics of the episodes that ended last, float64 [lanes, metrics], in the order of `metric_names`."""
         return self.buffers.metrics[:, : len(self.simulation.metric_names)]

@@ -55,7 +55,7 @@ def simulate(ratios: Any, seeds: int = 1, epochs: int = 1, first: int = 0, **kwa
             before = {name: runs.state.lane[name].copy() for name in names}
         runs.step(HOLD)
     metrics: dict[str, Any] = {
-        name: runs.buffers.metrics[name].reshape(seeds, -1).mean(axis=0) for name in simulation.metric_names
+        name: runs.column(name).reshape(seeds, -1).mean(axis=0) for name in simulation.metric_names
     }
     counted = {name: runs.state.lane[name] - before[name] for name in names}
     per = {

@@ -182,7 +182,7 @@ def p99(
     while not lanes.buffers.ended.all():
         lanes.step(HOLD)
     return (
-        lanes.buffers.metrics["e2e_p99_s"].copy(),
+        lanes.column("e2e_p99_s"),
         simulation.name_of(simulation.deployments[d]),
         float(alpha[0, d]),
     )

@@ -39,7 +39,7 @@ def _play(name: str, lanes: int, kwargs: tuple[tuple[str, Any], ...]) -> dict[st
     while not run.buffers.ended.all():
         run.load_actions(policy.act(run.buffers.obs, run.buffers.mask))
         run.step(HOLD)
-    return {name: run.buffers.metrics[name].copy() for name in envs.simulation.metric_names}
+    return {name: run.column(name) for name in envs.simulation.metric_names}
 
 
 def play(name: str, lanes: int = 20, **kwargs: Any) -> dict[str, np.ndarray]:
@@ -266,7 +266,7 @@ def true_time(pairs: np.ndarray, repeats: int = 8) -> float:
     run.load_actions(np.repeat(pairs, repeats, axis=0))
     while not run.buffers.ended.all():
         run.step(HOLD)
-    return float(run.buffers.metrics["tpt_ms"].mean())
+    return float(run.column("tpt_ms").mean())
 
 
 TUNERS = {"bo": 12, "random-search": 48, "grid-search": 48}

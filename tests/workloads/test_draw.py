@@ -68,11 +68,11 @@ def workloads(draw_from):
 
 def run(workload, key=7, n=60, horizon_s=math.inf, information="exact"):
     drawn = Drawn.zeros(n)
-    for name in Drawn.slots:
+    for name in Drawn.declared:
         drawn[name] = -1
     count = draw(workload.traffic(information), np.uint64(key), horizon_s, drawn)
-    assert all(np.all(drawn[name][count:] == -1) for name in Drawn.slots), "wrote past what it returned"
-    return [drawn[name][:count].copy() for name in Drawn.slots]
+    assert all(np.all(drawn[name][count:] == -1) for name in Drawn.declared), "wrote past what it returned"
+    return [drawn[name][:count].copy() for name in Drawn.declared]
 
 
 @settings(max_examples=150, deadline=None)

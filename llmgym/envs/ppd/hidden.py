@@ -60,7 +60,7 @@ _PAST = {
     "mean_step_s steps kv_peak since_s",
     "conversation": "stage turn next route moving request_s first_s work_s context previous base age full",
     # the rows of what is over move as the number of turns to come changes; nothing reads the class once lengths are drawn
-    "request": "route ttft_s e2e_s moved_bytes kind",
+    "request": "route ttft_s e2e_s moved_bytes request_class",
 }
 SHOWN = frozenset(
     {f"{array}.{field}" for array, fields in _PAST.items() for field in fields.split()}

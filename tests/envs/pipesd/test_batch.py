@@ -64,8 +64,8 @@ def regrets(name: str, scenario: str, lanes: int = 400) -> Any:
     while not run.buffers.ended.all():
         run.load_actions(policy.act(run.buffers.obs, run.buffers.mask))
         run.step(HOLDING)
-    assert (run.buffers.metrics["invalid_actions"] == 0).all()
-    return run.buffers.metrics["regret"]
+    assert (run.column("invalid_actions") == 0).all()
+    return run.column("regret")
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)

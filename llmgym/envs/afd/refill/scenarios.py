@@ -22,7 +22,7 @@ class Scenario(Bundle):
         allowed="law by text, `Requests`, `Workload`",
     )
     batch: int = count(256, "B: slots of an attention instance.", high=MOST_BATCH, unit="slots")
-    ratio: int = count(8, "r: attention instances; there is one FFN instance.", high=1024, unit="instances")
+    ratio: int = count(8, "Attention instances, r; there is one FFN instance.", high=1024, unit="instances")
     comm: str = option(
         "per_instance",
         "What communication grows with: the requests of one attention instance, or all of the FFN instance.",
