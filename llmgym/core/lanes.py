@@ -116,6 +116,8 @@ class Simulation(ABC):
     view: ClassVar[str] = ""
     render_modes: ClassVar[Sequence[str]] = ("rgb_array", "ansi")
     render_fps: ClassVar[int] = 4
+    _modes_follow: ClassVar[bool]
+    """Where it is set, nobody chose `render_modes`: they follow from `view`."""
 
     scenario: Any = None
     params: Any
@@ -132,11 +134,14 @@ class Simulation(ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if (metrics := vars(cls).get("metrics")) is not None:
+            metrics.check_plain("float64", "metrics")
             cls.metric_names = metrics.names()
             if "headline_metrics" not in vars(cls):  # else in another order than that of the record
                 cls.headline_metrics = metrics.headline()
-        if "render_modes" not in vars(cls) and cls.render is Simulation.render:
+        theirs = [part for part in cls.__mro__ if part is not Simulation and "render_modes" in vars(part)]
+        if all("_modes_follow" in vars(part) for part in theirs) and cls.render is Simulation.render:
             cls.render_modes = ("rgb_array", "ansi") if cls.view else ("ansi",)
+            cls._modes_follow = True
 
     def __init__(self, *, invalid_action: str = "penalize", invalid_cost: float = 0.01) -> None:
         """What all environments with masks take.

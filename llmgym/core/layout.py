@@ -9,7 +9,7 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from llmgym.core.records import Record
-from llmgym.errors import UnknownName
+from llmgym.errors import InvalidArgument, UnknownName
 
 
 @dataclass(frozen=True)
@@ -46,15 +46,23 @@ class Layout:
     """
 
     def __init__(self, fields: Sequence[Field] = (), head: type[Record] | None = None) -> None:
+        if isinstance(fields, type):
+            raise InvalidArgument(
+                f"Layout({fields.__name__}): a record is the second argument, head={fields.__name__}"
+            )
+        if head is not None:
+            head.check_plain("float32", "an observation")
         self.head = head
         self.fields = (*(_fields_of(head) if head else ()), *fields)
         self._slices: dict[str, slice] = {}
         start = 0
         for field in self.fields:
             if field.name in self._slices:
-                raise ValueError(f"field {field.name!r} is declared twice")
+                raise InvalidArgument(f"field {field.name!r} is declared twice")
             self._slices[field.name] = slice(start, start + field.size)
             start += field.size
+        if start == 0:
+            raise InvalidArgument("Layout(): an observation needs at least one field")
         self.size = start
 
     def __getitem__(self, name: str) -> slice:

@@ -119,15 +119,38 @@ class Record:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        own = {name: slot for name, slot in vars(cls).items() if isinstance(slot, Slot)}
-        cls.declared = {**cls.declared, **own}
-        cls.dtype = np.dtype(
-            [(name, slot.kind, slot.shape) for name, slot in cls.declared.items()], align=True
-        )
+        declared: dict[str, Slot] = {}
+        for part in reversed(cls.__mro__):
+            if part is not Record and issubclass(part, Record):
+                declared |= _declared_in(part)
+        cls.declared = declared
+        names = cls.names()
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidArgument(f"{cls.__name__}: two fields are called {twice!r}")
+        cls.dtype = np.dtype([(name, slot.kind, slot.shape) for name, slot in declared.items()], align=True)
         cls.blank = np.zeros(1, cls.dtype)
-        for name, slot in cls.declared.items():
-            cls.blank[name] = slot.blank
+        for name, slot in declared.items():
+            try:
+                cls.blank[name] = slot.blank
+            except (TypeError, ValueError, OverflowError) as error:
+                raise InvalidArgument(f"{cls.__name__}.{name}: blank={slot.blank!r}: {error}") from None
         cls.blank.setflags(write=False)
+
+    @classmethod
+    def check_plain(cls, kind: str, what: str) -> None:
+        """Raise `InvalidArgument` unless all fields are of one type and lie one after the other, as a row of numbers does.
+
+        Args:
+            kind: numpy's name of the type.
+            what: whose record this is, for the message.
+        """
+        for name, slot in cls.declared.items():
+            if slot.kind != kind or (kind == "float64" and slot.shape):
+                made_by = "shown(...)" if kind == "float32" else "metric(...), one number each"
+                raise InvalidArgument(
+                    f"{cls.__name__}.{name} is {slot.kind}{list(slot.shape)}: declare the fields of {what} with {made_by}"
+                )
 
     @classmethod
     def zeros(cls, *shape: int) -> Any:
@@ -135,7 +158,7 @@ class Record:
         return np.zeros(shape, cls.dtype)
 
     @classmethod
-    def pack(cls, source: Any = None, **values: Any) -> Any:
+    def pack(cls, source: Any = None, /, **values: Any) -> Any:
         """One record, [1], of all fields.
 
         Args:
@@ -144,19 +167,17 @@ class Record:
 
         Raises:
             UnknownArgument: a value that is no field.
-            InvalidArgument: a field without a value.
+            InvalidArgument: a field without a value, or with one that it cannot hold.
         """
         for name in values:
             if name not in cls.declared:
                 raise UnknownArgument(cls.__name__, name, cls.declared)
         record = np.zeros(1, cls.dtype)
-        for name in cls.declared:
-            if name in values:
-                record[0][name] = values[name]
-            elif hasattr(source, name):
-                record[0][name] = getattr(source, name)
-            else:
+        for name, slot in cls.declared.items():
+            value = values[name] if name in values else getattr(source, name, None)
+            if name not in values and (callable(value) or not hasattr(source, name)):
                 raise InvalidArgument(f"{cls.__name__} needs a value for {name!r}")
+            record[0][name] = _held(f"{cls.__name__}.{name}", value, slot)
         return record
 
     @classmethod
@@ -168,6 +189,39 @@ class Record:
     def headline(cls) -> dict[str, str]:
         """The metrics that tables and pictures begin with, each with the better direction."""
         return {slot.name or name: slot.best for name, slot in cls.declared.items() if slot.best is not None}
+
+
+def _declared_in(part: type[Record]) -> dict[str, Slot]:
+    """The fields that one class declares itself. Raises `InvalidArgument` where an annotation declares none."""
+    found: dict[str, Slot] = {}
+    for name in (*vars(part).get("__annotations__", {}), *vars(part)):
+        slot = vars(part).get(name)
+        if isinstance(slot, Slot):
+            if name in vars(Record):
+                raise InvalidArgument(
+                    f"{part.__name__}.{name}: every record has something of this name; call the field otherwise"
+                )
+            found[name] = slot
+        elif name in vars(part).get("__annotations__", {}) and name not in vars(Record):
+            raise InvalidArgument(
+                f"{part.__name__}.{name} declares no field: write `{name}: int = int64(...)`, or another type of this module"
+            )
+    return found
+
+
+def _held(name: str, value: Any, slot: Slot) -> Any:
+    """A value as a field holds it. Raises `InvalidArgument`."""
+    array = None if value is None else np.asarray(value)
+    if array is None or array.dtype.kind not in "biuf" or array.shape != slot.shape:
+        raise InvalidArgument(f"{name}={value!r}: expected {slot.kind}{list(slot.shape)}")
+    kind = np.dtype(slot.kind)
+    if kind.kind in "iu":
+        limits = np.iinfo(kind)
+        if array.dtype.kind == "f" and not np.all(array == np.floor(array)):
+            raise InvalidArgument(f"{name}={value!r}: expected a whole number")
+        if np.any(array < limits.min) or np.any(array > limits.max):
+            raise InvalidArgument(f"{name}={value!r}: expected {limits.min} to {limits.max}")
+    return array
 
 
 if TYPE_CHECKING:

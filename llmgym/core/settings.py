@@ -35,6 +35,7 @@ class Setting:
         unit: what it is measured in.
         check: `(name, value)`: raises where the value is not allowed.
         optional: None is allowed too.
+        plain: makes a checked value Python's own, of numpy's; None: it stays as it is.
     """
 
     about: str
@@ -42,6 +43,7 @@ class Setting:
     unit: str
     check: Callable[[str, Any], Any]
     optional: bool
+    plain: Callable[[Any], Any] | None = None
 
 
 def _setting(default: Any, setting: Setting) -> Any:
@@ -70,7 +72,7 @@ def count(
         whole(name, value, low, high)
 
     allowed = f"{low:,} to {high:,}" if high < 2**30 else f"whole, from {low:,}"
-    return _setting(default, Setting(about, allowed, unit, check, optional or default is None))
+    return _setting(default, Setting(about, allowed, unit, check, optional or default is None, int))
 
 
 def quantity(
@@ -109,7 +111,7 @@ def quantity(
         allowed = f">= {least}" if zero or low is not None else f"> {least}"
     else:
         allowed = f"from {least} to {high:g}" if zero or low is not None else f"above {least}, up to {high:g}"
-    return _setting(default, Setting(about, allowed, unit, check, optional or default is None))
+    return _setting(default, Setting(about, allowed, unit, check, optional or default is None, _plain))
 
 
 def option(default: Any, about: str, choices: Collection[str], *, optional: bool = False) -> Any:
@@ -136,7 +138,7 @@ def flag(default: Any, about: str) -> Any:
         if not isinstance(value, (bool, np.bool_)):
             raise InvalidArgument(f"{name}={value!r}: expected True or False")
 
-    return _setting(default, Setting(about, "True, False", "", check, False))
+    return _setting(default, Setting(about, "True, False", "", check, False, bool))
 
 
 def given(
@@ -159,6 +161,10 @@ def given(
     return _setting(
         default, Setting(about, allowed, unit, check or (lambda name, value: None), default is None)
     )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _real(value: Any) -> bool:
@@ -224,4 +230,11 @@ def settled(
             raise UnknownArgument(of, name, names)
     chosen = replace(scenario, **settings)
     check(chosen)
-    return chosen
+    numpys = {
+        one.name: one.metadata[_KEY].plain(value)
+        for one in fields(chosen)
+        if isinstance(value := getattr(chosen, one.name), np.generic)
+        and _KEY in one.metadata
+        and one.metadata[_KEY].plain is not None
+    }
+    return replace(chosen, **numpys) if numpys else chosen

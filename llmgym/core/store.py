@@ -18,6 +18,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 
 from llmgym.core import cache_folder, lanes
 from llmgym.core.fingerprint import Unknown, _Reader, _references
+from llmgym.errors import InvalidArgument
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -46,12 +48,21 @@ def key(inputs: Any, functions: Iterable[Callable[..., Any]]) -> str | None:
 
     Returns:
         64 hexadecimal digits; None where a function has no description that another process would find again.
+
+    Raises:
+        InvalidArgument: `inputs` hold something that cannot be told from another of its class.
     """
     try:
         packages, described = _described(tuple(functions))
     except Unknown:
         return None
-    return hashlib.sha256(described + _Reading(packages).value(inputs).encode()).hexdigest()
+    try:
+        told = _Reading(packages, strict=True).value(inputs)
+    except Unknown as error:
+        raise InvalidArgument(
+            f"inputs of a computed table: {error} has no description; give its numbers"
+        ) from None
+    return hashlib.sha256(described + told.encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=256)
@@ -76,17 +87,22 @@ class _Reading(_Reader):
 
     Args:
         packages: whose functions are followed; those of others count by their names and versions.
+        strict: whether an object without a description raises `Unknown` instead of counting by its class.
     """
 
-    def __init__(self, packages: Collection[str]) -> None:
+    def __init__(self, packages: Collection[str], strict: bool = False) -> None:
         super().__init__()
         self._packages = packages
+        self._strict = strict
 
     def _function(self, function: FunctionType) -> str:
         code = function.__code__
         texts = [f"{function.__module__}.{function.__qualname__}", self._code(code)]
         texts += [self.value(function.__defaults__), self.value(function.__kwdefaults__)]
-        texts += [self.value(cell.cell_contents) for cell in function.__closure__ or ()]
+        for cell in function.__closure__ or ():  # an object in a closure is an input that nobody names
+            self._strict, before = True, self._strict
+            texts.append(self.value(cell.cell_contents))
+            self._strict = before
         for name, path in sorted(set(_references(code))):
             if name in function.__globals__:
                 texts.append(self._reference(name, path, function.__globals__[name], [*code.co_names]))
@@ -104,9 +120,14 @@ class _Reading(_Reader):
             if package not in self._packages:
                 version = getattr(sys.modules.get(package), "__version__", "")
                 return f"{home}.{getattr(value, '__qualname__', '')} {version}"
+        if self._strict and is_dataclass(value) and not isinstance(value, type):
+            parts = {one.name: getattr(value, one.name) for one in fields(value)}
+            return f"{type(value).__module__}.{type(value).__qualname__}{self.value(parts)}"
         try:
             return super().value(value, names)
         except Unknown:
+            if self._strict:
+                raise
             kind = value if isinstance(value, type) else type(value)
             return f"{kind.__module__}.{kind.__qualname__}"
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from llmgym.core.jit import kernel
+from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
 from llmgym.core.records import Record, float32, float64, int32, metric, shown, uint64, viewing
 from llmgym.errors import InvalidArgument, UnknownArgument
@@ -112,3 +113,75 @@ def test_a_field_of_another_width_keeps_its_width():
         x: float = float32("A number.")
 
     assert Narrow.dtype["x"] == np.float32
+
+
+def test_fields_of_several_bases_are_all_there():
+    class Other(Record):
+        clock_s: float = float64("Simulated time, seconds.")
+
+    class Both(Base, Other):
+        own: int = int32("A number.")
+
+    assert set(Both.dtype.names) == {"key", "count", "clock_s", "own"}
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"__annotations__": {"y": int}}, r"\.y declares no field"),
+        ({"__annotations__": {"q": int}, "q": 3}, r"\.q declares no field"),
+        ({"__annotations__": {"names": int}, "names": int32("x")}, r"\.names: every record has something"),
+        ({"a": metric("x", name="same"), "b": metric("y", name="same")}, "two fields are called 'same'"),
+        ({"a": int32("x", blank="text")}, r"\.a: blank='text'"),
+    ],
+)
+def test_a_declaration_that_is_none_is_told(body, message):
+    with pytest.raises(InvalidArgument, match=message):
+        type("Wrong", (Record,), body)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        (int32("x"), r"Wrong\.a is int32\[\]"),
+        (float64("x", shape=3), r"Wrong\.a is float64\[3\]"),
+        (shown("x"), r"Wrong\.a is float32"),
+    ],
+)
+def test_metrics_are_single_numbers_of_64_bits(field, message):
+    record = type("Wrong", (Record,), {"a": field})
+    with pytest.raises(InvalidArgument, match=message):
+        type("Simulated", (Simulation,), {"metrics": record})
+
+
+def test_an_observation_is_made_of_what_is_shown():
+    with pytest.raises(InvalidArgument, match=r"Episode\.key is uint64"):
+        Layout(head=Episode)
+    with pytest.raises(InvalidArgument, match="second argument, head=Seen"):
+        Layout(Seen)
+    with pytest.raises(InvalidArgument, match="at least one field"):
+        Layout()
+
+
+@pytest.mark.parametrize("value", [None, "7", 1.5, 2**40, (1, 2), object()])
+def test_pack_refuses_what_a_field_cannot_hold(value):
+    with pytest.raises(InvalidArgument, match=r"Base\.count="):
+        Base.pack(key=1, count=value)
+
+
+def test_a_method_of_the_source_is_no_value():
+    with pytest.raises(InvalidArgument, match="needs a value for 'count'"):
+        Base.pack([1, 2], key=1)
+
+
+def test_render_modes_that_a_class_chose_stay_those_of_its_subclasses():
+    class Own(Simulation):
+        render_modes = ("ansi", "human")
+
+    class Below(Own):
+        pass
+
+    class Viewed(Simulation):
+        view = "somewhere"
+
+    assert Below.render_modes == ("ansi", "human") and Viewed.render_modes == ("rgb_array", "ansi")

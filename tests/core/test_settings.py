@@ -1,7 +1,9 @@
 """Settings: what a field may be is checked, told in errors, in tables and on the command line."""
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
+import numpy as np
 import pytest
 
 import llmgym
@@ -102,3 +104,9 @@ def test_the_command_shows_them(capsys):
     assert "patience" in out and "ratio" in out
     assert cli.main(["settings", "llmgym/AFDRefill-v0", "--scenario", "smal"]) == 2
     assert "smal" in capsys.readouterr().err
+
+
+def test_numbers_of_numpy_become_pythons_own():
+    chosen = take(seats=np.int64(3), horizon_s=np.float32(2.0), sticky=np.bool_(True))
+    assert [type(x) for x in (chosen.seats, chosen.horizon_s, chosen.sticky)] == [int, float, bool]
+    json.dumps(asdict(chosen))

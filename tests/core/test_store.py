@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from llmgym.core import cache_folder
 from llmgym.core.store import Store, key, running
+from llmgym.errors import InvalidArgument
 from tests.toy import Toy
 
 MODULE = '''
@@ -196,3 +198,25 @@ def test_memory_is_bounded(folder: Path) -> None:
     store.get("c" * 64, counting(calls, 3.0))
     assert store.get("a" * 64, counting(calls, 1.0)) is first
     assert len(store._memory) == 2
+
+
+@dataclass(frozen=True)
+class Settings:
+    load: float
+
+
+def test_inputs_are_told_apart_by_what_is_in_them(monkeypatch):
+    function = made(monkeypatch)
+    assert key(Settings(1.0), (function,)) == key(Settings(1.0), (function,))
+    assert key(Settings(1.0), (function,)) != key(Settings(2.0), (function,))
+    with pytest.raises(InvalidArgument, match="has no description"):
+        key({"x": object()}, (function,))
+
+
+def test_a_function_that_closes_over_an_object_is_not_kept():
+    thing = object()
+
+    def measure(x: float) -> str:
+        return f"{thing}{x}"
+
+    assert key(1.0, (measure,)) is None
