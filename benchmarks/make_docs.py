@@ -28,6 +28,7 @@ from llmgym.envs.pipesd.scenarios import SCENARIOS as PIPESD
 from llmgym.envs.pipesd.scenarios import TUNING
 from llmgym.envs.pipesd.scenarios import Scenario as Speculation
 from llmgym.envs.ppd.scenarios import SCENARIOS as PPD
+from llmgym.envs.segmented.scenarios import SCENARIOS as SEGMENTED
 
 DOCS = Path(__file__).parent.parent / "docs"
 MOST_RULES = 8
@@ -39,6 +40,7 @@ PAPERS = {
     "afd": ("Attention/FFN ratios", "envs/afd_ratio.md"),
     "memory": ("Memory pipeline", "envs/mem_pipe.md"),
     "kv": ("KV-cache queue", "envs/kv_queue.md"),
+    "segmented": ("Segmented execution", "envs/segmented_prefill.md"),
 }
 """By the first part of a deviation's key: name for people, and the page that cites the paper."""
 
@@ -265,6 +267,34 @@ def pipe_picture() -> None:
     image.imsave(DOCS / "pictures" / "mem_pipe.png", np.asarray(env.render()))
 
 
+def segmented_scenarios() -> str:
+    """The scenarios of SegmentedPrefill."""
+    rows = [
+        "| name | what | model | card | modes | trained for | load | mean prefill | limit on later tokens | requests |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, s in SEGMENTED.items():
+        mean = short_time(
+            gymnasium.make("llmgym/SegmentedPrefill-v0", scenario=name).unwrapped.simulation.unit_s
+        )
+        later = "-" if s.tpot_limit_s is None else short_time(s.tpot_limit_s)
+        rows.append(
+            f"| `{name}` | {s.about} | {s.model} | {s.device} | {len(s.modes)} | {len(s.trained)} | {s.load:g} | {mean} | {later} "
+            f"| {s.requests} |"
+        )
+    return "\n".join(rows)
+
+
+def segmented_picture() -> None:
+    """A frame of SegmentedPrefill under a rule that weighs time, quality and memory."""
+    env = gymnasium.make("llmgym/SegmentedPrefill-v0", scenario="paper", render_mode="rgb_array")
+    policy = llmgym.baselines.make("triage", env)
+    obs, info = env.reset(seed=3)
+    for _ in range(110):
+        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+    image.imsave(DOCS / "pictures" / "segmented_prefill.png", np.asarray(env.render()))
+
+
 def environments() -> str:
     """The table of environments: id, decision, paper and rules of each, out of its `EnvSpec`."""
     rows = ["| id | decision | from | baselines |", "|---|---|---|---|"]
@@ -298,6 +328,7 @@ def main() -> None:
         ("pipesd_batch", window_scenarios),
         ("pipesd_tune", lambda: speculation_scenarios(TUNING)),
         ("ppd_routing", routing_scenarios),
+        ("segmented_prefill", segmented_scenarios),
     ):
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())
     for of in ("paper", "simulation"):
@@ -306,6 +337,7 @@ def main() -> None:
     speculation_picture()
     window_picture()
     pipe_picture()
+    segmented_picture()
 
 
 if __name__ == "__main__":

@@ -142,6 +142,15 @@ ENVIRONMENTS = (
         docs="mem_pipe",
         audit="memory.audit:pipe",
     ),
+    _ours(
+        "SegmentedPrefill",
+        "segmented",
+        "segmented.scenarios:SCENARIOS",
+        decision="in which mode each long prompt is executed, and whose next step runs",
+        source="Shang et al., ICML 2026, arXiv 2605.11744",
+        docs="segmented_prefill",
+        audit="segmented.audit:recount",
+    ),
 )
 """Every environment of this package."""
 

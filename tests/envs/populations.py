@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from llmgym.envs.ppd.state import turn_numbers
+from llmgym.envs.segmented.state import DONE
 
 Counts = dict[str, float]
 
@@ -120,6 +121,18 @@ def _mem_place(env: Any, m: Counts) -> Counts:
     }
 
 
+def _segmented(env: Any, m: Counts) -> Counts:
+    requests = env.lanes.state.request[0]
+    done = requests["status"] == DONE
+    return {
+        **_all("ttft_mean_s ttft_p50_s ttft_p99_s", np.sum(requests["first_s"] >= 0)),
+        "tpot_mean_s": np.sum(done & (requests["output"] > 1)),
+        **_all("e2e_mean_s quality_mean", m["completed"]),
+        **_all("slo_attainment good_share", m["completed"] + m["rejected"] + m["lost"] + m["forfeited"]),
+        **_all("utilization goodput_rps", m["duration_s"]),
+    }
+
+
 def _pipesd(env: Any, m: Counts) -> Counts:
     state = env.lanes.state
     return {
@@ -143,6 +156,7 @@ _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
     "llmgym/AFDRefill-v0": _afd_refill,
     "llmgym/MemPipe-v0": _mem_pipe,
     "llmgym/MemPlace-v0": _mem_place,
+    "llmgym/SegmentedPrefill-v0": _segmented,
     "llmgym/PipeSDBatch-v0": lambda env, m: {"link_utilisation": m["finish_s"]},
     "llmgym/PipeSDNav-v0": _pipesd,
     "llmgym/PipeSDTune-v0": _pipesd,
