@@ -18,6 +18,7 @@ from llmgym.envs import ENVIRONMENTS
 from llmgym.envs.afd.law import optimal_ratio
 from llmgym.envs.afd.ratio.scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd.refill.scenarios import SCENARIOS as REFILL
+from llmgym.envs.distill.scenarios import SCENARIOS as DISTILL
 from llmgym.envs.kv.queue.scenarios import SCENARIOS
 from llmgym.envs.memory.pipe.scenarios import SCENARIOS as PIPE
 from llmgym.envs.memory.place.scenarios import SCENARIOS as PLACE
@@ -295,6 +296,33 @@ def segmented_picture() -> None:
     image.imsave(DOCS / "pictures" / "segmented_prefill.png", np.asarray(env.render()))
 
 
+def distill_scenarios() -> str:
+    """The scenarios of DistillProgramme."""
+    rows = [
+        "| name | what | GPUs | students known, then a day, for days | days | budget, kWh | price of a kWh, a kg | caps, W |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    rows += [
+        f"| `{name}` | {s.about} | {s.gpus} | {s.known}, {s.per_day:g}, {s.orders_days:g} | {s.horizon_days:g} "
+        f"| {s.budget_kwh:g}{', hard' if s.hard else ''} | {s.energy_weight:g}, {s.carbon_weight:g} "
+        f"| {', '.join(f'{cap:g}' for cap in s.caps)} |"
+        for name, s in DISTILL.items()
+    ]
+    return "\n".join(rows)
+
+
+def distill_picture() -> None:
+    """A frame of DistillProgramme under the thrifty rule."""
+    env = gymnasium.make("llmgym/DistillProgramme-v0", scenario="small", render_mode="rgb_array")
+    policy = llmgym.baselines.make("thrifty", env)
+    obs, info = env.reset(seed=13)
+    for _ in range(22):
+        obs, _, ended, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+        if ended:
+            break
+    image.imsave(DOCS / "pictures" / "distill_programme.png", np.asarray(env.render()))
+
+
 def environments() -> str:
     """The table of environments: id, decision, paper and rules of each, out of its `EnvSpec`."""
     rows = ["| id | decision | from | baselines |", "|---|---|---|---|"]
@@ -321,6 +349,7 @@ def main() -> None:
         ("kv_queue", queue_scenarios),
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
+        ("distill_programme", distill_scenarios),
         ("mem_pipe", pipe_scenarios),
         ("mem_place", place_scenarios),
         ("oserve", shapes_table),
@@ -338,6 +367,7 @@ def main() -> None:
     window_picture()
     pipe_picture()
     segmented_picture()
+    distill_picture()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from llmgym import __version__, baselines, env_ids
 from llmgym.baselines.afd.plan import Afd
+from llmgym.baselines.distill.plan import Distill
 from llmgym.baselines.kv.plan import Kv, Law
 from llmgym.baselines.oserve.plan import Oserve
 from llmgym.core.checks import number, output_folder, whole
@@ -157,6 +158,7 @@ class Plan:
         | Annotated[Law, tyro.conf.subcommand("law")]
         | Annotated[Afd, tyro.conf.subcommand("afd")]
         | Annotated[Oserve, tyro.conf.subcommand("oserve")]
+        | Annotated[Distill, tyro.conf.subcommand("distill")]
     )
 
     def run(self, console: Console) -> None:

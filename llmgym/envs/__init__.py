@@ -151,6 +151,16 @@ ENVIRONMENTS = (
         docs="segmented_prefill",
         audit="segmented.audit:recount",
     ),
+    _ours(
+        "DistillProgramme",
+        "distill",
+        "distill.scenarios:SCENARIOS",
+        decision="which students are distilled from which shared artefact, when, and under which power cap",
+        source="Lambert, Luccioni, ICML 2026, arXiv 2605.13981",
+        docs="distill_programme",
+        baselines="distill.programme",
+        audit="distill.audit:audit",
+    ),
 )
 """Every environment of this package."""
 

@@ -146,6 +146,21 @@ def _pipesd(env: Any, m: Counts) -> Counts:
     }
 
 
+def _distill(env: Any, m: Counts) -> Counts:
+    state = env.lanes.state
+    students = state.student[0][: int(m["students"])]
+    return {
+        "energy_per_met_kwh": float(state.lane["met"][0]),
+        "co2_g_per_kwh": m["energy_kwh"],
+        "reuse_mean": m["artefacts"],
+        "distilled_share": float((students["pipeline"] >= 0).sum()),
+        "capped_share": float(state.lane["jobs"][0]),
+        "quality_mean": m["completed"],
+        "gpu_utilization": m["duration_s"],
+        **_all("value_share met_share", m["students"]),
+    }
+
+
 _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
     "llmgym/KVQueue-v0": _kv_queue,
     "llmgym/KVProvision-v0": _kv_provision,
@@ -157,6 +172,7 @@ _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
     "llmgym/MemPipe-v0": _mem_pipe,
     "llmgym/MemPlace-v0": _mem_place,
     "llmgym/SegmentedPrefill-v0": _segmented,
+    "llmgym/DistillProgramme-v0": _distill,
     "llmgym/PipeSDBatch-v0": lambda env, m: {"link_utilisation": m["finish_s"]},
     "llmgym/PipeSDNav-v0": _pipesd,
     "llmgym/PipeSDTune-v0": _pipesd,

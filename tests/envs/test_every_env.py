@@ -61,6 +61,7 @@ COUNTED = {
     "llmgym/PipeSDTune-v0": {"bytes_sent", "energy_j", "work_asked"},
     "llmgym/MemPipe-v0": {"energy_j", "work_asked"},
     "llmgym/SegmentedPrefill-v0": {"kv_used", "distinct", "work_asked"},
+    "llmgym/DistillProgramme-v0": {"distinct", "energy_j", "kwh_counted", "work_asked"},
     "llmgym/MemPlace-v0": {"bytes_sent", "energy_j", "work_asked"},
 }
 """What `check_audit` checks of an environment beside requests and the clock: an audit that leaves it out proves nothing."""

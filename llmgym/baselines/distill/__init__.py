@@ -1,0 +1,1 @@
+"""Rules for distillation programmes; see `llmgym.baselines.distill.programme`."""

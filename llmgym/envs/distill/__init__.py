@@ -1,0 +1,1 @@
+"""Distillation programmes under an energy budget; see `llmgym.envs.distill.env`."""
