@@ -19,6 +19,7 @@ from llmgym.envs.afd.law import optimal_ratio
 from llmgym.envs.afd.ratio.scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd.refill.scenarios import SCENARIOS as REFILL
 from llmgym.envs.distill.scenarios import SCENARIOS as DISTILL
+from llmgym.envs.forage.scenarios import SCENARIOS as FORAGE
 from llmgym.envs.kv.queue.scenarios import SCENARIOS
 from llmgym.envs.memory.pipe.scenarios import SCENARIOS as PIPE
 from llmgym.envs.memory.place.scenarios import SCENARIOS as PLACE
@@ -41,6 +42,7 @@ PAPERS = {
     "afd": ("Attention/FFN ratios", "envs/afd_ratio.md"),
     "memory": ("Memory pipeline", "envs/mem_pipe.md"),
     "kv": ("KV-cache queue", "envs/kv_queue.md"),
+    "scout": ("SCOUT", "envs/forage.md"),
     "segmented": ("Segmented execution", "envs/segmented_prefill.md"),
 }
 """By the first part of a deviation's key: name for people, and the page that cites the paper."""
@@ -268,6 +270,34 @@ def pipe_picture() -> None:
     image.imsave(DOCS / "pictures" / "mem_pipe.png", np.asarray(env.render()))
 
 
+def forage_scenarios() -> str:
+    """The scenarios of Forage."""
+    rows = [
+        "| name | what | document, tokens | facts | duplicates, contradictions | price of 1,000 tokens | of a second |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in FORAGE:
+        s = gymnasium.make("llmgym/Forage-v0", scenario=name).unwrapped.simulation.scenario
+        low, high = s.price
+        price = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        most = max(k + 1 for k, share in enumerate(s.facts) if share > 0)
+        rows.append(
+            f"| `{name}` | {s.about} | {s.chunks * s.chunk_tokens:,} | 1 to {most} | {s.duplicates:g}, {s.contradictions:g} "
+            f"| {price} | {s.second_price:g} |"
+        )
+    return "\n".join(rows)
+
+
+def forage_picture() -> None:
+    """A frame of Forage under Scout."""
+    env = gymnasium.make("llmgym/Forage-v0", scenario="sources", facts=(0, 0, 1, 0), render_mode="rgb_array")
+    policy = llmgym.baselines.make("scout", env)
+    obs, info = env.reset(seed=4)
+    for _ in range(22):
+        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+    image.imsave(DOCS / "pictures" / "forage.png", np.asarray(env.render()))
+
+
 def segmented_scenarios() -> str:
     """The scenarios of SegmentedPrefill."""
     rows = [
@@ -346,6 +376,7 @@ def main() -> None:
         if page.exists() and "<!-- observation -->" in page.read_text():
             fill(page, "observation", env.layout.markdown())
     for name, table in (
+        ("forage", forage_scenarios),
         ("kv_queue", queue_scenarios),
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
@@ -366,6 +397,7 @@ def main() -> None:
     speculation_picture()
     window_picture()
     pipe_picture()
+    forage_picture()
     segmented_picture()
     distill_picture()
 

@@ -143,6 +143,16 @@ ENVIRONMENTS = (
         audit="memory.audit:pipe",
     ),
     _ours(
+        "Forage",
+        "forage",
+        "forage.scenarios:SCENARIOS",
+        decision="which part of a long text to open next, at which grain, what to write down, and when to stop",
+        source="Zhang et al., ICML 2026, arXiv 2605.04496",
+        docs="forage",
+        baselines="forage.policies",
+        audit="forage.audit:forage",
+    ),
+    _ours(
         "SegmentedPrefill",
         "segmented",
         "segmented.scenarios:SCENARIOS",

@@ -146,6 +146,14 @@ def _pipesd(env: Any, m: Counts) -> Counts:
     }
 
 
+def _forage(env: Any, m: Counts) -> Counts:
+    episode = env.lanes.state.lane[0]
+    return {
+        "accuracy": float(episode["answers"]),
+        "tokens_per_correct_k": float(episode["answers"] and episode["accuracy"] > 0),
+    }
+
+
 def _distill(env: Any, m: Counts) -> Counts:
     state = env.lanes.state
     students = state.student[0][: int(m["students"])]
@@ -171,6 +179,7 @@ _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
     "llmgym/AFDRefill-v0": _afd_refill,
     "llmgym/MemPipe-v0": _mem_pipe,
     "llmgym/MemPlace-v0": _mem_place,
+    "llmgym/Forage-v0": _forage,
     "llmgym/SegmentedPrefill-v0": _segmented,
     "llmgym/DistillProgramme-v0": _distill,
     "llmgym/PipeSDBatch-v0": lambda env, m: {"link_utilisation": m["finish_s"]},

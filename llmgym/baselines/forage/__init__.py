@@ -1,0 +1,1 @@
+"""Scout and its ablations, retrieval, sequential and whole reading, corroboration, and an oracle."""
