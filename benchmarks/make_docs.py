@@ -31,6 +31,8 @@ from llmgym.envs.pipesd.scenarios import TUNING
 from llmgym.envs.pipesd.scenarios import Scenario as Speculation
 from llmgym.envs.ppd.scenarios import SCENARIOS as PPD
 from llmgym.envs.segmented.scenarios import SCENARIOS as SEGMENTED
+from llmgym.envs.unmask.scenarios import SCENARIOS as UNMASK
+from llmgym.envs.unmask.schedule import calls_of
 
 DOCS = Path(__file__).parent.parent / "docs"
 MOST_RULES = 8
@@ -42,6 +44,7 @@ PAPERS = {
     "afd": ("Attention/FFN ratios", "envs/afd_ratio.md"),
     "memory": ("Memory pipeline", "envs/mem_pipe.md"),
     "kv": ("KV-cache queue", "envs/kv_queue.md"),
+    "dus": ("Dilated unmasking", "envs/unmask.md"),
     "scout": ("SCOUT", "envs/forage.md"),
     "segmented": ("Segmented execution", "envs/segmented_prefill.md"),
 }
@@ -270,6 +273,32 @@ def pipe_picture() -> None:
     image.imsave(DOCS / "pictures" / "mem_pipe.png", np.asarray(env.render()))
 
 
+def unmask_scenarios() -> str:
+    """The scenarios of Unmask."""
+    rows = [
+        "| name | what | tokens | block | calls of DUS | lambda, calls a nat | a call | interleaved |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, s in UNMASK.items():
+        call_s = gymnasium.make("llmgym/Unmask-v0", scenario=name).unwrapped.simulation.call_s.mean()
+        price = f"{s.lambda_low:g}" + (f" to {s.lambda_high:g}" if s.lambda_high > s.lambda_low else "")
+        rows.append(
+            f"| `{name}` | {s.about} | {s.tokens} | {s.block} | {calls_of(s.tokens, s.block)} | {price} "
+            f"| {short_time(call_s)} | {', '.join(map(str, s.interleave))} |"
+        )
+    return "\n".join(rows)
+
+
+def unmask_picture() -> None:
+    """A frame of Unmask under the EB sampler."""
+    env = gymnasium.make("llmgym/Unmask-v0", scenario="small", render_mode="rgb_array")
+    policy = llmgym.baselines.make("eb", env)
+    obs, info = env.reset(seed=3)
+    for _ in range(51):
+        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+    image.imsave(DOCS / "pictures" / "unmask.png", np.asarray(env.render()))
+
+
 def forage_scenarios() -> str:
     """The scenarios of Forage."""
     rows = [
@@ -388,6 +417,7 @@ def main() -> None:
         ("pipesd_batch", window_scenarios),
         ("pipesd_tune", lambda: speculation_scenarios(TUNING)),
         ("ppd_routing", routing_scenarios),
+        ("unmask", unmask_scenarios),
         ("segmented_prefill", segmented_scenarios),
     ):
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())
@@ -397,6 +427,7 @@ def main() -> None:
     speculation_picture()
     window_picture()
     pipe_picture()
+    unmask_picture()
     forage_picture()
     segmented_picture()
     distill_picture()

@@ -143,6 +143,16 @@ ENVIRONMENTS = (
         audit="memory.audit:pipe",
     ),
     _ours(
+        "Unmask",
+        "unmask",
+        "unmask.scenarios:SCENARIOS",
+        decision="which masked positions a masked-diffusion language model reveals at each denoiser call",
+        source="Luxembourg, Permuter, Nachmani, ICML 2026, arXiv 2506.19037",
+        docs="unmask",
+        baselines="unmask.policies",
+        audit="unmask.audit:positions",
+    ),
+    _ours(
         "Forage",
         "forage",
         "forage.scenarios:SCENARIOS",

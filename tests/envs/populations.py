@@ -121,6 +121,18 @@ def _mem_place(env: Any, m: Counts) -> Counts:
     }
 
 
+def _unmask(env: Any, m: Counts) -> Counts:
+    episode, simulation = env.lanes.state.lane[0], env.simulation
+    complete = m["output_tokens"] == simulation.scenario.tokens
+    return {
+        **_all("speedup worst_call_nats", m["nfe"]),
+        "typical": float(complete and simulation.excerpts is None),
+        "accuracy": m["output_tokens"] * (simulation.scenario.mode == "score"),
+        "nll_nats_per_token": float(episode["block"]),
+        "spacing_mean_tokens": float(episode["neighbours"]),
+    }
+
+
 def _segmented(env: Any, m: Counts) -> Counts:
     requests = env.lanes.state.request[0]
     done = requests["status"] == DONE
@@ -185,6 +197,7 @@ _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
     "llmgym/PipeSDBatch-v0": lambda env, m: {"link_utilisation": m["finish_s"]},
     "llmgym/PipeSDNav-v0": _pipesd,
     "llmgym/PipeSDTune-v0": _pipesd,
+    "llmgym/Unmask-v0": _unmask,
 }
 
 

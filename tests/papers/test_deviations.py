@@ -15,6 +15,7 @@ MODULES = {
     "afd": "test_afd_ratio",
     "memory": "test_memory_pipeline",
     "kv": "test_kv_queue",
+    "dus": "test_dus",
     "scout": "test_scout",
     "segmented": "test_segmented",
 }
