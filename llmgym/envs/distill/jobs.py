@@ -151,6 +151,15 @@ def run_until(state: State, params: Params, lane: int, until_h: float) -> None:
     while episode.clock_h < until_h:
         hour = int(math.floor(episode.clock_h))
         begin_h, stop_h = episode.clock_h, min(until_h, hour + 1.0)
+        if (
+            config.hard != 0
+        ):  # power is constant within a piece, so that the moment at which the budget is up is exact
+            for gpu in range(config.gpus):
+                number = state.running[lane, gpu]
+                for stage in range(3 if number >= 0 else 0):
+                    end_h = state.job[lane, number].end_h[stage]
+                    if begin_h < end_h < stop_h:
+                        stop_h = end_h
         total, teacher, idle, working = 0.0, 0.0, 0.0, 0
         for gpu in range(config.gpus):
             number = state.running[lane, gpu]

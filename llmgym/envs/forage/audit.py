@@ -28,7 +28,7 @@ def forage(simulation: Forage, state: State, lane: int) -> dict[str, float]:
         Actions as requests that are done at once, tokens from the counts of calls, claims from the keys.
     """
     me, keys = state.lane[lane], state.key[lane]
-    counts = {name: int(me[name]) for name in Episode.slots if me.dtype[name].kind == "i"}
+    counts = {name: int(me[name]) for name in Episode.declared if me.dtype[name].kind == "i"}
     calls = sum(
         counts[name]
         for name in ("greps", "scans", "reads", "commits", "evaluations", "blocks", "queries", "answers")
