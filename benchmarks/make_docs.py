@@ -18,6 +18,7 @@ from llmgym.envs import ENVIRONMENTS
 from llmgym.envs.afd.law import optimal_ratio
 from llmgym.envs.afd.ratio.scenarios import SCENARIOS as RATIO
 from llmgym.envs.afd.refill.scenarios import SCENARIOS as REFILL
+from llmgym.envs.attention.scenarios import SCENARIOS as ATTENTION
 from llmgym.envs.distill.scenarios import SCENARIOS as DISTILL
 from llmgym.envs.forage.scenarios import SCENARIOS as FORAGE
 from llmgym.envs.kv.queue.scenarios import SCENARIOS
@@ -273,6 +274,31 @@ def pipe_picture() -> None:
     image.imsave(DOCS / "pictures" / "mem_pipe.png", np.asarray(env.render()))
 
 
+def attention_scenarios() -> str:
+    """The scenarios of AttentionBudget."""
+    rows = [
+        "| name | what | kernels | actions | mean batch without loss | load | budget, nat | free memory, GB | batches |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, s in ATTENTION.items():
+        simulation = gymnasium.make("llmgym/AttentionBudget-v0", scenario=name).unwrapped.simulation
+        rows.append(
+            f"| `{name}` | {s.about} | {len(simulation.menu)} | {simulation.defer + 1} | {simulation.mean_tokens:,.0f} tokens, "
+            f"{short_time(simulation.mean_s)} | {s.load:g} | {s.budget:g} | {simulation.free_bytes / 1e9:.3g} | {s.batches} |"
+        )
+    return "\n".join(rows)
+
+
+def attention_picture() -> None:
+    """A frame of AttentionBudget."""
+    env = gymnasium.make("llmgym/AttentionBudget-v0", scenario="small", render_mode="rgb_array")
+    policy = llmgym.baselines.make("priced", env)
+    obs, info = env.reset(seed=3)
+    for _ in range(78):
+        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+    image.imsave(DOCS / "pictures" / "attention_budget.png", np.asarray(env.render()))
+
+
 def unmask_scenarios() -> str:
     """The scenarios of Unmask."""
     rows = [
@@ -409,6 +435,7 @@ def main() -> None:
         ("kv_queue", queue_scenarios),
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
+        ("attention_budget", attention_scenarios),
         ("distill_programme", distill_scenarios),
         ("mem_pipe", pipe_scenarios),
         ("mem_place", place_scenarios),
@@ -427,6 +454,7 @@ def main() -> None:
     speculation_picture()
     window_picture()
     pipe_picture()
+    attention_picture()
     unmask_picture()
     forage_picture()
     segmented_picture()

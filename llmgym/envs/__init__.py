@@ -143,6 +143,16 @@ ENVIRONMENTS = (
         audit="memory.audit:pipe",
     ),
     _ours(
+        "AttentionBudget",
+        "attention",
+        "attention.scenarios:SCENARIOS",
+        decision="which attention kernel and feature budget prefills a batch, under deadlines and a budget of loss",
+        source="Luna, Bouhsine, Choromanski, ICML 2026, arXiv 2602.04915",
+        docs="attention_budget",
+        baselines="attention.policies",
+        audit="attention.audit:audit",
+    ),
+    _ours(
         "Unmask",
         "unmask",
         "unmask.scenarios:SCENARIOS",

@@ -6,27 +6,19 @@ Shapes: q and k [heads, length, head_dim], v the same; the result has the shape 
   vectors with cosine x (Luna, Bouhsine, Choromanski, "SLAY", arXiv 2602.04915).
 - Linear ones have features F(q), F(k) >= 0 with m entries, and F(q) . F(k) in the place of the kernel: `elu` (Katharopoulos et al.,
   ICML 2020), `cosformer` (Qin et al., ICLR 2022), `favor` (Choromanski et al., ICLR 2021), `slay`(R, M, P): R quadrature nodes x P
-  anchors x M random features (arXiv 2602.04915, section 3). They run in chunks of `CHUNK` tokens: inside a chunk the product of
-  features is written out, what came before is one sum of m x head_dim numbers per chunk. All chunks run at once, which takes
-  memory for those sums and for the features of the whole length, but no loop in Python. Products are in the type of v, running
-  sums in float32. `yat` needs float32 throughout: near x = 1 its denominator is eps.
+  anchors x M random features (arXiv 2602.04915, section 3; `llmgym.profiles.slay`). They run in chunks of `CHUNK` tokens: inside a
+  chunk the product of features is written out, what came before is one sum of m x head_dim numbers per chunk. All chunks run at
+  once, which takes memory for those sums and for the features of the whole length, but no loop in Python. Products are in the type
+  of v, running sums in float32. `yat` needs float32 throughout: near x = 1 its denominator is eps.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from llmgym.profiles.slay import CHUNK, DELTA, EPSILON, Slay, exact
 
-CHUNK = 128
-EPSILON = 1e-3
-FLOOR = 1e-6
-"""Added to denominators (`delta` of arXiv 2602.04915)."""
-
-
-def unit(torch: Any, x: Any) -> Any:
-    """Rows of length one, float32."""
-    return torch.nn.functional.normalize(x.float(), dim=-1, eps=1e-6)
+__all__ = ["CHUNK", "DELTA", "EPSILON", "cosformer", "elu", "favor", "linear", "slay", "softmax", "yat"]
 
 
 def softmax(torch: Any, q: Any, k: Any, v: Any) -> Any:
@@ -39,9 +31,7 @@ def softmax(torch: Any, q: Any, k: Any, v: Any) -> Any:
 
 def yat(torch: Any, q: Any, k: Any, v: Any) -> Any:
     """The exact spherical Yat kernel with the matrix written out."""
-    cosine = unit(torch, q) @ unit(torch, k).transpose(-1, -2)
-    weights = (cosine.square() / (2.0 + EPSILON - 2.0 * cosine)).tril()
-    return ((weights @ v.float()) / (weights.sum(-1, keepdim=True) + FLOOR)).to(v.dtype)
+    return exact(torch, q.float(), k.float(), v.float()).to(v.dtype)
 
 
 def elu(torch: Any) -> Callable[[Any], Any]:
@@ -76,24 +66,7 @@ def slay(
     torch: Any, head_dim: int, nodes: int, m: int, anchors: int, generator: Any, device: Any
 ) -> Callable[[Any], Any]:
     """Features of SLAY; `nodes` x `anchors` x `m` of them."""
-    t, alpha = np.polynomial.laguerre.laggauss(nodes)
-    c = 2.0 + EPSILON
-    s = torch.tensor(t / c, dtype=torch.float32, device=device)
-    weight = torch.tensor(np.sqrt(alpha / c), dtype=torch.float32, device=device)
-    anchor = torch.nn.functional.normalize(
-        torch.randn(anchors, head_dim, generator=generator, device=device), dim=-1
-    )
-    omega = torch.randn(nodes, m, head_dim, generator=generator, device=device)
-    scaled = (omega * (2.0 * s).sqrt()[:, None, None]).reshape(nodes * m, head_dim)
-
-    def features(x: Any) -> Any:
-        x = unit(torch, x)
-        polynomial = (x @ anchor.T).square() * anchors**-0.5
-        exponent = (x @ scaled.T).unflatten(-1, (nodes, m)) - s[:, None]
-        random = exponent.clamp(-20.0, 20.0).exp() * (m**-0.5 * weight[:, None])
-        return (random.unsqueeze(-1) * polynomial[..., None, None, :]).flatten(-3)
-
-    return features
+    return Slay.draw(torch, head_dim, (nodes, m, anchors), generator, device=device).__call__
 
 
 def linear(torch: Any, q: Any, k: Any, v: Any, features: Callable[[Any], Any]) -> Any:
@@ -112,4 +85,4 @@ def linear(torch: Any, q: Any, k: Any, v: Any, features: Callable[[Any], Any]) -
     inside = (fq @ fk.transpose(-1, -2)).tril() @ values
     sums = (fk.transpose(-1, -2) @ values).float()
     out = (inside + fq @ (sums.cumsum(-3) - sums).to(v.dtype)).float()
-    return (out[..., :-1] / (out[..., -1:] + FLOOR)).flatten(-3, -2).to(v.dtype)
+    return (out[..., :-1] / (out[..., -1:] + DELTA)).flatten(-3, -2).to(v.dtype)

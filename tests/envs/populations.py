@@ -121,6 +121,14 @@ def _mem_place(env: Any, m: Counts) -> Counts:
     }
 
 
+def _attention(env: Any, m: Counts) -> Counts:
+    return {
+        **_all("goodput_share slo_attainment loss_mean_nat overspent_nat exact_share", m["batches"]),
+        **_all("e2e_p50_s e2e_p99_s", m["batches"]),
+        **_all("throughput_tokens_per_s utilization", m["duration_s"]),
+    }
+
+
 def _unmask(env: Any, m: Counts) -> Counts:
     episode, simulation = env.lanes.state.lane[0], env.simulation
     complete = m["output_tokens"] == simulation.scenario.tokens
@@ -191,6 +199,7 @@ _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
     "llmgym/AFDRefill-v0": _afd_refill,
     "llmgym/MemPipe-v0": _mem_pipe,
     "llmgym/MemPlace-v0": _mem_place,
+    "llmgym/AttentionBudget-v0": _attention,
     "llmgym/Forage-v0": _forage,
     "llmgym/SegmentedPrefill-v0": _segmented,
     "llmgym/DistillProgramme-v0": _distill,

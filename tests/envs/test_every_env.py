@@ -63,6 +63,7 @@ COUNTED = {
     "llmgym/SegmentedPrefill-v0": {"kv_used", "distinct", "work_asked"},
     "llmgym/DistillProgramme-v0": {"distinct", "energy_j", "kwh_counted", "work_asked"},
     "llmgym/MemPlace-v0": {"bytes_sent", "energy_j", "work_asked"},
+    "llmgym/AttentionBudget-v0": {"energy_j", "work_asked"},
     "llmgym/Unmask-v0": {"work_asked", "calls_counted", "seconds_counted"},
     "llmgym/Forage-v0": {"tokens_counted", "work_asked"},
 }

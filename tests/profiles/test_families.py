@@ -39,7 +39,7 @@ def test_chunks_give_what_the_whole_matrix_gives(name: str, length: int) -> None
     f = features(name, length)
     weights = (f(q) @ f(k).transpose(-1, -2)).tril()
     assert (weights >= 0).all()
-    whole = (weights @ v) / (weights.sum(-1, keepdim=True) + kernels.FLOOR)
+    whole = (weights @ v) / (weights.sum(-1, keepdim=True) + kernels.DELTA)
     torch.testing.assert_close(kernels.linear(torch, q, k, v, f), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -68,7 +68,7 @@ def test_yat_is_its_definition() -> None:
         x = b @ a
         weight = x**2 / (2 + kernels.EPSILON - 2 * x)
         torch.testing.assert_close(
-            found[0, i], weight @ v[0, : i + 1] / (weight.sum() + kernels.FLOOR), rtol=1e-3, atol=1e-4
+            found[0, i], weight @ v[0, : i + 1] / (weight.sum() + kernels.DELTA), rtol=1e-3, atol=1e-4
         )
 
 
