@@ -312,6 +312,7 @@ def test_rules_that_play_another_world_declare_it():
                 env = gymnasium.make_vec(env_id, num_envs=1, **kwargs)
                 declared[f"{env_id.removeprefix('llmgym/')} {name}"] = baselines.make(name, env).other_world
     assert declared == {
+        "Forage-v0 scout-no-anchors": "claims carry no source, so that an evaluation exposes fewer false ones",
         "OServe-v0 no-switch-cost": "switches take no time",
         "PPDRouting-v0 replica": "four GPUs that all do both",
     }
