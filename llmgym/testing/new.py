@@ -7,6 +7,10 @@ from pathlib import Path
 from llmgym.errors import InvalidArgument
 
 TEMPLATE = Path(__file__).with_name("template.txt")
+USED = frozenset(
+    {"Episode", "Observation", "Metrics", "Params", "Simulation", "Kernels", "Layout", "Record", "Discrete"}
+)
+"""Classes that the template names, for which the environment cannot be called."""
 
 
 def new(name: str, folder: Path | str = ".") -> tuple[Path, str]:
@@ -25,6 +29,10 @@ def new(name: str, folder: Path | str = ".") -> tuple[Path, str]:
     title = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or not title[:1].isalpha():
         raise InvalidArgument(f"name={name!r}: expected the name of a Python module, such as 'my_env'")
+    if title in USED:
+        raise InvalidArgument(
+            f"name={name!r}: the new file has a class {title} of its own; take another name"
+        )
     path = Path(folder) / f"{name}.py"
     if path.exists():
         raise InvalidArgument(f"name={name!r}: {path} exists already, and nothing is overwritten")

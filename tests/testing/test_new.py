@@ -74,6 +74,7 @@ def test_nothing_is_overwritten(tmp_path, monkeypatch):
     [
         "",
         "my-env",
+        "params",
         "my env",
         "1st",
         "class",
