@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 ENVIRONMENT_S = 300.0
-"""Of one environment, or of what the environments of a family share, CPU seconds. Machines differ by a factor of two and more from one
-hour to the next, so this finds what doubles, not what grows by a tenth."""
+"""Of one environment, or of what the environments of a family share, CPU seconds.
+
+Machines differ by a factor of two and more from one hour to the next, so this finds what doubles, not what grows by a tenth.
+"""
 ALL_S = 3600.0
 """Of all of them together."""
 
