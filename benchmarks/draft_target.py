@@ -32,8 +32,6 @@ import argparse
 import io
 import json
 import math
-import platform
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -43,6 +41,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from draft_pair.corpus import DOMAINS, load_corpus, prepare
+from draft_pair.machine import machine
 from draft_pair.models import DRAFT, QUICK_DRAFT, QUICK_TARGET, TARGET, Cache, Decoder, Plan, train, windows
 from numpy.typing import NDArray
 from torch import Tensor
@@ -264,23 +263,6 @@ def measure(
             "rule": "-ln P = finest ((1 + coarsest / finest)^(code / 255) - 1)",
         },
     }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    about: dict[str, Any] = {
-        "device": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    if device.type == "cuda":
-        about["device"] = torch.cuda.get_device_name(device)
-        about["cuda"] = torch.version.cuda
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        about["driver"] = (
-            subprocess.run(query, capture_output=True, text=True, check=False).stdout.split("\n")[0].strip()
-        )
-    return about
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -31,8 +31,6 @@ import argparse
 import io
 import json
 import math
-import platform
-import subprocess
 import sys
 import time
 from datetime import UTC, datetime
@@ -42,6 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from draft_pair.corpus import DOMAINS, load_corpus, prepare
+from draft_pair.machine import machine
 from draft_pair.models import windows
 from masked_model.models import DENOISER, QUICK_DENOISER, MaskedModel, Plan, train
 from numpy.typing import NDArray
@@ -271,22 +270,6 @@ def measure(model: MaskedModel, tokens: dict[str, Tensor], plan: Plan, out: Path
             "rule": "x = finest ((1 + coarsest / finest)^(code / 255) - 1); rows after the first are differences modulo 256",
         },
     }
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    about: dict[str, Any] = {
-        "device": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-    if device.type == "cuda":
-        about["device"] = torch.cuda.get_device_name(device)
-        about["cuda"] = torch.version.cuda
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-        about["driver"] = told.split("\n")[0].strip()
-    return about
 
 
 def main(argv: list[str] | None = None) -> None:

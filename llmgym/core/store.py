@@ -25,16 +25,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.core import cache_folder, lanes
+from llmgym.core import cache_folder
 from llmgym.core.fingerprint import Unknown, _Reader, _references
+from llmgym.core.lanes import Simulation
+from llmgym.core.loops import compile_loops
 from llmgym.errors import InvalidArgument
 
 Arrays = Mapping[str, NDArray[Any]]
 
 
-def running(simulation: type[lanes.Simulation]) -> tuple[Callable[..., Any], ...]:
+def running(simulation: type[Simulation]) -> tuple[Callable[..., Any], ...]:
     """The functions that play episodes of a simulation: its kernels, and the loop over lanes."""
-    return (*simulation.kernels, lanes._compile)
+    return (*simulation.kernels, compile_loops)
 
 
 def key(inputs: Any, functions: Iterable[Callable[..., Any]]) -> str | None:

@@ -211,6 +211,7 @@ class LookAheadPolicy(SetPolicy):
         state, params = self._env.lanes.state, self._simulation.params
         kept = [array[seen.lane : seen.lane + 1] for array in state]
         copy = State(*(array.copy() for array in kept))
+        arrays: tuple[Any, ...] = copy
         score = np.empty(self.block)
         shared = mutual_information(self._simulation, state, seen.lane)
         sets = [np.zeros(self.block, np.int8) for _ in self.BUDGETS]
@@ -221,7 +222,7 @@ class LookAheadPolicy(SetPolicy):
         best = -np.inf
         for chosen, macro in tries:
             for gamma in (-1.0, self.gamma / seen.price):
-                for array, before in zip(copy, kept, strict=True):
+                for array, before in zip(arrays, kept, strict=True):
                     array[:] = before
                 total = _try_set(copy, params, chosen, macro, gamma, score)
                 if total > best:
