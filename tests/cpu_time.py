@@ -18,7 +18,7 @@ import pytest
 import llmgym
 
 NAMES = sorted((llmgym.spec(env_id).name for env_id in llmgym.env_ids()), key=len, reverse=True)
-FAMILIES = {part: part for part in ("kv", "afd", "ppd", "oserve", "pipesd", "memory", "distill")}
+FAMILIES = sorted({llmgym.spec(env_id).env.split(".")[2] for env_id in llmgym.env_ids()})
 _spent: dict[str, float] = defaultdict(float)
 
 

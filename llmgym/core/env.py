@@ -9,8 +9,6 @@ A new environment subclasses the first and names its simulation; the second foll
 """
 
 import importlib
-import math
-import os
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -22,8 +20,9 @@ from numpy.typing import NDArray
 
 from llmgym.core import lanes as core
 from llmgym.core.checks import whole
-from llmgym.core.lanes import Lanes, Simulation, draw_key, seeded_key
+from llmgym.core.lanes import Simulation, draw_key, seeded_key
 from llmgym.core.layout import Layout
+from llmgym.core.memory import make_lanes
 from llmgym.errors import InvalidArgument, ResetNeeded, UnknownName
 
 _MODES = {
@@ -40,59 +39,6 @@ def _check_render_mode(simulation: Simulation, render_mode: str | None) -> None:
 
 
 MOST_THREADS = 1024
-
-_COUNTED_FROM = 16
-"""Lanes from which their memory is counted before it is asked for: Linux grants memory that it does not have."""
-
-
-def _make_lanes(simulation: Simulation, count: int, threads: int = 1, limit: int | None = None) -> Lanes:
-    """The lanes of an environment. Raises `InvalidArgument` where they do not fit into memory."""
-    if count >= _COUNTED_FROM:
-        needed, there = count * _bytes_of_a_lane(simulation), _memory_bytes()
-        if needed > there:
-            raise InvalidArgument(
-                f"num_envs={count}: the arrays of the lanes take {_gib(needed)}, this machine has {_gib(there)} of memory"
-            )
-    try:
-        return Lanes(simulation, count, threads=threads, limit=limit)
-    except MemoryError as error:
-        what = f"num_envs={count}: the arrays of the lanes" if count > 1 else "the arrays of this scenario"
-        size = str(error).partition(" for an array")[0]
-        raise InvalidArgument(
-            f"{what} do not fit into memory ({size}); fewer lanes or a smaller scenario may"
-        ) from error
-
-
-def _bytes_of_a_lane(simulation: Simulation) -> int:
-    """Memory of one lane's state, and of what is read and written at a step (observations twice, and their bounds)."""
-
-    def size(part: Any) -> int:
-        return (
-            part.nbytes
-            if isinstance(part, np.ndarray)
-            else sum(map(size, part))
-            if isinstance(part, tuple)
-            else 0
-        )
-
-    state = size(simulation.allocate(2)) - size(simulation.allocate(1))
-    rows = 16 * simulation.layout.size + 2 * simulation.mask_size + 8 * simulation.action_size
-    return max(state, 0) + rows + 8 * len(simulation.metric_names)
-
-
-def _memory_bytes() -> float:
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (
-        AttributeError,
-        ValueError,
-        OSError,
-    ):  # not told on Windows, where memory that is not there is not granted
-        return math.inf
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:,.3g} GiB" if size < 2**30 * 1000 else f"{size / 2**30:,.0f} GiB"
 
 
 def check_id(env_id: str) -> str:
@@ -153,7 +99,7 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         self.simulation = self.simulation_class(**kwargs)
         _check_render_mode(self.simulation, render_mode)
         self.render_mode = render_mode
-        self.lanes = _make_lanes(self.simulation, 1)
+        self.lanes = make_lanes(self.simulation, 1)
         self.observation_space = self.simulation.layout.box()  # type: ignore[assignment]
         self.action_space = self.simulation.action_space
         self._seeded = False
@@ -287,7 +233,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         }
         self.render_mode = render_mode
         self.copy = copy
-        self.lanes = _make_lanes(self.simulation, self.num_envs, threads, max_episode_steps)
+        self.lanes = make_lanes(self.simulation, self.num_envs, threads, max_episode_steps)
         self.single_observation_space = self.simulation.layout.box()
         self.single_action_space = self.simulation.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)

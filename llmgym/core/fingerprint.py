@@ -72,7 +72,7 @@ _mixed: weakref.WeakSet[Any] = weakref.WeakSet()
 
 def settle(kernel: Any) -> None:
     """Note what a kernel refers to as it is about to be compiled for a signature. Raises `Unknown`."""
-    now = _Reader().part(kernel)
+    now = Reader().part(kernel)
     then = _settled.setdefault(kernel, now)
     same = now.text == then.text and len(now.calls) == len(then.calls)
     if not same or any(a is not b for a, b in zip(now.calls, then.calls, strict=True)):
@@ -108,7 +108,7 @@ def describe(kernel: Any) -> bytes:
 
 def describe_types(kinds: Iterable[Any]) -> str:
     """The types of arguments, with the names of the fields of named tuples. Raises `Unknown`."""
-    reader = _Reader()
+    reader = Reader()
     return ",".join(reader.kind(kind) for kind in kinds)
 
 
@@ -133,11 +133,11 @@ def _importable(kind: type) -> bool:
 
 def _part(function: Any) -> Part:
     if not _is_kernel(function):
-        return _Reader().part(function)
+        return Reader().part(function)
     if function in _mixed:
         raise Unknown(f"{_called(function)}, which was compiled before what it refers to changed")
     if function not in _settled:
-        part = _Reader().part(function)
+        part = Reader().part(function)
         if function.overloads and part.open:
             # nobody noted what its names meant when it was compiled
             raise Unknown(f"{_called(function)}, which was called before (decorate it with @kernel)")
@@ -145,7 +145,7 @@ def _part(function: Any) -> Part:
     return _settled[function]
 
 
-class _Reader:
+class Reader:
     """Puts one function into words, and gathers what it calls."""
 
     def __init__(self) -> None:
@@ -184,7 +184,7 @@ class _Reader:
                 texts.append(f"{name}={self.value(cell.cell_contents, names)}")
             except ValueError:
                 texts.append(f"{name} is not bound")
-        for name, path in sorted(set(_references(code))):
+        for name, path in sorted(set(references(code))):
             if name in function.__globals__:
                 texts.append(self._reference(name, path, function.__globals__[name], names))
             elif name in sys.modules:  # imported within the function
@@ -294,7 +294,7 @@ def _names(code: CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def _references(code: CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
+def references(code: CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Every name that code takes from its module, with the attributes it takes of it at once: `a.b.c` gives a and (b, c)."""
     name, path = "", []
     for step in dis.get_instructions(code):
@@ -308,7 +308,7 @@ def _references(code: CodeType) -> Iterator[tuple[str, tuple[str, ...]]]:
         )
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _references(constant)
+            yield from references(constant)
 
 
 def _is_library(file: str | None, module: str = "") -> bool:

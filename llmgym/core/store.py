@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core import cache_folder
-from llmgym.core.fingerprint import Unknown, _Reader, _references
+from llmgym.core.fingerprint import Reader, Unknown, references
 from llmgym.core.lanes import Simulation
 from llmgym.core.loops import compile_loops
 from llmgym.errors import InvalidArgument
@@ -84,7 +84,7 @@ def _described(functions: tuple[Callable[..., Any], ...]) -> tuple[frozenset[str
     return packages, digest.digest()
 
 
-class _Reading(_Reader):
+class _Reading(Reader):
     """Puts Python functions into words too, which refer to more than machine code can: all else counts by the name of its class.
 
     Args:
@@ -105,7 +105,7 @@ class _Reading(_Reader):
             self._strict, before = True, self._strict
             texts.append(self.value(cell.cell_contents))
             self._strict = before
-        for name, path in sorted(set(_references(code))):
+        for name, path in sorted(set(references(code))):
             if name in function.__globals__:
                 texts.append(self._reference(name, path, function.__globals__[name], [*code.co_names]))
         return ";".join(texts)

@@ -9,7 +9,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from llmgym import errors
-from llmgym.core import env as core_env
+from llmgym.core import memory as core_memory
 from llmgym.core.settings import settled
 from llmgym.envs.kv.queue.env import KVQueueEnv
 from llmgym.envs.kv.queue.scenarios import SCENARIOS
@@ -309,7 +309,7 @@ def test_nothing_is_shown_before_the_first_reset(make, mode, method):
 
 
 def test_lanes_that_no_memory_holds(monkeypatch):
-    monkeypatch.setattr(core_env, "_memory_bytes", lambda: 16.0 * 2**30)
+    monkeypatch.setattr(core_memory, "memory_bytes", lambda: 16.0 * 2**30)
     with pytest.raises(
         InvalidArgument,
         match=r"^num_envs=1000000000: the arrays of the lanes take [\d,.]+ GiB, this machine has [\d,.]+ GiB",
@@ -330,7 +330,7 @@ def test_the_memory_of_a_lane_is_that_of_its_arrays():
     ]
     arrays += [envs.observation_space.high, envs.lanes.buffers.mask, envs.lanes.buffers.final_mask]
     arrays += [envs.lanes.buffers.action, envs.lanes.buffers.metrics]
-    assert core_env._bytes_of_a_lane(envs.simulation) * 64 == sum(array.nbytes for array in arrays)
+    assert core_memory.bytes_of_a_lane(envs.simulation) * 64 == sum(array.nbytes for array in arrays)
 
 
 @pytest.mark.parametrize("make", [ToyEnv, lambda: ToyVectorEnv(8)], ids=["single", "vector"])
@@ -338,7 +338,7 @@ def test_memory_that_the_system_does_not_grant(make, monkeypatch):
     def no_memory(*arguments, **keywords):
         raise MemoryError("Unable to allocate 48.0 GiB for an array with shape (1, 1073741824)")
 
-    monkeypatch.setattr(core_env.Lanes, "__init__", no_memory)
+    monkeypatch.setattr(core_memory.Lanes, "__init__", no_memory)
     with pytest.raises(
         InvalidArgument,
         match=r"do not fit into memory \(Unable to allocate 48.0 GiB\); .*smaller scenario may$",

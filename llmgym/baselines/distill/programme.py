@@ -5,6 +5,7 @@ give the number N* of students from which on an artefact saves energy. All rules
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from llmgym.baselines.distill.choosing import (
     choose_all,
 )
 from llmgym.baselines.distill.rollout import best_action
-from llmgym.baselines.rule import Factory, Rule
+from llmgym.baselines.rule import Factory, RandomPolicy, Rule
 from llmgym.core.checks import number, whole
 from llmgym.core.policy import Policy
 from llmgym.envs.distill.env import DistillProgramme
@@ -106,26 +107,6 @@ class OraclePolicy(PlannedPolicy):
         return out
 
 
-class RandomPolicy(Rule[DistillProgramme]):
-    """`random`: any action that is allowed.
-
-    Args:
-        env: the environment.
-        name: of the policy.
-        seed: of the choices.
-    """
-
-    def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
-        super().__init__(env, name, DistillProgramme)
-        self._generator = np.random.default_rng(seed)
-
-    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """The actions of all lanes, int64 [lanes]."""
-        free = mask if mask is not None else np.ones((len(obs), self._simulation.mask_size), np.int8)
-        chosen: NDArray[Any] = (self._generator.random(free.shape) * free).argmax(axis=1)
-        return chosen
-
-
 _NUMBERS: dict[str, type] = {"margin": float, "guard": int, "dense": int, "worth": float}
 
 BASELINES: dict[str, Callable[[Any], Policy]] = {
@@ -146,7 +127,7 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
         dense=1,
     ),
     "oracle": Factory("oracle", OraclePolicy, {"margin": float, "dense": int}),
-    "random": Factory("random", RandomPolicy),
+    "random": Factory("random", partial(RandomPolicy, simulation_class=DistillProgramme)),
 }
 
 GRIDS: dict[str, tuple[str, ...]] = {

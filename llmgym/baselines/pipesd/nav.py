@@ -9,12 +9,13 @@ All read nothing but the observation.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.rule import Factory, Rule
+from llmgym.baselines.rule import Factory, RandomPolicy, Rule
 from llmgym.core.checks import number, whole
 from llmgym.core.policy import Policy
 from llmgym.envs.pipesd.nav.env import PipeSDNav
@@ -211,26 +212,6 @@ class FixedLengthPolicy(DualPolicy):
         return self._tokens(obs, "block") >= self.n
 
 
-class RandomPolicy(Rule[PipeSDNav]):
-    """`random`: any allowed action.
-
-    Args:
-        env: the environment.
-        name: name of the policy.
-        seed: seeds the choices.
-    """
-
-    def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
-        super().__init__(env, name, PipeSDNav)
-        self._generator = np.random.default_rng(seed)
-
-    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """Actions [lanes]."""
-        weights = self._generator.random((len(obs), self._simulation.mask_size))
-        chosen: NDArray[Any] = (weights if mask is None else weights * mask).argmax(axis=1)
-        return chosen
-
-
 def _sending(send: str, **fixed: float) -> Callable[..., Policy]:
     return lambda env, name, **numbers: DualPolicy(env, name, send=send, **fixed, **numbers)
 
@@ -249,7 +230,7 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "single-batch": Factory("single-batch", _sending("none"), _BOTH),
     "greedy": Factory("greedy", _sending("free"), _BOTH),
     "fixed-1": Factory("fixed-1", lambda env, name: VanillaPolicy(env, name, 1), {}, IDLE),
-    "random": RandomPolicy,
+    "random": Factory("random", partial(RandomPolicy, simulation_class=PipeSDNav)),
 }
 
 _LENGTHS = (1, 2, 4, 6, 8, 12, 16)

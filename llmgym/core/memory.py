@@ -1,0 +1,63 @@
+"""Whether the lanes of an environment fit into memory, told before the memory is asked for."""
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+
+from llmgym.core.lanes import Lanes, Simulation
+from llmgym.errors import InvalidArgument
+
+_COUNTED_FROM = 16
+"""Lanes from which their memory is counted before it is asked for: Linux grants memory that it does not have."""
+
+
+def make_lanes(simulation: Simulation, count: int, threads: int = 1, limit: int | None = None) -> Lanes:
+    """The lanes of an environment. Raises `InvalidArgument` where they do not fit into memory."""
+    if count >= _COUNTED_FROM:
+        needed, there = count * bytes_of_a_lane(simulation), memory_bytes()
+        if needed > there:
+            raise InvalidArgument(
+                f"num_envs={count}: the arrays of the lanes take {_gib(needed)}, this machine has {_gib(there)} of memory"
+            )
+    try:
+        return Lanes(simulation, count, threads=threads, limit=limit)
+    except MemoryError as error:
+        what = f"num_envs={count}: the arrays of the lanes" if count > 1 else "the arrays of this scenario"
+        size = str(error).partition(" for an array")[0]
+        raise InvalidArgument(
+            f"{what} do not fit into memory ({size}); fewer lanes or a smaller scenario may"
+        ) from error
+
+
+def bytes_of_a_lane(simulation: Simulation) -> int:
+    """Memory of one lane's state, and of what is read and written at a step (observations twice, and their bounds)."""
+
+    def size(part: Any) -> int:
+        return (
+            part.nbytes
+            if isinstance(part, np.ndarray)
+            else sum(map(size, part))
+            if isinstance(part, tuple)
+            else 0
+        )
+
+    state = size(simulation.allocate(2)) - size(simulation.allocate(1))
+    rows = 16 * simulation.layout.size + 2 * simulation.mask_size + 8 * simulation.action_size
+    return max(state, 0) + rows + 8 * simulation.metric_size
+
+
+def memory_bytes() -> float:
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (
+        AttributeError,
+        ValueError,
+        OSError,
+    ):  # not told on Windows, where memory that is not there is not granted
+        return math.inf
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.3g} GiB" if size < 2**30 * 1000 else f"{size / 2**30:,.0f} GiB"
