@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from gymnasium.spaces import Box
@@ -23,6 +24,11 @@ class Field:
         high: largest value of every entry.
         unit: what the value is measured in, or the scale it is divided by.
         about: one line for the reader of the documentation.
+        rows: how many rows of equal width the entries are, one row after the other; 0: they are no table.
+        actions: of a table, the actions of row 0; row i has those i places on. A network can then score each action by its row.
+
+    Raises:
+        InvalidArgument: the entries do not divide into the rows, or there are actions without rows.
     """
 
     name: str
@@ -31,6 +37,36 @@ class Field:
     high: float
     unit: str
     about: str
+    rows: int = 0
+    actions: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rows < 0 or (self.rows and self.size % self.rows):
+            raise InvalidArgument(
+                f"field {self.name!r}: rows={self.rows!r}: {self.size} entries are no rows of equal width"
+            )
+        if self.actions and not self.rows:
+            raise InvalidArgument(
+                f"field {self.name!r}: actions={self.actions!r}: only a field with rows has actions"
+            )
+
+
+class Table(NamedTuple):
+    """A field whose entries are rows of equal width.
+
+    Attributes:
+        name: of the field.
+        start: index of its first entry in an observation.
+        rows: how many there are.
+        width: entries of a row.
+        actions: the actions of row 0; row i has those i places on.
+    """
+
+    name: str
+    start: int
+    rows: int
+    width: int
+    actions: tuple[int, ...]
 
 
 class Layout:
@@ -78,6 +114,14 @@ class Layout:
 
     def __hash__(self) -> int:
         return hash(self.fields)
+
+    def tables(self) -> tuple[Table, ...]:
+        """The fields that are rows of equal width, in order."""
+        return tuple(
+            Table(f.name, self[f.name].start, f.rows, f.size // f.rows, f.actions)
+            for f in self.fields
+            if f.rows
+        )
 
     def box(self) -> Box:
         """The observation space: a flat float32 `Box` with the declared bounds, shape [size]."""

@@ -53,6 +53,9 @@ class PPOConfig:
     target_kl: float | None = 0.03
     """Stop the epochs of an update once the policy has moved this far (estimated KL divergence); None never
     stops."""
+    network: Literal["perceptron", "scorer"] = "perceptron"
+    """`perceptron`: layers over the flat observation. `scorer`: one small network for every row of the observation's tables, which
+    gives the actions that belong to rows their logits (`Layout.tables`; own trainer only)."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers, the same for the policy and the value network, which share nothing."""
     activation: Literal["tanh", "relu"] = "tanh"
@@ -61,10 +64,18 @@ class PPOConfig:
     """Subtract the running mean and divide by the running deviation; both are stored in the checkpoint."""
     scale_rewards: bool = True
     """Divide rewards by the running deviation of the discounted return (their mean is left alone)."""
+    teacher: str = ""
+    """A rule to imitate before anything else is learned, such as `hybrid:threshold=0.3`; empty: none. Own trainer only."""
+    teacher_steps: int = 300_000
+    """Environment steps of the imitation, over all lanes; they do not count as steps of the run."""
+    value_first: int = 0
+    """Updates at the start in which the value network alone learns, so that a policy that imitates is not spoilt by bad advice."""
     scatter: int = 1024
     """Lanes begin together, and where episodes are long and alike they would stay in step: an update would see the same hour of
     every day. So each lane is restarted once, after a number of steps drawn up to this one; the learner takes it as a cut-off. 0
     leaves them in step. Own trainer only."""
+    device: str = "cpu"
+    """Where the networks live: a device of torch such as `cuda:1`. The environment stays on the CPU. Own trainer only."""
     threads: int = 0
     """Threads of the learning library. 0 takes all cores, at most 4, if the environment variable
     `OMP_WAIT_POLICY` is `passive` (train.py sets it), else 1: threads that wait actively lose all speed when
@@ -76,6 +87,8 @@ class PPOConfig:
             ("epochs", 1),
             ("minibatch", 1),
             ("scatter", 0),
+            ("teacher_steps", 1),
+            ("value_first", 0),
             ("threads", 0),
         ):
             whole(name, getattr(self, name), least)
@@ -92,9 +105,17 @@ class PPOConfig:
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: expected a number of at least 0")
         if self.target_kl is not None and not self.target_kl > 0:
             raise InvalidArgument(f"target_kl={self.target_kl!r}: expected None or a number above 0")
-        for name, allowed in (("discount", ("step", "second")), ("activation", ("tanh", "relu"))):
+        for name, allowed in (
+            ("discount", ("step", "second")),
+            ("activation", ("tanh", "relu")),
+            ("network", ("perceptron", "scorer")),
+        ):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: allowed {', '.join(allowed)}")
+        if self.network == "scorer" and len(self.hidden) != 2:
+            raise InvalidArgument(
+                f"hidden={self.hidden!r}: a scorer has two widths, of a row's features and of the summary"
+            )
         if not self.hidden:
             raise InvalidArgument("hidden=(): expected the widths of one layer or more")
 

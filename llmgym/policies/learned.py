@@ -9,7 +9,7 @@ import io
 import json
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,15 +19,22 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
+from llmgym.core.layout import Table
 from llmgym.errors import CheckpointError
 from llmgym.policies import checkpoint
+from llmgym.policies.network import Scorer
 
 SB3_PREFIX = "sb3-"
 ARCHIVE_ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu"}
 
 
+Floats = NDArray[np.float32]
+Forward = Callable[[Floats], Floats]
+"""From normalised observations [n, inputs] to logits, or the means of a Box, [n, outputs]."""
+
+
 class LearnedPolicy:
-    """A perceptron that acts: the most likely action, or a drawn one.
+    """A network that acts: the most likely action, or a drawn one.
 
     Attributes:
         name: how tables call it.
@@ -41,10 +48,9 @@ class LearnedPolicy:
     def __init__(
         self,
         name: str,
-        layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+        forward: Forward,
         space: Any,
         *,
-        activation: str = "tanh",
         normalise: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
         log_std: NDArray[np.float32] | None = None,
         bound_units: bool = False,
@@ -55,9 +61,8 @@ class LearnedPolicy:
         self.name = name
         self.env_kwargs: Mapping[str, Any] = MappingProxyType(dict(env_kwargs or {}))
         self.meta: Mapping[str, Any] = MappingProxyType(dict(meta or {}))
-        self._layers = layers
+        self._forward = forward
         self._space = space
-        self._relu = activation == "relu"
         self._normalise = normalise
         self._log_std = log_std
         self._bound_units = bound_units
@@ -81,10 +86,7 @@ class LearnedPolicy:
         x: NDArray[Any] = np.asarray(obs, np.float32)
         if self._normalise is not None:
             x = self._normalise(x)
-        for weight, bias in self._layers[:-1]:
-            x = x @ weight + bias
-            x = np.maximum(x, 0) if self._relu else np.tanh(x)
-        out: NDArray[Any] = x @ self._layers[-1][0] + self._layers[-1][1]
+        out: NDArray[Any] = self._forward(x)
         if isinstance(self._space, Box):
             return self._box(out)
         if self._rng is not None:
@@ -135,18 +137,21 @@ def load_learned(
     checkpoint.check_environment(meta, layout, space, spec.id if spec is not None else None, str(path))
     from_sb3 = meta["algo"].startswith(SB3_PREFIX)
     try:
-        layers = _sb3_layers(stored["model"]) if from_sb3 else _linear_layers(stored["model"], "actor.")
+        model, activation = stored["model"], meta["config"]["activation"]
         normalise = _normaliser(stored["normaliser"])
-        log_std = stored["model"].get("log_std")
-        activation = meta["config"]["activation"]
+        log_std = model.get("log_std")
+        if meta["config"].get("network") == "scorer":
+            forward = scorer(model, layout.tables(), activation)
+        else:
+            layers = _sb3_layers(model) if from_sb3 else _linear_layers(model, "actor.")
+            _check_shapes(path, layers, layout.size, simulation)
+            forward = perceptron(layers, activation)
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} lacks a part of its network: {error}") from error
-    _check_shapes(path, layers, layout.size, simulation)
     return LearnedPolicy(
         name or meta.get("name") or path.stem,
-        layers,
+        forward,
         space,
-        activation=activation,
         normalise=normalise,
         log_std=None if log_std is None else log_std.numpy(),
         bound_units=not from_sb3,
@@ -154,6 +159,40 @@ def load_learned(
         meta={**meta, "path": str(path)},
         sample_seed=sample_seed,
     )
+
+
+def perceptron(layers: list[tuple[Floats, Floats]], activation: str) -> Forward:
+    """Weights [inputs, outputs] and biases of layers, as a function; the non-linearity stands between the layers."""
+    act: Callable[[Floats], Floats] = np.tanh if activation == "tanh" else lambda x: np.maximum(x, 0)
+
+    def forward(x: Floats) -> Floats:
+        for weight, bias in layers[:-1]:
+            x = act(x @ weight + bias)
+        out: Floats = x @ layers[-1][0] + layers[-1][1]
+        return out
+
+    return forward
+
+
+def scorer(model: Mapping[str, Any], tables: Sequence[Table], activation: str) -> Forward:
+    """The actor of a `llmgym.policies.network.Scorer` as a function.
+
+    Args:
+        model: tensors by name, as a checkpoint has them.
+        tables: of the environment's observation.
+        activation: `tanh` or `relu`.
+
+    Raises:
+        CheckpointError: the tensors are those of other tables.
+    """
+    net = Scorer.restored(model, "actor.", tables, activation)
+
+    def forward(x: Floats) -> Floats:
+        with torch.no_grad():
+            out: Floats = net(torch.from_numpy(np.ascontiguousarray(x))).numpy()
+        return out
+
+    return forward
 
 
 def _linear_layers(
@@ -237,9 +276,8 @@ def _from_archive(
     log_std = model.get("log_std")
     return LearnedPolicy(
         name,
-        layers,
+        perceptron(layers, activation),
         simulation.action_space,
-        activation=activation,
         log_std=None if log_std is None else log_std.numpy(),
         sample_seed=sample_seed,
     )

@@ -1,4 +1,4 @@
-"""The networks of the own trainer: two perceptrons, one for the policy and one for the value, and running
+"""The networks of the own trainer: two perceptrons or two scorers, one for the policy and one for the value, and running
 moments.
 
 Initialisation as in Huang et al., "The 37 implementation details of proximal policy optimization", ICLR blog
@@ -8,7 +8,7 @@ uniform) and 1 for the value's.
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 
-from llmgym.errors import InvalidArgument
+from llmgym.core.layout import Table
+from llmgym.errors import CheckpointError, InvalidArgument
 
 MASKED = -1e8
 """Logit of a masked action: its probability is exactly zero in float32, its gradient finite."""
@@ -30,17 +32,28 @@ CLIP = 10.0
 
 
 class RunningMoments:
-    """Mean and variance of rows seen so far, merged batch by batch (Chan, Golub, LeVeque 1979); float64 [size]."""
+    """Mean and variance of rows seen so far, merged batch by batch (Chan, Golub, LeVeque 1979); float64 [size].
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: entries of a row.
+        tables: parts of a row whose own rows share their moments column by column, since one network looks at all of them.
+    """
+
+    def __init__(self, size: int, tables: Sequence[Table] = ()) -> None:
         self.mean = np.zeros(size)
         self.var = np.ones(size)
         self.count = 0.0
+        self._tables = tables
 
     def update(self, rows: NDArray[Any]) -> None:
         """Take in rows [n, size]."""
         n = len(rows)
         mean, var = rows.mean(axis=0, dtype=np.float64), rows.var(axis=0, dtype=np.float64)
+        for table in self._tables:
+            part = slice(table.start, table.start + table.rows * table.width)
+            means, spread = (x[part].reshape(table.rows, table.width) for x in (mean, var))
+            var[part] = np.tile(spread.mean(axis=0) + means.var(axis=0), table.rows)
+            mean[part] = np.tile(means.mean(axis=0), table.rows)
         total = self.count + n
         delta = mean - self.mean
         self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
@@ -55,6 +68,23 @@ class RunningMoments:
         """From a checkpoint."""
         self.mean, self.var = state["mean"].numpy().copy(), state["var"].numpy().copy()
         self.count = float(state["count"])
+
+
+def normalised(
+    rows: NDArray[np.float32], moments: RunningMoments, enabled: bool, device: torch.device
+) -> Tensor:
+    """Observations as a network takes them.
+
+    Args:
+        rows: observations, float32 [n, size].
+        moments: mean and variance to normalise with.
+        enabled: False leaves the rows as they are.
+        device: where the network lives.
+    """
+    if enabled:
+        scale = np.float32(1.0) / np.sqrt(moments.var + VARIANCE_FLOOR).astype(np.float32)
+        rows = np.clip((rows - moments.mean.astype(np.float32)) * scale, -CLIP, CLIP)
+    return torch.from_numpy(rows).to(device)
 
 
 def perceptron(
@@ -73,16 +103,134 @@ def perceptron(
     return nn.Sequential(*layers)
 
 
+class Scorer(nn.Module):
+    """One small network that looks at every row of the tables alike, and at the rest of the observation once.
+
+    A row is scored by what it says and by a summary of everything: the entries outside the tables, and mean and maximum over the
+    rows of each table (as in Zaheer et al., "Deep sets", NIPS 2017). So what is learned of one candidate holds for all, and nothing
+    depends on their number. Actions without a row get their logits from the summary; a constant is learned for every action.
+
+    Args:
+        inputs: entries of an observation.
+        outputs: numbers to put out, one an action.
+        tables: fields of the observation that are rows; those with actions give the actions' logits.
+        hidden: two widths, of a row's features and of the summary.
+        activation: `tanh` or `relu`.
+        gain: of the last layers' initial weights.
+        generator: draws the initial weights.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        tables: Sequence[Table],
+        hidden: Sequence[int],
+        activation: str,
+        gain: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        width, middle = hidden
+        self.tables, self.outputs = tuple(tables), outputs
+        self.act = torch.tanh if activation == "tanh" else torch.relu
+        inside = np.zeros(inputs, bool)
+        for table in self.tables:
+            inside[table.start : table.start + table.rows * table.width] = True
+        self.register_buffer("outside", torch.from_numpy(np.flatnonzero(~inside)), False)
+
+        def layer(a: int, b: int, scale: float = math.sqrt(2.0)) -> nn.Linear:
+            linear = nn.utils.skip_init(nn.Linear, a, b)
+            nn.init.orthogonal_(linear.weight, scale, generator=generator)
+            nn.init.zeros_(linear.bias)
+            return linear
+
+        self.rest = layer(int((~inside).sum()), width)
+        self.row = nn.ModuleList([layer(table.width, width) for table in self.tables])
+        self.summary = layer(width * (1 + 2 * len(self.tables)), middle)
+        self.own = nn.ModuleList([layer(width, middle) for table in self.tables if table.actions])
+        self.link = nn.ModuleList([layer(middle, middle) for table in self.tables if table.actions])
+        self.score = nn.ModuleList(
+            [layer(middle, len(table.actions), gain) for table in self.tables if table.actions]
+        )
+        self.plain = layer(middle, outputs, gain)
+        # where in [plain outputs, scores of the first table with actions, ...] the logit of each action is
+        place = np.arange(outputs)
+        start = outputs
+        for table in self.tables:
+            for k, first in enumerate(table.actions):
+                place[first : first + table.rows] = start + np.arange(table.rows) * len(table.actions) + k
+            start += table.rows * len(table.actions)
+        self.register_buffer("place", torch.from_numpy(place), False)
+
+    @classmethod
+    def restored(
+        cls, model: Mapping[str, Tensor], prefix: str, tables: Sequence[Table], activation: str
+    ) -> "Scorer":
+        """The network whose weights a checkpoint has.
+
+        Args:
+            model: tensors by name.
+            prefix: what the names of its tensors begin with, such as `actor.`.
+            tables: of the observation.
+            activation: `tanh` or `relu`.
+
+        Raises:
+            CheckpointError: the tensors are those of other tables.
+        """
+        weights = {k.removeprefix(prefix): v for k, v in model.items() if k.startswith(prefix)}
+        inputs = weights["rest.weight"].shape[1] + sum(table.rows * table.width for table in tables)
+        hidden = weights["rest.weight"].shape[0], weights["summary.weight"].shape[0]
+        try:
+            net = cls(
+                inputs, weights["plain.weight"].shape[0], tables, hidden, activation, 1.0, torch.Generator()
+            )
+            net.load_state_dict(weights)
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise CheckpointError(f"the network was made for other tables of candidates: {error}") from error
+        return net
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """Outputs [n, outputs] of normalised observations [n, inputs]."""
+        rest = self.rest(obs[:, self.outside])
+        parts, features = [self.act(rest)], []
+        for table, row in zip(self.tables, self.row):
+            size = table.rows * table.width
+            rows = obs[:, table.start : table.start + size].reshape(-1, table.rows, table.width)
+            features.append(self.act(row(rows) + rest[:, None]))
+            parts += [features[-1].mean(dim=1), features[-1].amax(dim=1)]
+        summary = self.act(self.summary(torch.cat(parts, dim=1)))
+        out = [functional.linear(summary, self.plain.weight)]
+        scored = (f for table, f in zip(self.tables, features) if table.actions)
+        for own, link, score, feature in zip(self.own, self.link, self.score, scored):
+            out.append(score(self.act(own(feature) + link(summary)[:, None])).flatten(1))
+        return torch.cat(out, dim=1)[:, self.place] + self.plain.bias
+
+
 class ActorCritic(nn.Module):
     """Policy and value of normalised observations, for `Discrete`, `MultiDiscrete` (both masked) and `Box`
     actions.
 
     A `Box` is acted on in units where its bounds are -1 and 1: the policy is Gaussian there, with one learned
     deviation an entry, and what the environment is sent is cut off at the bounds.
+
+    Args:
+        inputs: entries of an observation.
+        space: the actions.
+        hidden: widths of the hidden layers.
+        activation: `tanh` or `relu`.
+        generator: draws the initial weights.
+        tables: None makes two perceptrons; else two `Scorer`s over these tables, which may be none.
     """
 
     def __init__(
-        self, inputs: int, space: Any, hidden: Sequence[int], activation: str, generator: torch.Generator
+        self,
+        inputs: int,
+        space: Any,
+        hidden: Sequence[int],
+        activation: str,
+        generator: torch.Generator,
+        tables: Sequence[Table] | None = None,
     ) -> None:
         super().__init__()
         self.continuous = isinstance(space, Box)
@@ -110,12 +258,20 @@ class ActorCritic(nn.Module):
             self.register_buffer("place", torch.from_numpy(place), False)
         else:
             raise InvalidArgument(f"action space {space}: allowed are Discrete, MultiDiscrete and Box")
-        self.actor = perceptron([inputs, *hidden, outputs], activation, 0.01, generator)
-        self.critic = perceptron([inputs, *hidden, 1], activation, 1.0, generator)
+        self.actor: nn.Module
+        self.critic: nn.Module
+        if tables is None:
+            self.actor = perceptron([inputs, *hidden, outputs], activation, 0.01, generator)
+            self.critic = perceptron([inputs, *hidden, 1], activation, 1.0, generator)
+        else:
+            unscored = [table._replace(actions=()) for table in tables]
+            self.actor = Scorer(inputs, outputs, tables, hidden, activation, 0.01, generator)
+            self.critic = Scorer(inputs, 1, unscored, hidden, activation, 1.0, generator)
 
     def value(self, obs: Tensor) -> Tensor:
         """Expected scaled return [n] of normalised observations [n, inputs]."""
-        return self.critic(obs).squeeze(-1)
+        values: Tensor = self.critic(obs)
+        return values.squeeze(-1)
 
     def log_probabilities(self, obs: Tensor, mask: Tensor | None) -> Tensor:
         """Log probabilities [n, parts, widest] of discrete actions; masks are bool [n, actions], flat over the parts."""
@@ -131,11 +287,11 @@ class ActorCritic(nn.Module):
         """Draw actions [n, parts] (int64, or float32 in bound units for a Box) and their log probabilities [n]."""
         if self.continuous:
             mean = self.actor(obs)
-            noise = torch.randn(mean.shape, generator=generator)
+            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
             return mean + noise * self.log_std.exp(), self._gaussian(noise)
         log_p = self.log_probabilities(obs, mask)
         # Gumbel's trick; the clamp keeps the noise finite, so that a masked action can never win
-        noise = torch.rand(log_p.shape, generator=generator).clamp_(min=1e-12)
+        noise = torch.rand(log_p.shape, generator=generator).to(log_p.device).clamp_(min=1e-12)
         action = (log_p - noise.log_().neg_().log_()).argmax(dim=-1)
         return action, log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
 
@@ -154,8 +310,8 @@ class ActorCritic(nn.Module):
     def to_environment(self, action: Tensor) -> NDArray[Any]:
         """Sampled actions as the environment takes them, [n, *shape of the space]."""
         if self.continuous:
-            units = (action * self.half_width + self.middle).numpy().reshape(len(action), *self.shape)
+            units = (action * self.half_width + self.middle).cpu().numpy().reshape(len(action), *self.shape)
             bounded: NDArray[Any] = np.clip(units, self.low, self.high)
             return bounded
-        discrete: NDArray[Any] = action.numpy().reshape(len(action), *self.shape)
+        discrete: NDArray[Any] = action.cpu().numpy().reshape(len(action), *self.shape)
         return discrete

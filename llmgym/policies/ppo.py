@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from llmgym.errors import CheckpointError
+from llmgym.errors import CheckpointError, InvalidArgument
 from llmgym.policies.config import Plan, training_seed
-from llmgym.policies.network import CLIP, VARIANCE_FLOOR, ActorCritic, RunningMoments
+from llmgym.policies.imitation import imitate
+from llmgym.policies.network import CLIP, VARIANCE_FLOOR, ActorCritic, RunningMoments, normalised
 from llmgym.policies.run import EPISODE_COLUMNS, Episodes, Run, TrainingResult, learning_threads
 
 LOSS_COLUMNS = (
@@ -85,9 +86,12 @@ def _train(plan: Plan, run: Run) -> None:
     # ---- what is learned, and all the state there is
     generator = torch.Generator().manual_seed(plan.seed)
     shuffler = np.random.Generator(np.random.PCG64(plan.seed))
-    net = ActorCritic(d, env.single_action_space, config.hidden, config.activation, generator)
+    tables = env.layout.tables() if config.network == "scorer" else None
+    device = learning_device(config.device)
+    net = ActorCritic(d, env.single_action_space, config.hidden, config.activation, generator, tables)
+    net.to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
-    obs_moments, return_moments = RunningMoments(d), RunningMoments(1)
+    obs_moments, return_moments = RunningMoments(d, tables or ()), RunningMoments(1)
     if run.stored is not None:
         _restore(run.stored, net, optimizer, obs_moments, return_moments, generator, shuffler)
 
@@ -105,12 +109,11 @@ def _train(plan: Plan, run: Run) -> None:
             "rng": {"torch": generator.get_state(), "numpy": _numpy_state(shuffler)},
         }
 
-    def normalised(rows: NDArray[np.float32]) -> torch.Tensor:
-        if not config.normalise_observations:
-            return torch.from_numpy(rows)
-        scale = np.float32(1.0) / np.sqrt(obs_moments.var + VARIANCE_FLOOR).astype(np.float32)
-        return torch.from_numpy(np.clip((rows - obs_moments.mean.astype(np.float32)) * scale, -CLIP, CLIP))
+    def seen(rows: NDArray[np.float32]) -> torch.Tensor:
+        return normalised(rows, obs_moments, config.normalise_observations, device)
 
+    if config.teacher and run.stored is None:
+        imitate(run, net, optimizer, obs_moments, generator, shuffler, device)
     # ---- the rollout, [steps, lanes, ...]
     obs = np.empty((T + 1, N, d), np.float32)
     masks = np.empty((T, N, actions_total), np.bool_)
@@ -134,9 +137,10 @@ def _train(plan: Plan, run: Run) -> None:
             obs[t] = current
             masks[t] = infos["action_mask"]
             with torch.no_grad():
-                mask = torch.from_numpy(masks[t]) if actions_total else None
-                actions[t], log_probabilities[t] = net.sample(normalised(obs[t]), mask, generator)
-                sent = net.to_environment(actions[t])
+                mask = torch.from_numpy(masks[t]).to(device) if actions_total else None
+                action, log_probabilities[t] = net.sample(seen(obs[t]), mask, generator)
+                actions[t] = action
+                sent = net.to_environment(action)
             acted = clock()
             current, reward, terminated[t], truncated[t], infos = env.step(sent)
             dt = infos["dt"]
@@ -174,17 +178,17 @@ def _train(plan: Plan, run: Run) -> None:
         if config.scale_rewards:
             return_moments.update(discounted_returns.reshape(-1, 1))
             rewards /= np.float32(np.sqrt(return_moments.var[0] + 1e-8))
-        states = normalised(obs.reshape(-1, d))
+        states = seen(obs.reshape(-1, d))
         with torch.no_grad():
-            values = net.value(states).numpy().reshape(T + 1, N)
+            values = net.value(states).cpu().numpy().reshape(T + 1, N)
             next_values = values[1:].copy()
             ended_all = terminated | truncated
             next_values[ended_all] = 0.0
             if last_at and len(at := np.concatenate(last_at)):
-                next_values.reshape(-1)[at] = net.value(normalised(np.concatenate(last_obs))).numpy()
+                next_values.reshape(-1)[at] = net.value(seen(np.concatenate(last_obs))).cpu().numpy()
         gae = advantages(rewards, values[:-1], next_values, ended_all, discounts, config.gae_lambda)
-        targets = torch.from_numpy((gae + values[:-1]).reshape(-1))
-        weights = torch.from_numpy(((gae - gae.mean()) / (gae.std() + 1e-8)).reshape(-1))
+        targets = torch.from_numpy((gae + values[:-1]).reshape(-1)).to(device)
+        weights = torch.from_numpy(((gae - gae.mean()) / (gae.std() + 1e-8)).reshape(-1)).to(device)
 
         # ---- learn
         rate = config.learning_rate
@@ -192,13 +196,17 @@ def _train(plan: Plan, run: Run) -> None:
             rate *= max(0.0, 1.0 - (run.steps - batch) / plan.timesteps)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        flat_actions, flat_old = actions.reshape(batch, parts), log_probabilities.reshape(batch)
-        flat_masks = torch.from_numpy(masks.reshape(batch, -1)) if actions_total else None
+        judging = run.stored is None and taken <= config.value_first * T
+        flat_actions, flat_old = (
+            actions.reshape(batch, parts).to(device),
+            log_probabilities.reshape(batch).to(device),
+        )
+        flat_masks = torch.from_numpy(masks.reshape(batch, -1)).to(device) if actions_total else None
         sums, count, epochs = np.zeros(5), 0, 0
         for _ in range(config.epochs):
             epochs += 1
             kl_sum, kl_count = 0.0, 0
-            order = torch.from_numpy(shuffler.permutation(batch))
+            order = torch.from_numpy(shuffler.permutation(batch)).to(device)
             for pick in order.split(minibatch):
                 mask = flat_masks[pick] if flat_masks is not None else None
                 state_rows = states[pick]
@@ -211,7 +219,9 @@ def _train(plan: Plan, run: Run) -> None:
                 ).mean()
                 value_loss = 0.5 * (net.value(state_rows) - targets[pick]).square().mean()
                 bonus = entropy.mean()
-                loss = policy_loss + config.value_weight * value_loss - config.entropy * bonus
+                loss = config.value_weight * value_loss
+                if not judging:
+                    loss = loss + policy_loss - config.entropy * bonus
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
@@ -221,7 +231,7 @@ def _train(plan: Plan, run: Run) -> None:
                         ratio - 1 - log_ratio
                     ).mean()  # Schulman's low-variance estimate, joschu.net/blog/kl-approx.html
                     clipped = ((ratio - 1).abs() > config.clip).float().mean()
-                    numbers = torch.stack([policy_loss, value_loss, bonus, kl, clipped]).numpy()
+                    numbers = torch.stack([policy_loss, value_loss, bonus, kl, clipped]).cpu().numpy()
                 sums += numbers
                 count += 1
                 kl_sum, kl_count = kl_sum + float(numbers[3]), kl_count + 1
@@ -234,13 +244,29 @@ def _train(plan: Plan, run: Run) -> None:
 
         # ---- report
         means = dict(zip(LOSS_COLUMNS[:5], (sums / count).tolist()))
-        spread = float(targets.numpy().var())
-        means["explained_variance"] = 1.0 - float((targets.numpy() - values[:-1].reshape(-1)).var()) / max(
-            spread, 1e-12
-        )
+        aims = targets.cpu().numpy()
+        spread = float(aims.var())
+        means["explained_variance"] = 1.0 - float((aims - values[:-1].reshape(-1)).var()) / max(spread, 1e-12)
         run.record({**means, "learning_rate": rate, "epochs": float(epochs), **episodes.averages()})
         episodes.clear()
         run.end_update(state, run.finished)
+
+
+def learning_device(name: str) -> torch.device:
+    """A device of torch by its name.
+
+    Raises:
+        InvalidArgument: torch knows no such device, or this machine has none.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        why = str(error).partition("\n")[0]
+        raise InvalidArgument(
+            f"device={name!r}: torch cannot use it here ({why}); cpu always works"
+        ) from error
+    return device
 
 
 def _numpy_state(generator: np.random.Generator) -> dict[str, Any]:

@@ -45,7 +45,7 @@ from llmgym.errors import (
     UnknownName,
 )
 from llmgym.policies import checkpoint
-from llmgym.policies.config import Plan
+from llmgym.policies.config import Plan, PPOConfig
 from llmgym.version import __version__
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -203,8 +203,9 @@ class Run:
         checkpoint.check_environment(
             meta, self.env.layout, self.env.single_action_space, plan.env_id, str(self.path)
         )
-        for name in ("hidden", "activation"):
-            then, now = meta["config"].get(name), plan.config.to_dict()[name]
+        for name in ("hidden", "activation", "network"):
+            now = plan.config.to_dict()[name]
+            then = meta["config"].get(name, PPOConfig().to_dict()[name])
             if then != now:
                 raise CheckpointError(
                     f"{self.path} was trained with {name}={then!r}, not {now!r}: resume with that"
@@ -281,6 +282,11 @@ class Run:
     def finished(self) -> bool:
         """True once all steps of the plan were taken."""
         return self.steps >= self.plan.timesteps
+
+    def say(self, line: str) -> None:
+        """Print a line of progress, if progress is wanted."""
+        if self.plan.progress:
+            self._console.print(f"{self.plan.env_id}: {line}", highlight=False, soft_wrap=True)
 
     def record(self, values: Mapping[str, float]) -> None:
         """Add a row to the learning curve (columns that are missing stay empty) and show progress."""

@@ -236,6 +236,18 @@ def train_sb3(plan: Plan) -> TrainingResult:
         CheckpointError: `plan.resume` is set and there is nothing that fits to resume from.
         InvalidArgument: the plan cannot be carried out.
     """
+    if plan.config.network != "perceptron":
+        raise InvalidArgument(
+            f'network="{plan.config.network}": stable-baselines3 gets a perceptron here; use algo="ppo"'
+        )
+    if plan.config.teacher:
+        raise InvalidArgument(
+            f'teacher="{plan.config.teacher}": only the own trainer imitates; use algo="ppo"'
+        )
+    if plan.config.device != "cpu":
+        raise InvalidArgument(
+            f'device="{plan.config.device}": with stable-baselines3 it is the cpu here; use algo="ppo"'
+        )
     if plan.config.discount == "second":
         raise InvalidArgument('discount="second": stable-baselines3 discounts by steps; use algo="ppo"')
     minibatch = minibatch_size(plan.config.rollout_steps * plan.lanes, plan.config.minibatch)

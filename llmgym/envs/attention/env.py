@@ -98,6 +98,7 @@ class AttentionBudget(Simulation):
                     ", ".join(WAITING_ROW),
                     "a row for each of the first waiting batches, scaled as for the head: `waits` is 1 where there is one, "
                     "`head` for the head, `time` is what it would take without loss (x / (1 + x) in mean service times)",
+                    rows=chosen.window,
                 ),
                 Field(
                     "action",
@@ -108,6 +109,8 @@ class AttentionBudget(Simulation):
                     "a row for each action: time (x / (1 + x) in mean service times), time left after it (likewise, signed), "
                     "loss and loss above the limit (x / (1 + x) in budgets), share of memory, 1 / parts, whether it is "
                     "allowed, whether it defers",
+                    rows=self.defer + 1,
+                    actions=(0,),
                 ),
             ],
             Observation,

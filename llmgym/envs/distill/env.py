@@ -164,7 +164,9 @@ class DistillProgramme(Simulation):
         rows = (chosen.slots * len(chosen.pipelines) + ARTEFACTS) * (1 + len(chosen.caps)) + 1
         self.action_space = Discrete(rows)
         unit = f"{rows} rows of {FEATURES}"
-        self.layout = Layout([Field("candidate", rows * FEATURES, -1.0, 1.0, unit, ROW)], Observation)
+        self.layout = Layout(
+            [Field("candidate", rows * FEATURES, -1.0, 1.0, unit, ROW, rows, (0,))], Observation
+        )
 
     def _params(self, chosen: Scenario) -> Params:
         """What all lanes share, from the settings."""

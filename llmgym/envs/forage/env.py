@@ -23,10 +23,13 @@ from llmgym.envs.forage.kernels import KERNELS
 from llmgym.envs.forage.scenarios import SCENARIOS, Scenario
 from llmgym.envs.forage.state import (
     ACTIONS,
+    FOCUS,
     KEY_COLUMNS,
     KEY_SHOWN,
     KEYS,
     PASSAGES,
+    READ,
+    SCAN,
     SLOT_COLUMNS,
     SLOT_SHOWN,
     SLOTS,
@@ -45,7 +48,14 @@ REWARDS = ("probability", "outcome")
 LAYOUT = Layout(
     [
         Field(
-            "key", KEYS * KEY_COLUMNS, -1.0, 1.0, "-", f"a row for each of 4 facts: {'; '.join(KEY_SHOWN)}"
+            "key",
+            KEYS * KEY_COLUMNS,
+            -1.0,
+            1.0,
+            "-",
+            f"a row for each of 4 facts: {'; '.join(KEY_SHOWN)}",
+            rows=KEYS,
+            actions=(FOCUS,),
         ),
         Field(
             "slot",
@@ -54,6 +64,8 @@ LAYOUT = Layout(
             1.0,
             "-",
             f"a row for each of 16 candidates, the likeliest first: {'; '.join(SLOT_SHOWN)}",
+            rows=SLOTS,
+            actions=(READ, SCAN),
         ),
     ],
     Observation,

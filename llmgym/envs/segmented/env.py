@@ -84,7 +84,8 @@ class SegmentedPrefill(Simulation):
         self.action_space = Discrete(self.rows)
         about = "a row of 18 entries for each action, in their order; all zeros where it is not allowed"
         self.layout = Layout(
-            [Field("candidates", self.rows * FEATURES, -1.0, 1.0, "see above", about)], Observation
+            [Field("candidates", self.rows * FEATURES, -1.0, 1.0, "see above", about, self.rows, (0,))],
+            Observation,
         )
 
     def _params(self) -> Params:

@@ -114,7 +114,17 @@ class Unmask(Simulation):
         self.params = self._parameters()
         block = chosen.block
         about = f"row by row: {', '.join(FEATURES)}; distances and places over the block, entropies over ln V"
-        rows = Field("position", block * len(FEATURES), -1.0, 1.0, f"{block} rows of {len(FEATURES)}", about)
+        own = (0,) if chosen.action == "add" else ()
+        rows = Field(
+            "position",
+            block * len(FEATURES),
+            -1.0,
+            1.0,
+            f"{block} rows of {len(FEATURES)}",
+            about,
+            block,
+            own,
+        )
         self.layout = Layout([rows], Observation)
         if chosen.action == "set":
             self.action_space = MultiDiscrete(np.full(block, 2))

@@ -1,0 +1,168 @@
+"""Train the shipped policies of the environments whose actions are rows: several at once, each in a process of its own.
+
+    python benchmarks/train_policies.py --minutes 8 --device cuda:0 --device cuda:1 --out runs
+    python benchmarks/train_policies.py llmgym/Forage-v0 --scenarios small --seeds 0 --steps 200000 --out runs
+
+Each begins by imitating the best rule of its environment that sees no more (`RECIPES`), and learns on with the own PPO.
+With `--minutes` the number of steps is chosen by the speed of the first updates, while all of them run; a checkpoint tells it.
+`OUT/ENVIRONMENT/ppo-SCENARIO-sSEED.pt` is left without the optimizer's moments, which playing does not need.
+`benchmarks/comparisons.py` says afterwards, on other worlds, whether they win.
+"""
+
+import argparse
+import csv
+import itertools
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+
+from llmgym import policies
+from llmgym.policies import Plan, PPOConfig
+
+COMMON = PPOConfig(
+    network="scorer",
+    hidden=(64, 64),
+    rollout_steps=64,
+    minibatch=4096,
+    gamma=0.999,
+    gae_lambda=0.95,
+    learning_rate=7e-4,
+    entropy=0.002,
+    target_kl=0.03,
+    teacher_steps=400_000,
+    value_first=6,
+    scatter=64,
+)
+RECIPES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "llmgym/Unmask-v0": (
+        {"small": "switch:low=0.4,high=4,gamma=1", "real": "eb:gamma=1"},
+        {"gae_lambda": 0.97},
+    ),
+    "llmgym/Forage-v0": (
+        {
+            "small": "hybrid:retrieve=5,read=0.4,evaluations=0",
+            "real": "hybrid:retrieve=10,read=0.4,evaluations=0",
+        },
+        {"gamma": 1.0, "rollout_steps": 32, "scatter": 8},
+    ),
+    "llmgym/AttentionBudget-v0": (
+        {
+            "small": "priced:loss=0.2,time=0.3,pace=1,skip=1",
+            "real": "priced:loss=0.1,time=1,pace=2,skip=1",
+        },
+        {},
+    ),
+    "llmgym/SegmentedPrefill-v0": (
+        {name: "triage:short=10,price=0,give_up=-0.5,pressure=0.4" for name in ("small", "real")},
+        {},
+    ),
+    "llmgym/DistillProgramme-v0": (
+        {"small": "thrifty:margin=12,dense=0,worth=0.8", "real": "thrifty:margin=0,dense=1,worth=0"},
+        {"gamma": 1.0},
+    ),
+}
+"""Of each environment: the rule to imitate by scenario, and what differs from `COMMON`."""
+LANES = 512
+TRIAL_UPDATES = 8
+"""Updates after which the speed is known."""
+
+
+def config_of(env_id: str, scenario: str, device: str) -> PPOConfig:
+    """The hyperparameters of an environment."""
+    teachers, differing = RECIPES[env_id]
+    return replace(COMMON, teacher=teachers[scenario], device=device, **differing)
+
+
+def steps_a_second(curve: Path) -> float:
+    """Of the later half of the updates that a learning curve tells."""
+    with curve.open() as file:
+        rows = [float(row["steps_per_s"]) for row in csv.DictReader(file)]
+    later = rows[len(rows) // 2 :]
+    return len(later) / sum(1.0 / speed for speed in later)
+
+
+def train(env_id: str, scenario: str, seed: int, device: str, minutes: float, steps: int, out: Path) -> None:
+    """Train one policy and leave its checkpoint in `out`.
+
+    Args:
+        env_id: the environment.
+        scenario: its scenario.
+        seed: of networks and worlds.
+        device: where the networks live.
+        minutes: time of the training after the trial; counts where `steps` is 0.
+        steps: environment steps; 0: as many as fit into `minutes`.
+        out: folder of all policies.
+    """
+    config = config_of(env_id, scenario, device)
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(
+            env_id, Path(folder) / "run", {"scenario": scenario}, seed=seed, lanes=LANES, config=config,
+            timesteps=steps, save_every_s=60.0,
+        ) if steps else None  # fmt: skip
+        if plan is None:
+            trial = Plan(
+                env_id, Path(folder) / "trial", {"scenario": scenario}, seed=seed, lanes=LANES, progress=False,
+                config=replace(config, teacher="", value_first=0),
+                timesteps=TRIAL_UPDATES * LANES * config.rollout_steps,
+            )  # fmt: skip
+            policies.train(trial)
+            speed = steps_a_second(trial.out / "learning_curve.csv")
+            plan = replace(
+                trial,
+                out=Path(folder) / "run",
+                config=config,
+                timesteps=int(60 * minutes * speed),
+                progress=True,
+            )
+        result = policies.train(plan)
+        print(f"{env_id} {scenario} seed {seed}: {result.steps:,} steps in {result.wall_s:.0f} s", flush=True)
+        name = f"{env_id.rpartition('/')[2]}/ppo-{scenario}-s{seed}"
+        target = out / f"{name}.pt"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stored = torch.load(result.checkpoint, map_location="cpu", weights_only=True)
+        stored["optimizer"] = {}
+        stored["meta"]["name"] = target.stem
+        torch.save(stored, target)
+        shutil.copy(plan.out / "learning_curve.csv", out / f"{name}.csv")
+
+
+def main() -> None:
+    """Train all that was asked for, side by side."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("envs", nargs="*", help=f"ids; all of {', '.join(RECIPES)} if left out")
+    parser.add_argument("--scenarios", nargs="+", default=["small", "real"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--device", action="append", help="devices of torch, taken in turn")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time of a training")
+    parser.add_argument("--steps", type=int, default=0, help="steps of a training, instead of its time")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    jobs = list(itertools.product(args.envs or RECIPES, args.scenarios, args.seeds))
+    devices = args.device or ["cpu"]
+    if len(jobs) == 1:
+        train(*jobs[0], devices[0], args.minutes, args.steps, args.out)
+        return
+    running = []
+    for (env_id, scenario, seed), device in zip(jobs, itertools.cycle(devices)):
+        words = [
+            env_id, "--scenarios", scenario, "--seeds", str(seed), "--device", device,
+            "--minutes", str(args.minutes), "--steps", str(args.steps), "--out", str(args.out),
+        ]  # fmt: skip
+        running.append(subprocess.Popen([sys.executable, __file__, *words]))
+    if any([process.wait() for process in running]):
+        sys.exit("some of the trainings failed; see above")
+
+
+if __name__ == "__main__":
+    main()
