@@ -6,16 +6,23 @@
     python benchmarks/unmask_model.py --corpus corpus.xz --device cpu --quick --out DIR
 
 No weights are downloaded: a small model is trained here, on text that Python packages ship (`benchmarks/draft_pair/corpus.py`), and
-nothing of the text is kept. The measuring itself needs torch, numpy and the corpus file, no network.
+nothing of the text is kept. The measuring itself needs torch, this package and the corpus file, no network.
 
 **What is measured.** Blocks of held-out text, each after a known prompt and before masked tokens, as a model meets them that
 writes block by block. The model is asked with all of the block masked, and with one position known, the true token, for each in
 turn. Every time it says of each masked position: the probability of the true token and of the likeliest one, whether these are the
 same, the margin to the second, the entropy. So the effect of each position on each other one is there, pair by pair.
 
+**Who judges.** An autoregressive model, the target model of `draft_target.py`, is trained on the same text in the same run. For
+every position and row it says by how many nats the true text (the block and some tokens after it) becomes less likely when the
+position's token is the one that the denoiser finds likeliest. How far several such damages add up is measured on random sets.
+
 **What is fitted.** What the model says when several positions are known is put together from the pairs: the strongest effect counts
 in full, of the others a share. The four shares (one for each quantity) are fitted on random sets of half of the checked blocks, and
 the error of the rule is told for the other half, beside that of taking the strongest effect alone, or none.
+
+**What is checked.** Blocks are also revealed by a few rules with the model itself at every call: with true tokens, to compare
+with what the tables say of the same blocks, and with the tokens that the model finds likeliest, which the judge reads.
 
 **What is written.** `meta.json` (device, versions, date, corpora, sizes, losses, shares and their errors, summary) and
 `denoiser.npz`, which `llmgym.envs.unmask.tables` reads:
@@ -23,7 +30,9 @@ the error of the rule is told for the other half, beside that of taking the stro
 - `domain`: uint8 [blocks], index into the list `domains` of `meta.json`.
 - `deficit_true`, `deficit_top`: uint8 [blocks, 1 + block, block], codes of -ln P of the true and of the likeliest token. Row 0 of
   the second axis: nothing is known; row 1 + i: position i is. Rows after the first are differences of codes to it, modulo 256.
+  Where the likeliest token is the true one, the code of the former stands for both.
 - `entropy`, `margin_lost`: likewise, of the entropy (nats) and of 1 less the margin.
+- `damage`: likewise, signed codes of the judge's nats.
 - `right`: uint8 [blocks, 1 + block, ceil(block / 8)], bits (`numpy.unpackbits`): the likeliest token is the true one.
 """
 
@@ -41,20 +50,24 @@ import numpy as np
 import torch
 from draft_pair.corpus import DOMAINS, load_corpus, prepare
 from draft_pair.machine import machine
-from draft_pair.models import windows
+from draft_pair.models import QUICK_TARGET, TARGET, Decoder, windows
+from draft_pair.models import Plan as PairPlan
+from draft_pair.models import train as train_scorer
+from masked_model.ask import QUANTITIES, Floats, Said, ask, ask_pairs
 from masked_model.models import DENOISER, QUICK_DENOISER, MaskedModel, Plan, train
+from masked_model.replay import replays
+from masked_model.scorer import additivity, damages
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 FORMAT = 1
-LARGEST_TABLE_BYTES = 1_500_000
+LARGEST_TABLE_BYTES = 1_900_000
 FINEST, COARSEST = 1e-3, 16.0
 """Numbers x are coded in 256 steps, even in log(1 + x / FINEST): about 4 % apart, near zero finer than anyone's threshold."""
-QUANTITIES = ("log_true", "log_top", "entropy", "margin")
-BATCH = 256
-"""Blocks that the model is asked about at once."""
-Floats = NDArray[np.float32]
+FINEST_SIGNED, COARSEST_SIGNED = 1e-2, 32.0
+"""Numbers with a sign are coded in 127 steps on either side of code 128, which is 0: about 7 % apart."""
+SCORER_SHARE = 0.35
+"""Of the time of training: the judge."""
 
 
 def encode(x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
@@ -63,56 +76,18 @@ def encode(x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     return np.rint(255.0 * steps).astype(np.uint8)
 
 
+def encode_signed(x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Codes of numbers with a sign, any shape; beyond `COARSEST_SIGNED` all are the same."""
+    size = np.log1p(np.minimum(np.abs(x), COARSEST_SIGNED) / FINEST_SIGNED)
+    steps = size / math.log1p(COARSEST_SIGNED / FINEST_SIGNED)
+    return (128 + np.rint(127.0 * np.copysign(steps, x))).astype(np.uint8)
+
+
 def difference(code: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Codes [blocks, 1 + block, block] with row 0 taken from all others, modulo 256: most are 0 then, and pack well."""
     out = code.copy()
     out[:, 1:] -= code[:, :1]
     return out
-
-
-class Said(NamedTuple):
-    """What the model says of blocks: `values` float32 [..., block, 4], the `QUANTITIES`, and `right` bool [..., block].
-
-    Of a position that is known: certain, so 0, 0, 0, 1 and right.
-    """
-
-    values: Floats
-    right: NDArray[np.bool_]
-
-
-@torch.no_grad()
-def ask(model: MaskedModel, text: Tensor, known: Tensor, plan: Plan) -> Said:
-    """Ask the model about blocks of which some positions are known.
-
-    Args:
-        model: the model.
-        text: prompt and block, [blocks, prompt + block].
-        known: which positions of the block are known, bool [blocks, block].
-        plan: says how many masked tokens follow.
-    """
-    values, right = [], []
-    for part, shown in zip(text.split(BATCH), known.split(BATCH), strict=True):
-        truth = part[:, plan.prompt :]
-        rest = truth.new_full((len(part), plan.after), model.mask)
-        asked = torch.cat([part[:, : plan.prompt], torch.where(shown, truth, model.mask), rest], dim=1)
-        logits = model(asked)[:, plan.prompt : plan.prompt + plan.block].float()
-        law = functional.log_softmax(logits, dim=-1)
-        best = law.topk(2, dim=-1)
-        of_true = law.gather(-1, truth[..., None])[..., 0]
-        entropy = -(law.exp() * law).sum(dim=-1)
-        margin = best.values[..., 0].exp() - best.values[..., 1].exp()
-        said = torch.stack([of_true, best.values[..., 0], entropy, margin], dim=-1)
-        certain = torch.tensor([0.0, 0.0, 0.0, 1.0], device=said.device)
-        values.append(torch.where(shown[..., None], certain, said).cpu().numpy())
-        right.append(((best.indices[..., 0] == truth) | shown).cpu().numpy())
-    return Said(np.concatenate(values), np.concatenate(right))
-
-
-def ask_pairs(model: MaskedModel, text: Tensor, plan: Plan) -> Said:
-    """What the model says with nothing known and with each position known in turn, [blocks, 1 + block, block]."""
-    rows = torch.cat([torch.zeros(1, plan.block), torch.eye(plan.block)]).bool().to(text.device)
-    said = [ask(model, text, row.expand(len(text), -1), plan) for row in rows]
-    return Said(np.stack([s.values for s in said], axis=1), np.stack([s.right for s in said], axis=1))
 
 
 class Effects(NamedTuple):
@@ -217,9 +192,16 @@ def summary(said: Said) -> dict[str, Any]:
     }
 
 
-def pack(said: Said, domain: NDArray[np.uint8], keep: NDArray[np.bool_]) -> bytes:
-    """The bytes of `denoiser.npz` with the blocks that are kept."""
-    values = said.values[keep]
+def pack(said: Said, damage: Floats, domain: NDArray[np.uint8], keep: NDArray[np.bool_]) -> bytes:
+    """The bytes of `denoiser.npz` with the blocks that are kept.
+
+    Args:
+        said: what the model says, [blocks, 1 + block, block].
+        damage: the judge's nats, likewise.
+        domain: number of the domain, [blocks].
+        keep: which blocks, [blocks].
+    """
+    values, right = said.values[keep], said.right[keep]
     columns = {
         "deficit_true": -values[..., 0],
         "deficit_top": -values[..., 1],
@@ -227,31 +209,46 @@ def pack(said: Said, domain: NDArray[np.uint8], keep: NDArray[np.bool_]) -> byte
         "margin_lost": 1.0 - values[..., 3],
     }
     buffer = io.BytesIO()
-    coded = {name: difference(encode(x)) for name, x in columns.items()}
-    np.savez_compressed(buffer, domain=domain[keep], right=np.packbits(said.right[keep], axis=2), **coded)
+    coded = {name: encode(x) for name, x in columns.items()} | {"damage": encode_signed(damage[keep])}
+    coded["deficit_true"][right] = 0
+    coded = {name: difference(code) for name, code in coded.items()}
+    np.savez_compressed(buffer, domain=domain[keep], right=np.packbits(right, axis=2), **coded)
     return buffer.getvalue()
 
 
-def measure(model: MaskedModel, tokens: dict[str, Tensor], plan: Plan, out: Path) -> dict[str, Any]:
+def measure(
+    model: MaskedModel, scorer: Decoder, tokens: dict[str, Tensor], plan: Plan, out: Path
+) -> dict[str, Any]:
     """Write `denoiser.npz`; returns what goes into `meta.json`."""
-    model.eval()
-    parts, texts, groups = [], [], {}
+    model.eval(), scorer.eval()
+    parts, hurt, texts, groups = [], [], [], {}
     for d, domain in enumerate(DOMAINS):
         held = tokens[f"{domain}_held"]
         generator = torch.Generator(held.device).manual_seed(10 + d)
-        text = windows(held, plan.blocks, plan.prompt + plan.block, generator)
-        parts.append(ask_pairs(model, text, plan))
-        texts.append(text[: plan.checked])
-        groups[domain] = summary(parts[-1])
+        text = windows(held, plan.blocks, plan.prompt + plan.block + plan.after, generator)
+        said = ask_pairs(model, text, plan)
+        damage = damages(scorer, text, said.best, said.right, plan)
+        parts.append(said), hurt.append(damage), texts.append(text[: plan.checked])
+        first, some = (x[: plan.checked, 0] for x in (said.best, said.right))
+        groups[domain] = {
+            **summary(said),
+            "scorer": {
+                "nats_a_wrong_token": round(float(damage[~said.right].mean()), 4),
+                "wrong_tokens_that_it_likes_better": round(float((damage[~said.right] < 0).mean()), 4),
+                "additivity": additivity(scorer, texts[-1], first, some, damage[: plan.checked, 0], plan),
+            },
+            "replay": replays(model, scorer, texts[-1], plan),
+        }
         print(domain, groups[domain], flush=True)
     checked = np.concatenate([part.values[: plan.checked] for part in parts])
     fitted = combination(model, torch.cat(texts), checked, plan)
-    said = Said(np.concatenate([p.values for p in parts]), np.concatenate([p.right for p in parts]))
+    said = Said(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    damage = np.concatenate(hurt)
     domain_of = np.repeat(np.arange(len(DOMAINS), dtype=np.uint8), plan.blocks)
     # The last blocks of each domain go until the file is small enough: they are as random as the first.
     rank = np.tile(np.arange(plan.blocks) / plan.blocks, len(DOMAINS))
     for share in np.arange(1.0, 0.0, -0.05):
-        data = pack(said, domain_of, rank < share)
+        data = pack(said, damage, domain_of, rank < share)
         if len(data) <= LARGEST_TABLE_BYTES:
             break
     (out / "denoiser.npz").write_bytes(data)
@@ -262,11 +259,14 @@ def measure(model: MaskedModel, tokens: dict[str, Tensor], plan: Plan, out: Path
         "block": plan.block,
         "prompt_tokens": plan.prompt,
         "masked_after": plan.after,
+        "checked_blocks": plan.checked,
         "groups": groups,
         "combination": fitted,
         "coding": {
             "finest": FINEST,
             "coarsest": COARSEST,
+            "finest_signed": FINEST_SIGNED,
+            "coarsest_signed": COARSEST_SIGNED,
             "rule": "x = finest ((1 + coarsest / finest)^(code / 255) - 1); rows after the first are differences modulo 256",
         },
     }
@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--prepare", type=Path, metavar="FILE", help="write the corpus and stop")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="what --prepare wrote")
     parser.add_argument("--device", default="cuda", help="a torch device")
-    parser.add_argument("--minutes", type=float, default=8.0, help="time of training")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time of training, of both models")
     parser.add_argument("--blocks", type=int, default=1500, help="measured blocks of each domain")
     parser.add_argument("--block", type=int, default=16, help="positions of a block")
     parser.add_argument("--out", type=Path, default=Path("denoiser"), help="folder of the results")
@@ -302,26 +302,30 @@ def main(argv: list[str] | None = None) -> None:
     arrays, corpus = load_corpus(args.corpus)
     tokens = {key: torch.from_numpy(a.astype(np.int32)).to(device) for key, a in arrays.items()}
     if args.quick:
-        shape = QUICK_DENOISER
+        shape, judge, seconds = QUICK_DENOISER, QUICK_TARGET, 3.0
         plan = Plan(4, 8, 48, blocks=12, block=8, prompt=16, after=8, checked=6, sets=3)
     else:
-        shape = DENOISER
+        shape, judge, seconds = DENOISER, TARGET, 60 * args.minutes * SCORER_SHARE
         plan = Plan(
-            60 * args.minutes,
+            60 * args.minutes - seconds,
             96,
             256,
             args.blocks,
             args.block,
             prompt=128,
             after=args.block,
-            checked=min(args.blocks, 200),
+            checked=min(args.blocks, 300),
             sets=8,
         )
     torch.manual_seed(0)
+    scorer = Decoder(judge, corpus["vocabulary"]).to(device)
+    batch, window = (8, 64) if args.quick else (64, 512)
+    pair = PairPlan(seconds, 0.0, batch, window, 0, 0, 0, 0, 0, 0)
+    trained = {"scorer": train_scorer("scorer", scorer, judge, tokens, seconds, pair)}
     model = MaskedModel(shape, corpus["vocabulary"]).to(device)
-    trained = train(model, shape, tokens, plan)
+    trained["denoiser"] = train(model, shape, tokens, plan)
     # Full precision: in bfloat16 the two likeliest tokens are often equally likely.
-    measured = measure(model, tokens, plan, args.out)
+    measured = measure(model, scorer, tokens, plan, args.out)
     meta = {
         "format": FORMAT,
         "what": "a masked-diffusion language model trained for this, on held-out text: what it says of masked tokens",

@@ -16,7 +16,7 @@ from draft_pair.models import TRAINED_ON, Shape, rotate, windows
 from torch import Tensor, nn
 from torch.nn import functional
 
-DENOISER = Shape(layers=12, width=640, heads=10, dropout=0.1, peak_rate=1e-3)
+DENOISER = Shape(layers=8, width=384, heads=6, dropout=0.0, peak_rate=2e-3)
 QUICK_DENOISER = Shape(layers=1, width=48, heads=2, dropout=0.0, peak_rate=1e-2)
 LEAST_SHARE = 0.02
 """Smallest share of masked tokens in training: the weight of the loss is one over it."""

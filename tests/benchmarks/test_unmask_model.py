@@ -70,6 +70,10 @@ def test_a_code_is_within_its_stated_error():
     assert tables.decode(um.encode(np.zeros(1)), um.FINEST, um.COARSEST)[0] == 0.0
     code = np.random.default_rng(0).integers(0, 256, (3, 5, 4)).astype(np.uint8)
     assert (tables.undo_difference(um.difference(code)) == code).all()
+    signed = np.concatenate([-x, [0.0], x])
+    found = tables.decode_signed(um.encode_signed(signed), um.FINEST_SIGNED, um.COARSEST_SIGNED)
+    assert (np.abs(found - signed) <= 0.035 * (np.abs(signed) + um.FINEST_SIGNED)).all()
+    assert um.encode_signed(np.array([-1e9, 0.0, 1e9])).tolist() == [1, 128, 255]
 
 
 def test_what_is_asked_is_what_the_model_says():
@@ -124,7 +128,8 @@ def test_shares_that_made_the_effects_are_found(monkeypatch):
 
     def ask(model, text, known, plan):
         found = um.effects(pairs, known.numpy())
-        return um.Said(found.base + found.strongest + shares * found.others, known.numpy())
+        said = found.base + found.strongest + shares * found.others
+        return um.Said(said, known.numpy(), np.zeros(known.shape, np.int64))
 
     monkeypatch.setattr(um, "ask", ask)
     told = um.combination(tiny(0), some_text(40, 13), pairs, PLAN)
@@ -180,15 +185,22 @@ def test_the_table_holds_what_was_said(tmp_path, monkeypatch):
         "format": um.FORMAT,
         "measured": {
             "vocabulary": 9,
-            "coding": {"finest": um.FINEST, "coarsest": um.COARSEST},
+            "coding": {
+                "finest": um.FINEST,
+                "coarsest": um.COARSEST,
+                "finest_signed": um.FINEST_SIGNED,
+                "coarsest_signed": um.COARSEST_SIGNED,
+            },
             "combination": {"shares": dict.fromkeys(um.QUANTITIES, 0.5)},
         },
     }
     domain = np.array([0, 0, 0, 1, 1, 1], np.uint8)
-    data = um.pack(said, domain, np.ones(6, bool))
+    damage = np.where(said.right, 0.0, np.random.default_rng(0).normal(0.0, 9.0, said.right.shape))
+    data = um.pack(said, damage.astype(np.float32), domain, np.ones(6, bool))
     excerpts = tables.read(data, meta, "x", 1)
     assert np.array_equal(excerpts.right, said.right[3:])
     assert excerpts.values == pytest.approx(said.values[3:], rel=0.03, abs=0.02)
+    assert excerpts.damage == pytest.approx(np.clip(damage[3:], -32.0, 32.0), rel=0.04)
     with pytest.raises(InvalidArgument, match="domain"):
         tables.read(data, meta, "x", 2)
     with pytest.raises(InvalidArgument, match="format"):

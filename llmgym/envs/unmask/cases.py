@@ -14,5 +14,6 @@ CASES: dict[str, dict[str, Any]] = {
         "action": "macro",
         "show_interleave": True,
     },
-    "time": {"scenario": "real", "tokens": 24, "block": 12, "processes": 2, "interleave": (2,)},
+    "time": {"scenario": "mixed", "tokens": 24, "block": 12, "processes": 2, "interleave": (2,)},
+    "real": {"scenario": "real", "tokens": 32},
 }

@@ -54,6 +54,7 @@ class Unmask(Simulation):
         "position.drawn": "when it is revealed",
         "position.log_drawn": "when it is revealed",
         "position.right": "when it is revealed",
+        "position.damage": "when it is revealed",
     }
     shown: ClassVar[frozenset[str]] = frozenset(
         {
@@ -165,6 +166,7 @@ class Unmask(Simulation):
             typical,
             np.zeros((*nothing, len(QUANTITIES)), np.float32) if excerpts is None else excerpts.values,
             np.zeros(nothing, np.uint8) if excerpts is None else excerpts.right,
+            np.zeros(nothing, np.float32) if excerpts is None else excerpts.damage,
             np.zeros(len(QUANTITIES)) if excerpts is None else excerpts.shares,
             self.call_s,
             self.call_s / self.call_s.mean() if chosen.cost == "time" else np.ones(calls),
@@ -273,7 +275,7 @@ class UnmaskEnv(LaneEnv):
     ```
 
     Args:
-        scenario: `paper`, `real`, `stress`, `small`, `columns`, or a `Scenario` (see `llmgym.envs.unmask.scenarios`). Each
+        scenario: `paper`, `real`, `mixed`, `stress`, `small`, `columns`, or a `Scenario` (see `llmgym.envs.unmask.scenarios`). Each
             setting can be given as an argument of its own: `tokens`, `block`, `prompt`, `text`, `mode`, `action`, `lambda_low`,
             `lambda_high`, `cost`, `clock`, `context`, `reuse`, `interleave`, `show_interleave`, `processes`, `process_seed`,
             `topics`, `phrases`, `vocabulary`, `noise`, `alpha`, `denoiser_error`, `error_tokens`.

@@ -48,11 +48,13 @@ def denoise_excerpt(state: State, params: Params, lane: int) -> None:
     """Write what the model says of all positions of the block, given those that are known."""
     episode, masked = state.lane[lane], state.masked[lane]
     table, right = params.measured[episode.excerpt], params.measured_right[episode.excerpt]
+    damage = params.measured_damage[episode.excerpt]
     most = math.log(params.config[0].vocabulary)
     for i in range(masked.shape[0]):
         position = state.position[lane, i]
         if masked[i] == 0:
             position.confidence, position.margin, position.entropy, position.fall = 1.0, 1.0, 0.0, 0.0
+            position.damage = 0.0
             continue
         top = min(estimate(table, LOG_TOP, params.shares[LOG_TOP], masked, i), 0.0)
         entropy = min(max(estimate(table, ENTROPY, params.shares[ENTROPY], masked, i), 0.0), most)
@@ -69,3 +71,4 @@ def denoise_excerpt(state: State, params: Params, lane: int) -> None:
             if masked[j] == 0 and abs(gain) > best:
                 best, row = abs(gain), 1 + j
         position.right = right[row, i]
+        position.damage = damage[row, i]

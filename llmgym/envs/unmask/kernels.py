@@ -148,6 +148,7 @@ def fire(state: State, params: Params, lane: int) -> tuple[float, bool, float]:
             state.call_of[lane, begin + i - config.prompt] = episode.calls
             log_drawn += position.log_drawn
             episode.right += position.right
+            episode.damage += position.damage
             if config.measured != 0:
                 log_joint += log_true(state, params, lane, i)
             masked[i], chosen[i] = 0, 0
@@ -325,6 +326,7 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
         likely = episode.log_p >= params.typical[episode.process, episode.kind]
         out.typical = 1.0 if likely else 0.0
     out.accuracy = ratio(float(episode.right), float(episode.revealed if config.score != 0 else 0))
+    out.scorer_nats = episode.damage if config.measured != 0 else math.nan
     out.nll_nats_per_token = ratio(-episode.log_p, finished)
     out.time_s = episode.clock_s
     out.cost_calls = episode.cost

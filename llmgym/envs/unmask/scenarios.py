@@ -107,7 +107,17 @@ SCENARIOS: dict[str, Scenario] = {
         lambda_high=1.0,
     ),
     "real": Scenario(
-        "an 8B model on an H100 by measured kernels, keys and values kept; prose, and two or four columns side by side",
+        "code, measured on a masked-diffusion model that was trained for this; a call is that of an 8B model on an H100",
+        tokens=128,
+        text="model-code",
+        mode="score",
+        cost="time",
+        clock="h100",
+        context=1024,
+        reuse=True,
+    ),
+    "mixed": Scenario(
+        "an 8B model on an H100 by measured kernels, keys and values kept; phrases, and two or four columns side by side",
         tokens=128,
         block=32,
         cost="time",

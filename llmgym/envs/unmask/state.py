@@ -76,6 +76,7 @@ class Episode(Record):
     neighbours: int = int32("Number of these.")
     kind: int = int32("Place of `streams` in the list of the scenario.")
     penalty: float = float64("What masked actions have cost.")
+    damage: float = float64("Sum of the damages of the tokens that were revealed, nats.")
     checksum: float = float64("Sum of all that was drawn at the start.")
 
 
@@ -87,6 +88,7 @@ class Position(Record):
     margin: float = float64("Probability of its likeliest token less that of the next; 1 where it is known.")
     fall: float = float64("What its entropy fell by with the last call, nats.")
     log_drawn: float = float64("Log-probability of the token that it would be given, nats.")
+    damage: float = float64("Of measured text: what its likeliest token costs by another model, nats.")
     drawn: int = int16("The token that it would be given.")
     right: int = int16("1: that is its likeliest token; 0: it is not.")
 
@@ -146,6 +148,10 @@ class Metrics(Record):
     )
     accuracy: float = metric(
         "Share of the tokens of a true text that were the likeliest when they were revealed; NaN in mode `generate`."
+    )
+    scorer_nats: float = metric(
+        "Nats that another model finds the text less likely with the likeliest tokens, each alone; NaN unless measured.",
+        best="min",
     )
     nll_nats_per_token: float = metric(
         "Minus the true log-probability of the finished blocks a token, nats; NaN before the first is full."
@@ -214,6 +220,7 @@ class Params(NamedTuple):
         typical: log-probability below which 5 % of true texts lie, nats, float64 [processes, some].
         measured: what a model says of measured blocks, float32 [blocks, 1 + block, block, 4]; see `llmgym.envs.unmask.excerpts`.
         measured_right: 1 where its likeliest token is the true one, uint8 [blocks, 1 + block, block].
+        measured_damage: what this token costs by another model, nats, float32 [blocks, 1 + block, block].
         shares: how much of the weaker effects adds to the strongest one, float64 [4].
         call_s: what a call takes, by block, seconds, float64 [blocks].
         call_cost: what it costs, by block, in calls, float64 [blocks].
@@ -230,6 +237,7 @@ class Params(NamedTuple):
     typical: NDArray[np.float64]
     measured: NDArray[np.float32]
     measured_right: NDArray[np.uint8]
+    measured_damage: NDArray[np.float32]
     shares: NDArray[np.float64]
     call_s: NDArray[np.float64]
     call_cost: NDArray[np.float64]

@@ -3,9 +3,11 @@
 `benchmarks/unmask_model.py` trains such a model and measures it on held-out text, block by block: what it says of all positions
 when the block is all masked, and what it says when one of them is known. From these pairs follows what it says when several are
 known, by a rule whose few numbers the script fits, and whose error it measures on random sets: the strongest effect counts in
-full, the weaker ones in part. A folder holds `denoiser.npz` and `meta.json`; none ships yet.
+full, the weaker ones in part. An independent autoregressive model judges what is written wrong. A folder holds `denoiser.npz` and
+`meta.json`; one ships, `data/denoiser`.
 """
 
+import functools
 import io
 import json
 import math
@@ -39,6 +41,8 @@ class Excerpts:
         values: float32 [blocks, 1 + block, block, 4], the `QUANTITIES`. Row 0 of the second axis: nothing is known; row 1 + i:
             position i is. An entry of a position that is known is 0, its margin 1.
         right: whether the likeliest token is the true one, uint8 [blocks, 1 + block, block], likewise.
+        damage: by how many nats another model finds the text less likely with this likeliest token in it, float32, likewise; 0
+            where it is the true one.
         vocabulary: tokens of the model.
         shares: how much of the effects beside the strongest one counts, by quantity, float64 [4].
         about: where it comes from.
@@ -47,6 +51,7 @@ class Excerpts:
     name: str
     values: NDArray[np.float32]
     right: NDArray[np.uint8]
+    damage: NDArray[np.float32]
     vocabulary: int
     shares: NDArray[np.float64]
     about: dict[str, Any] = field(default_factory=dict)
@@ -55,8 +60,12 @@ class Excerpts:
         shape = self.values.shape
         if len(shape) != 4 or shape[0] < 1 or shape[1] != shape[2] + 1 or shape[3] != len(QUANTITIES):
             raise InvalidArgument(f"values of shape {shape}: expected [blocks, 1 + block, block, 4]")
-        if self.right.shape != shape[:3]:
-            raise InvalidArgument(f"right of shape {self.right.shape}: expected {shape[:3]}")
+        for name in ("right", "damage"):
+            found = getattr(self, name).shape
+            if found != shape[:3]:
+                raise InvalidArgument(f"{name} of shape {found}: expected {shape[:3]}")
+        if not np.isfinite(self.damage).all() or self.damage[self.right == 1].any():
+            raise InvalidArgument("damage: expected finite numbers, 0 where the likeliest token is right")
         if self.shares.shape != (len(QUANTITIES),) or not ((self.shares >= 0) & (self.shares <= 1)).all():
             raise InvalidArgument(f"shares={self.shares!r}: expected four numbers from 0 to 1")
         logs, entropy, margin = self.values[..., :2], self.values[..., ENTROPY], self.values[..., MARGIN]
@@ -80,7 +89,7 @@ class Excerpts:
 
     def digest(self) -> bytes:
         """The bytes that matter to a world."""
-        return self.values.tobytes() + self.right.tobytes() + self.shares.tobytes()
+        return b"".join(x.tobytes() for x in (self.values, self.right, self.damage, self.shares))
 
 
 def decode(code: NDArray[np.uint8], finest: float, coarsest: float) -> NDArray[np.float64]:
@@ -92,6 +101,19 @@ def decode(code: NDArray[np.uint8], finest: float, coarsest: float) -> NDArray[n
         coarsest: the largest number.
     """
     return finest * np.expm1(code.astype(np.float64) / 255.0 * math.log1p(coarsest / finest))
+
+
+def decode_signed(code: NDArray[np.uint8], finest: float, coarsest: float) -> NDArray[np.float64]:
+    """The numbers with a sign of codes: 0 for code 128, else even in log(1 + |x| / finest) on either side, in 127 steps.
+
+    Args:
+        code: any shape.
+        finest: scale below which steps are even in the number itself.
+        coarsest: the largest number.
+    """
+    steps = code.astype(np.float64) - 128.0
+    size = finest * np.expm1(np.abs(steps) / 127.0 * math.log1p(coarsest / finest))
+    return np.copysign(size, steps)
 
 
 def undo_difference(code: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -116,7 +138,9 @@ def read(data: bytes, meta: Mapping[str, Any], name: str, domain: int) -> Excerp
     if meta.get("format") != FORMAT:
         raise InvalidArgument(f"{META}: format {meta.get('format')!r}; this version reads {FORMAT}")
     measured = meta["measured"]
-    finest, coarsest = (float(measured["coding"][key]) for key in ("finest", "coarsest"))
+    finest, coarsest, finest_signed, coarsest_signed = (
+        float(measured["coding"][key]) for key in ("finest", "coarsest", "finest_signed", "coarsest_signed")
+    )
     with np.load(io.BytesIO(data)) as arrays:
         chosen = arrays["domain"] == domain
         if not chosen.any():
@@ -127,8 +151,10 @@ def read(data: bytes, meta: Mapping[str, Any], name: str, domain: int) -> Excerp
             for key in ("deficit_true", "deficit_top", "entropy", "margin_lost")
         ]
         right = np.unpackbits(arrays["right"][chosen], axis=2, count=block)
+        damage = decode_signed(undo_difference(arrays["damage"][chosen]), finest_signed, coarsest_signed)
     vocabulary = int(measured["vocabulary"])
     true, top, entropy, lost = columns
+    true = np.where(right == 1, top, true)
     values = np.stack(
         [-true, -top, np.minimum(entropy, math.log(vocabulary)), np.clip(1.0 - lost, 0.0, 1.0)], axis=-1
     ).astype(np.float32)
@@ -137,7 +163,7 @@ def read(data: bytes, meta: Mapping[str, Any], name: str, domain: int) -> Excerp
     values[:, own + 1, own, MARGIN] = 1.0
     about = {key: meta[key] for key in ("what", "script", "date", "machine") if key in meta}
     shares = np.array([measured["combination"]["shares"][key] for key in QUANTITIES], np.float64)
-    return Excerpts(name, values, right, vocabulary, shares, about)
+    return Excerpts(name, values, right, damage.astype(np.float32), vocabulary, shares, about)
 
 
 def load_folder(folder: str | Path, domain: str) -> Excerpts:
@@ -166,14 +192,19 @@ def _shipped() -> Any:
     return files("llmgym.envs.unmask") / "data" / "denoiser"
 
 
+@functools.cache
+def _meta() -> dict[str, Any]:
+    """The contents of `meta.json` of the table that ships."""
+    return dict(json.loads((_shipped() / META).read_text(encoding="utf-8")))
+
+
 def _domains() -> list[str]:
-    """Domains of the table that ships; none where it is not there."""
-    file = _shipped() / META
-    return list(json.loads(file.read_text(encoding="utf-8"))["measured"]["domains"]) if file.is_file() else []
+    """Domains of the table that ships."""
+    return list(_meta()["measured"]["domains"])
 
 
 def names() -> list[str]:
-    """Names that a scenario's `text` can be: `phrases`, and `model-<domain>` of the table that ships, if one does."""
+    """Names that a scenario's `text` can be: `phrases`, and `model-<domain>` of the table that ships."""
     return [PHRASES, *(f"model-{domain}" for domain in _domains())]
 
 
@@ -192,6 +223,11 @@ def load(text: Any) -> Excerpts | None:
         return None
     if text not in names():
         raise UnknownName("text", text, names())
-    domain = text.removeprefix("model-")
-    meta = json.loads((_shipped() / META).read_text(encoding="utf-8"))
-    return read((_shipped() / FILE).read_bytes(), meta, text, _domains().index(domain))
+    return _load_shipped(text)
+
+
+@functools.cache
+def _load_shipped(name: str) -> Excerpts:
+    """The table that ships, of one domain."""
+    domain = _domains().index(name.removeprefix("model-"))
+    return read((_shipped() / FILE).read_bytes(), _meta(), name, domain)

@@ -27,7 +27,8 @@ def made(blocks: int = 5, block: int = 6, seed: int = 0, shares: float = 0.5) ->
     own = np.arange(block)
     values[:, own + 1, own] = [0.0, 0.0, 0.0, 1.0]
     right[:, own + 1, own] = True
-    return Excerpts("made", values.astype(np.float32), right.astype(np.uint8), 64, np.full(4, shares))
+    damage = np.where(right, 0.0, rng.normal(4.0, 3.0, top.shape)).astype(np.float32)
+    return Excerpts("made", values.astype(np.float32), right.astype(np.uint8), damage, 64, np.full(4, shares))
 
 
 def kwargs(**more: Any) -> dict[str, Any]:
@@ -120,12 +121,18 @@ def test_what_is_refused() -> None:
     for change in (
         {"values": good.values[:, :3]},
         {"right": good.right[:2]},
+        {"damage": good.damage[:2]},
+        {"damage": np.ones_like(good.damage)},
+        {"damage": np.where(good.right == 1, 0.0, np.inf).astype(np.float32)},
         {"shares": np.full(4, 2.0)},
         {"values": good.values + np.float32(1.0)},
         {"values": np.full_like(good.values, np.nan)},
         {"vocabulary": 2},
     ):
-        fields = {name: getattr(good, name) for name in ("name", "values", "right", "vocabulary", "shares")}
+        fields = {
+            name: getattr(good, name)
+            for name in ("name", "values", "right", "damage", "vocabulary", "shares")
+        }
         with pytest.raises(InvalidArgument):
             Excerpts(**fields | change)
     assert good == made() and good != made(seed=1) and hash(good) == hash(made())

@@ -302,7 +302,7 @@ def test_what_a_call_takes() -> None:
     assert len(whole) == 8 and (whole == whole[0]).all() and (kept < whole[0] / 2).all()
     assert (np.diff(kept) > 0).all() and LAYERS * 150e-6 < kept[0] < LAYERS * 400e-6
     assert (call_times("h200", 256, 32, 1024, True) < kept).all()
-    env = UnmaskEnv(scenario="real", action="macro")
+    env = UnmaskEnv(scenario="mixed", action="macro")
     env.reset(seed=0)
     ended = False
     while not ended:
