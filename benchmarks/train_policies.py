@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 
 from llmgym import policies
+from llmgym.evaluation import compare
 from llmgym.policies import Plan, PPOConfig
 
 COMMON = PPOConfig(
@@ -35,7 +36,7 @@ COMMON = PPOConfig(
     minibatch=4096,
     gamma=0.999,
     gae_lambda=0.95,
-    learning_rate=7e-4,
+    learning_rate=1e-3,
     entropy=0.002,
     target_kl=0.03,
     teacher_steps=400_000,
@@ -44,7 +45,7 @@ COMMON = PPOConfig(
 )
 RECIPES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
     "llmgym/Unmask-v0": (
-        {"small": "switch:low=0.4,high=4,gamma=1", "real": "eb:gamma=1"},
+        {"small": "switch:low=0.4,high=4,gamma=1", "real": "switch:low=0.4,high=4,gamma=1"},
         {"gae_lambda": 0.97},
     ),
     "llmgym/Forage-v0": (
@@ -72,6 +73,8 @@ RECIPES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 }
 """Of each environment: the rule to imitate by scenario, and what differs from `COMMON`."""
 LANES = 512
+VALIDATION_SEED, VALIDATION_EPISODES = 30_000, 200
+"""Worlds of the first look at a policy; those of `benchmarks/comparisons.py` begin at 10,000."""
 TRIAL_UPDATES = 8
 """Updates after which the speed is known."""
 
@@ -133,6 +136,21 @@ def train(env_id: str, scenario: str, seed: int, device: str, minutes: float, st
         stored["meta"]["name"] = target.stem
         torch.save(stored, target)
         shutil.copy(plan.out / "learning_curve.csv", out / f"{name}.csv")
+        judge(env_id, scenario, target, config.teacher)
+
+
+def judge(env_id: str, scenario: str, path: Path, teacher: str) -> None:
+    """Print how a policy does beside the rule that it imitated, on worlds that are neither trained nor compared on."""
+    result = compare(
+        env_id, {"policy": str(path), teacher: teacher}, episodes=VALIDATION_EPISODES, seed=VALIDATION_SEED,
+        progress=False, scenario=scenario,
+    )  # fmt: skip
+    gain = result.difference("policy")
+    print(
+        f"{env_id} {scenario} {path.stem}: {gain.mean:+.4g} [{gain.interval.low:+.4g}, {gain.interval.high:+.4g}] "
+        f"to {teacher}, {gain.verdict}",
+        flush=True,
+    )
 
 
 def main() -> None:
