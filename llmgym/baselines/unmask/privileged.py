@@ -1,7 +1,7 @@
 """Rules for Unmask that read what no scheduler has: how much positions tell of each other, or the tokens that are to come.
 
 A denoiser gives laws of single positions. Whether two of them depend on each other cannot be read from these; here it is computed
-from the language itself, by asking what the law of one becomes for every token of the other.
+from the language itself, by asking what the law of one becomes for every token of the other. Of measured text the table tells it.
 """
 
 from typing import Any
@@ -15,17 +15,42 @@ from llmgym.core.jit import kernel
 from llmgym.core.policy import Policy
 from llmgym.envs.unmask.denoiser import marginals
 from llmgym.envs.unmask.env import Unmask
+from llmgym.envs.unmask.excerpts import estimate
 from llmgym.envs.unmask.kernels import choose_macro, fire
 from llmgym.envs.unmask.planners import budget, next_level
 from llmgym.envs.unmask.state import MACROS, Params, State
-from llmgym.errors import InvalidArgument
+from llmgym.envs.unmask.tables import ENTROPY
 
 LEAST_MASS = 1e-3
 """Tokens less likely than this are left out of a mutual information."""
 
 
+@kernel
+def falls_of_entropy(
+    table: NDArray[np.float32], share: float, masked: NDArray[np.int8], out: NDArray[np.float64]
+) -> None:
+    """What the true token of every masked position of measured text takes from the entropy of every other one.
+
+    Args:
+        table: of the block, float32 [1 + block, block, 4].
+        share: of the weaker effects of known positions on an entropy.
+        masked: 1 where a token is not known, int8 [block]; written to, and put back.
+        out: written, nats, 0 where nothing is taken, float64 [block, block].
+    """
+    for j in range(masked.shape[0]):
+        before = estimate(table, ENTROPY, share, masked, j) if masked[j] != 0 else 0.0
+        for i in range(masked.shape[0]):
+            out[i, j] = 0.0
+            if masked[i] != 0 and masked[j] != 0 and i != j:
+                masked[i] = 0
+                out[i, j] = max(before - estimate(table, ENTROPY, share, masked, j), 0.0)
+                masked[i] = 1
+
+
 def mutual_information(simulation: Unmask, state: State, lane: int) -> NDArray[np.float64]:
     """Mutual information of every two masked positions of the present block, given all that is known.
+
+    Of measured text, where only the true tokens were tried, the mean of what each takes from the entropy of the other.
 
     Args:
         simulation: the environment's.
@@ -40,6 +65,10 @@ def mutual_information(simulation: Unmask, state: State, lane: int) -> NDArray[n
     process, streams = int(episode["process"]), int(episode["streams"])
     begin = s.prompt + int(episode["block"]) * s.block
     out = np.zeros((s.block, s.block))
+    if simulation.excerpts is not None:
+        table = params.measured[int(episode["excerpt"])]
+        falls_of_entropy(table, float(params.shares[ENTROPY]), state.masked[lane].copy(), out)
+        return 0.5 * (out + out.T)
     scratch = (
         np.zeros((s.block + 1, s.topics, s.phrases)),
         np.zeros_like(params.start[process]),
@@ -110,12 +139,6 @@ def independent_set(
         out[best] = 1
 
 
-def _check_phrases(simulation: Unmask, name: str) -> None:
-    """Raise `InvalidArgument` where the text is none of phrases."""
-    if simulation.excerpts is not None:
-        raise InvalidArgument(f"baseline {name!r} needs text='phrases', whose law is known")
-
-
 class MutualInformationPolicy(SetPolicy):
     """`mi-greedy`, `mi-price`: positions that tell little of each other, by the mutual information of every pair.
 
@@ -130,7 +153,6 @@ class MutualInformationPolicy(SetPolicy):
 
     def __init__(self, env: Any, name: str, nats: float = 0.1, priced: bool = False) -> None:
         super().__init__(env, name)
-        _check_phrases(self._simulation, name)
         self.nats, self.priced = number("nats", nats, zero=True), priced
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
@@ -203,7 +225,6 @@ class LookAheadPolicy(SetPolicy):
 
     def __init__(self, env: Any, name: str = "look-ahead", gamma: float = 1.0) -> None:
         super().__init__(env, name)
-        _check_phrases(self._simulation, name)
         self.gamma = number("gamma", gamma, zero=True)
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
