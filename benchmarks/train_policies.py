@@ -5,7 +5,8 @@
 
 Each begins by imitating the best rule of its environment that sees no more (`RECIPES`), and learns on with the own PPO.
 With `--minutes` the number of steps is chosen by the speed of the first updates, while all of them run; a checkpoint tells it.
-`OUT/ENVIRONMENT/ppo-SCENARIO-sSEED.pt` is left without the optimizer's moments, which playing does not need.
+What is left, `OUT/ENVIRONMENT/ppo-SCENARIO.pt` (second seed: `ppo-SCENARIO-s1.pt`), lacks what playing does not need: the
+optimizer's moments and most of the learning curve.
 `benchmarks/comparisons.py` says afterwards, on other worlds, whether they win.
 """
 
@@ -75,6 +76,8 @@ RECIPES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 LANES = 512
 VALIDATION_SEED, VALIDATION_EPISODES = 30_000, 200
 """Worlds of the first look at a policy; those of `benchmarks/comparisons.py` begin at 10,000."""
+CURVE_ROWS = 40
+"""Rows of the learning curve that a shipped policy keeps."""
 TRIAL_UPDATES = 8
 """Updates after which the speed is known."""
 
@@ -128,15 +131,20 @@ def train(env_id: str, scenario: str, seed: int, device: str, minutes: float, st
             )
         result = policies.train(plan)
         print(f"{env_id} {scenario} seed {seed}: {result.steps:,} steps in {result.wall_s:.0f} s", flush=True)
-        name = f"{env_id.rpartition('/')[2]}/ppo-{scenario}-s{seed}"
+        name = f"{env_id.rpartition('/')[2]}/ppo-{scenario}" + (f"-s{seed}" if seed else "")
         target = out / f"{name}.pt"
         target.parent.mkdir(parents=True, exist_ok=True)
         stored = torch.load(result.checkpoint, map_location="cpu", weights_only=True)
-        stored["optimizer"] = {}
-        stored["meta"]["name"] = target.stem
-        torch.save(stored, target)
+        torch.save(slim(stored, target.stem), target)
         shutil.copy(plan.out / "learning_curve.csv", out / f"{name}.csv")
         judge(env_id, scenario, target, config.teacher)
+
+
+def slim(stored: dict[str, Any], name: str) -> dict[str, Any]:
+    """A checkpoint without what playing does not need, under another name."""
+    every = max(1, len(stored["curve"]) // CURVE_ROWS)
+    curve = stored["curve"].flip(0)[::every].flip(0).float()
+    return {**stored, "optimizer": {}, "curve": curve, "meta": {**stored["meta"], "name": name}}
 
 
 def judge(env_id: str, scenario: str, path: Path, teacher: str) -> None:
