@@ -95,6 +95,21 @@ def check_observation(env: Any, obs: NDArray[np.float32]) -> None:
         )
 
 
+def check_tables(env: Any) -> None:
+    """Fail unless every action that the observation's tables name exists, and belongs to one row."""
+    owner: dict[int, str] = {}
+    for table in env.simulation.layout.tables():
+        for first in table.actions:
+            for action in range(first, first + table.rows):
+                assert isinstance(env.action_space, Discrete) and 0 <= action < env.action_space.n, (
+                    f"field {table.name!r}: its rows have action {action}, which {env.action_space} lacks"
+                )
+                assert action not in owner, (
+                    f"action {action} belongs to rows of {owner[action]!r} and of {table.name!r}"
+                )
+                owner[action] = table.name
+
+
 def check_audit(audit: Mapping[str, float], before: Mapping[str, float]) -> None:
     """Fail unless one recount of the raw arrays adds up: requests, memory, bytes, energy, work.
 
@@ -185,6 +200,7 @@ def spaces_and_types(env_id: str, kwargs: Kwargs) -> None:
     single = make(env_id, kwargs)
     assert single.observation_space == envs.single_observation_space, "one lane and many have other spaces"
     assert single.action_space == envs.single_action_space, "one lane and many have other actions"
+    check_tables(single)
     rng = np.random.default_rng(0)
     for _ in range(2):
         assert obs.shape == (3, single.simulation.layout.size), f"observations have shape {obs.shape}"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmgym.core.layout import Field, Layout
-from llmgym.errors import UnknownName
+from llmgym.errors import InvalidArgument, UnknownName
 
 FIELDS = [Field("a", 1, 0.0, 1.0, "s", "first"), Field("b.c", 3, -1.0, 4.0, "tokens", "second")]
 
@@ -38,3 +38,23 @@ def test_markdown():
     rows = Layout(FIELDS).markdown().splitlines()
     assert rows[2] == "| 0 | `a` | 0 | 1 | s | first |"
     assert rows[3] == "| 1-3 | `b.c` | -1 | 4 | tokens | second |"
+
+
+def test_tables_say_where_their_rows_are_and_whose_they_are():
+    rows = Field("rows", 6, 0.0, 1.0, "-", "three rows of two", rows=3, actions=(0, 4))
+    layout = Layout([FIELDS[0], rows, FIELDS[1]])
+    assert layout.tables() == (("rows", 1, 3, 2, (0, 4)),)
+    assert Layout(FIELDS).tables() == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "actions", "message"),
+    [
+        (4, (), "rows=4: 6 entries are no rows of equal width"),
+        (-1, (), "rows=-1"),
+        (0, (2,), "only a field with rows"),
+    ],
+)
+def test_tables_that_cannot_be(rows, actions, message):
+    with pytest.raises(InvalidArgument, match=message):
+        Field("rows", 6, 0.0, 1.0, "-", "what", rows, actions)
