@@ -26,8 +26,12 @@ LEFT_OUT = {
     ("llmgym/PPDRouting-v0", "real"): ("replica", "oracle"),
     ("llmgym/PPDWeights-v0", "paper"): ("oracle",),
     ("llmgym/PPDWeights-v0", "real"): ("oracle",),
+    ("llmgym/Unmask-v0", "small"): ("look-ahead",),
+    ("llmgym/AttentionBudget-v0", "real"): ("rollout",),
+    ("llmgym/SegmentedPrefill-v0", "small"): ("clairvoyant",),
+    ("llmgym/SegmentedPrefill-v0", "real"): ("clairvoyant",),
 }
-"""Baselines that are not run: too slow for a comparison of many worlds."""
+"""Baselines that are not run: too slow for a comparison of many worlds. The pages of the environments have them on fewer."""
 
 
 def arguments(env_id: str, scenario: str) -> dict[str, Any]:

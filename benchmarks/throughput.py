@@ -11,9 +11,18 @@ themselves within the time.
 """
 
 import argparse
+import itertools
+import json
+import multiprocessing
+import os
 import platform
+import resource
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -106,36 +115,65 @@ def smallest_scenario(env_id: str) -> dict[str, Any]:
     return {"scenario": "small"}
 
 
-def every_environment(turns: int, seconds: float) -> list[str]:
-    """A table with a row for each registered environment."""
+def compile_s(env_id: str, kwargs: dict[str, Any]) -> float:
+    """CPU seconds that compiling an environment takes on a machine where nothing is kept: a first process less a second one."""
+    script = (
+        "import gymnasium, json, llmgym, sys; "
+        "envs = gymnasium.make_vec(sys.argv[1], 2, **json.loads(sys.argv[2])); "
+        "envs.reset(seed=0); envs.step(envs.action_space.sample())"
+    )
+    spent = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(2):
+            begin = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(
+                [sys.executable, "-c", script, env_id, json.dumps(kwargs)],
+                check=True,
+                env={**os.environ, "LLMGYM_CACHE_DIR": folder, "LLMGYM_QUIET": "1"},
+            )
+            end = resource.getrusage(resource.RUSAGE_CHILDREN)
+            spent.append(end.ru_utime + end.ru_stime - begin.ru_utime - begin.ru_stime)
+    return spent[0] - spent[1]
+
+
+def row(env_id: str, turns: int, seconds: float) -> str:
+    """A line of the table of all environments.
+
+    Args:
+        env_id: the environment.
+        turns: how often each rate is taken.
+        seconds: length of a turn.
+    """
+    kwargs = smallest_scenario(env_id)
+    vectors = [gymnasium.make_vec(env_id, lanes, **kwargs) for lanes in (1, 64, 1024)]
+    sync = gymnasium.make_vec(env_id, 64, vectorization_mode="sync", **kwargs)
+    one, few, many, beside = best(turns, *[legal_rate(envs, seconds) for envs in (*vectors, sync)])
+    state = sum(array.nbytes for array in vectors[1].unwrapped.lanes.state) / 64
+    return (
+        f"| {env_id} | {kwargs.get('scenario', 'default')} | {one:,.0f} | {few:,.0f} | {many:,.0f} | {beside:,.0f} "
+        f"| {few / beside:.1f} | {many / beside:.1f} | {state:,.0f} | {compile_s(env_id, kwargs):.0f} |"
+    )
+
+
+def every_environment(turns: int, seconds: float, processes: int) -> list[str]:
+    """A table with a row for each registered environment, so many of them at a time."""
     lines = [
         EVERY,
         "",
         where(),
         "",
-        "| environment | scenario | 64 lanes, steps/s | 1,024 lanes | SyncVectorEnv of 64 | ratio of 64 lanes | of 1,024 |",
-        "|---|---|---|---|---|---|---|",
+        "| environment | scenario | 1 lane, steps/s | 64 lanes | 1,024 lanes | SyncVectorEnv of 64 | ratio of 64 lanes | of 1,024 "
+        "| bytes of state a lane | compiled in, CPU s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for env_id in llmgym.env_ids():
-        kwargs = smallest_scenario(env_id)
-        jobs = [
-            legal_rate(envs, seconds)
-            for envs in (
-                gymnasium.make_vec(env_id, 64, **kwargs),
-                gymnasium.make_vec(env_id, 1024, **kwargs),
-                gymnasium.make_vec(env_id, 64, vectorization_mode="sync", **kwargs),
-            )
-        ]
-        few, many, sync = best(turns, *jobs)
-        lines.append(
-            f"| {env_id} | {kwargs.get('scenario', 'default')} | {few:,.0f} | {many:,.0f} | {sync:,.0f} | {few / sync:.1f} "
-            f"| {many / sync:.1f} |"
-        )
-        print(lines[-1], flush=True)
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for line in pool.map(row, llmgym.env_ids(), itertools.repeat(turns), itertools.repeat(seconds)):
+            lines.append(line)
+            print(line, flush=True)
     lines += [
         "",
         "Random legal actions. Where a step is long (an epoch of many events) the compiled simulation takes all the time, and the",
-        "ratio falls towards one: there is little around it to save.",
+        "ratio falls towards one: there is little around it to save. Kernels are compiled once on a machine, and kept.",
     ]
     return lines
 
@@ -314,11 +352,15 @@ def main() -> None:
     parser.add_argument("--scenario", default="tiny", help="of KVQueue")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="environments measured at a time; leave most cores idle"
+    )
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     args = parser.parse_args()
     try:
         number("seconds", args.seconds)
         whole("turns", args.turns)
+        whole("processes", args.processes)
         gymnasium.make(ENV_ID, scenario=args.scenario).close()
         if args.out:
             output_folder("out", args.out.parent)
@@ -330,7 +372,7 @@ def main() -> None:
     if args.part in ("all", "queue"):
         parts.append(queue(args.scenario, args.turns, args.seconds))
     if args.part in ("all", "every"):
-        parts.append(every_environment(args.turns, args.seconds))
+        parts.append(every_environment(args.turns, args.seconds, args.processes))
     print(merged("", parts))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
