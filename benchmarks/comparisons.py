@@ -30,6 +30,8 @@ LEFT_OUT = {
     ("llmgym/AttentionBudget-v0", "real"): ("rollout",),
     ("llmgym/SegmentedPrefill-v0", "small"): ("clairvoyant",),
     ("llmgym/SegmentedPrefill-v0", "real"): ("clairvoyant",),
+    ("llmgym/DistillProgramme-v0", "small"): ("oracle",),
+    ("llmgym/DistillProgramme-v0", "real"): ("oracle",),
 }
 """Baselines that are not run: too slow for a comparison of many worlds. The pages of the environments have them on fewer."""
 
