@@ -11,7 +11,9 @@ import csv
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,6 +283,13 @@ def load_kernels(name: str | Path) -> Kernels:
     folder = Path(name) if Path(name).is_dir() else SHIPPED / str(name)
     if not (folder / "kernels.csv").is_file():
         raise UnknownName("kernel set", str(name), kernel_names())
+    if not folder.is_relative_to(SHIPPED):
+        return _read(str(name), folder)
+    found = _shipped(str(name), folder)
+    return replace(found, meta=deepcopy(found.meta))
+
+
+def _read(name: str, folder: Path) -> Kernels:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -296,7 +305,11 @@ def load_kernels(name: str | Path) -> Kernels:
     keys = [row.key for row in rows]
     if not rows or len(set(keys)) < len(keys):
         raise ProfileError(f"{folder / 'kernels.csv'}: there are no rows, or two of the same case")
-    return Kernels(str(name), meta, tuple(rows))
+    return Kernels(name, meta, tuple(rows))
+
+
+_shipped = cache(_read)
+"""Files of the package do not change while it is imported."""
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

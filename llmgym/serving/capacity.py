@@ -19,6 +19,7 @@ from llmgym.profiles import Profile
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving.rules import Rule
 from llmgym.workloads import Workload
+from llmgym.workloads.workload import Moment
 
 UNLIMITED = 2**30
 _MOST_GPUS = 2**53  # beyond it a float does not count
@@ -61,6 +62,47 @@ def exact_area(
     s, o = np.asarray(prompt, np.float64), np.asarray(output, np.float64) - first
     n = np.ceil(s / chunk)
     return np.asarray(chunk * n * (n - 1) / 2 + s + s * o + o * (o + 1) / 2 + stored * (o + 1))
+
+
+def _decodes(s: NDArray[np.int64], o: NDArray[np.int64], first: int) -> NDArray[np.int64]:
+    return o - first
+
+
+def _chunks(s: NDArray[np.int64], o: NDArray[np.int64], chunk: int) -> NDArray[np.float64]:
+    return np.ceil(s / chunk)
+
+
+def _decode_area(s: NDArray[np.int64], o: NDArray[np.int64], first: int, stored: int) -> NDArray[np.float64]:
+    return s * (o - first) + (o - first) * (o - first + 1) / 2 + stored * (o - first)
+
+
+def _squared(s: NDArray[np.int64], o: NDArray[np.int64]) -> NDArray[np.int64]:
+    return s * s
+
+
+def _prompt(s: NDArray[np.int64], o: NDArray[np.int64]) -> NDArray[np.int64]:
+    return s
+
+
+def _output(s: NDArray[np.int64], o: NDArray[np.int64]) -> NDArray[np.int64]:
+    return o
+
+
+def _both(s: NDArray[np.int64], o: NDArray[np.int64]) -> NDArray[np.int64]:
+    return s + o
+
+
+def _passes(s: NDArray[np.int64], o: NDArray[np.int64], chunk: int) -> NDArray[np.float64]:
+    return np.ceil(s / chunk) + o
+
+
+PROMPT, OUTPUT, BOTH = Moment(_prompt), Moment(_output), Moment(_both)
+"""Lengths of the prompt, of the output and of both together, tokens, for `Workload.expectation`."""
+
+
+def passes(chunk: int) -> Moment:
+    """Batches that a request takes part in: its chunks of prefill and its decodes, for `Workload.expectation`."""
+    return Moment(_passes, (chunk,))
 
 
 @dataclass(frozen=True)
@@ -341,13 +383,11 @@ def saturation(
     def mean(f: Lengths) -> float:
         return _mean(workload, f, within, phase_weights)
 
-    g = mean(lambda s, o: exact_area(s, o, chunk, first, stored))
-    prompt = mean(lambda s, o: s)
-    output = mean(lambda s, o: o - first)
-    chunks = mean(lambda s, o: np.ceil(s / chunk))
-    decode_area = mean(
-        lambda s, o: s * (o - first) + (o - first) * (o - first + 1) / 2 + stored * (o - first)
-    )
+    g = mean(Moment(exact_area, (chunk, first, stored)))
+    prompt = mean(PROMPT)
+    output = mean(Moment(_decodes, (first,)))
+    chunks = mean(Moment(_chunks, (chunk,)))
+    decode_area = mean(Moment(_decode_area, (first, stored)))
     limits = {
         "KV cache": kv_capacity / g,
         "token budget": budget / (prompt + output),
@@ -360,7 +400,7 @@ def saturation(
     share = min(1.0, per_batch * chunks)
     tokens = per_batch * prompt / share
     each = prompt / chunks
-    context = max(mean(lambda s, o: s * s) / prompt - each, 0.0) / 2
+    context = max(mean(Moment(_squared)) / prompt - each, 0.0) / 2
     attention = tokens / each * prefill_attention_s(cost, max(1, round(each)), round(context))
     kv = round(per_batch * decode_area)
     n = max(1, round(decodes))

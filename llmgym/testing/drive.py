@@ -43,8 +43,9 @@ def same(got: Any, expected: Any, where: str = "") -> None:
             same(got[k], value, f"{where}[{k}]")
     else:
         ours, theirs = np.asarray(got), np.asarray(expected)
-        kinds = f"{ours.dtype}{ours.shape} is not {theirs.dtype}{theirs.shape}"
-        assert ours.dtype == theirs.dtype != object and ours.shape == theirs.shape, f"{where}: {kinds}"
+        assert ours.dtype == theirs.dtype != object and ours.shape == theirs.shape, (
+            f"{where}: {ours.dtype}{ours.shape} is not {theirs.dtype}{theirs.shape}"
+        )
         assert ours.tobytes() == theirs.tobytes(), f"{where}: {got} is not {expected}"
 
 
@@ -75,8 +76,22 @@ def check_lanes_are_singles(
     mode: AutoresetMode,
     steps: int,
     action_seed: int,
+    enough: int | None = None,
 ) -> int:
-    """Step a vector environment and one single environment per lane; returns how many episodes ended."""
+    """Step a vector environment and one single environment per lane; returns how many episodes ended.
+
+    Args:
+        make_single: makes a single environment.
+        make_vector: makes a vector environment of so many lanes.
+        seeds: of the lanes.
+        mode: what happens where an episode has ended.
+        steps: of every lane, at most.
+        action_seed: of the actions.
+        enough: episodes of every lane after which it ends; None: only after all steps.
+
+    Raises:
+        AssertionError: a bit differs.
+    """
     envs = make_vector(len(seeds), autoreset_mode=mode)
     singles = [make_single() for _ in seeds]
     rng = np.random.default_rng(action_seed)
@@ -86,8 +101,10 @@ def check_lanes_are_singles(
         same(obs[lane], first, "reset obs")
         same(row(infos, lane), info, "reset info")
     ended = np.zeros(len(seeds), bool)
-    episodes: int = 0
+    episodes = np.zeros(len(seeds), np.int64)
     for step in range(steps):
+        if enough is not None and (episodes >= enough).all():
+            break
         actions = legal_actions(envs.single_action_space, infos["action_mask"], rng)
         obs, rewards, terminated, truncated, infos = envs.step(actions)
         assert obs.dtype == np.float32, f"observations are {obs.dtype}, not float32"
@@ -116,7 +133,7 @@ def check_lanes_are_singles(
                 same(obs[lane], last, where)
                 same(row(infos, lane), info, where)
         ended = terminated | truncated
-        episodes += int(ended.sum())
+        episodes += ended
         if mode == AutoresetMode.DISABLED and ended.any():
             obs, infos = envs.reset(options={"reset_mask": ended})
             for lane in np.flatnonzero(ended).tolist():
@@ -124,7 +141,7 @@ def check_lanes_are_singles(
                 same(obs[lane], first, "reset after the end")
                 same(row(infos, lane), info, "reset after the end")
     envs.close()
-    return episodes
+    return int(episodes.sum())
 
 
 def same_where_told(got: dict[str, Any], expected: dict[str, Any]) -> None:

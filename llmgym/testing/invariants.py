@@ -35,7 +35,9 @@ Counts = Mapping[str, float]
 Counting = Callable[[Any, dict[str, float]], Counts]
 
 LANE_STEPS = 10_000
-"""Steps, over all lanes, in which a vector environment is compared with single ones."""
+"""Steps, over all lanes, in which a vector environment is compared with single ones, at most."""
+LANE_EPISODES = 4
+"""Episodes of every lane after which such a comparison ends."""
 
 BAD_ARGUMENTS: dict[str, Any] = {
     "scenario": "no-such",
@@ -308,8 +310,13 @@ def same_seed_same_bits(env_id: str, kwargs: Kwargs, seed: int, action_seed: int
 
 
 def lane_is_single(
-    env_id: str, kwargs: Kwargs, mode: AutoresetMode, lanes: list[int], action_seed: int
-) -> None:
+    env_id: str,
+    kwargs: Kwargs,
+    mode: AutoresetMode,
+    lanes: list[int],
+    action_seed: int,
+    episodes: int = LANE_EPISODES,
+) -> int:
     """A lane of a vector environment is the single environment, bit for bit, over several episodes.
 
     Args:
@@ -318,14 +325,19 @@ def lane_is_single(
         mode: what happens where an episode has ended.
         lanes: seeds of the lanes.
         action_seed: of the actions.
+        episodes: of every lane, unless `LANE_STEPS` end before.
+
+    Returns:
+        How many episodes ended.
     """
-    check_lanes_are_singles(
+    return check_lanes_are_singles(
         lambda: make(env_id, kwargs),
         lambda n, **more: gymnasium.make_vec(env_id, num_envs=n, **kwargs, **more),
         lanes,
         mode,
         -(-LANE_STEPS // len(lanes)),
         action_seed,
+        episodes,
     )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -43,6 +44,22 @@ class Requests(NamedTuple):
     session: npt.NDArray[np.int32]
     turn: npt.NDArray[np.int32]
     priority: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A function of lengths that equals another of the same parts, so that its mean over a class is computed once.
+
+    Attributes:
+        f: of prompts, outputs and the arguments; a function of a module, whose result depends on nothing else.
+        arguments: the others.
+    """
+
+    f: Callable[..., npt.ArrayLike]
+    arguments: tuple[float, ...] = ()
+
+    def __call__(self, prompt: npt.NDArray[np.int64], output: npt.NDArray[np.int64]) -> npt.ArrayLike:
+        return self.f(prompt, output, *self.arguments)
 
 
 class Phase(NamedTuple):
@@ -282,7 +299,8 @@ class Workload:
         smooth f).
 
         Args:
-            f: of prompt and output lengths, two int64 arrays of one shape [k] (tokens); returns k numbers.
+            f: of prompt and output lengths, two int64 arrays of one shape [k] (tokens); returns k numbers. Means of a `Moment`
+                are kept.
             phase_weights: share of the requests in each phase; known by itself with one phase or phases by
                 fraction.
 
@@ -309,8 +327,13 @@ class Workload:
         total = 0.0
         for weight, c in zip(weights, self.classes, strict=True):
             if weight > 0.0:
-                prompt, output, probability = c.points()
-                total += float(weight) * float(
-                    np.dot(np.asarray(f(prompt, output), dtype=np.float64), probability)
-                )
+                total += float(weight) * (_mean_once(c, f) if isinstance(f, Moment) else _mean(c, f))
         return total
+
+
+def _mean(c: RequestClass, f: Callable[..., npt.ArrayLike]) -> float:
+    prompt, output, probability = c.points()
+    return float(np.dot(np.asarray(f(prompt, output), dtype=np.float64), probability))
+
+
+_mean_once = lru_cache(maxsize=1024)(_mean)

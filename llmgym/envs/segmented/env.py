@@ -17,7 +17,7 @@ from llmgym.core.layout import Field, Layout
 from llmgym.core.settings import settled
 from llmgym.envs.segmented.kernels import KERNELS
 from llmgym.envs.segmented.law import GIB, MODELS, device
-from llmgym.envs.segmented.modes import TRAINED, Mode, rest_time_s, table
+from llmgym.envs.segmented.modes import TRAINED, alone_s, table
 from llmgym.envs.segmented.scenarios import DECISIONS, SCENARIOS, Scenario
 from llmgym.envs.segmented.state import (
     DONE,
@@ -109,7 +109,9 @@ class SegmentedPrefill(Simulation):
         prompts, outputs = lengths(chosen)
         u = (np.arange(MEAN_POINTS) + 0.5) / MEAN_POINTS
         sample = np.interp(u, np.linspace(0.0, 1.0, len(prompts)), prompts)
-        self.unit_s = float(np.mean([alone_s(modes[-1], round(tokens)) for tokens in sample]))
+        times_s = np.zeros(MEAN_POINTS)
+        alone_s(modes[-1], np.rint(sample).astype(np.int64), times_s)
+        self.unit_s = float(np.mean(times_s))
         self.rate_rps = chosen.load / self.unit_s
         shares = np.array([one[0] for one in chosen.classes])
         classes = np.array([one for one in chosen.classes], np.float64)
@@ -182,11 +184,6 @@ class SegmentedPrefill(Simulation):
     def settings(self) -> dict[str, Any]:
         """The scenario with what is decided, the rate of arrivals and the mean time of a prefill, for reports."""
         return super().settings() | {"decide": self.decide, "rate_rps": self.rate_rps, "unit_s": self.unit_s}
-
-
-def alone_s(mode: Mode, prompt: int) -> float:
-    """Time to first token of a prompt that is alone on the card, in one mode, seconds."""
-    return rest_time_s(mode, prompt, 0)
 
 
 class SegmentedPrefillEnv(LaneEnv):

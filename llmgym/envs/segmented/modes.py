@@ -243,6 +243,13 @@ def rest_time_s(mode: Mode, prompt: int, done: int) -> float:
     return steps * mode.step_s + left * mode.dense_s + pairs * mode.pair_s + (left - first) * mode.prefix_s
 
 
+@kernel
+def alone_s(mode: Mode, prompts: NDArray[np.int64], out: NDArray[np.float64]) -> None:
+    """Time to first token of each prompt (tokens) where it is alone on the card, in one mode, seconds."""
+    for i in range(len(prompts)):
+        out[i] = rest_time_s(mode, prompts[i], 0)
+
+
 @kernel(inline=True)
 def resident_bytes(mode: Mode, done: int) -> int:
     """Held between two steps of a prompt of which `done` tokens are done, bytes."""

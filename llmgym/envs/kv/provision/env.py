@@ -42,7 +42,15 @@ from llmgym.envs.kv.provision.state import (
 )
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
-from llmgym.serving.capacity import Saturation, gpus_needed, saturation, with_class_budgets
+from llmgym.serving.capacity import (
+    BOTH,
+    OUTPUT,
+    Saturation,
+    gpus_needed,
+    passes,
+    saturation,
+    with_class_budgets,
+)
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import pack, resolve
@@ -153,7 +161,7 @@ class KVProvision(Simulation):
             row[REQUESTS] = 1.0
             row[AREA] = full.mean_area
             row[WORK_S] = 1.0 / full.rate_rps
-            row[TOKENS] = single.expectation(lambda s, o: s + o)
+            row[TOKENS] = single.expectation(BOTH)
             row[BATCHES] = 1.0 / (full.rate_rps * full.batch_s)
         return work
 
@@ -179,7 +187,7 @@ class KVProvision(Simulation):
         config = Config.pack(
             chosen,
             block=1,
-            default_output=max(1, round(self._mean(mix, lambda s, o: o))),
+            default_output=max(1, round(self._mean(mix, OUTPUT))),
             mode=MODES[chosen.mode],
             replicas=chosen.max_replicas,
             least=chosen.min_replicas,
@@ -191,7 +199,7 @@ class KVProvision(Simulation):
             ema=1.0 - math.exp(-1.0 / chosen.ema_epochs),
             invalid_cost=self.invalid_cost,
             parcel=parcel,
-            drain_s=batch_s * self._mean(mix, lambda s, o: np.ceil(s / chosen.chunk) + o),
+            drain_s=batch_s * self._mean(mix, passes(chosen.chunk)),
             rate_scale=chosen.max_replicas * mu,
             rate_start=rate_rps * first_multiplier,
             mu_ref=mu,

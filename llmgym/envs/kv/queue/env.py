@@ -43,7 +43,7 @@ from llmgym.envs.kv.queue.state import (
 )
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
-from llmgym.serving.capacity import exact_area, saturation, with_class_budgets
+from llmgym.serving.capacity import OUTPUT, PROMPT, exact_area, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
@@ -181,7 +181,7 @@ class KVQueue(Simulation):
 
     def _params(self, every: int, slots: int) -> Params:
         chosen, capacity = self.scenario, self.scenario.kv_capacity
-        mean_prompt, mean_output = self._mean(lambda s, o: s), self._mean(lambda s, o: o)
+        mean_prompt, mean_output = self._mean(PROMPT), self._mean(OUTPUT)
         prompt = min(self.workload.max_prompt_tokens, LONG * mean_prompt, chosen.longest)
         output = min(self.workload.max_output_tokens, LONG * mean_output, chosen.longest)
         steps = output + math.ceil(prompt / chosen.chunk)
