@@ -197,33 +197,39 @@ SLOW = Slow()
 )
 
 
-def test_an_environment_and_policies_of_ones_own(tmp_path: Path) -> None:
+FEW = ("--episodes", "4", "--no-progress")
+
+
+def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """In the folder of their module, as an installed command, which does not look into the current folder by itself."""
-    (tmp_path / "mine.py").write_text(MINE)
     start = "import sys; sys.path = [p for p in sys.path if p]; from llmgym.cli import main; sys.exit(main())"
+    (folder / "mine.py").write_text(MINE)
+    return subprocess.run(
+        [sys.executable, "-P", "-c", start, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "LLMGYM_QUIET": "1"},
+        capture_output=True,
+        text=True,
+    )
 
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-P", "-c", start, *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "LLMGYM_QUIET": "1"},
-            capture_output=True,
-            text=True,
-        )
 
-    few = ("--episodes", "4", "--no-progress")
-    done = command("compare", "mine:me/Count-v0", "--policies", "mine:Always", "mine:SLOW", *few)
+def test_an_environment_and_policies_of_ones_own(tmp_path: Path) -> None:
+    done = command(tmp_path, "compare", "mine:me/Count-v0", "--policies", "mine:Always", "mine:SLOW", *FEW)
     assert done.returncode == 0, done.stderr
     assert (
         "me/Count-v0: 4 paired episodes" in done.stdout and "always" in done.stdout and "slow" in done.stdout
     )
     assert (tmp_path / "results" / "Count-v0" / "comparison.csv").is_file()
-    done = command("throughput", "mine:me/Count-v0", "--lanes", "4", "--seconds", "0.01")
+
+
+@pytest.mark.slow
+def test_other_commands_on_an_environment_of_ones_own(tmp_path: Path) -> None:
+    done = command(tmp_path, "throughput", "mine:me/Count-v0", "--lanes", "4", "--seconds", "0.01")
     assert done.returncode == 0 and "steps/s" in done.stdout
     for wrong, why in (("me/Coun-v0", "Known: me/Count-v0"), ("llmgym/KVQueue-v0x", "Known: me/Count-v0")):
-        done = command("compare", f"mine:{wrong}", *few)
+        done = command(tmp_path, "compare", f"mine:{wrong}", *FEW)
         assert done.returncode == 2 and why in done.stderr
-    done = command("compare", "mine:me/Count-v0", *few)
+    done = command(tmp_path, "compare", "mine:me/Count-v0", *FEW)
     assert (
         done.returncode == 2
         and "no known policy fits me/Count-v0" in done.stderr

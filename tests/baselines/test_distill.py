@@ -149,6 +149,7 @@ def test_the_order_of_the_rules_on_the_small_scenario() -> None:
     assert mean["portfolio"] > mean["random"] > mean["all-sft"]
 
 
+@pytest.mark.slow
 def test_foresight_is_worth_something_in_small_programmes() -> None:
     """The oracle's roll-out is never worse than the rule it goes on with, and leaves its own world as it is."""
     kwargs = {"scenario": "small", "orders_days": 5.0, "horizon_days": 8.0}

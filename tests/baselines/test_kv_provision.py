@@ -40,12 +40,19 @@ def score(name: str, lanes: int = 4, seed: int = 20, **kwargs: Any) -> dict[str,
     return {key: float(np.mean([row[key] for row in found.values()])) for key in found[0]}
 
 
-def test_the_memory_law_beats_the_token_rate_where_memory_binds() -> None:
-    for kwargs in ({"scenario": "small"}, {"scenario": "paper-drift", "epochs": 30, "day_s": 900.0}):
-        law, tokens = score("kv-law", **kwargs), score("token-rate", **kwargs)
-        assert law["cost"] < 0.5 * tokens["cost"]
-        assert law["unstable"] == 0 and law["waiting_end"] < tokens["waiting_end"]
-        assert tokens["gpus_mean"] < law["gpus_mean"]
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"scenario": "small"},
+        pytest.param({"scenario": "paper-drift", "epochs": 30, "day_s": 900.0}, marks=pytest.mark.slow),
+    ],
+    ids=["small", "paper"],
+)
+def test_the_memory_law_beats_the_token_rate_where_memory_binds(kwargs: dict[str, Any]) -> None:
+    law, tokens = score("kv-law", **kwargs), score("token-rate", **kwargs)
+    assert law["cost"] < 0.5 * tokens["cost"]
+    assert law["unstable"] == 0 and law["waiting_end"] < tokens["waiting_end"]
+    assert tokens["gpus_mean"] < law["gpus_mean"]
 
 
 def test_knowing_the_future_helps() -> None:
@@ -62,7 +69,7 @@ def test_knowing_the_future_helps() -> None:
     "kwargs",
     [
         {"scenario": "fluid-small"},
-        {"scenario": "small", "epochs": 40},
+        pytest.param({"scenario": "small", "epochs": 40}, marks=pytest.mark.slow),
         pytest.param(
             {"scenario": "surge", "mode": "fluid", "startup_epochs": 0, "epochs": 30}, marks=pytest.mark.slow
         ),

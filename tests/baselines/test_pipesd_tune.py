@@ -54,6 +54,7 @@ def test_the_grid_is_four_by_four() -> None:
     assert len(drive(made("grid-search:side=2"), bowl, 5)) == 5
 
 
+@pytest.mark.slow
 def test_bayesian_optimisation_finds_the_bottom_of_a_bowl() -> None:
     """Nearer than random search on the mean of some seeds, with noise of a tenth."""
     above: dict[str, list[float]] = {"bo": [], "random-search": []}

@@ -152,6 +152,7 @@ def test_a_plan_for_a_part_of_the_requests_says_so_and_counts_only_that(
     assert f"{int(np.ceil(30 / (0.9 * mu)))} GPU" in law
 
 
+@pytest.mark.slow
 def test_the_simulated_engine_serves_whole_requests_only(tmp_path: Path) -> None:
     """It completes the requests that fit as fast as if there were no others, and is not fed what it would cut short."""
     profile, plan = profiles.load("h100/llama-3.1-8b"), Kv(rate=1.0)

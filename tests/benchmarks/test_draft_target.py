@@ -153,6 +153,7 @@ def test_where_a_text_begins_to_repeat_itself():
     assert dt.fresh_positions(path).tolist() == [14, 40, 27]
 
 
+@pytest.mark.slow
 def test_quick_writes_tables_that_fit_together(tmp_path, monkeypatch, clock):
     corpus_file(tmp_path / "corpus.xz")
     argv = ["--corpus", str(tmp_path / "corpus.xz"), "--device", "cpu", "--quick", "--out", str(tmp_path)]

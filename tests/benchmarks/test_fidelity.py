@@ -438,6 +438,7 @@ def fidelity(*arguments):
     return subprocess.run(command, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_predictions_are_those_that_are_compared_later(tmp_path):
     """Predict a case, let an engine behave as predicted, and compare: no error but the rounding of the files."""
     done = fidelity("--predict", str(tmp_path), "--cases", "queue_paper")

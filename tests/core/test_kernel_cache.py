@@ -117,19 +117,28 @@ def test_a_change_is_seen_through_any_number_of_modules(farm):
     assert run(farm, FARM_SCRIPT)[0] == "46.0"
 
 
-def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(farm):
+DAMAGES = {
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "nonsense": lambda data: b"nonsense" + data,
+}
+
+
+@pytest.mark.parametrize(
+    "how", ["cut", *(pytest.param(how, marks=pytest.mark.slow) for how in ("empty", "nonsense"))]
+)
+def test_a_damaged_file_is_ignored_with_a_warning_and_replaced(farm, how):
     run(farm, FARM_SCRIPT)
     files = list((farm / "cache").rglob("*.nbc"))
     assert files
-    damages = [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"nonsense" + data]
-    for damage in damages:
-        for path in files:
-            path.write_bytes(damage(path.read_bytes()))
-        out, err = run(farm, FARM_SCRIPT)
-        assert out == "7.0" and "ignoring a damaged kernel cache file" in err
-        assert run(farm, FARM_SCRIPT) == ("7.0", "")
+    for path in files:
+        path.write_bytes(DAMAGES[how](path.read_bytes()))
+    out, err = run(farm, FARM_SCRIPT)
+    assert out == "7.0" and "ignoring a damaged kernel cache file" in err
+    assert run(farm, FARM_SCRIPT) == ("7.0", "")
 
 
+@pytest.mark.slow
 def test_two_processes_may_compile_at_once(package):
     both = [start(package, TOY_SCRIPT) for _ in range(2)]
     said = [process.communicate() for process in both]
@@ -139,6 +148,7 @@ def test_two_processes_may_compile_at_once(package):
     assert run(package, TOY_SCRIPT)[1] == ""
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_gives_way_to_the_next(farm):
     """As root, permissions stop nobody; a file in the place of a folder does."""
     (farm / "taken").write_text("")
@@ -154,6 +164,7 @@ def test_a_folder_that_cannot_be_written_gives_way_to_the_next(farm):
     assert list((farm / "home" / "llmgym").rglob("*.nbc"))
 
 
+@pytest.mark.slow
 def test_a_read_only_installation(farm):
     folders = [path for path in (farm, *farm.rglob("*")) if path.is_dir()]
     (farm / "cache").mkdir()
@@ -168,6 +179,7 @@ def test_a_read_only_installation(farm):
     assert not list((farm / "llmgym").rglob("*.nbc")) and not list((farm / "llmgym").rglob("__pycache__"))
 
 
+@pytest.mark.slow
 def test_quiet(farm):
     assert run(farm, FARM_SCRIPT, LLMGYM_QUIET="1") == ("7.0", "")
 
@@ -210,6 +222,7 @@ def test_the_fingerprint_of_a_module_covers_what_it_imports(edited, monkeypatch)
         jit.fingerprint.cache_clear()
 
 
+@pytest.mark.slow
 def test_what_no_run_has_used_for_a_month_is_removed(farm):
     run(farm, FARM_SCRIPT)
     kernels = farm / "cache" / "kernels"
@@ -332,6 +345,7 @@ def test_a_folder_of_ones_own_is_used_without_a_word(candidates, recwarn):
     assert not recwarn.list
 
 
+@pytest.mark.slow
 @NEEDS_OWNERS
 def test_a_fresh_folder_ends_with_its_process(farm):
     for name in ("asked", "home"):
@@ -351,7 +365,10 @@ def test_a_fresh_folder_ends_with_its_process(farm):
 
 
 @NEEDS_OWNERS
-@pytest.mark.parametrize("how", ["mode", "link", "owner"])
+@pytest.mark.parametrize(
+    "how",
+    ["mode", pytest.param("link", marks=pytest.mark.slow), pytest.param("owner", marks=pytest.mark.slow)],
+)
 def test_a_file_of_somebody_else_is_not_run(farm, how):
     """Whoever can put a file into the folder is stopped at the file itself."""
     run(farm, FARM_SCRIPT)

@@ -21,7 +21,7 @@ from llmgym.testing.drive import (
 )
 from tests.toy import Toy, ToyEnv, ToyVectorEnv
 
-LANE_STEPS = 10_000
+LANE_STEPS = 3_000
 ID = "llmgym-tests/Toy-v0"
 
 seeds = st.integers(0, 2**63 - 1)

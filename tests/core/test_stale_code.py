@@ -89,7 +89,7 @@ def check(told: list[tuple[str, str]], one: str, other: str) -> None:
     assert told[2][1] == "", "what was there before is found again"
 
 
-@pytest.mark.parametrize("way", first_quick(WAYS, 2), ids=[way.__name__ for way in WAYS])
+@pytest.mark.parametrize("way", first_quick(WAYS, 1), ids=[way.__name__ for way in WAYS])
 def test_its_own_code_and_what_it_takes_from_its_module(tmp_path, way):
     text = HEAD + "SCALE = {}\n@kernel\ndef part(x):\n    return {} * SCALE * x\n"
     text += f"{ENTRY}def whole(x):\n    return part(x) + 1.0\nprint(whole(10.0))"
@@ -100,7 +100,7 @@ def test_its_own_code_and_what_it_takes_from_its_module(tmp_path, way):
 @pytest.mark.parametrize(
     "use", first_quick(["import helper", "from helper import part, SCALE", "import helper as h"], 1)
 )
-@pytest.mark.parametrize("decorated", ["@kernel", "@numba.njit"])
+@pytest.mark.parametrize("decorated", first_quick(["@kernel", "@numba.njit"], 1))
 def test_a_helper_of_another_top_level_module(tmp_path, use, decorated):
     prefix = {"import helper": "helper.", "import helper as h": "h."}.get(use, "")
     text = (
@@ -263,7 +263,7 @@ IN_EVERY_PROCESS = ("passed in", "universal function", "mutual recursion")
 """These are right, but their machine code is not kept."""
 
 
-@pytest.mark.parametrize("kind", first_quick(LANGUAGE, 4))
+@pytest.mark.parametrize("kind", first_quick(LANGUAGE, 1))
 def test_whatever_a_function_can_refer_to(tmp_path, kind):
     text = f"import enum, types\nfrom typing import NamedTuple\nimport numba\nimport numpy as np\n{HEAD}"
     text += f"entry = kernel(announce='whole')\n{LANGUAGE[kind]}\nprint(float(whole(10.0)))"
@@ -275,6 +275,7 @@ def test_whatever_a_function_can_refer_to(tmp_path, kind):
         check(told, "20.0", "30.0")
 
 
+@pytest.mark.slow
 def test_the_fields_of_a_named_tuple_may_change_places(tmp_path):
     text = (
         HEAD
@@ -317,19 +318,27 @@ def test_an_extension_of_numba_in_another_module(tmp_path, kind):
     check(told, "20.0", "30.0")
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("import ctypes\ncos = ctypes.CDLL('libm.so.6').cos\ncos.restype = ctypes.c_double\ncos.argtypes = [ctypes.c_double]\n"
-         "{entry}def whole(x):\n    return cos(0.0 * x)", "object at 0x"),
-        ("from numba.extending import overload\ndef one(x): ...\n@overload(one)\ndef _one(x):\n    return lambda x: 1.0\n"
-         "{entry}def whole(x):\n    return one(x)", "an extension of numba that was written in __main__"),
-        ("import numba\n@numba.njit\ndef one(x):\n    return ONE\nONE = 1.0\none(2.0)\n{entry}def whole(x):\n    return one(x)",
-         "__main__.one, which was called before"),
-    ],
-    ids=["pointer", "extension", "called"],
-)  # fmt: skip
-def test_what_cannot_be_described_is_compiled_in_every_process(tmp_path, text, why):
+CANNOT_BE_DESCRIBED = {
+    "pointer": (
+        "import ctypes\ncos = ctypes.CDLL('libm.so.6').cos\ncos.restype = ctypes.c_double\ncos.argtypes = [ctypes.c_double]\n"
+        "{entry}def whole(x):\n    return cos(0.0 * x)",
+        "object at 0x",
+    ),
+    "extension": (
+        "from numba.extending import overload\ndef one(x): ...\n@overload(one)\ndef _one(x):\n    return lambda x: 1.0\n"
+        "{entry}def whole(x):\n    return one(x)",
+        "an extension of numba that was written in __main__",
+    ),
+    "called": (
+        "import numba\n@numba.njit\ndef one(x):\n    return ONE\nONE = 1.0\none(2.0)\n{entry}def whole(x):\n    return one(x)",
+        "__main__.one, which was called before",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", first_quick(CANNOT_BE_DESCRIBED, 1))
+def test_what_cannot_be_described_is_compiled_in_every_process(tmp_path, kind):
+    text, why = CANNOT_BE_DESCRIBED[kind]
     if sys.platform != "linux":
         pytest.skip("names a library of Linux")
     for _ in range(2):
@@ -342,6 +351,7 @@ def test_what_cannot_be_described_is_compiled_in_every_process(tmp_path, text, w
     assert not list((tmp_path / "cache").rglob("whole-*"))
 
 
+@pytest.mark.slow
 def test_a_file_that_is_not_in_sys_modules(tmp_path):
     """Stored machine code names the module of its functions; here another file has that name."""
     (tmp_path / "named.py").write_text("")
@@ -359,7 +369,7 @@ def test_a_file_that_is_not_in_sys_modules(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "again", ["importlib.reload(written)", "exec(open('written.py').read(), vars(written))"]
+    "again", first_quick(["importlib.reload(written)", "exec(open('written.py').read(), vars(written))"], 1)
 )
 def test_an_edit_within_one_process(tmp_path, again):
     """The code of after the edit is not stored as that of before, nor the other way round."""
@@ -397,6 +407,7 @@ def test_a_value_that_changes_between_two_signatures(tmp_path):
     assert process(tmp_path, "-c", asked.format("written.SCALE = 3.0\n"))[0] == "6.0 6.0"
 
 
+@pytest.mark.slow
 def test_functions_of_one_name_that_different_processes_stored(tmp_path):
     """They are linked into one loop, where each must remain itself."""
     text = HEAD + "def make(a):\n    @kernel\n    def part(x):\n        return a * x\n    return part\n"
@@ -483,7 +494,7 @@ print(env.step(1)[1], env.metrics()["level"], env.step(1)[1])
 """
 
 
-@pytest.mark.parametrize("way", first_quick(WAYS, 2), ids=[way.__name__ for way in WAYS])
+@pytest.mark.parametrize("way", first_quick(WAYS, 1), ids=[way.__name__ for way in WAYS])
 def test_an_environment_written_outside_of_the_package(tmp_path, way):
     told = [way(tmp_path, TWO_QUEUES.format(reward=reward)) for reward in ("-1.0", "2.0", "-1.0")]
     assert [out for out, _ in told] == ["-1.0 1.0 -1.0", "2.0 1.0 2.0", "-1.0 1.0 -1.0"]

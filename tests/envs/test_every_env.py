@@ -28,24 +28,44 @@ from tests.envs.populations import counting
 CASES = {env_id: llmgym.spec(env_id).test_cases() for env_id in llmgym.env_ids()}
 """Cheap arguments to test each id with, by a short name."""
 
-FIRST_CASE_ONLY = {env_id: dict(itertools.islice(cases.items(), 4)) for env_id, cases in CASES.items()}
+
+def cases_of(quick: int | None = None, most: int | None = None) -> Any:
+    """Parametrise with the cases of every environment.
+
+    Args:
+        quick: of each environment, those after so many are left to the slow pass; None: none is.
+        most: of each environment; None: all.
+    """
+    return pytest.mark.parametrize(
+        ("env_id", "kwargs"),
+        [
+            pytest.param(
+                env_id,
+                kwargs,
+                id=f"{env_id.partition('/')[2]}-{name}",
+                marks=[pytest.mark.slow] if quick is not None and number >= quick else [],
+            )
+            for env_id, cases in CASES.items()
+            for number, (name, kwargs) in enumerate(itertools.islice(cases.items(), most))
+        ],
+    )
 
 
-def _parameters(table: dict[str, dict[str, dict[str, Any]]]) -> list[Any]:
-    return [
-        pytest.param(env_id, kwargs, id=f"{env_id.partition('/')[2]}-{name}")
-        for env_id, some in table.items()
-        for name, kwargs in some.items()
-    ]
-
-
-every_case = pytest.mark.parametrize(
-    ("env_id", "kwargs"),
-    _parameters(CASES),
-)
-every_action_space = pytest.mark.parametrize(("env_id", "kwargs"), _parameters(FIRST_CASE_ONLY))
+every_case = cases_of()
+two_cases_first = cases_of(quick=2)
+every_action_space = cases_of(quick=2, most=4)
 every_id = pytest.mark.parametrize("env_id", llmgym.env_ids())
 seeds = st.integers(0, 2**63 - 1)
+
+
+def examples(count: int) -> Any:
+    """So many pairs of a world and actions, the first of which is (0, 0), as hypothesis begins with the smallest."""
+
+    def decorate(function: Any) -> Any:
+        drawn = given(seed=seeds, action_seed=seeds)(function)
+        return settings(max_examples=count, deadline=None)(drawn)
+
+    return decorate
 
 
 COUNTED = {
@@ -87,11 +107,17 @@ def metric_names(env_id: str, kwargs: dict[str, Any]) -> tuple[str, ...]:
 
 
 @every_case
-@settings(max_examples=4, deadline=None)
-@given(seed=seeds, action_seed=seeds)
+@examples(2)
 def test_counts_memory_time_bounds_and_return(env_id, kwargs, seed, action_seed):
     """I1, I2, I3, I4, I5, I7, I9, I10 after every step of an episode, and at least one action allowed (I8)."""
     assert "clock_s" in audit_of(env_id, kwargs)
+    invariants.counts_time_bounds_and_return(env_id, kwargs, seed, action_seed, counting(env_id))
+
+
+@pytest.mark.slow
+@every_case
+@examples(6)
+def test_counts_memory_time_bounds_and_return_of_many_worlds(env_id, kwargs, seed, action_seed):
     invariants.counts_time_bounds_and_return(env_id, kwargs, seed, action_seed, counting(env_id))
 
 
@@ -102,16 +128,24 @@ def test_metrics_have_no_value_before_there_is_anything_to_take_them_of(env_id, 
 
 @every_case
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-@settings(max_examples=1, deadline=None)
-@given(lanes=st.lists(seeds, min_size=1, max_size=8), action_seed=seeds)
-def test_a_lane_is_the_single_environment(env_id, kwargs, mode, lanes, action_seed):
-    """I6: bit for bit, over several episodes, in every autoreset mode."""
-    invariants.lane_is_single(env_id, kwargs, mode, lanes, action_seed)
+def test_a_lane_is_the_single_environment(env_id, kwargs, mode):
+    """I6: bit for bit, three lanes of different worlds that end at different times, in every autoreset mode."""
+    lanes = [0, 20_001, 2**62 + 7]
+    assert invariants.lane_is_single(env_id, kwargs, mode, lanes, 5, episodes=2) >= 2 * len(lanes)
+
+
+@pytest.mark.slow
+@every_case
+@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
+@settings(max_examples=2, deadline=None)
+@given(lanes=st.lists(seeds, min_size=5, max_size=8), action_seed=seeds)
+def test_a_lane_is_the_single_environment_for_long(env_id, kwargs, mode, lanes, action_seed):
+    """I6, over up to 10,000 steps."""
+    invariants.lane_is_single(env_id, kwargs, mode, lanes, action_seed, episodes=20)
 
 
 @every_case
-@settings(max_examples=1, deadline=None)
-@given(seed=seeds, action_seed=seeds)
+@examples(2)
 def test_the_same_seed_gives_the_same_bits(env_id, kwargs, seed, action_seed):
     """I6."""
     invariants.same_seed_same_bits(env_id, kwargs, seed, action_seed)
@@ -124,9 +158,8 @@ def test_another_process_gets_the_same_bits(env_id):
     assert len(set(digests.values())) == len(digests)
 
 
-@every_case
-@settings(max_examples=2, deadline=None)
-@given(seed=seeds, action_seed=seeds)
+@two_cases_first
+@examples(2)
 def test_every_unmasked_action_is_accepted_and_a_masked_one_is_safe(env_id, kwargs, seed, action_seed):
     """I8, by trying every action on copies of states along an episode."""
     assert isinstance(make(env_id, kwargs).action_space, Box) or "invalid_actions" in metric_names(
@@ -135,9 +168,8 @@ def test_every_unmasked_action_is_accepted_and_a_masked_one_is_safe(env_id, kwar
     invariants.actions_accepted_or_safe(env_id, kwargs, seed, action_seed)
 
 
-@every_case
-@settings(max_examples=3, deadline=None)
-@given(seed=seeds, action_seed=seeds)
+@two_cases_first
+@examples(2)
 def test_a_return_with_masked_actions_is_still_its_metric(env_id, kwargs, seed, action_seed):
     """I9 when a policy knows no masks."""
     invariants.return_with_masked_actions(env_id, kwargs, seed, action_seed)

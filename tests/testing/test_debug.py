@@ -54,20 +54,23 @@ def play(
             "now.waitd_s += spent_s",
             "in step_lane: the record has no field 'waitd_s'. Did you mean 'waited_s'? It has: key, waiting, arrived",
         ),
-        (
+        pytest.param(
             "state.episode[lane].key = key",
             "state.episode[lane].zzz = key",
             "in reset_lane: the record has no field 'zzz'. It has",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "now.second >= params.seconds",
             "now.second >= params.secnds",
             "numba cannot compile this: Unknown attribute 'secnds' of",
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             "    full = max(now.waiting[0], now.waiting[1])",
             "    full = now.waiting.max()",
             "No implementation of function",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -78,6 +81,7 @@ def test_what_cannot_be_compiled_is_told_by_file_and_line(tmp_path, old, wrong, 
     assert message in last
 
 
+@pytest.mark.slow
 def test_a_name_that_is_not_there_is_told_by_its_function(tmp_path):
     _, err, _ = play(tmp_path, "    full = max(", "    full = no_such_name(")
     last = err.strip().splitlines()[-1]
@@ -85,6 +89,7 @@ def test_a_name_that_is_not_there_is_told_by_its_function(tmp_path):
     assert last == f"llmgym.errors.KernelError: {told}"
 
 
+@pytest.mark.slow
 def test_the_command_line_tells_it_in_one_line(tmp_path):
     code = "import sys; from llmgym.cli import main; sys.exit(main(['compile', 'my_env:me/MyEnv-v0']))"
     _, err, line = play(tmp_path, "now.waited_s += spent_s", "now.waitd_s += spent_s", code, LLMGYM_QUIET="1")
@@ -106,6 +111,7 @@ def test_an_index_out_of_bounds_is_told_under_debug_alone(tmp_path):
     assert "with bounds checks" in err and out == ""
 
 
+@pytest.mark.slow
 def test_debug_changes_no_bit_and_has_kernels_of_its_own(tmp_path):
     plain, err, _ = play(tmp_path)
     assert plain and "with bounds checks" not in err

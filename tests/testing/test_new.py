@@ -29,13 +29,18 @@ def run(folder: Path, *command: str) -> str:
     return " ".join(done.stdout.split())
 
 
-def test_a_new_environment_is_checked_compared_and_trained(tmp_path):
+def test_a_new_environment_passes_the_kit(tmp_path):
     told = run(tmp_path, "-m", "llmgym.cli", "new", "my_env")
     assert "Written: my_env.py" in told and "llmgym check my_env:me/MyEnv-v0" in told
     lines = (tmp_path / "my_env.py").read_text().splitlines()
     assert sum(bool(line.strip()) for line in lines) <= MOST_LINES
     checked = run(tmp_path, "-m", "llmgym.cli", "check", "my_env:me/MyEnv-v0", "--no-progress")
     assert " 0 failed, 0 skipped" in checked, checked
+
+
+@pytest.mark.slow
+def test_a_new_environment_is_compared_and_trained(tmp_path):
+    new("my_env", tmp_path)
     compared = run(
         tmp_path, "-m", "llmgym.cli", "compare", "my_env:me/MyEnv-v0", "--episodes", "4", "--no-progress"
     )
