@@ -115,6 +115,16 @@ def measuring(simulation: Any) -> Callable[..., None]:
     return _by_row[metrics_lane, metrics]
 
 
+def _kind(value: Any) -> Any:
+    """What numba's type of arrays in tuples depends on: numba takes milliseconds to make the type of a state of records."""
+    if isinstance(value, tuple):
+        return (type(value), *map(_kind, value))
+    if type(value) is not np.ndarray:
+        return numba.typeof(value)
+    flags = value.flags
+    return value.dtype, value.ndim, flags.c_contiguous, flags.f_contiguous, flags.aligned, flags.writeable
+
+
 def loops(simulation: Any, arrays: Any) -> tuple[Callable[..., int], Callable[..., int]]:
     """The generic loops, compiled around the functions of one environment: step (and reset), and whole episodes.
 
@@ -123,7 +133,7 @@ def loops(simulation: Any, arrays: Any) -> tuple[Callable[..., int], Callable[..
     kernels = simulation.kernels._replace(
         observe_lane=observing(simulation), metrics_lane=measuring(simulation)
     )
-    key = (kernels, numba.typeof(arrays))
+    key = (kernels, _kind(arrays))
     if key not in _compiled or numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
         _compiled[key] = compile_loops(kernels, type(simulation).__name__, unpacking(arrays))
     return _compiled[key]

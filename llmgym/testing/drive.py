@@ -1,5 +1,6 @@
 """How environments are driven in tests: random legal actions, and comparisons that let no bit differ."""
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +12,15 @@ from numpy.typing import NDArray
 from llmgym.core.spec import find
 
 MODES = tuple(AutoresetMode)
+
+
+def copied(env: Any, *others: Any) -> Any:
+    """Copies of an environment in the midst of an episode, and of what acts on it, that go on by themselves.
+
+    They share the simulation, as the lanes of a vector environment do: an episode is in the arrays alone.
+    """
+    shared = (env.simulation, env.observation_space, env.action_space, env.spec)
+    return copy.deepcopy((env, *others), {id(one): one for one in shared})
 
 
 def legal_actions(space: Any, masks: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:

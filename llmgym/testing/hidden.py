@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llmgym import baselines
 from llmgym.core.lanes import LOOK, Simulation
-from llmgym.testing.drive import audited, legal_action, same
+from llmgym.testing.drive import audited, copied, legal_action, same
 from llmgym.testing.invariants import Kwargs, check_audit, check_observation, check_return, make
 
 MOMENTS = (0, 1, 2, 3, 5, 9, 17, 33, 60, 120)
@@ -67,7 +67,7 @@ def arguments_for(env_id: str, rule: str, kwargs: Kwargs) -> dict[str, Any]:
 
 def redrawn(env: Any, key: int) -> Any:
     """A copy of an environment at the same moment, with another future, and its observation and mask written anew."""
-    other = copy.deepcopy(env)
+    (other,) = copied(env)
     other.simulation.redraw(other.lanes.state, 0, key)
     other.lanes.step(LOOK)
     return other
@@ -259,7 +259,7 @@ def rule_does_not_read_it(env_id: str, rule: str, kwargs: Kwargs, moments: Itera
                 expected = np.asarray(copy.deepcopy(policy).act(obs, mask))
                 # what a rule reads need not change its decision in every world
                 for world in range(WORLDS // 2):
-                    other, twin = copy.deepcopy((env, policy))
+                    other, twin = copied(env, policy)
                     other.simulation.redraw(other.lanes.state, 0, 1000 * seed + 7 * step + world)
                     other.lanes.step(LOOK)
                     where = f"seed {seed}, step {step}, world {world}"

@@ -5,7 +5,6 @@ A function takes an id and the arguments to make it with, plays, and raises `Ass
 (`llmgym.testing.hidden`).
 """
 
-import copy
 import hashlib
 import os
 import pickle
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.spec import find
 from llmgym.errors import InvalidAction, InvalidArgument
-from llmgym.testing.drive import audited, check_lanes_are_singles, legal_action, legal_actions, same
+from llmgym.testing.drive import audited, check_lanes_are_singles, copied, legal_action, legal_actions, same
 
 Kwargs = Mapping[str, Any]
 Counts = Mapping[str, float]
@@ -36,8 +35,6 @@ Counting = Callable[[Any, dict[str, float]], Counts]
 
 LANE_STEPS = 10_000
 """Steps, over all lanes, in which a vector environment is compared with single ones, at most."""
-LANE_EPISODES = 4
-"""Episodes of every lane after which such a comparison ends."""
 
 BAD_ARGUMENTS: dict[str, Any] = {
     "scenario": "no-such",
@@ -310,12 +307,7 @@ def same_seed_same_bits(env_id: str, kwargs: Kwargs, seed: int, action_seed: int
 
 
 def lane_is_single(
-    env_id: str,
-    kwargs: Kwargs,
-    mode: AutoresetMode,
-    lanes: list[int],
-    action_seed: int,
-    episodes: int = LANE_EPISODES,
+    env_id: str, kwargs: Kwargs, mode: AutoresetMode, lanes: list[int], action_seed: int, episodes: int = 4
 ) -> int:
     """A lane of a vector environment is the single environment, bit for bit, over several episodes.
 
@@ -325,10 +317,7 @@ def lane_is_single(
         mode: what happens where an episode has ended.
         lanes: seeds of the lanes.
         action_seed: of the actions.
-        episodes: of every lane, unless `LANE_STEPS` end before.
-
-    Returns:
-        How many episodes ended.
+        episodes: of every lane, unless `LANE_STEPS` end before; returns how many ended in all.
     """
     return check_lanes_are_singles(
         lambda: make(env_id, kwargs),
@@ -448,7 +437,7 @@ def actions_accepted_or_safe(env_id: str, kwargs: Kwargs, seed: int, action_seed
         if number % 23:
             continue
         for action, allowed in _tries(env.action_space, info["action_mask"], rng):
-            _try(copy.deepcopy(env), copy.deepcopy(strict), action, allowed, counted, rng)
+            _try(copied(env)[0], copied(strict)[0], action, allowed, counted, rng)
 
 
 def _try(env: Any, strict: Any, action: Any, allowed: bool, counted: bool, rng: np.random.Generator) -> None:

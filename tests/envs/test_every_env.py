@@ -107,17 +107,10 @@ def metric_names(env_id: str, kwargs: dict[str, Any]) -> tuple[str, ...]:
 
 
 @every_case
-@examples(2)
+@examples(4)
 def test_counts_memory_time_bounds_and_return(env_id, kwargs, seed, action_seed):
     """I1, I2, I3, I4, I5, I7, I9, I10 after every step of an episode, and at least one action allowed (I8)."""
     assert "clock_s" in audit_of(env_id, kwargs)
-    invariants.counts_time_bounds_and_return(env_id, kwargs, seed, action_seed, counting(env_id))
-
-
-@pytest.mark.slow
-@every_case
-@examples(6)
-def test_counts_memory_time_bounds_and_return_of_many_worlds(env_id, kwargs, seed, action_seed):
     invariants.counts_time_bounds_and_return(env_id, kwargs, seed, action_seed, counting(env_id))
 
 
@@ -131,17 +124,15 @@ def test_metrics_have_no_value_before_there_is_anything_to_take_them_of(env_id, 
 def test_a_lane_is_the_single_environment(env_id, kwargs, mode):
     """I6: bit for bit, three lanes of different worlds that end at different times, in every autoreset mode."""
     lanes = [0, 20_001, 2**62 + 7]
-    assert invariants.lane_is_single(env_id, kwargs, mode, lanes, 5, episodes=2) >= 2 * len(lanes)
+    assert invariants.lane_is_single(env_id, kwargs, mode, lanes, 5, episodes=6) >= 6 * len(lanes)
 
 
 @pytest.mark.slow
 @every_case
 @pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-@settings(max_examples=2, deadline=None)
-@given(lanes=st.lists(seeds, min_size=5, max_size=8), action_seed=seeds)
-def test_a_lane_is_the_single_environment_for_long(env_id, kwargs, mode, lanes, action_seed):
-    """I6, over up to 10,000 steps."""
-    invariants.lane_is_single(env_id, kwargs, mode, lanes, action_seed, episodes=20)
+def test_a_lane_is_the_single_environment_for_long(env_id, kwargs, mode):
+    """I6, eight lanes over up to 10,000 steps."""
+    invariants.lane_is_single(env_id, kwargs, mode, list(range(100, 900, 100)), 6, episodes=20)
 
 
 @every_case
@@ -158,7 +149,7 @@ def test_another_process_gets_the_same_bits(env_id):
     assert len(set(digests.values())) == len(digests)
 
 
-@two_cases_first
+@every_case
 @examples(2)
 def test_every_unmasked_action_is_accepted_and_a_masked_one_is_safe(env_id, kwargs, seed, action_seed):
     """I8, by trying every action on copies of states along an episode."""
@@ -168,8 +159,8 @@ def test_every_unmasked_action_is_accepted_and_a_masked_one_is_safe(env_id, kwar
     invariants.actions_accepted_or_safe(env_id, kwargs, seed, action_seed)
 
 
-@two_cases_first
-@examples(2)
+@every_case
+@examples(3)
 def test_a_return_with_masked_actions_is_still_its_metric(env_id, kwargs, seed, action_seed):
     """I9 when a policy knows no masks."""
     invariants.return_with_masked_actions(env_id, kwargs, seed, action_seed)

@@ -51,21 +51,20 @@ def test_an_episode_goes_on_with_another_future(env_id, kwargs):
     hidden.episode_goes_on_with_another_future(env_id, kwargs)
 
 
-def _rules() -> list[Any]:
-    found = []
-    for env_id in llmgym.env_ids():
-        for rule in baselines.names(env_id):
-            marks = [pytest.mark.slow] if (env_id, rule) in SLOW_RULES else []
-            found.append(pytest.param(env_id, rule, id=f"{env_id.partition('/')[2]}-{rule}", marks=marks))
-    return found
+RULES = [(env_id, rule) for env_id in llmgym.env_ids() for rule in baselines.names(env_id)]
 
 
-@pytest.mark.parametrize(("env_id", "rule"), _rules())
+def rules_of(pairs: Any) -> Any:
+    named = [pytest.param(env_id, rule, id=f"{env_id.partition('/')[2]}-{rule}") for env_id, rule in pairs]
+    return pytest.mark.parametrize(("env_id", "rule"), named)
+
+
+@rules_of(pair for pair in RULES if pair not in SLOW_RULES)
 def test_rules_do_not_read_what_is_hidden(env_id, rule):
     hidden.rule_does_not_read_it(env_id, rule, next(iter(CASES[env_id].values())), FEW_MOMENTS)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("env_id", "rule"), _rules())
+@rules_of(RULES)
 def test_rules_do_not_read_what_is_hidden_at_any_of_many_moments(env_id, rule):
     hidden.rule_does_not_read_it(env_id, rule, next(iter(CASES[env_id].values())))
