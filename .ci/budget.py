@@ -10,7 +10,7 @@ ENVIRONMENT_S = 150.0
 Machines differ by a factor of two and more from one hour to the next, so this finds what doubles, not what grows by a tenth.
 """
 ALL_S = 1500.0
-"""Of all of them together: about two thirds more than they take on two quiet cores."""
+"""Of all of them together."""
 
 spent: dict[str, float] = json.loads(Path(sys.argv[1]).read_text())
 folders = {
