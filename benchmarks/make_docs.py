@@ -315,14 +315,15 @@ def unmask_scenarios() -> str:
     return "\n".join(rows)
 
 
-def unmask_picture() -> None:
-    """A frame of Unmask under the EB sampler."""
-    env = gymnasium.make("llmgym/Unmask-v0", scenario="small", render_mode="rgb_array")
-    policy = llmgym.baselines.make("eb", env)
-    obs, info = env.reset(seed=3)
-    for _ in range(51):
-        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-    image.imsave(DOCS / "pictures" / "unmask.png", np.asarray(env.render()))
+def unmask_pictures() -> None:
+    """A frame of Unmask under the EB sampler, and one on measured text under DUS."""
+    for scenario, rule, steps, name in (("small", "eb", 51, "unmask"), ("real", "dus", 70, "unmask_real")):
+        env = gymnasium.make("llmgym/Unmask-v0", scenario=scenario, render_mode="rgb_array")
+        policy = llmgym.baselines.make(rule, env)
+        obs, info = env.reset(seed=3)
+        for _ in range(steps):
+            obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
+        image.imsave(DOCS / "pictures" / f"{name}.png", np.asarray(env.render()))
 
 
 def forage_scenarios() -> str:
@@ -455,7 +456,7 @@ def main() -> None:
     window_picture()
     pipe_picture()
     attention_picture()
-    unmask_picture()
+    unmask_pictures()
     forage_picture()
     segmented_picture()
     distill_picture()

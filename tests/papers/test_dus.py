@@ -29,6 +29,7 @@ from llmgym.envs.unmask.schedule import (
     spacing_gap,
     sufficient_distance,
 )
+from llmgym.envs.unmask.tables import shipped_meta
 from llmgym.evaluation import run_episodes
 from tests.papers.deviations import Deviation, check, every_deviation
 
@@ -374,6 +375,25 @@ def _typical(rule: str, block: int, tokens: int) -> float:
     return 100.0 * mean(rule, "typical", block, tokens)
 
 
+def _on_a_model(rule: str, metric: str) -> float:
+    return float(run_episodes(ID, rule, 60, 100, {"scenario": "real"}).metrics[metric].mean())
+
+
+@pytest.mark.parametrize("domain", ["code", "prose"])
+def test_the_order_of_rules_on_a_trained_model(domain: str) -> None:
+    """DUS is ahead of all with as many calls, by the model's own law and by another model's."""
+    replay = shipped_meta()["measured"]["groups"][domain]["replay"]
+    rivals = ("random-rising", "random-fixed", "confidence", "left-to-right")
+    for rule in rivals:
+        for text, metric in (("true tokens", "gap_nats"), ("own tokens", "scorer_nats")):
+            (dus, dus_error), (other, error) = (replay[text][name][metric] for name in ("dus", rule))
+            assert other - dus > 4.0 * math.hypot(dus_error, error)
+            assert replay[text]["one"][metric][0] < dus < other < replay[text]["all"][metric][0]
+    for text, metric in (("true tokens", "gap_nats"), ("own tokens", "scorer_nats")):
+        found = [replay[text][rule][metric][0] for rule in ("random-rising", "confidence", "left-to-right")]
+        assert found == sorted(found)
+
+
 OURS: dict[str, Callable[[], float]] = {
     "dus/wall-clock dus 16": lambda: PUBLISHED_S * calls_of(256, 16),
     "dus/wall-clock dus 32": lambda: PUBLISHED_S * calls_of(256, 32),
@@ -385,6 +405,10 @@ OURS: dict[str, Callable[[], float]] = {
         _typical("random-fixed", 16, 64) - _typical("confidence", 16, 64)
     ),
     "dus/larger blocks": lambda: _typical("dus", 32, 64) - _typical("dus", 16, 64),
+    "dus/eb on a model": lambda: _on_a_model("eb:gamma=1", "speedup"),
+    "dus/confidence against random on a model": lambda: (
+        100.0 * (_on_a_model("confidence", "accuracy") - _on_a_model("random-rising", "accuracy"))
+    ),
 }
 
 

@@ -193,14 +193,14 @@ def _shipped() -> Any:
 
 
 @functools.cache
-def _meta() -> dict[str, Any]:
+def shipped_meta() -> dict[str, Any]:
     """The contents of `meta.json` of the table that ships."""
     return dict(json.loads((_shipped() / META).read_text(encoding="utf-8")))
 
 
 def _domains() -> list[str]:
     """Domains of the table that ships."""
-    return list(_meta()["measured"]["domains"])
+    return list(shipped_meta()["measured"]["domains"])
 
 
 def names() -> list[str]:
@@ -230,4 +230,4 @@ def load(text: Any) -> Excerpts | None:
 def _load_shipped(name: str) -> Excerpts:
     """The table that ships, of one domain."""
     domain = _domains().index(name.removeprefix("model-"))
-    return read((_shipped() / FILE).read_bytes(), _meta(), name, domain)
+    return read((_shipped() / FILE).read_bytes(), shipped_meta(), name, domain)

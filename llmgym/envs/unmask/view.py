@@ -108,7 +108,7 @@ def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDAr
     _draw_blocks(blocks, scenario, state, lane)
     place = np.arange(scenario.block) + 0.47
     masked = state.masked[lane] == 1
-    scale = np.log(scenario.vocabulary)
+    scale = np.log(params.config[0]["vocabulary"])
     law.bar(
         place[masked],
         positions["confidence"][masked],
