@@ -2,14 +2,18 @@
 
 import contextlib
 import math
+import os
+import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument, ProfileError, TraceError, UnknownName
+
+T = TypeVar("T")
 
 
 def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
@@ -19,12 +23,97 @@ def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
     return int(value)
 
 
-def number(name: str, value: Any, zero: bool = False) -> float:
-    """`value` as a float. Raises `InvalidArgument` unless it is finite and positive (or zero, where allowed)."""
+def number(
+    name: str, value: Any, zero: bool = False, *, low: float | None = None, high: float = math.inf
+) -> float:
+    """`value` as a float. Raises `InvalidArgument` unless it is finite and in range.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        zero: 0 is allowed too, where nothing is said by `low`.
+        low: the least that is allowed; None: anything above 0.
+        high: the most that is allowed.
+    """
     plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not plain or not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise InvalidArgument(f"{name}={value!r}: expected a finite number {'>= 0' if zero else '> 0'}")
+    if isinstance(value, np.floating):
+        value = value.item()
+    least = 0.0 if low is None else low
+    above = low is None and not zero
+    # a whole number that no float holds is above every bound but infinity
+    if not plain or not least <= value <= min(high, sys.float_info.max) or (above and not value):
+        raise InvalidArgument(f"{name}={value!r}: expected a finite number {range_text(least, high, above)}")
     return float(value)
+
+
+def below_one(name: str, value: Any) -> float:
+    """`value` as a float. Raises `InvalidArgument` unless it is 0 or more and less than 1."""
+    try:
+        if number(name, value, zero=True) < 1.0:
+            return float(value)
+    except InvalidArgument:
+        pass
+    raise InvalidArgument(f"{name}={value!r}: expected a finite number >= 0 and < 1")
+
+
+def range_text(low: float, high: float = math.inf, above: bool = False) -> str:
+    """A range in words, as errors and documentation have it.
+
+    Args:
+        low: lower end.
+        high: upper end, which belongs to it; infinite: there is none.
+        above: the lower end does not belong to it.
+    """
+    if math.isinf(high):
+        return f"{'>' if above else '>='} {low:g}"
+    return f"above {low:g}, up to {high:g}" if above else f"from {low:g} to {high:g}"
+
+
+def members(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """`value` as a tuple. Raises `InvalidArgument` unless it is a tuple, a list or an array of one axis.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        what: what is expected, for the message.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return tuple(value.tolist())
+    if not isinstance(value, (tuple, list)):
+        raise InvalidArgument(f"{name}={value!r}: expected {what}")
+    return tuple(value)
+
+
+def loaded(name: str, value: Any, load: Callable[[Any], T], what: str, *kinds: type) -> T:
+    """An object that was given as such, or as the text that it is loaded by.
+
+    Args:
+        name: of the argument, for messages.
+        value: what was given.
+        load: makes the object of a text or path.
+        what: what is expected, for messages.
+        *kinds: classes whose objects are taken as they are.
+
+    Returns:
+        The object.
+
+    Raises:
+        UnknownName: there is nothing of this name.
+        InvalidArgument: `value` is something else; or another error of `load`, with the argument named.
+    """
+    if kinds and isinstance(value, kinds):
+        return value  # type: ignore[return-value]
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise InvalidArgument(f"{name}={value!r}: expected {what}")
+    try:
+        return load(value)
+    except UnknownName as error:
+        says = f"{name}={value!r}: unknown {error.kind} {error.name!r}"
+        raise UnknownName(error.kind, error.name, error.known, says) from error
+    except (InvalidArgument, ProfileError, TraceError) as error:
+        if str(error).startswith(f"{name}="):
+            raise
+        raise type(error)(f"{name}={value!r}: {error}") from error
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:

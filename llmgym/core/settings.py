@@ -11,15 +11,15 @@
 `llmgym settings` and for the documentation.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from llmgym.core.checks import choice, number, whole
+from llmgym.core.checks import choice, members, number, range_text, whole
 from llmgym.errors import InvalidArgument, UnknownArgument
 
 _KEY = "llmgym"
@@ -35,7 +35,6 @@ class Setting:
         unit: what it is measured in.
         check: `(name, value)`: raises where the value is not allowed.
         optional: None is allowed too.
-        plain: makes a checked value Python's own, of numpy's; None: it stays as it is.
     """
 
     about: str
@@ -43,15 +42,34 @@ class Setting:
     unit: str
     check: Callable[[str, Any], Any]
     optional: bool
-    plain: Callable[[Any], Any] | None = None
 
 
-def _setting(default: Any, setting: Setting) -> Any:
+def _setting(default: Any, setting: Setting, trial: bool = True) -> Any:
+    """A field of a dataclass. Raises `InvalidArgument` where the declaration contradicts itself.
+
+    Args:
+        default: its value, or `...` for none.
+        setting: what it may be.
+        trial: the default is checked now; without, when a scenario is made (what it names may have to be loaded).
+    """
+    if not isinstance(setting.about, str) or not setting.about:
+        raise InvalidArgument(f"about={setting.about!r}: expected a sentence; the default comes before it")
     if default is ...:
         return field(metadata={_KEY: setting})
-    if dataclasses.is_dataclass(default) or not isinstance(default, (list, dict, set)):
-        return field(default=default, metadata={_KEY: setting})
-    raise TypeError(f"the default {default!r} can be changed; use a tuple")
+    if isinstance(default, (list, dict, set)):
+        raise InvalidArgument(f"default={default!r} of {setting.about!r}: it can be changed; use a tuple")
+    if trial and not (default is None and setting.optional):
+        try:
+            setting.check("default", default)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{setting.about!r}: {error}") from None
+    return field(default=default, metadata={_KEY: setting})
+
+
+def _check_bounds(about: str, low: float | None, high: float | None) -> None:
+    least, most = 0.0 if low is None else low, math.inf if high is None else high
+    if not least <= most or (low is None and most <= 0.0):
+        raise InvalidArgument(f"{about!r}: low={low!r}, high={high!r}: expected the smaller first")
 
 
 def count(
@@ -66,13 +84,17 @@ def count(
         high: largest value.
         unit: what is counted.
         optional: None is allowed too; so it is where the default is None.
+
+    Raises:
+        InvalidArgument: no value is in the range, or the default is outside.
     """
 
     def check(name: str, value: Any) -> None:
         whole(name, value, low, high)
 
+    _check_bounds(about, low, high)
     allowed = f"{low:,} to {high:,}" if high < 2**30 else f"whole, from {low:,}"
-    return _setting(default, Setting(about, allowed, unit, check, optional or default is None, int))
+    return _setting(default, Setting(about, allowed, unit, check, optional or default is None))
 
 
 def quantity(
@@ -95,23 +117,98 @@ def quantity(
         high: largest value; None: any.
         unit: what it is measured in.
         optional: None is allowed too; so it is where the default is None.
+
+    Raises:
+        InvalidArgument: no value is in the range, or the default is outside.
     """
+    most = math.inf if high is None else high
 
     def check(name: str, value: Any) -> None:
-        if low is None:
-            number(name, value, zero)
-            if high is None or value <= high:
-                return
-        elif _real(value) and low <= value <= (math.inf if high is None else high):
-            return
-        raise InvalidArgument(f"{name}={value!r}: expected a finite number {allowed}")
+        number(name, value, zero, low=low, high=most)
 
-    least = f"{low:g}" if low is not None else "0"
-    if high is None:
-        allowed = f">= {least}" if zero or low is not None else f"> {least}"
+    _check_bounds(about, low, high)
+    allowed = range_text(low or 0.0, most, low is None and not zero)
+    return _setting(default, Setting(about, allowed, unit, check, optional or default is None))
+
+
+def numbers(
+    default: Any,
+    about: str,
+    *,
+    size: int | tuple[int, int] = (1, 2**16),
+    zero: bool = False,
+    low: float | None = None,
+    high: float | None = None,
+    integers: bool = False,
+    order: str = "",
+    some: bool = False,
+    total: float | None = None,
+    unit: str = "",
+    optional: bool = False,
+) -> Any:
+    """A setting that is several numbers, a tuple or a list; scenarios hold a tuple.
+
+    Args:
+        default: `...` for one that each scenario has to give.
+        about: a sentence for the documentation, with the unit.
+        size: how many, or the least and the most of them.
+        zero: whether they may be 0.
+        low: smallest value, instead of 0; of integers, instead of 1.
+        high: largest value; None: any.
+        integers: whole numbers only.
+        order: `"pair"` (the second is no less than the first), `"rising"` (each above the one before), `"falling"`, or none.
+        some: not all of them are 0.
+        total: what they add up to.
+        unit: what they are measured in.
+        optional: None is allowed too; so it is where the default is None.
+
+    Raises:
+        InvalidArgument: no value is in the range, or the default is not allowed.
+    """
+    least, most = (size, size) if isinstance(size, int) else size
+    upper = math.inf if high is None else high
+    if integers:
+        lower: float = (0 if zero else 1) if low is None else low
+        upper = min(upper, 2**30)
+        words = range_text(lower, math.inf if high is None else high)
     else:
-        allowed = f"from {least} to {high:g}" if zero or low is not None else f"above {least}, up to {high:g}"
-    return _setting(default, Setting(about, allowed, unit, check, optional or default is None, _plain))
+        lower = 0.0 if low is None else low
+        words = range_text(lower, upper, low is None and not zero)
+    many = "two" if (least, most) == (2, 2) else f"{least}" if least == most else f"{least} or more"
+    if least < most < 2**16:
+        many = f"{least} to {most}" if least else f"up to {most}"
+    follows = {"pair": "the smaller first", "rising": "rising", "falling": "falling", "": ""}[order]
+    extra = (follows, "not all 0" if some else "", f"adding up to {total:g}" if total is not None else "")
+    kind = "whole numbers" if integers else "numbers"
+    allowed = ", ".join(filter(None, (f"{many} {kind} {words}", *extra)))
+
+    def check(name: str, value: Any) -> None:
+        told = InvalidArgument(f"{name}={value!r}: expected {allowed}")
+        given_ones = members(name, value, allowed)
+        if not least <= len(given_ones) <= most:
+            raise told
+        for one in given_ones:
+            try:
+                if integers:
+                    whole(name, one, int(lower), int(upper))
+                else:
+                    number(name, one, zero, low=low, high=upper)
+            except InvalidArgument:
+                raise told from None
+        steps = [after - before for before, after in pairwise(given_ones)]
+        wrong = {
+            "pair": any(step < 0 for step in steps),
+            "rising": any(step <= 0 for step in steps),
+            "falling": any(step >= 0 for step in steps),
+            "": False,
+        }[order]
+        if wrong or (some and not any(given_ones)):
+            raise told
+        if total is not None and not math.isclose(math.fsum(given_ones), total, abs_tol=1e-9):
+            raise told
+
+    _check_bounds(about, lower, high)
+    return _setting(default, Setting(about, allowed, unit, check, optional or default is None))
 
 
 def option(default: Any, about: str, choices: Collection[str], *, optional: bool = False) -> Any:
@@ -122,63 +219,124 @@ def option(default: Any, about: str, choices: Collection[str], *, optional: bool
         about: a sentence for the documentation.
         choices: the names.
         optional: None is allowed too; so it is where the default is None.
+
+    Raises:
+        InvalidArgument: there is nothing to choose, or the default is none of them.
     """
 
     def check(name: str, value: Any) -> None:
         choice(name, value, choices)
 
+    if isinstance(choices, str) or not choices or not all(isinstance(name, str) for name in choices):
+        raise InvalidArgument(f"{about!r}: choices={choices!r}: expected names")
     allowed = ", ".join(f"`{name}`" for name in choices)
     return _setting(default, Setting(about, allowed, "", check, optional or default is None))
 
 
+def some_of(default: Any, about: str, choices: Collection[Any], *, first: Any = None, unit: str = "") -> Any:
+    """A setting that is some of a few values, each once: a tuple or a list; scenarios hold a tuple.
+
+    Args:
+        default: `...` for one that each scenario has to give.
+        about: a sentence for the documentation.
+        choices: the values, all names or all numbers.
+        first: the one that has to come first; None: any.
+        unit: what they are measured in.
+
+    Raises:
+        InvalidArgument: there is nothing to choose, or the default is not allowed.
+    """
+    listed = ", ".join(f"`{one}`" if isinstance(one, str) else f"{one}" for one in choices)
+    begins = f", `{first}` first" if first is not None else ""
+    allowed = f"some of {listed}, each once{begins}"
+
+    def check(name: str, value: Any) -> None:
+        told = InvalidArgument(f"{name}={value!r}: expected {allowed.replace('`', '')}")
+        given_ones = members(name, value, allowed.replace("`", ""))
+        for one in given_ones:
+            if not isinstance(one, (str, int, np.integer)) or isinstance(one, bool) or one not in choices:
+                raise told
+        if not given_ones or len(set(given_ones)) < len(given_ones):
+            raise told
+        if first is not None and given_ones[0] != first:
+            raise told
+
+    if isinstance(choices, str) or not choices:
+        raise InvalidArgument(f"{about!r}: choices={choices!r}: expected names or numbers")
+    return _setting(default, Setting(about, allowed, unit, check, default is None))
+
+
 def flag(default: Any, about: str) -> Any:
-    """A setting that is True or False."""
+    """A setting that is True or False. Raises `InvalidArgument` where the default is neither."""
 
     def check(name: str, value: Any) -> None:
         if not isinstance(value, (bool, np.bool_)):
             raise InvalidArgument(f"{name}={value!r}: expected True or False")
 
-    return _setting(default, Setting(about, "True, False", "", check, False, bool))
+    return _setting(default, Setting(about, "True, False", "", check, False))
 
 
 def given(
     default: Any,
     about: str,
     *,
+    check: Callable[[str, Any], Any],
     allowed: str = "",
     unit: str = "",
-    check: Callable[[str, Any], Any] | None = None,
+    optional: bool = False,
 ) -> Any:
     """A setting of another kind.
 
     Args:
         default: `...` for one that each scenario has to give.
         about: a sentence for the documentation.
+        check: `(name, value)`, raises where it is not allowed; `llmgym.core.checks.loaded` is for what is named and loaded.
         allowed: what it may be, for people.
         unit: what it is measured in.
-        check: `(name, value)`, raises where it is not allowed; None: somebody else checks it.
+        optional: None is allowed too; so it is where the default is None.
+
+    Raises:
+        InvalidArgument: there is no sentence.
     """
-    return _setting(
-        default, Setting(about, allowed, unit, check or (lambda name, value: None), default is None)
-    )
+    return _setting(default, Setting(about, allowed, unit, check, optional or default is None), trial=False)
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _real(value: Any) -> bool:
-    plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return plain and math.isfinite(value)
+def plain(value: Any) -> Any:
+    """A value with numpy's numbers as Python's own, and lists and arrays of one axis as tuples, which nobody can change."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        return tuple(value.tolist())
+    if isinstance(value, list) or type(value) is tuple:
+        changed = tuple(map(plain, value))
+        same = isinstance(value, tuple) and all(a is b for a, b in zip(changed, value))
+        return value if same else changed
+    return value
 
 
 def check(scenario: Any) -> None:
-    """Check every field of a scenario. Raises `InvalidArgument` or `UnknownName` for the first that is not what it may be."""
+    """Check every field of a scenario, and then, by its method `check_together` if it has one, what they are to each other.
+
+    Raises:
+        UnknownName: a word that is not among those allowed.
+        InvalidArgument: the first field that is not what it may be; or fields that do not go together.
+    """
+    _check_fields(scenario)
+    _check_together(scenario)
+
+
+def _check_fields(scenario: Any) -> None:
     for one in fields(scenario):
         setting: Setting | None = one.metadata.get(_KEY)
         value = getattr(scenario, one.name)
         if setting is not None and not (value is None and setting.optional):
             setting.check(one.name, value)
+
+
+def _check_together(scenario: Any) -> None:
+    hook: Callable[[], None] | None = getattr(scenario, "check_together", None)
+    if hook is not None:
+        hook()
 
 
 def rows(scenario: Any) -> Iterator[tuple[str, Any, Setting]]:
@@ -229,12 +387,9 @@ def settled(
         if name not in names:
             raise UnknownArgument(of, name, names)
     chosen = replace(scenario, **settings)
-    check(chosen)
-    numpys = {
-        one.name: one.metadata[_KEY].plain(value)
-        for one in fields(chosen)
-        if isinstance(value := getattr(chosen, one.name), np.generic)
-        and _KEY in one.metadata
-        and one.metadata[_KEY].plain is not None
-    }
-    return replace(chosen, **numpys) if numpys else chosen
+    _check_fields(chosen)
+    values = {one.name: getattr(chosen, one.name) for one in fields(chosen) if _KEY in one.metadata}
+    others = {name: plain(value) for name, value in values.items() if plain(value) is not value}
+    chosen = replace(chosen, **others) if others else chosen
+    _check_together(chosen)
+    return chosen

@@ -4,18 +4,21 @@
 """
 
 from llmgym.profiles.cost import StepCost
-from llmgym.profiles.kernels import Kernels, kernel_names, load_kernels
-from llmgym.profiles.named import load, names
+from llmgym.profiles.kernels import Kernels, check_kernels, kernel_names, load_kernels
+from llmgym.profiles.named import check_name, load, names, profile_of
 from llmgym.profiles.profile import Profile, constant, linear
 
 __all__ = [
     "Kernels",
     "Profile",
     "StepCost",
+    "check_kernels",
+    "check_name",
     "constant",
     "kernel_names",
     "linear",
     "load",
     "load_kernels",
     "names",
+    "profile_of",
 ]

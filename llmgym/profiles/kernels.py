@@ -10,6 +10,7 @@ which measures them.
 import csv
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.checks import loaded
 from llmgym.errors import InvalidArgument, ProfileError, UnknownName
 from llmgym.profiles.tables import read_csv
 
@@ -273,20 +275,18 @@ def kernel_names() -> list[str]:
     return sorted(str(path.parent.relative_to(SHIPPED)) for path in SHIPPED.glob("*/kernels/kernels.csv"))
 
 
-def load_kernels(name: str | Path) -> Kernels:
+def load_kernels(name: str | os.PathLike[str]) -> Kernels:
     """A kernel set by name ("h100/kernels") or folder.
 
     Raises:
         UnknownName: there is no such set and no such folder.
         ProfileError: the set is damaged; the message names file and row.
     """
-    folder = Path(name) if Path(name).is_dir() else SHIPPED / str(name)
-    if not (folder / "kernels.csv").is_file():
-        raise UnknownName("kernel set", str(name), kernel_names())
+    folder = _folder(name)
     if not folder.is_relative_to(SHIPPED):
-        return _read(str(name), folder)
-    found = _shipped(str(name), folder)
-    return replace(found, meta=deepcopy(found.meta))
+        return _read(os.fspath(name), folder)
+    kernels = _shipped(os.fspath(name), folder)
+    return replace(kernels, meta=deepcopy(kernels.meta))
 
 
 def _read(name: str, folder: Path) -> Kernels:
@@ -310,6 +310,27 @@ def _read(name: str, folder: Path) -> Kernels:
 
 _shipped = cache(_read)
 """Files of the package do not change while it is imported."""
+
+
+def check_kernels(argument: str, value: Any) -> None:
+    """Check a setting that names a kernel set, without reading it.
+
+    Args:
+        argument: of which function, for messages.
+        value: what was given.
+
+    Raises:
+        UnknownName: there is no such set and no such folder.
+        InvalidArgument: `value` is no text or path.
+    """
+    loaded(argument, value, _folder, "the name of a kernel set, or its folder")
+
+
+def _folder(name: str | os.PathLike[str]) -> Path:
+    folder = Path(name) if Path(name).is_dir() else SHIPPED / Path(name)
+    if not (folder / "kernels.csv").is_file():
+        raise UnknownName("kernel set", os.fspath(name), kernel_names())
+    return folder
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:

@@ -1,15 +1,19 @@
 """Profiles by name: those that are shipped as folders, those that papers state, and any folder of the user's."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
+from llmgym.core.checks import loaded
 from llmgym.errors import ProfileError, UnknownName
 from llmgym.profiles.papers import NEEDS_CHOICE, PAPERS
 from llmgym.profiles.profile import Profile, read_folder, read_json
 
 DATA = Path(__file__).parent / "data"
+_EXPECTED = "the name of a profile, its folder, or a Profile"
 
 
 @cache
@@ -43,26 +47,51 @@ def load(name_or_path: str | os.PathLike[str], *, dense: str = "default", host: 
         ProfileError: the profile is not shipped as its model does not fit; or there is no such folder, or its
             files are incomplete or wrong.
     """
-    name = os.fspath(name_or_path)
-    if name in NEEDS_CHOICE:
-        raise ProfileError(f"profile {name!r}: {NEEDS_CHOICE[name]}")
-    if name in _left_out():
-        raise ProfileError(f"profile {name!r} is not shipped: {_left_out()[name]}")
-    if name in PAPERS:
-        profile = PAPERS[name]()
-    elif name in _shipped():
-        profile = read_folder(_shipped()[name])
-    elif Path(name).is_dir():
-        profile = read_folder(Path(name))
-    elif Path(name).exists():
-        raise ProfileError(f"{name} is a file; a profile is a folder with meta.json")
-    elif Path(name).is_absolute() or name.startswith((".", "~")) or len(Path(name).parts) > 2:
-        raise ProfileError(f"{name}: no such file or folder")  # a name is of the form gpu/model
-    else:
-        raise UnknownName("profile (there is no such folder either)", name, names())
+    profile = _reader(name_or_path)()
     for part, chosen in (("dense", dense), ("host", host)):
         if chosen not in profile.options[part]:
             raise UnknownName(f"{part} option of profile {profile.name}", chosen, profile.options[part])
     profile = replace(profile, dense=dense, host=host)
     profile.step_cost()
     return profile
+
+
+def check_name(argument: str, value: Any) -> None:
+    """Check a setting that names a profile, without reading it.
+
+    Args:
+        argument: of which function, for messages.
+        value: what was given; a `Profile` is allowed too.
+
+    Raises:
+        UnknownName: there is no such profile.
+        ProfileError: it is not shipped as its model does not fit; or there is no such folder.
+        InvalidArgument: `value` is neither a text nor a profile.
+    """
+    if not isinstance(value, Profile):
+        loaded(argument, value, _reader, _EXPECTED)
+
+
+def profile_of(argument: str, value: Any) -> Profile:
+    """The profile that was given for an argument, by name, by folder or as a `Profile`. Raises as `check_name` and `load` do."""
+    return loaded(argument, value, load, _EXPECTED, Profile)
+
+
+def _reader(name_or_path: str | os.PathLike[str]) -> Callable[[], Profile]:
+    """What reads a profile. Raises `UnknownName` or `ProfileError` where there is none."""
+    name = os.fspath(name_or_path)
+    if name in NEEDS_CHOICE:
+        raise ProfileError(f"profile {name!r}: {NEEDS_CHOICE[name]}")
+    if name in _left_out():
+        raise ProfileError(f"profile {name!r} is not shipped: {_left_out()[name]}")
+    if name in PAPERS:
+        return PAPERS[name]
+    if name in _shipped():
+        return partial(read_folder, _shipped()[name])
+    if Path(name).is_dir():
+        return partial(read_folder, Path(name))
+    if Path(name).exists():
+        raise ProfileError(f"{name} is a file; a profile is a folder with meta.json")
+    if Path(name).is_absolute() or name.startswith((".", "~")) or len(Path(name).parts) > 2:
+        raise ProfileError(f"{name}: no such file or folder")  # a name is of the form gpu/model
+    raise UnknownName("profile (there is no such folder either)", name, names())

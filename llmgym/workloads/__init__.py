@@ -18,7 +18,7 @@ from llmgym.workloads.arrivals import (
     replay,
 )
 from llmgym.workloads.lengths import Lengths, RequestClass, fixed, lognormal, mixture, quantiles, uniform
-from llmgym.workloads.named import load, names
+from llmgym.workloads.named import check_name, load, names, workload_of
 from llmgym.workloads.traces import from_trace
 from llmgym.workloads.workload import Phase, Requests, Workload
 
@@ -33,6 +33,7 @@ __all__ = [
     "Rows",
     "Workload",
     "burst",
+    "check_name",
     "fixed",
     "from_trace",
     "gamma",
@@ -46,4 +47,5 @@ __all__ = [
     "regular",
     "replay",
     "uniform",
+    "workload_of",
 ]

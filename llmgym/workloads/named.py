@@ -15,6 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from llmgym.core.checks import loaded
 from llmgym.errors import UnknownName
 from llmgym.workloads.arrivals import Arrivals, Modulation, poisson
 from llmgym.workloads.lengths import RequestClass, quantiles, uniform
@@ -38,6 +39,7 @@ _LENGTHS = {  # prompt low, high; output low, high (tokens)
     "uniform-tiny": (5, 50, 5, 50),
 }
 _MIXED = "uniform-mixed"
+_EXPECTED = "the name of a workload, a trace file, or a Workload"
 _PAPER = (
     "Nie, Si, Zhou: A Queueing-Theoretic Framework for Stability Analysis of LLM Inference with KV Cache "
     "Memory Constraints, ICML 2026, experiments. https://arxiv.org/abs/2605.04595"
@@ -65,8 +67,7 @@ def load(name: str, format: str | None = None) -> Workload:
         UnknownName: there is none of this name, and no such file; the message lists those that exist.
         TraceError: see `from_trace`.
     """
-    path = Path(name)
-    if path.is_file() or format is not None or path.suffix or path.name != os.fspath(name):
+    if format is not None or _is_file(name):
         return from_trace(name, format)
     if name in TRACES:
         file = files("llmgym.workloads") / "data" / f"{name}.json"
@@ -77,6 +78,32 @@ def load(name: str, format: str | None = None) -> Workload:
         phases = (Phase(0.0, (1.0, 0.0)), Phase(0.5, (0.0, 1.0)))
         return _uniform(name, (_class("uniform-2:1"), _class("uniform-1:2")), phases)
     raise UnknownName("workload", name, names())
+
+
+def check_name(argument: str, value: Any) -> None:
+    """Check a setting that names a workload, without reading a trace file.
+
+    Args:
+        argument: of which function, for messages.
+        value: what was given; a `Workload` is allowed too.
+
+    Raises:
+        UnknownName: there is none of this name, and no such file.
+        InvalidArgument: `value` is neither a text nor a workload.
+    """
+    if not isinstance(value, Workload) and not (isinstance(value, (str, os.PathLike)) and _is_file(value)):
+        loaded(argument, value, load, _EXPECTED)
+
+
+def workload_of(argument: str, value: Any) -> Workload:
+    """The workload that was given for an argument: a name, a trace file or a `Workload`. Raises as `check_name` and `load` do."""
+    return loaded(argument, value, load, _EXPECTED, Workload)
+
+
+def _is_file(name: str | os.PathLike[str]) -> bool:
+    """Whether a name means a trace file: there is one, or it has a folder or an ending."""
+    path = Path(name)
+    return path.is_file() or bool(path.suffix) or path.name != os.fspath(name)
 
 
 def _class(name: str) -> RequestClass:

@@ -1,22 +1,26 @@
 """Settings: what a field may be is checked, told in errors, in tables and on the command line."""
 
+import inspect
 import json
+import re
 from dataclasses import asdict, dataclass
 
+import gymnasium
 import numpy as np
 import pytest
 
 import llmgym
 from llmgym import cli
 from llmgym.core import settings
-from llmgym.core.settings import count, flag, given, option, quantity, settled
-from llmgym.errors import InvalidArgument, LlmgymError, UnknownArgument, UnknownName
+from llmgym.core.settings import count, flag, given, numbers, option, quantity, settled, some_of
+from llmgym.envs.ppd.weights.env import PPDWeights
+from llmgym.errors import InvalidArgument, LlmgymError, ProfileError, TraceError, UnknownArgument, UnknownName
 
 
 @dataclass(frozen=True)
 class Scenario:
     about: str
-    law: str = given(..., "Law of the requests.")
+    law: str = given(..., "Law of the requests.", check=lambda name, value: None)
     seats: int = count(8, "Requests that run at once.", high=64, unit="requests")
     cap: int | None = count(None, "Most requests that wait.")
     horizon_s: float = quantity(60.0, "Length of an episode, seconds.", unit="s")
@@ -110,3 +114,127 @@ def test_numbers_of_numpy_become_pythons_own():
     chosen = take(seats=np.int64(3), horizon_s=np.float32(2.0), sticky=np.bool_(True))
     assert [type(x) for x in (chosen.seats, chosen.horizon_s, chosen.sticky)] == [int, float, bool]
     json.dumps(asdict(chosen))
+
+
+WRONG = (3, -1, 1.5, "nope", True, None, [], {}, object(), (), (3,), ("nope",), float("nan"), 10**400, b"x")
+
+
+@pytest.mark.parametrize("env_id", llmgym.env_ids())
+def test_every_setting_of_every_environment_takes_a_wrong_value_or_names_itself(env_id, monkeypatch):
+    """Found here: types, profiles, workloads, kernels and mixes of a wrong kind ended in errors of Python deep inside."""
+    spec = llmgym.spec(env_id)
+    cheap = next(iter(spec.test_cases().values()))
+    simulation = gymnasium.make(env_id, **cheap).unwrapped.simulation
+    if isinstance(
+        simulation, PPDWeights
+    ):  # whose table takes a simulation of its own, which no setting is refused by
+        monkeypatch.setattr("llmgym.envs.ppd.weights.env.table_of", lambda *_: simulation.table)
+        monkeypatch.setattr(
+            "llmgym.envs.ppd.weights.env.reference_of", lambda *_: simulation.params.reference
+        )
+    arguments = inspect.signature(type(simulation).__init__).parameters.values()
+    names = [name for name, _, _ in settings.rows(type(next(iter(spec.scenarios_by_name().values()))))]
+    names += [one.name for one in arguments if one.kind is one.KEYWORD_ONLY]
+    taken = 0
+    for name in dict.fromkeys(names):
+        for value in WRONG:
+            try:
+                type(simulation)(**{**cheap, name: value})
+                taken += 1
+            except LlmgymError as error:
+                assert name in str(error), f"{name}={value!r}: {error}"
+    assert 0 < taken < len(names) * len(WRONG) / 3
+
+
+@pytest.mark.parametrize("env_id", llmgym.env_ids())
+def test_every_default_is_allowed(env_id):
+    dataclass_of_them = type(next(iter(llmgym.spec(env_id).scenarios_by_name().values())))
+    for name, default, setting in settings.rows(dataclass_of_them):
+        if default != "" and not (default is None and setting.optional):
+            setting.check(name, default)
+
+
+@pytest.mark.parametrize(
+    ("declare", "message"),
+    [
+        (lambda: count(0, "Seats.", low=1), "'Seats.': default=0: expected a whole number from 1"),
+        (lambda: count(3, "Seats.", low=5, high=4), "low=5, high=4: expected the smaller first"),
+        (lambda: count("Seats.", 3), "about=3: expected a sentence"),
+        (lambda: quantity(2.0, "Share.", high=1.0), "default=2.0: expected a finite number above 0, up to 1"),
+        (lambda: quantity(0.0, "Share."), "default=0.0: expected a finite number > 0"),
+        (lambda: quantity(..., "Share.", high=-1.0), "high=-1.0"),
+        (lambda: option("lifo", "Order.", ("fifo", "sjf")), "unknown default 'lifo'"),
+        (lambda: option("f", "Order.", "fifo"), "choices='fifo': expected names"),
+        (lambda: flag(1, "Whether."), "default=1: expected True or False"),
+        (lambda: numbers((1.0,), "Pair.", size=2), "default=(1.0,): expected two numbers > 0"),
+        (lambda: numbers([1.0], "Load."), "it can be changed; use a tuple"),
+        (lambda: some_of((3,), "Sizes.", (1, 2)), "default=(3,): expected some of 1, 2, each once"),
+        (lambda: given(None, "", check=print), "about='': expected a sentence"),
+    ],
+)
+def test_a_declaration_that_contradicts_itself_is_refused(declare, message):
+    with pytest.raises(InvalidArgument, match=re.escape(message)):
+        declare()
+
+
+@dataclass(frozen=True)
+class Several:
+    about: str
+    span: tuple[int, int] = numbers((1, 4), "Span.", size=2, integers=True, high=9, order="pair")
+    caps: tuple[float, ...] = numbers((), "Caps.", size=(0, 2), low=10.0, order="falling")
+    shares: tuple[float, ...] = numbers((0.5, 0.5), "Shares.", zero=True, high=1.0, total=1.0)
+    mix: tuple[float, ...] | None = numbers(None, "Mix.", zero=True, some=True)
+    ways: tuple[str, ...] = some_of(("a",), "Ways.", ("a", "b"), first="a")
+    least: int = count(2, "Least.")
+
+    def check_together(self):
+        if self.least > self.span[1]:
+            raise InvalidArgument(
+                f"least={self.least}: expected no more than {self.span[1]}, the end of span"
+            )
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("span", (4, 1), "two whole numbers from 1 to 9, the smaller first"),
+        ("span", (1, 4, 5), "two whole numbers from 1 to 9"),
+        ("span", (1.0, 2), "two whole numbers from 1 to 9"),
+        ("span", (1, 10), "two whole numbers from 1 to 9"),
+        ("caps", (10.0, 11.0), "up to 2 numbers >= 10, falling"),
+        ("caps", (20.0, 15.0, 11.0), "up to 2 numbers >= 10, falling"),
+        ("shares", (0.5, 0.4), "from 0 to 1, adding up to 1"),
+        ("mix", (0.0, 0.0), "1 or more numbers >= 0, not all 0"),
+        ("mix", (), "1 or more numbers >= 0"),
+        ("ways", ("b", "a"), "some of a, b, each once, a first"),
+        ("ways", ("a", "a"), "each once"),
+        ("least", 5, "expected no more than 4"),
+    ],
+)
+def test_several_numbers_or_names(name, value, expected):
+    with pytest.raises(InvalidArgument, match=re.escape(f"{name}={value!r}: expected")) as told:
+        settled(Several(""), {"one": Several("")}, {name: value}, "Several")
+    assert expected in str(told.value)
+
+
+def test_lists_and_arrays_become_tuples_of_pythons_numbers():
+    """Settings that come from JSON are lists; scenarios are compared and hashed."""
+    changes = {"span": np.array([2, 3]), "caps": [np.float64(20.0)], "ways": ["a", "b"], "mix": [1, 0]}
+    chosen = settled("one", {"one": Several("")}, changes, "Several")
+    assert chosen == Several("", span=(2, 3), caps=(20.0,), ways=("a", "b"), mix=(1, 0))
+    assert type(chosen.span[0]) is int and type(chosen.caps[0]) is float
+    hash(chosen)
+
+
+def test_kernels_that_are_not_used_are_checked_too():
+    with pytest.raises(UnknownName, match="kernels='nope': unknown kernel set 'nope'"):
+        gymnasium.make("llmgym/MemPipe-v0", scenario="small", kernels="nope")
+
+
+def test_what_is_loaded_is_named_by_its_argument(tmp_path):
+    with pytest.raises(UnknownName, match="workload='x': unknown requests 'x'"):
+        gymnasium.make("llmgym/AFDRatio-v0", workload="x")
+    with pytest.raises(TraceError, match=r"workload='.*x\.csv': .*no such file"):
+        gymnasium.make("llmgym/KVQueue-v0", workload=str(tmp_path / "x.csv"))
+    with pytest.raises(ProfileError, match="profile='/nowhere': /nowhere: no such file or folder"):
+        gymnasium.make("llmgym/Forage-v0", profile="/nowhere")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from llmgym import workloads
-from llmgym.core.checks import number
+from llmgym.core.checks import loaded, number
 from llmgym.core.records import Record, Records, float64, int32
 from llmgym.envs.afd.occupancy import nu, theta
 from llmgym.errors import InvalidArgument, UnknownName
@@ -312,6 +312,21 @@ def load(requests: RequestSource) -> Requests:
     if isinstance(requests, str):
         return _named(requests)
     raise InvalidArgument(f"requests={requests!r}: expected a text, Requests or a Workload")
+
+
+def law_of(argument: str, value: Any) -> Requests:
+    """The law that was given for an argument, as `load` takes it. Raises `UnknownName` or `InvalidArgument`."""
+    if isinstance(value, Workload):
+        return of_workload(value)
+    return loaded(argument, value, load, "a law by text, Requests or a Workload", Requests)
+
+
+def laws_of(argument: str, value: Any) -> tuple[Requests, ...]:
+    """The laws that were given for an argument, one or several. Raises `UnknownName` or `InvalidArgument`."""
+    laws = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if not laws:
+        raise InvalidArgument(f"{argument}={value!r}: expected at least one law")
+    return tuple(law_of(argument, law) for law in laws)
 
 
 def pack(laws: tuple[Requests, ...]) -> tuple[Records[Law], NDArray[np.int32], NDArray[np.int64]]:

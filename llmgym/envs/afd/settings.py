@@ -7,7 +7,7 @@ from typing import Any
 from llmgym import profiles
 from llmgym.core.settings import given, quantity
 from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, Coefficients, fit
-from llmgym.envs.afd.requests import RequestSource
+from llmgym.envs.afd.requests import RequestSource, laws_of
 from llmgym.errors import InvalidArgument
 
 STARTS = ("stationary", "cold")
@@ -29,6 +29,7 @@ class Bundle:
     requests: RequestSource | tuple[RequestSource, ...] = given(
         ...,
         "Law of the requests, see `llmgym.envs.afd.requests.load`; with several, the load changes between them.",
+        check=laws_of,
         allowed="laws by text, `Requests`, `Workload`",
     )
     coefficients: Coefficients | None = given(
@@ -37,7 +38,12 @@ class Bundle:
         allowed="`Coefficients`",
         check=_check_coefficients,
     )
-    profile: str | None = given(None, "Profile that latencies are fitted to.", allowed="name of a profile")
+    profile: str | None = given(
+        None,
+        "Profile that latencies are fitted to.",
+        check=profiles.check_name,
+        allowed="a name in `llmgym.profiles.names()`, or a folder",
+    )
     link_gb_per_s: float = quantity(
         50.0, "Bandwidth between two instances where latencies are fitted to a profile, GB/s.", unit="GB/s"
     )
@@ -72,5 +78,6 @@ def latencies(
     profile = scenario.profile if profile is None else profile
     if profile is None:
         return PAPER
-    loaded = profile if isinstance(profile, profiles.Profile) else profiles.load(profile)
-    return fit(loaded, batch, scenario.link_gb_per_s, scenario.link_latency_us).coefficients
+    return fit(
+        profiles.profile_of("profile", profile), batch, scenario.link_gb_per_s, scenario.link_latency_us
+    ).coefficients

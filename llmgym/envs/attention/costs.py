@@ -152,7 +152,7 @@ def _published(variant: str) -> _Columns:
     budget = budget_of(variant)
     name = "slay" if budget is not None else variant
     if name not in published.LATENCY_MS:
-        raise UnknownName("kernel", variant, variants(PUBLISHED, "8x32"))
+        raise UnknownName("kernel in menu", variant, variants(PUBLISHED, "8x32"))
     ms: Floats = np.array(published.LATENCY_MS[name])
     mib: Floats = np.array(published.MEMORY_MIB[name])
     if budget is not None and budget != REFERENCE:
@@ -165,7 +165,7 @@ def _measured(found: Kernels, variant: str, layer: str) -> _Columns:
     heads, head_dim = LAYERS[layer]
     there = found.ops().get(OP, [])
     if variant not in there or not (keep := _rows(found, variant, heads, head_dim)).any():
-        raise UnknownName(f"kernel of a layer {layer} in {found.name}", variant, there)
+        raise UnknownName(f"kernel in menu, for a layer {layer} by {found.name}", variant, there)
     columns = {name: values[keep] for name, values in found.table(OP, variant).items()}
     order = np.argsort(columns["length"])
     length, latency_us, iqr_us, peak_bytes = (

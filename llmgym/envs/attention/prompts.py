@@ -1,7 +1,5 @@
 """How long prompts are, and what a mean batch of them is."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
@@ -12,7 +10,6 @@ from llmgym.envs.attention.costs import first_choice
 from llmgym.envs.attention.kernels import length_of, most_requests
 from llmgym.envs.attention.scenarios import MIXTURE, Scenario
 from llmgym.envs.attention.state import Params
-from llmgym.errors import InvalidArgument
 
 KNOTS = 4097
 """Of the table of lengths, at even probabilities."""
@@ -29,13 +26,7 @@ def quantiles(scenario: Scenario) -> NDArray[np.float64]:
     """
     if isinstance(scenario.lengths, str) and scenario.lengths == MIXTURE:
         return _mixture(scenario)
-    source: Any = scenario.lengths
-    if isinstance(source, str):
-        source = workloads.load(source)
-    if not isinstance(source, workloads.Workload):
-        raise InvalidArgument(
-            f"lengths={scenario.lengths!r}: expected {MIXTURE!r}, the name of a workload, or a Workload"
-        )
+    source = workloads.workload_of("lengths", scenario.lengths)
     shares = np.mean([np.array(phase.weights) / sum(phase.weights) for phase in source.phases], axis=0)
     middle = (np.arange(KNOTS) + 0.5) / KNOTS
     values, weights = [], []

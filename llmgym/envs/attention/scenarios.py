@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.checks import number
-from llmgym.core.settings import count, flag, given, option, quantity
+from llmgym import workloads
+from llmgym.core.checks import members, number
+from llmgym.core.settings import count, flag, given, numbers, option, quantity
 from llmgym.envs.attention.costs import LAYERS, LONGEST, PUBLISHED
 from llmgym.errors import InvalidArgument
+from llmgym.profiles.kernels import check_kernels
 
 REWARDS = {"tokens": 0, "batches": 1}
 """What a batch weighs in the reward, each with the value of `llmgym.envs.attention.state.Config.even`."""
@@ -15,42 +17,29 @@ MIXTURE = "mixture"
 MOST_SPLIT = 64
 
 
+def _check_profile(name: str, value: Any) -> None:
+    if not (isinstance(value, str) and value == PUBLISHED):
+        check_kernels(name, value)
+
+
 def _check_menu(name: str, value: Any) -> None:
-    if value is None:
-        return
-    if (
-        not isinstance(value, tuple)
-        or not value
-        or len(set(value)) < len(value)
-        or not all(isinstance(x, str) and x for x in value)
-    ):
+    menu = members(name, value, "a tuple of kernels, each once")
+    if not menu or not all(isinstance(one, str) and one for one in menu) or len(set(menu)) < len(menu):
         raise InvalidArgument(f"{name}={value!r}: expected a tuple of kernels, each once")
 
 
-def _check_splits(name: str, value: Any) -> None:
-    whole = isinstance(value, tuple) and value and all(type(x) is int and 1 <= x <= MOST_SPLIT for x in value)
-    if not whole or value[0] != 1 or list(value) != sorted(set(value)):
-        raise InvalidArgument(
-            f"{name}={value!r}: expected whole numbers, rising, from 1 to at most {MOST_SPLIT}"
-        )
+def _check_lengths(name: str, value: Any) -> None:
+    if not (isinstance(value, str) and value == MIXTURE):
+        workloads.check_name(name, value)
 
 
 def _check_classes(name: str, value: Any) -> None:
-    if not isinstance(value, tuple) or not value:
-        raise InvalidArgument(f"{name}={value!r}: expected pairs of a limit and a weight")
-    for pair in value:
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise InvalidArgument(f"{name}={value!r}: expected pairs of a limit and a weight")
+    expected = "pairs of a limit and a weight"
+    for pair in members(name, value, expected) or ((),):
+        if len(members(f"a class of {name}", pair, expected)) != 2:
+            raise InvalidArgument(f"{name}={value!r}: expected {expected}")
         number(f"{name}: limit", pair[0], zero=True)
         number(f"{name}: weight", pair[1])
-
-
-def _check_range(name: str, value: Any) -> None:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise InvalidArgument(f"{name}={value!r}: expected two numbers, the smaller first")
-    low, high = (number(name, x) for x in value)
-    if low > high:
-        raise InvalidArgument(f"{name}={value!r}: expected two numbers, the smaller first")
 
 
 @dataclass(frozen=True)
@@ -61,6 +50,7 @@ class Scenario:
     profile: str = given(
         "h100/kernels",
         "Where times and memory come from.",
+        check=_check_profile,
         allowed=f"a kernel set, or `{PUBLISHED}` for the figure of the paper",
     )
     layer: str = option("8x32", "Heads and entries of a head of the attention layer.", LAYERS)
@@ -69,12 +59,14 @@ class Scenario:
         "Kernels whose checkpoints are resident; `None`: all that the profile has of the layer.",
         allowed="kernels of `profile`, each once",
         check=_check_menu,
+        optional=True,
     )
-    splits: tuple[int, ...] = given(
+    splits: tuple[int, ...] = numbers(
         (1,),
-        "Numbers of parts, one after the other, that a batch can be divided into to save memory.",
-        allowed=f"whole numbers, rising, from 1 to at most {MOST_SPLIT}",
-        check=_check_splits,
+        "Numbers of parts, one after the other, that a batch can be divided into to save memory; 1 is the first.",
+        high=MOST_SPLIT,
+        integers=True,
+        order="rising",
     )
     layers: int = count(12, "Layers of the model.", high=1000)
     rest: bool = flag(
@@ -99,6 +91,7 @@ class Scenario:
     lengths: Any = given(
         MIXTURE,
         "Lengths of the prompts: of the mixture of short and long ones, or the prompts of a workload.",
+        check=_check_lengths,
         allowed="`mixture`, a workload by name, `Workload`",
     )
     short_share: float = quantity(0.7, "Share of short prompts in the mixture.", zero=True, high=1.0)
@@ -106,12 +99,12 @@ class Scenario:
     short_sigma: float = quantity(
         1.0, "Standard deviation of the logarithm of a short prompt's length.", zero=True, high=5.0
     )
-    long_tokens: tuple[float, float] = given(
+    long_tokens: tuple[float, float] = numbers(
         (8192.0, 131072.0),
         "Shortest and longest of the long prompts, evenly between, tokens.",
-        allowed="two numbers, the smaller first",
+        size=2,
+        order="pair",
         unit="tokens",
-        check=_check_range,
     )
     longest: int = count(
         LONGEST, "Longer prompts are cut to this length, tokens.", low=128, high=LONGEST, unit="tokens"
@@ -124,11 +117,11 @@ class Scenario:
     burst: float = quantity(1.0, "Rate of arrivals in a burst, over the mean rate.", low=1.0, high=100.0)
     burst_share: float = quantity(0.2, "Share of time in bursts.", high=0.9)
     burst_batches: float = quantity(20.0, "Mean number of batches that arrive in a burst.", unit="batches")
-    deadline: tuple[float, float] = given(
+    deadline: tuple[float, float] = numbers(
         (1.0, 4.0),
         "Time until the deadline of a batch of mean tokens, evenly between two values, in mean service times without loss.",
-        allowed="two numbers, the smaller first",
-        check=_check_range,
+        size=2,
+        order="pair",
     )
     deadline_fixed: float = quantity(
         0.5, "Part of that time that does not grow with the tokens.", zero=True, high=1.0
@@ -156,6 +149,11 @@ class Scenario:
         0.0, "Price of energy, in what the episode takes without loss, in all its tokens.", zero=True
     )
     batches: int = count(512, "Batches of an episode.", high=100_000)
+
+    def check_together(self) -> None:
+        """Raise `InvalidArgument` where a batch can only be divided."""
+        if self.splits[0] != 1:
+            raise InvalidArgument(f"splits={self.splits!r}: expected 1 first, the whole batch")
 
 
 LARGE = ("fused softmax", "slay 1 4 8", "slay 1 8 8", "slay 2 16 8")

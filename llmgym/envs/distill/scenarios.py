@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.checks import choice, number, whole
-from llmgym.core.settings import count, flag, given, option, quantity
+from llmgym.core.settings import count, flag, given, numbers, option, quantity, some_of
 from llmgym.envs.distill.grid import GRIDS
 from llmgym.envs.distill.power import PAPER
 from llmgym.envs.distill.published import LIMIT_W, LOGITS_GB, PIPELINES, SIZES
 from llmgym.errors import InvalidArgument
+from llmgym.profiles import check_kernels
 
 MOST_GPUS = 4
 MOST_STUDENTS = 128
@@ -17,50 +17,9 @@ LEAST_CAP_W = 150.0
 """Caps below this are refused: a measured H100 at rest takes 133 W."""
 
 
-def _range(low: float, high: float) -> Any:
-    """A check for a pair of numbers, the second no less than the first, both from `low` to `high`."""
-
-    def check(name: str, value: Any) -> None:
-        pair = isinstance(value, (tuple, list)) and len(value) == 2
-        real = pair and all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in value)
-        if not real or not low <= value[0] <= value[1] <= high:
-            raise InvalidArgument(
-                f"{name}={value!r}: expected two numbers, {low:g} <= low <= high <= {high:g}"
-            )
-
-    return check
-
-
-def weights(name: str, value: Any) -> None:
-    if not isinstance(value, (tuple, list)) or len(value) != len(SIZES):
-        raise InvalidArgument(f"{name}={value!r}: expected a weight for each of {', '.join(SIZES)}")
-    if sum(number(name, weight, True) for weight in value) <= 0.0:
-        raise InvalidArgument(f"{name}={value!r}: expected at least one weight above 0")
-
-
-def _pipelines(name: str, value: Any) -> None:
-    if not isinstance(value, (tuple, list)) or not value or len(set(value)) != len(value):
-        raise InvalidArgument(f"{name}={value!r}: expected some of {', '.join(PIPELINES)}, each once")
-    for one in value:
-        choice(name, one, PIPELINES)
-    if value[0] != PIPELINES[0]:
-        raise InvalidArgument(f"{name}={value!r}: expected {PIPELINES[0]!r} first")
-
-
-def _caps(name: str, value: Any) -> None:
-    if not isinstance(value, (tuple, list)) or len(value) > 4:
-        raise InvalidArgument(f"{name}={value!r}: expected up to 4 power caps, W")
-    for i, cap in enumerate(value):
-        number(name, cap)
-        if not LEAST_CAP_W <= cap < (LIMIT_W if i == 0 else value[i - 1]):
-            raise InvalidArgument(
-                f"{name}={value!r}: expected caps from {LEAST_CAP_W:g} W to below {LIMIT_W:g} W, each lower than the one before"
-            )
-
-
-def _month(name: str, value: Any) -> None:
-    if value is not None:
-        whole(name, value, 1, 12)
+def _check_power(name: str, value: Any) -> None:
+    if not (isinstance(value, str) and value == PAPER):
+        check_kernels(name, value)
 
 
 @dataclass(frozen=True)
@@ -79,11 +38,12 @@ class Scenario:
         14.0, "The programme ends after so many days at the latest.", high=60.0, unit="days"
     )
     gpus: int = count(2, "H100s, each of which runs one stage at a time.", high=MOST_GPUS, unit="GPUs")
-    sizes: tuple[float, ...] = given(
+    sizes: tuple[float, ...] = numbers(
         (1.0, 1.0, 1.0),
         "Weights of the sizes 1B, 7B and 13B among the students.",
-        allowed="3 weights, none below 0",
-        check=weights,
+        size=len(SIZES),
+        zero=True,
+        some=True,
     )
     datasets: int = count(3, "How many of tulu, math and code there are, in this order.", high=3)
     concentration: float = quantity(
@@ -92,18 +52,22 @@ class Scenario:
         low=0.1,
         high=1e6,
     )
-    slack_days: tuple[float, float] = given(
+    slack_days: tuple[float, float] = numbers(
         (1.0, 6.0),
         "Least and most time between order and deadline beyond that of fine-tuning, days; uniform.",
-        allowed="low <= high, from 0 to 60",
+        size=2,
+        zero=True,
+        high=60.0,
+        order="pair",
         unit="days",
-        check=_range(0.0, 60.0),
     )
-    floor_gap: tuple[float, float] = given(
+    floor_gap: tuple[float, float] = numbers(
         (0.03, 0.25),
         "Least and most that the floor of quality lies below the mean quality of fine-tuning; uniform.",
-        allowed="low <= high, from -1 to 1",
-        check=_range(-1.0, 1.0),
+        size=2,
+        low=-1.0,
+        high=1.0,
+        order="pair",
     )
     floor: float | None = quantity(
         None, "One floor of quality for all students, instead of `floor_gap`.", zero=True, high=1.5
@@ -131,25 +95,25 @@ class Scenario:
     )
     grid: str = option("california", "Whose carbon intensity by hour.", GRIDS)
     flat_g: float = quantity(300.0, "Intensity of the flat grid, g/kWh.", zero=True, high=450.0, unit="g/kWh")
-    month: int | None = given(None, "Month of the programme; None: drawn.", allowed="1 to 12", check=_month)
+    month: int | None = count(None, "Month of the programme; None: drawn.", high=12)
     power: str = given(
         PAPER,
         "Power of the stages: the paper's logs, or a kernel set with measured power; see `llmgym.envs.distill.power`.",
+        check=_check_power,
         allowed="`paper`, or a kernel set such as `h100/kernels`",
     )
     idle_w: float = quantity(0.0, "Power of a GPU that does nothing, watts.", zero=True, high=200.0, unit="W")
-    caps: tuple[float, ...] = given(
+    caps: tuple[float, ...] = numbers(
         (400.0,),
-        "Power caps that a stage can run under, beside none, watts, falling.",
-        allowed="up to 4, from 150 to below 700",
+        f"Power caps that a stage can run under, beside none ({LIMIT_W:g} W), watts.",
+        size=(0, 4),
+        low=LEAST_CAP_W,
+        high=LIMIT_W,
+        order="falling",
         unit="W",
-        check=_caps,
     )
-    pipelines: tuple[str, ...] = given(
-        ("sft", "kd", "synthetic"),
-        "Pipelines of a student; `sft` comes first.",
-        allowed=", ".join(f"`{name}`" for name in PIPELINES),
-        check=_pipelines,
+    pipelines: tuple[str, ...] = some_of(
+        ("sft", "kd", "synthetic"), "Pipelines of a student.", PIPELINES, first=PIPELINES[0]
     )
     split: bool = flag(
         True, "Synthetic text costs what its dataset costs by measured joules a token; otherwise the mean."
@@ -171,6 +135,11 @@ class Scenario:
     wait_h: float = quantity(
         3.0, "To wait while students wait takes at most so long, hours.", low=0.25, high=24.0, unit="h"
     )
+
+    def check_together(self) -> None:
+        """Raise `InvalidArgument` where a cap is none."""
+        if self.caps and self.caps[0] >= LIMIT_W:
+            raise InvalidArgument(f"caps={self.caps!r}: expected caps below {LIMIT_W:g} W")
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -146,7 +146,9 @@ class Forage(Simulation):
         )
         self.scenario = chosen
         self.action_space = Discrete(ACTIONS)
-        self.params = Params(config, profiles.load(chosen.profile).step_cost(), bank.passages, bank.sizes)
+        self.params = Params(
+            config, profiles.profile_of("profile", chosen.profile).step_cost(), bank.passages, bank.sizes
+        )
 
     def allocate(self, lanes: int) -> State:
         """New arrays for this number of lanes."""

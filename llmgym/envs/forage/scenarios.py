@@ -1,45 +1,23 @@
 """Scenarios of Forage: named settings of document, question, search, answers and prices."""
 
-import math
-from collections.abc import Callable
+import os
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from llmgym.core.settings import count, flag, given, option, quantity
+from llmgym.core.settings import count, flag, given, numbers, option, quantity
 from llmgym.envs.forage.law import DILUTION, GUESS
 from llmgym.envs.forage.state import KEYS, MOST_CHUNKS, TERMS
 from llmgym.errors import InvalidArgument
+from llmgym.profiles import check_name
 
 ACCOUNTING = ("stream", "rebilled")
 """Whether a token is paid once, or also again at each later call, as part of the history."""
 PAPER = DILUTION["gemini-3-pro"]
 
 
-def _numbers(
-    length: int, low: float, high: float, total: float | None = None, rising: bool = False
-) -> Callable[[str, Any], None]:
-    """A check of a tuple of so many numbers between two bounds, with a given sum, or that do not fall."""
-
-    def check(name: str, value: Any) -> None:
-        try:
-            numbers = np.array(value, np.float64)
-        except (TypeError, ValueError):
-            numbers = np.array(math.nan)
-        good = numbers.shape == (length,) and bool(((numbers >= low) & (numbers <= high)).all())
-        if good and total is not None:
-            good = math.isclose(float(numbers.sum()), total, abs_tol=1e-9)
-        if good and rising:
-            good = bool((np.diff(numbers) >= 0).all())
-        if not good:
-            extra = f" that add up to {total:g}" if total is not None else ""
-            extra += ", the first not above the second" if rising else ""
-            raise InvalidArgument(
-                f"{name}={value!r}: expected {length} numbers from {low:g} to {high:g}{extra}"
-            )
-
-    return check
+def _check_text(name: str, value: Any) -> None:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise InvalidArgument(f"{name}={value!r}: expected 'stdlib', the path of a file, or None")
 
 
 @dataclass(frozen=True)
@@ -51,15 +29,18 @@ class Scenario:
         None,
         "Where passages and scores come from: `None` draws them from the model; `stdlib` takes those that BM25 gave on the "
         "documentation of Python's standard library; or a file made by `llmgym.envs.forage.text`.",
-        allowed="`stdlib`, or a path; `None`",
+        check=_check_text,
+        allowed="`stdlib`, or a path",
     )
     chunks: int = count(256, "Parts that the document has.", low=16, high=MOST_CHUNKS)
     chunk_tokens: int = count(1000, "Tokens of a part.", low=50, high=8192, unit="tokens")
-    facts: tuple[float, ...] = given(
+    facts: tuple[float, ...] = numbers(
         (0.20, 0.35, 0.30, 0.15),
         "Shares of questions that need 1, 2, 3 and 4 facts.",
-        allowed="4 shares that add up to 1",
-        check=_numbers(KEYS, 0.0, 1.0, 1.0),
+        size=KEYS,
+        zero=True,
+        high=1.0,
+        total=1.0,
     )
     chain: float = quantity(
         0.5,
@@ -67,23 +48,26 @@ class Scenario:
         zero=True,
         high=1.0,
     )
-    listed: tuple[float, ...] = given(
+    listed: tuple[float, ...] = numbers(
         (0.75, 0.60, 0.80),
         "Probabilities that a passage that holds the fact is found by the exact term, a synonym, a broader word.",
-        allowed="3 probabilities",
-        check=_numbers(TERMS, 0.01, 0.99),
+        size=TERMS,
+        low=0.01,
+        high=0.99,
     )
-    least: tuple[float, ...] = given(
+    least: tuple[float, ...] = numbers(
         (1, 1, 0),
         "Other passages that each of the three terms finds at least.",
-        allowed="3 numbers from 0 to 10",
-        check=_numbers(TERMS, 0.0, 10.0),
+        size=TERMS,
+        zero=True,
+        high=10.0,
     )
-    hits: tuple[float, ...] = given(
+    hits: tuple[float, ...] = numbers(
         (7.0, 4.9, 21.0),
         "Mean number of further passages that each term finds in 256 parts (Poisson); it grows as parts to the power 0.1.",
-        allowed="3 numbers from 0 to 40",
-        check=_numbers(TERMS, 0.0, 40.0),
+        size=TERMS,
+        zero=True,
+        high=40.0,
     )
     snippet_gap: float = quantity(
         1.0,
@@ -153,11 +137,13 @@ class Scenario:
         zero=True,
         high=1.0,
     )
-    price: tuple[float, float] = given(
+    price: tuple[float, float] = numbers(
         (0.004, 0.004),
         "Accuracy that a thousand tokens are worth; log-uniform between two bounds, and told at the start.",
-        allowed="2 numbers from 0.00001 to 1, the first not above the second",
-        check=_numbers(2, 1e-5, 1.0, rising=True),
+        size=2,
+        low=1e-5,
+        high=1.0,
+        order="pair",
     )
     second_price: float = quantity(
         0.0, "Accuracy that a second of waiting is worth.", zero=True, high=1.0, unit="1/s"
@@ -174,6 +160,7 @@ class Scenario:
     profile: str = given(
         "h100/qwen2.5-72b-tp4",
         "Cost profile of the model that reads, for seconds.",
+        check=check_name,
         allowed="see `llmgym profiles`",
     )
     budget_tokens: int = count(

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.core.checks import choice, number, whole
+from llmgym.core.checks import choice, members, number, whole
 from llmgym.core.jit import kernel
 from llmgym.core.records import Records, Records3
-from llmgym.core.settings import given, option
+from llmgym.core.settings import check, given, numbers, option, some_of
 from llmgym.envs.memory.law import CORPUS, LONG, RAG, WORKLOADS
 from llmgym.envs.memory.measured import MEASURED, measured, measured_cell
 from llmgym.envs.memory.placement import Cell
 from llmgym.envs.memory.published import NAMES, published_cell
 from llmgym.errors import InvalidArgument
-from llmgym.profiles.kernels import load_kernels
+from llmgym.profiles.kernels import check_kernels, load_kernels
 
 HARDWARE = {"mi210+u55c": NAMES, "h100+u55c": MEASURED}
 """Pairs of devices, each with the workloads that there are figures of."""
@@ -91,9 +91,28 @@ PUBLISHED = evenly(name for name, known in WORKLOADS.items() if known.published)
 """The workloads that the paper has results of."""
 
 
+def _check_mix(name: str, value: Any) -> None:
+    expected = "pairs of a workload and a weight, none twice"
+    rows = [
+        members(f"a part of {name}", row, "a workload and its weight")
+        for row in members(name, value, expected)
+    ]
+    if not rows or any(len(row) != 2 or not isinstance(row[0], str) for row in rows):
+        raise InvalidArgument(f"{name}={value!r}: expected {expected}")
+    for workload, weight in rows:
+        number(f"{name}: weight of {workload}", weight)
+    if len({workload for workload, _ in rows}) < len(rows):
+        raise InvalidArgument(f"{name}={value!r}: expected {expected}")
+
+
+def mix_setting(default: Mix, about: str) -> Any:
+    """A setting that is workloads with their weights."""
+    return given(default, about, check=_check_mix, allowed="workloads of `hardware`, each once")
+
+
 @dataclass(frozen=True)
 class Requests:
-    """Settings of which requests there are; those of MemPlace and of MemPipe begin with them. `mixture` checks the last three."""
+    """Settings of which requests there are; those of MemPlace and of MemPipe begin with them."""
 
     about: str
     hardware: str = option(
@@ -101,22 +120,28 @@ class Requests:
         "Pair of devices: `mi210+u55c` by published figures, or `h100+u55c` by measured kernels.",
         HARDWARE,
     )
-    kernels: str = given(KERNELS, "Kernel set of the H100, a name or a folder.", allowed="a kernel set")
-    mix: tuple[tuple[str, float], ...] = given(
-        PUBLISHED, "Workloads, each with its weight.", allowed="workloads of `hardware`, each once"
+    kernels: str = given(
+        KERNELS, "Kernel set of the H100, a name or a folder.", check=check_kernels, allowed="a kernel set"
     )
-    sizes: tuple[int, int] = given(
+    mix: tuple[tuple[str, float], ...] = mix_setting(PUBLISHED, "Workloads, each with its weight.")
+    sizes: tuple[int, int] = numbers(
         (0, REFERENCE_SIZE),
         "First and last size index: 0 is 4,096 tokens or 78,125 documents, each further index is twice that, and 9 does not fit "
         "the FPGA.",
-        allowed="0 to 9, rising",
+        size=2,
+        integers=True,
+        zero=True,
+        high=SIZES - 1,
+        order="pair",
     )
-    batches: tuple[int, ...] = given(
-        BATCHES,
-        "Batches that are drawn: how many samples run together.",
-        allowed=f"some of {BATCHES}",
-        unit="samples",
+    batches: tuple[int, ...] = some_of(
+        BATCHES, "Batches that are drawn: how many samples run together.", BATCHES, unit="samples"
     )
+
+    def check_together(self) -> None:
+        """Raise `UnknownName` for a workload of `mix` that `hardware` has no figures of."""
+        for name, _ in self.mix:
+            choice(f"workload of {self.hardware} in mix", name, HARDWARE[self.hardware])
 
 
 def mixture(
@@ -148,30 +173,15 @@ def mixture(
         UnknownName: no such pair, kernel set or workload, or one that the pair has no figures of.
         InvalidArgument: an empty mix, a workload that comes twice, a weight, size or batch that is not allowed.
     """
+    check(Requests("", hardware, kernels, mix, sizes, batches))
     table = cells(hardware, kernels)
-    if (
-        not isinstance(mix, tuple)
-        or not mix
-        or not all(isinstance(row, tuple) and len(row) == 2 for row in mix)
-    ):
-        raise InvalidArgument(f"mix={mix!r}: expected pairs of a workload and a weight, at least one")
-    workloads = [choice(f"workload of {hardware}", name, HARDWARE[hardware]) for name, _ in mix]
-    if len(set(workloads)) < len(workloads):
-        raise InvalidArgument(f"mix={mix!r}: a workload comes twice")
-    if not isinstance(sizes, tuple) or len(sizes) != 2:
-        raise InvalidArgument(f"sizes={sizes!r}: expected the first and the last size index")
-    first, last = whole("sizes", sizes[0], 0, SIZES - 1), whole("sizes", sizes[1], 0, SIZES - 1)
-    measured_batches = isinstance(batches, tuple) and batches and all(batch in BATCHES for batch in batches)
-    if first > last or not measured_batches or len(set(batches)) < len(batches):
-        raise InvalidArgument(
-            f"sizes={sizes!r}, batches={batches!r}: expected rising sizes, and some of {BATCHES}, each once"
-        )
+    first, last = sizes
     columns = [BATCHES.index(batch) for batch in batches]
     parts, weights = [], []
     for name, weight in mix:
         part = table[NAMES.index(name), first : last + 1][:, columns].ravel()
         parts.append(part)
-        share = number(f"weight of {name}", weight) / len(part)
+        share = weight / len(part)
         weights.append(np.full(len(part), share / part["gpu_s"].mean() if by_load else share))
     rows: Any = np.concatenate(parts)
     if copied_index:

@@ -126,7 +126,8 @@ def room(scenario: Scenario, requests: Requests, types: RateTable, menu: Counts)
     n = math.ceil(expected + _DEVIATIONS * math.sqrt(expected) + _SPARE)
     if n > _MOST_REQUESTS:
         raise InvalidArgument(
-            f"epochs={scenario.epochs} of {scenario.epoch_s:g} s: {n:,} requests an episode are too many"
+            f"epochs={scenario.epochs}, epoch_s={scenario.epoch_s:g}, load={scenario.load}, noise={scenario.noise:g}: "
+            f"{n:,} requests an episode are too many"
         )
     return n
 

@@ -12,6 +12,7 @@ import numpy as np
 from llmgym.core.checks import choice
 from llmgym.core.env import LaneEnv, vector_env
 from llmgym.core.lanes import Simulation
+from llmgym.core.settings import settled
 from llmgym.core.statistics import counted
 from llmgym.envs.oserve.actions import ACTIONS, MOST_PLANNED, action_space, local_moves
 from llmgym.envs.oserve.demand import day_rate_rps, expected_rps, harmonics, known_at_arrival, room
@@ -32,7 +33,7 @@ from llmgym.envs.oserve.metrics import Metrics
 from llmgym.envs.oserve.observation import layout
 from llmgym.envs.oserve.placement import PARTS, placed
 from llmgym.envs.oserve.requests import requests_of, type_table
-from llmgym.envs.oserve.scenarios import DISPATCH, DRIFTS, SWITCHING, Scenario, resolve_scenario
+from llmgym.envs.oserve.scenarios import DISPATCH, DRIFTS, SCENARIOS, SWITCHING, Scenario
 from llmgym.envs.oserve.shapes import MODELS, SEATS, deployment_name, rate_table
 from llmgym.envs.oserve.state import (
     LATENCY,
@@ -93,7 +94,7 @@ class OServe(Simulation):
         invalid_cost: float = 0.01,
         **settings: Any,
     ) -> None:
-        chosen = resolve_scenario(scenario, settings)
+        chosen: Scenario = settled(scenario, SCENARIOS, settings, "OServe", ("about",))
         self.action = choice("action", action, ACTIONS)
         self.reward = choice("reward", reward, REWARDS)
         super().__init__(invalid_action=invalid_action, invalid_cost=invalid_cost)

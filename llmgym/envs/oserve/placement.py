@@ -251,7 +251,7 @@ def placed(shapes: Sequence[tuple[int, int]], gpus: int, name: str) -> Records[P
     Raises:
         InvalidArgument: no replica, a shape that cannot be, or more GPUs than there are.
     """
-    checked = [_shape(shape, name) for shape in shapes]
+    checked = [check_shape(shape, name) for shape in shapes]
     if not checked:
         raise InvalidArgument(f"{name}=(): expected one replica (tp, pp) or more")
     taken = sum(shape.gpus for shape in checked)
@@ -265,7 +265,8 @@ def placed(shapes: Sequence[tuple[int, int]], gpus: int, name: str) -> Records[P
     return slots
 
 
-def _shape(shape: tuple[int, int], name: str) -> Shape:
+def check_shape(shape: Any, name: str) -> Shape:
+    """A pair (tp, pp) as a `Shape`; `name` is the argument that it comes from. Raises `InvalidArgument`."""
     try:
         tp, pp = (whole(name, part) for part in shape)
     except (TypeError, ValueError):
@@ -308,11 +309,11 @@ def switch_plan(
     nvlink = 1e9 * number("nvlink_gb_per_s", nvlink_gb_per_s)
     infiniband = 1e9 * number("infiniband_gb_per_s", infiniband_gb_per_s)
     old, new = placed(before, gpus, "before"), placed(after, gpus, "after")
-    names = sorted({_shape(s, "before") for s in before} | {_shape(s, "after") for s in after})
-    ordered = sorted((_shape(s, "before") for s in before), key=lambda shape: -shape.gpus)
+    names = sorted({check_shape(s, "before") for s in before} | {check_shape(s, "after") for s in after})
+    ordered = sorted((check_shape(s, "before") for s in before), key=lambda shape: -shape.gpus)
     old["shape"] = [names.index(shape) for shape in ordered]
     sizes = np.array([shape.gpus for shape in names], np.int64)
-    wanted = np.array([sum(_shape(s, "after") == name for s in after) for name in names], np.int64)
+    wanted = np.array([sum(check_shape(s, "after") == name for s in after) for name in names], np.int64)
     target = np.zeros((gpus, 2), np.int64)
     place(old, sizes, wanted, gpus, target)
     ranks = np.array([(shape.tp, shape.pp) for shape in names], np.int64)

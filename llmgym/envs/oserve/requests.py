@@ -71,7 +71,10 @@ def requests_of(scenario: Scenario) -> Requests:
         centroids = classes
     else:
         classes, type_of, centroids, shares = clustered(
-            [workloads.load(name) for name in scenario.workloads], mix, scenario.clusters, scenario.cells
+            [workloads.workload_of("workloads", name) for name in scenario.workloads],
+            mix,
+            scenario.clusters,
+            scenario.cells,
         )
     guess = type_of.astype(np.int64)
     if not scenario.types_known:

@@ -1,14 +1,14 @@
 """Scenarios of OServe: named settings of model, cluster, requests and drift."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.checks import number, whole
-from llmgym.core.settings import count, flag, given, option, quantity, settled
-from llmgym.envs.oserve.placement import INFINIBAND_GB_PER_S, NVLINK_GB_PER_S
-from llmgym.envs.oserve.shapes import MODELS, MOST_GPUS
+from llmgym import profiles, workloads
+from llmgym.core.checks import members, number, whole
+from llmgym.core.settings import count, flag, given, numbers, option, quantity
+from llmgym.envs.oserve.placement import INFINIBAND_GB_PER_S, NVLINK_GB_PER_S, check_shape
+from llmgym.envs.oserve.shapes import MODELS, MOST_GPUS, check_lengths
 from llmgym.envs.oserve.state import (
     ADHOC,
     BLIND,
@@ -43,23 +43,27 @@ LEAST_EPOCH_S = 10.0
 """An ad hoc switch takes 6 to 10 seconds, and is to be over by the next decision."""
 
 
-def _ordered(check: Callable[[str, Any], float]) -> Callable[[str, Any], None]:
-    """Checks that a setting is two numbers, the smaller first, each of which `check` lets pass."""
-
-    def two(name: str, value: Any) -> None:
-        told = InvalidArgument(f"{name}={value!r}: expected two numbers, the smaller first")
-        try:
-            first, second = value
-        except (TypeError, ValueError):
-            raise told from None
-        if check(name, first) > check(name, second):
-            raise told
-
-    return two
+def _check_types(name: str, value: Any) -> None:
+    expected = f"prompt and output tokens of 1 to {MOST_TYPES} types"
+    types = members(name, value, expected)
+    if len(types) > MOST_TYPES:
+        raise InvalidArgument(f"{name}={value!r}: expected {expected}")
+    for lengths in types:
+        check_lengths(lengths, name)
 
 
-_WHOLES = _ordered(whole)
-_NUMBERS = _ordered(lambda name, value: number(name, value, zero=True))
+def _check_workloads(name: str, value: Any) -> None:
+    expected = f"names of up to {MOST_TYPES} workloads"
+    names = members(name, value, expected)
+    if len(names) > MOST_TYPES:
+        raise InvalidArgument(f"{name}={value!r}: expected {expected}")
+    for one in names:
+        workloads.check_name(name, one)
+
+
+def _check_shapes(name: str, value: Any) -> None:
+    for shape in members(name, value, "shapes (tp, pp) of the replicas"):
+        check_shape(shape, name)
 
 
 @dataclass(frozen=True)
@@ -71,28 +75,33 @@ class Scenario:
     kernels: str | None = given(
         None,
         "Kernel set that times of dense layers and attention come from; without one they come from the roofline.",
+        check=profiles.check_kernels,
         allowed="a kernel set",
     )
     gpus: int = count(16, "H100s of the cluster, in nodes of eight.", high=MOST_GPUS, unit="GPUs")
     types: tuple[tuple[int, int], ...] = given(
         CORNERS,
         "Prompt and output of each type of requests; not used with `workloads`.",
+        check=_check_types,
         allowed=f"1 to {MOST_TYPES} pairs",
         unit="tokens",
     )
     workloads: tuple[str, ...] = given(
         (),
         "Workloads whose lengths are clustered into types; each is a stream of its own.",
+        check=_check_workloads,
         allowed=f"names of up to {MOST_TYPES} workloads",
     )
     clusters: int = count(4, "Types that the lengths of `workloads` are clustered into.", high=MOST_TYPES)
     cells: int = count(
         32, "Classes of lengths that stand for the requests of `workloads`, at least `clusters`.", high=256
     )
-    mix: tuple[float, ...] | None = given(
+    mix: tuple[float, ...] | None = numbers(
         None,
         "Mean shares of the types, or of the workloads; without them all are equal.",
-        allowed="numbers >= 0, not all of them 0",
+        size=(1, MOST_TYPES),
+        zero=True,
+        some=True,
     )
     drift: str = option(
         "spans",
@@ -100,28 +109,32 @@ class Scenario:
         "workload by its own course of a day.",
         DRIFTS,
     )
-    span_epochs: tuple[int, int] = given(
+    span_epochs: tuple[int, int] = numbers(
         (5, 10),
         "Shortest and longest span, where the drift is in spans.",
-        allowed="two whole numbers from 1",
+        size=2,
+        integers=True,
+        order="pair",
         unit="epochs",
-        check=_WHOLES,
     )
-    cv: tuple[float, float] = given(
+    cv: tuple[float, float] = numbers(
         (0.1, 0.7),
-        "Least and largest coefficient of variation of the shares, where the drift is in spans.",
-        allowed="two numbers from 0 to the root of one less than the types",
-        check=_NUMBERS,
+        "Least and largest coefficient of variation of the shares, where the drift is in spans; at most the root of one less than "
+        "the types.",
+        size=2,
+        zero=True,
+        order="pair",
     )
     amplitude: float = quantity(
         1.0, "Amplitude of the logarithm of a share, where the drift is a wave.", zero=True
     )
     period_epochs: float = quantity(24.0, "Period of a wave, or length of a day.", unit="epochs")
-    load: tuple[float, float] = given(
+    load: tuple[float, float] = numbers(
         (0.85, 0.9),
         "Least and largest utilisation of the best candidate, if all were known; drawn anew for each span.",
-        allowed="two numbers >= 0",
-        check=_NUMBERS,
+        size=2,
+        zero=True,
+        order="pair",
     )
     noise: float = quantity(
         0.0, "Standard deviation of the logarithm of a rate around its course.", zero=True
@@ -142,6 +155,7 @@ class Scenario:
     initial: tuple[tuple[int, int], ...] | None = given(
         None,
         "Shapes (tp, pp) of the first replicas; without them the best equal ones for `mix`.",
+        check=_check_shapes,
         allowed="shapes that use all GPUs",
     )
     switching: str = option(
@@ -190,6 +204,22 @@ class Scenario:
         3.0, "Objective for the end-to-end time.", unit="latencies of the static plan"
     )
     switch_cost: float = quantity(0.0, "Price of a switch.", zero=True, unit="return")
+
+    def check_together(self) -> None:
+        """Raise `InvalidArgument` where settings contradict each other."""
+        whole("cells", self.cells, self.clusters, 256)
+        if self.epoch_s < self.drain_s:
+            raise InvalidArgument(f"epoch_s={self.epoch_s!r}: expected no less than drain_s={self.drain_s!r}")
+        streams = len(self.workloads) or len(self.types)
+        if not streams:
+            raise InvalidArgument(
+                f"types={self.types!r}: expected prompt and output tokens of 1 to {MOST_TYPES} types (or names of workloads)"
+            )
+        most = math.sqrt(streams - 1)
+        if self.cv[1] > most + 1e-9 and self.drift == "spans" and streams > 1:
+            raise InvalidArgument(f"cv={self.cv!r}: expected at most {most:.3f} for {streams} types")
+        if self.mix is not None and len(self.mix) != streams:
+            raise InvalidArgument(f"mix={self.mix!r}: expected {streams} numbers >= 0, not all 0")
 
 
 _SMALL = Scenario(
@@ -267,29 +297,3 @@ def spatial_mix(cv: float, dominant: int, types: int = 4) -> tuple[float, ...]:
         raise InvalidArgument(f"cv={cv!r}: expected at most {math.sqrt(types - 1):.3f} for {types} types")
     rest = max(1.0 - share, 0.0) / (types - 1)
     return tuple(share if j == dominant else rest for j in range(types))
-
-
-def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scenario:
-    """The scenario with the arguments put in, checked.
-
-    Raises:
-        UnknownName: a scenario, a setting or a choice that does not exist.
-        InvalidArgument: a value out of range, alone or together with another.
-    """
-    chosen: Scenario = settled(scenario, SCENARIOS, settings, "OServe", ("about",))
-    whole("cells", chosen.cells, chosen.clusters, 256)
-    if chosen.epoch_s < chosen.drain_s:
-        raise InvalidArgument(f"epoch_s={chosen.epoch_s!r}: expected no less than drain_s={chosen.drain_s!r}")
-    streams = len(chosen.workloads) or len(chosen.types)
-    if not 1 <= streams <= MOST_TYPES:
-        raise InvalidArgument(
-            f"types={chosen.types!r}: expected prompt and output tokens of 1 to {MOST_TYPES} types (or names of workloads)"
-        )
-    most = math.sqrt(streams - 1)
-    if chosen.cv[1] > most + 1e-9 and chosen.drift == "spans" and streams > 1:
-        raise InvalidArgument(f"cv={chosen.cv!r}: expected at most {most:.3f} for {streams} types")
-    if chosen.mix is not None:
-        mix = tuple(number("mix", share, zero=True) for share in chosen.mix)
-        if len(mix) != streams or sum(mix) <= 0.0:
-            raise InvalidArgument(f"mix={chosen.mix!r}: expected {streams} numbers >= 0, not all of them 0")
-    return chosen

@@ -12,7 +12,7 @@ attention from a kernel set instead.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,13 +232,13 @@ def _checked(
     return model, Shape(tp, pp), check_lengths(lengths)
 
 
-def check_lengths(lengths: tuple[int, int]) -> RequestType:
-    """Prompt and output as a `RequestType`. Raises `InvalidArgument`."""
+def check_lengths(lengths: Any, name: str = "lengths") -> RequestType:
+    """Prompt and output as a `RequestType`; `name` is the argument that they come from. Raises `InvalidArgument`."""
     try:
         prompt, output = lengths
     except (TypeError, ValueError):
-        raise InvalidArgument(f"lengths={lengths!r}: expected prompt and output tokens") from None
-    return RequestType(whole("prompt", prompt), whole("output", output))
+        raise InvalidArgument(f"{name}: {lengths!r}: expected prompt and output tokens") from None
+    return RequestType(whole(f"prompt in {name}", prompt), whole(f"output in {name}", output))
 
 
 class RateTable(NamedTuple):

@@ -6,7 +6,6 @@ distribution over the whole vocabulary), which at 20 Mbps is 116 ms, so that dra
 devices follows gamma = gamma_1 5.1 GHz / f.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -121,6 +120,14 @@ class Scenario:
     change_gamma: float = quantity(1.0, "Factor of the drafting time after the change.")
     change_rate: float = quantity(1.0, "Factor of the bandwidth after the change.")
 
+    def check_together(self) -> None:
+        """Raise `InvalidArgument` for an episode that has no end."""
+        text = draft_tokens.load(self.text)
+        if self.count == "accepted" and draft_tokens.least_acceptance(text) < LEAST_ACCEPTANCE:
+            raise InvalidArgument(
+                f"count='accepted': an episode with text={text.name!r} has no end, as next to none of its tokens is accepted"
+            )
+
 
 SCENARIOS: dict[str, Scenario] = {
     "s1": Scenario("the paper's scenario 1: a laptop at 20 Mbps, HumanEval"),
@@ -167,34 +174,6 @@ TUNING: dict[str, Scenario] = {
     ),
 }
 """Scenarios of PipeSDTune."""
-
-
-def resolve_scenario(
-    scenario: str | Scenario, changes: Mapping[str, Any], of: str, known: Mapping[str, Scenario] = SCENARIOS
-) -> Scenario:
-    """The scenario with the arguments put in, checked.
-
-    Args:
-        scenario: a name in `known`, or a scenario.
-        changes: settings that were given as arguments of their own, by name.
-        of: the environment, for messages.
-        known: the scenarios of the environment by name.
-
-    Returns:
-        The scenario.
-
-    Raises:
-        UnknownName: a scenario or a choice that does not exist.
-        UnknownArgument: a setting that does not exist.
-        InvalidArgument: a number out of range.
-    """
-    chosen: Scenario = settings.settled(scenario, known, changes, of, ("about",))
-    text = draft_tokens.load(chosen.text)
-    if chosen.count == "accepted" and draft_tokens.least_acceptance(text) < LEAST_ACCEPTANCE:
-        raise InvalidArgument(
-            f"count='accepted': an episode with text={text.name!r} has no end, as next to none of its tokens is accepted"
-        )
-    return chosen
 
 
 def link_of(chosen: Scenario) -> Link:

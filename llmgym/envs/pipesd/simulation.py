@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from llmgym.core.lanes import Simulation
+from llmgym.core.settings import settled
 from llmgym.envs.pipesd import bandwidth, draft_tokens
 from llmgym.envs.pipesd import hidden as pipesd_hidden
 from llmgym.envs.pipesd.draft_tokens import Chain, Cursor
 from llmgym.envs.pipesd.estimates import FIRST_LENGTH, MEMORY, Estimate, Log
-from llmgym.envs.pipesd.scenarios import COUNTS, Scenario, link_of, resolve_scenario
+from llmgym.envs.pipesd.scenarios import COUNTS, Scenario, link_of
 from llmgym.envs.pipesd.state import INTERVALS, Client, Config, Episode, Interval, Params, State
 from llmgym.envs.pipesd.uplink import Batch, Uplink
 
@@ -54,7 +55,8 @@ class CloudEdge(Simulation, ABC):
         **numbers: float,
     ) -> None:
         super().__init__(invalid_action=invalid_action, invalid_cost=invalid_cost)
-        self.scenario = chosen = resolve_scenario(scenario, changes, type(self).__name__, known)
+        chosen: Scenario = settled(scenario, known, changes, type(self).__name__, ("about",))
+        self.scenario = chosen
         self.text = draft_tokens.load(chosen.text)
         link = link_of(chosen)
         packed = {

@@ -110,14 +110,12 @@ class PPDCluster(Simulation):
         if not isinstance(latencies, Latencies):
             raise InvalidArgument(f"latencies={latencies!r}: expected Latencies")
         self.reward, self.shaped, self.latencies = reward, shaped, latencies
-        conversations: Any = chosen.workload if workload is None else workload
-        if not isinstance(conversations, Conversations):
-            conversations = ppd_conversations.load(conversations)
+        conversations = ppd_conversations.given_as(
+            "workload", chosen.workload if workload is None else workload
+        )
         self.workload = without_turns_beyond(conversations, chosen.max_turns)
         costs = chosen.profile if profile is None else profile
-        self.profile = profiles.load(costs) if isinstance(costs, str) else costs
-        if self.profile is not None and not isinstance(self.profile, profiles.Profile):
-            raise InvalidArgument(f"profile={profile!r}: expected the name of a profile, a Profile or None")
+        self.profile = None if costs is None else profiles.profile_of("profile", costs)
         gpus_of_node = 1 if self.profile is None else self.profile.tensor_parallel
         self.nodes = np.array(parse_allocation(chosen.allocation, chosen.gpus, gpus_of_node), np.int64)
         self.kv_bytes, self.kv_capacity = self._cache_size(chosen)

@@ -13,12 +13,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym import workloads
-from llmgym.core.checks import number, whole
+from llmgym.core.checks import loaded, number, whole
 from llmgym.envs.ppd.cells import CONTEXTS, FIRST_TURN, SECOND_TURN
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.workloads import Lengths, RequestClass, Workload, fixed, lognormal, quantiles
@@ -177,6 +178,11 @@ def load(name: str) -> Conversations:
         context, _, turn_type = name.partition("_")
         return fixed_turns((FIRST_TURN[context], SECOND_TURN[turn_type]), name, _PAPER)
     raise UnknownName("workload", name, names())
+
+
+def given_as(argument: str, value: Any) -> Conversations:
+    """The conversations that were given for an argument, by name or as they are. Raises `UnknownName` or `InvalidArgument`."""
+    return loaded(argument, value, load, "the name of conversations, or Conversations", Conversations)
 
 
 def without_turns_beyond(conversations: Conversations, most: int) -> Conversations:

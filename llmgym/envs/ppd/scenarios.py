@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmgym.core.checks import number
-from llmgym.core.settings import count, flag, given, option, quantity
+from llmgym.core.settings import count, flag, given, numbers, option, quantity
 from llmgym.envs.ppd.cells import RATES_RPS
+from llmgym.envs.ppd.conversations import given_as
 from llmgym.envs.ppd.state import HASHED, LEAST_LOADED, PAPER, PHYSICAL, ROLES
 from llmgym.errors import InvalidArgument
+from llmgym.profiles import check_name
 
 PLACEMENTS = {"hash": HASHED, "least-loaded": LEAST_LOADED}
 INTERFERENCES = {"physical": PHYSICAL, "paper": PAPER}
@@ -23,13 +25,8 @@ def _window(name: str, value: Any) -> None:
         number(name, value)
 
 
-def _rates(name: str, value: Any) -> None:
-    try:
-        rates = [number(name, rate) for rate in value]
-    except TypeError:
-        raise InvalidArgument(f"{name}={value!r}: expected numbers") from None
-    if not rates or rates != sorted(set(rates)):
-        raise InvalidArgument(f"{name}={value!r}: expected one rate or more, rising")
+def _check_allocation(name: str, value: Any) -> None:
+    parse_allocation(value, 2**30)
 
 
 @dataclass(frozen=True)
@@ -37,13 +34,22 @@ class Scenario:
     """Settings of PPDRouting and PPDWeights; every one of them is also an argument of the environments."""
 
     about: str
-    workload: str = given(..., "Name of the conversations that come.")
+    workload: str = given(
+        ...,
+        "Name of the conversations that come.",
+        check=given_as,
+        allowed="a name of `llmgym.envs.ppd.conversations.names()`",
+    )
     profile: str | None = given(
-        None, "Name of the profile of steps; `None`: the latencies measured by the paper's authors."
+        None,
+        "Name of the profile of steps; `None`: the latencies measured by the paper's authors.",
+        check=check_name,
+        allowed="a name in `llmgym.profiles.names()`, or a folder",
     )
     allocation: str = given(
         "1P_3D",
         "Nodes: P, D, pD (later turns are always prefilled there) and R (a replica, which does both).",
+        check=_check_allocation,
         allowed="counts of P, D, pD and R joined by `_`",
     )
     gpus: int = count(4, "GPUs that exist.")
@@ -52,10 +58,11 @@ class Scenario:
     window_s: float = given(
         math.inf, "Conversations arrive until this time, seconds.", allowed="> 0", unit="s", check=_window
     )
-    shape: tuple[float, ...] | None = given(
+    shape: tuple[float, ...] | None = numbers(
         None,
         "Multipliers of `qps` in equally long pieces of `day_s`, over and over, scaled to mean 1; `None`: a steady rate.",
-        allowed="numbers >= 0, not all 0",
+        zero=True,
+        some=True,
     )
     day_s: float = quantity(60.0, "Time after which `shape` begins again, seconds.", unit="s")
     limit_s: float = quantity(3600.0, "An episode is cut after this time, seconds.", unit="s")
@@ -110,12 +117,8 @@ class Scenario:
         "time, as the prototype does.",
         RATES,
     )
-    rates: tuple[float, ...] = given(
-        RATES_RPS,
-        "Request rates of the table, requests a second.",
-        allowed="numbers > 0, rising",
-        unit="1/s",
-        check=_rates,
+    rates: tuple[float, ...] = numbers(
+        RATES_RPS, "Request rates of the table, requests a second.", order="rising", unit="1/s"
     )
     bypass: int = count(
         0,
@@ -225,15 +228,15 @@ def parse_allocation(allocation: Any, gpus: int, gpus_of_node: int = 1) -> tuple
                 f"allocation={allocation!r}: expected counts from 1 on of P, D, pD and R joined by '_', such as '1P_3D' or '4R'"
             )
         counts[match[2]] = int(match[1])
-    nodes = tuple(role for role, name in enumerate(ROLES) for _ in range(counts[name]))
+    nodes = sum(counts.values())
     if not nodes:
         raise InvalidArgument(
             f"allocation={allocation!r}: no nodes; expected something such as '1P_3D' or '4R'"
         )
     if bool(counts["P"]) != bool(counts["D"] + counts["pD"]):
         raise InvalidArgument(f"allocation={allocation!r}: P needs D (or pD), and they need P")
-    if len(nodes) * gpus_of_node > gpus:
+    if nodes * gpus_of_node > gpus:
         raise InvalidArgument(
-            f"allocation={allocation!r}: {len(nodes)} nodes of {gpus_of_node} GPU(s) each, but gpus={gpus}"
+            f"allocation={allocation!r}: {nodes} nodes of {gpus_of_node} GPU(s) each, but gpus={gpus}"
         )
-    return nodes
+    return tuple(role for role, name in enumerate(ROLES) for _ in range(counts[name]))

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.core.checks import loaded, members
 from llmgym.core.jit import kernel
 from llmgym.core.records import Record, float64, int64
 from llmgym.envs.segmented.law import (
@@ -109,21 +110,22 @@ def check_modes(name: str, value: object) -> None:
         InvalidArgument: it is none, is empty, or names one twice.
         UnknownName: it names one that does not exist.
     """
-    if not isinstance(value, tuple) or not value or len(set(value)) < len(value):
-        raise InvalidArgument(
-            f"{name}={value!r}: expected a tuple of different modes, such as ('full', 'duo')"
-        )
-    for one in value:
-        parse(one)
+    expected = "a tuple of different modes, such as ('full', 'duo')"
+    modes = members(name, value, expected)
+    for one in modes:
+        if not isinstance(one, str):
+            raise InvalidArgument(f"{name}={value!r}: expected {expected}")
+        loaded(name, one, parse, expected)
+    if not modes or len(set(modes)) < len(modes):
+        raise InvalidArgument(f"{name}={value!r}: expected {expected}")
 
 
 def check_trained(name: str, value: object) -> None:
     """Fail unless a setting is a tuple, perhaps empty, of segmented modes. Raises `InvalidArgument` or `UnknownName`."""
-    if value == ():
-        return
-    check_modes(name, value)
-    assert isinstance(value, tuple)
-    for one in value:
+    trained = members(name, value, "a tuple of segmented modes, perhaps empty")
+    if trained:
+        check_modes(name, trained)
+    for one in trained:
         if parse(one).family != "segmented":
             raise InvalidArgument(f"{name} names {one!r}: only segmented modes are trained for")
 

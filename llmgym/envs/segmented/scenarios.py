@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from llmgym.core.checks import number
+from llmgym.core.checks import members, number
 from llmgym.core.settings import count, given, option, quantity
 from llmgym.envs.segmented.law import DEVICES, MODELS
 from llmgym.envs.segmented.modes import TRAINED, check_modes, check_trained, names
 from llmgym.errors import InvalidArgument
+from llmgym.workloads import check_name
 
 DECISIONS = {"all": 1, "mode": 0}
 """What is decided, each with the value of `llmgym.envs.segmented.state.Config.all`."""
@@ -18,13 +19,13 @@ CLASSES = ((0.4, 1.0, 2.0), (0.3, 0.98, 4.0), (0.3, 0.9, 1.5))
 
 def check_classes(name: str, value: object) -> None:
     """Fail unless a setting is a tuple of (share, least quality, slack) of at most 8 classes. Raises `InvalidArgument`."""
-    wrong = InvalidArgument(
-        f"{name}={value!r}: expected 1 to 8 of (share, least quality, slack), such as ((1.0, 0.98, 2.0),)"
-    )
-    if not isinstance(value, tuple) or not 1 <= len(value) <= 8:
+    expected = "1 to 8 of (share, least quality, slack), such as ((1.0, 0.98, 2.0),)"
+    wrong = InvalidArgument(f"{name}={value!r}: expected {expected}")
+    classes = members(name, value, expected)
+    if not 1 <= len(classes) <= 8:
         raise wrong
-    for one in value:
-        if not isinstance(one, tuple) or len(one) != 3:
+    for one in classes:
+        if not isinstance(one, (tuple, list)) or len(one) != 3:
             raise wrong
         for part, x in zip(("share", "least quality", "slack"), one, strict=True):
             number(f"{part} in {name}", x, zero=part == "least quality")
@@ -55,7 +56,8 @@ class Scenario:
     workload: str | None = given(
         None,
         "Named workload whose prompts and outputs are drawn; `None`: lognormal and geometric ones.",
-        allowed="a name in `llmgym.workloads.names()`",
+        check=check_name,
+        allowed="a name in `llmgym.workloads.names()`, or a trace file",
     )
     prompt_median: int = count(16_384, "Median of lognormal prompts, tokens.", high=2**20, unit="tokens")
     prompt_sigma: float = quantity(

@@ -34,7 +34,7 @@ def lengths(chosen: Scenario) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     """
     u = np.linspace(0.0, 1.0, QUANTILES)
     if chosen.workload is not None:
-        requests = workloads.load(chosen.workload).sample(np.random.default_rng(0), SAMPLE)
+        requests = workloads.workload_of("workload", chosen.workload).sample(np.random.default_rng(0), SAMPLE)
         prompts = np.quantile(requests.prompt_tokens, u)
         outputs = np.quantile(requests.output_tokens, u)
     else:

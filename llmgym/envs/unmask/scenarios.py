@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.settings import count, flag, given, option, quantity
+from llmgym.core.settings import count, flag, given, option, quantity, some_of
 from llmgym.envs.unmask.costs import CLOCKS
 from llmgym.envs.unmask.process import MOST_PHRASES, MOST_TOKENS, MOST_TOPICS
-from llmgym.errors import InvalidArgument
+from llmgym.envs.unmask.tables import load
 
 ACTIONS = ("add", "set", "macro")
 MODES = {"generate": 0, "score": 1}
@@ -21,10 +21,8 @@ LEAST_NOISE = 0.005
 """Below, the probability of a block of nothing but noise could not be told from 0."""
 
 
-def _streams(name: str, value: Any) -> None:
-    good = isinstance(value, tuple) and value and len(set(value)) == len(value)
-    if not good or any(isinstance(n, bool) or n not in INTERLEAVES for n in value):
-        raise InvalidArgument(f"{name}={value!r}: expected a tuple of some of {INTERLEAVES}, each once")
+def _check_text(name: str, value: Any) -> None:
+    load(value)
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,7 @@ class Scenario:
     text: Any = given(
         "phrases",
         "What is written: phrases, or the name or object of text that was measured on a model.",
+        check=_check_text,
         allowed="`phrases`, a name of `tables.names()`, an `Excerpts`",
     )
     mode: str = option(
@@ -76,11 +75,10 @@ class Scenario:
     reuse: bool = flag(
         False, "Keys and values of earlier blocks are kept, so that a call computes one block only."
     )
-    interleave: tuple[int, ...] = given(
+    interleave: tuple[int, ...] = some_of(
         (1,),
         "Independent texts that take turns position by position; each world has one of these numbers.",
-        allowed="some of 1, 2, 4",
-        check=_streams,
+        INTERLEAVES,
     )
     show_interleave: bool = flag(False, "The number of interleaved texts is observed.")
     processes: int = count(8, "Languages; each world has one of them.", high=64)

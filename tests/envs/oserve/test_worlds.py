@@ -8,9 +8,10 @@ import pytest
 
 import llmgym
 from llmgym.core.lanes import Lanes, observing
+from llmgym.core.settings import settled
 from llmgym.envs.oserve.env import OServe
 from llmgym.envs.oserve.requests import requests_of
-from llmgym.envs.oserve.scenarios import resolve_scenario
+from llmgym.envs.oserve.scenarios import SCENARIOS
 from tests.envs.oserve.playing import QUICK, four_replicas, graft, make, number_of, play
 
 
@@ -234,7 +235,7 @@ def test_expected_work_is_that_of_the_requests_in_a_replica(kwargs: dict[str, An
 
 
 def test_types_that_are_not_known_are_guessed_from_the_prompt() -> None:
-    scenario = resolve_scenario("small", {"types_known": False, "mix": (0.4, 0.1, 0.1, 0.4)})
+    scenario = settled("small", SCENARIOS, {"types_known": False, "mix": (0.4, 0.1, 0.1, 0.4)}, "OServe")
     requests = requests_of(scenario)
     assert requests.guess.tolist() == [0, 0, 3, 3]
     np.testing.assert_allclose(requests.split[0], [0.8, 0.2, 0.0, 0.0])

@@ -17,16 +17,16 @@ from llmgym.core.checks import choice, whole
 from llmgym.core.env import LaneEnv, vector_env
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Layout
+from llmgym.core.settings import settled
 from llmgym.core.statistics import counted
 from llmgym.envs.afd.law import barrier_time, optimal_ratio, throughput
 from llmgym.envs.afd.ratio.kernels import KERNELS
 from llmgym.envs.afd.ratio.scenarios import (
     ACTIONS,
     FIDELITIES,
+    SCENARIOS,
     Scenario,
     resolve_ratios,
-    resolve_requests,
-    resolve_scenario,
 )
 from llmgym.envs.afd.ratio.state import (
     SLOT_LEVEL,
@@ -40,7 +40,7 @@ from llmgym.envs.afd.ratio.state import (
     State,
     Worker,
 )
-from llmgym.envs.afd.requests import RequestSource, pack
+from llmgym.envs.afd.requests import RequestSource, laws_of, pack
 from llmgym.envs.afd.settings import latencies
 from llmgym.envs.afd.slots import LEAST_BUCKETS, Slot, Table, redraw_steps, wheel_size
 
@@ -80,12 +80,14 @@ class AFDRatio(Simulation):
         **settings: Any,
     ) -> None:
         super().__init__(invalid_action=invalid_action, invalid_cost=invalid_cost)
-        chosen = resolve_scenario(scenario, settings)
+        chosen: Scenario = settled(scenario, SCENARIOS, settings, "AFDRatio", ("about", "profile"))
         self.action_mode = choice("action", action, ACTIONS)
         self.coefficients = latencies(chosen, chosen.batch, profile, settings)
-        self.laws = resolve_requests(chosen.requests if workload is None else workload)
+        self.laws = (
+            laws_of("requests", chosen.requests) if workload is None else laws_of("workload", workload)
+        )
         self.ratios = resolve_ratios(chosen)
-        self.scenario: Scenario = replace(
+        self.scenario = replace(
             chosen, requests=self.laws, coefficients=self.coefficients, ratios=self.ratios
         )
         self.batches = chosen.batches if chosen.fidelity == "pipeline" else 1

@@ -1,14 +1,14 @@
 """Scenarios of AFDRatio: named settings of latencies, requests, ratios and episode."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from llmgym.core.checks import number, whole
-from llmgym.core.settings import count, given, option, quantity, settled
+from llmgym.core.checks import below_one, members, whole
+from llmgym.core.settings import count, given, option, quantity
 from llmgym.envs.afd.costs import Coefficients
 from llmgym.envs.afd.law import COMMUNICATION, feasible_ratios
 from llmgym.envs.afd.ratio.state import ABSOLUTE, DELTA, GAUSSIAN, MEANFIELD, PIPELINE, SLOT_LEVEL
-from llmgym.envs.afd.requests import Requests, load
 from llmgym.envs.afd.settings import MOST_BATCH, STARTS, Bundle
 from llmgym.errors import InvalidArgument
 
@@ -20,9 +20,16 @@ MOST_INSTANCES = 1024
 """Instances of a bundle, at most; a lane holds memory for each."""
 
 
-def _check_spread(name: str, value: Any) -> None:
-    if number(name, value, zero=True) >= 1.0:
-        raise InvalidArgument(f"{name}={value!r}: expected a share below 1, coefficients stay positive")
+def _check_ratios(name: str, value: Any) -> None:
+    expected = "one whole number or pair (x, y) or more, no ratio twice"
+    pairs = [_pair(name, entry) for entry in members(name, value, expected)]
+    if not pairs or len({x / y for x, y in pairs}) < len(pairs):
+        raise InvalidArgument(f"{name}={value!r}: expected {expected}")
+
+
+def _pair(name: str, entry: Any) -> tuple[int, int]:
+    x, y = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, 1)
+    return whole(name, x, 1, MOST_INSTANCES), whole(name, y, 1, MOST_INSTANCES)
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ class Scenario(Bundle):
     ratios: tuple[int | tuple[int, int], ...] | None = given(
         None,
         "Ratios that can be chosen; None: 1 to `max_ratio`, or all that `instances` can build.",
+        check=_check_ratios,
         allowed="whole numbers r (rA-1F) or pairs (x, y) (xA-yF)",
     )
     max_ratio: int = count(32, "Largest ratio where `ratios` is None.", high=MOST_INSTANCES)
@@ -79,9 +87,9 @@ class Scenario(Bundle):
     spread: float = given(
         0.0,
         "Share by which each coefficient of an episode differs from the nominal one at most.",
-        allowed="from 0, below 1",
+        check=below_one,
+        allowed=">= 0 and < 1",
         unit="share",
-        check=_check_spread,
     )
     switch_cycles: float | None = quantity(
         None, "Time that a change of the ratio takes, cycles; None: five times t_A.", zero=True, unit="cycles"
@@ -89,6 +97,23 @@ class Scenario(Bundle):
     window: int = count(
         2048, "Finished requests that theta and nu are estimated from.", high=2**20, unit="requests"
     )
+
+    def check_together(self) -> None:
+        """Raise `InvalidArgument` where `fidelity` does not go with `stop` or `cycles`, or `instances` not with `ratios`."""
+        requests = FIDELITIES[self.fidelity] >= SLOT_LEVEL
+        if self.stop and not requests:
+            raise InvalidArgument(
+                f"stop={self.stop!r}: needs fidelity='slot' or 'pipeline', a formula has no requests to count"
+            )
+        if not self.stop and requests and self.cycles > MOST_CYCLES:
+            raise InvalidArgument(
+                f"cycles={self.cycles!r}: at most {MOST_CYCLES:,} in fidelity={self.fidelity!r} without `stop`"
+            )
+        for x, y in map(partial(_pair, "ratios"), self.ratios or ()):
+            if self.instances is not None and x + y > self.instances:
+                raise InvalidArgument(
+                    f"ratios: {x}A-{y}F needs {x + y} instances, instances={self.instances} are there"
+                )
 
 
 _GEOMETRIC = "geometric:prompt={},decode={},prompt_law=constant"
@@ -173,63 +198,12 @@ SCENARIOS: dict[str, Scenario] = {
 }
 
 
-def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scenario:
-    """The scenario with the arguments put in, checked.
-
-    Raises:
-        UnknownName: a scenario, a setting or a choice that does not exist.
-        InvalidArgument: a number out of range.
-    """
-    chosen: Scenario = settled(scenario, SCENARIOS, settings, "AFDRatio", ("about", "profile"))
-    if chosen.stop and FIDELITIES[chosen.fidelity] < SLOT_LEVEL:
-        raise InvalidArgument(
-            f"stop={chosen.stop!r}: needs fidelity='slot' or 'pipeline', a formula has no requests to count"
-        )
-    if not chosen.stop and FIDELITIES[chosen.fidelity] >= SLOT_LEVEL and chosen.cycles > MOST_CYCLES:
-        raise InvalidArgument(
-            f"cycles={chosen.cycles!r}: at most {MOST_CYCLES:,} in fidelity={chosen.fidelity!r} without `stop`"
-        )
-    return chosen
-
-
 def resolve_ratios(scenario: Scenario) -> tuple[tuple[int, int], ...]:
-    """What can be chosen: pairs of attention and FFN instances, by rising ratio.
-
-    Raises:
-        InvalidArgument: no ratio, one that is given twice or needs more instances than there are, or less than one instance.
-    """
+    """What can be chosen: pairs of attention and FFN instances, by rising ratio."""
     budget = scenario.instances
     if scenario.ratios is None:
         if budget is not None:
             return feasible_ratios(budget)
         return tuple((r, 1) for r in range(1, scenario.max_ratio + 1))
-    pairs = []
-    try:
-        entries = list(scenario.ratios)
-    except TypeError:
-        raise InvalidArgument(f"ratios={scenario.ratios!r}: expected whole numbers or pairs (x, y)") from None
-    for entry in entries:
-        x, y = entry if isinstance(entry, (tuple, list)) and len(entry) == 2 else (entry, 1)
-        pair = whole("ratios", x, 1, MOST_INSTANCES), whole("ratios", y, 1, MOST_INSTANCES)
-        if budget is not None and sum(pair) > budget:
-            raise InvalidArgument(
-                f"ratios: {pair[0]}A-{pair[1]}F needs {sum(pair)} instances, instances={budget} are there"
-            )
-        pairs.append(pair)
-    values = [x / y for x, y in pairs]
-    if not pairs or len(set(values)) < len(values):
-        raise InvalidArgument(f"ratios={scenario.ratios!r}: expected at least one ratio, none of them twice")
+    pairs = [_pair("ratios", entry) for entry in scenario.ratios]
     return tuple(sorted(pairs, key=lambda pair: pair[0] / pair[1]))
-
-
-def resolve_requests(requests: Any) -> tuple[Requests, ...]:
-    """The laws of the requests, as tables.
-
-    Raises:
-        UnknownName: a law or workload that does not exist.
-        InvalidArgument: none at all, or parameters that do not fit.
-    """
-    laws = tuple(requests) if isinstance(requests, (tuple, list)) else (requests,)
-    if not laws:
-        raise InvalidArgument(f"requests={requests!r}: expected at least one law")
-    return tuple(load(law) for law in laws)

@@ -4,8 +4,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.canvas import blank, pixels
-from llmgym.envs.afd.ratio.scenarios import Scenario, resolve_requests
+from llmgym.envs.afd.ratio.scenarios import Scenario
 from llmgym.envs.afd.ratio.state import MEANFIELD, Params, State
+from llmgym.envs.afd.requests import laws_of
 
 WIDTH, HEIGHT = 760, 480
 
@@ -118,7 +119,7 @@ def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDAr
     share.plot(epochs, rows["idle_ffn"], color="#009E73", label="FFN idle")
     share.set(ylabel="share", xlabel=f"epochs of {scenario.cycles:,} cycles", ylim=(0, 1.6))
     share.legend(fontsize=7, loc="upper right", ncols=3)
-    law = resolve_requests(scenario.requests)[_last_law(state, lane)]
+    law = laws_of("requests", scenario.requests)[_last_law(state, lane)]
     step.set_title(
         f"epoch {done}/{scenario.epochs}    {episode['workers']}A-{episode['ffn']}F    tau {episode['tau']:.1f} cycles    "
         f"{episode['completed']:,} requests done\n{law.name.partition(',prompt_law')[0]}    "

@@ -37,7 +37,7 @@ from llmgym.envs.afd.refill.state import (
     State,
     Waiting,
 )
-from llmgym.envs.afd.requests import RequestSource, load, pack
+from llmgym.envs.afd.requests import RequestSource, law_of, pack
 from llmgym.envs.afd.settings import latencies
 from llmgym.envs.afd.slots import Slot, Table, redraw_steps, wheel_size
 
@@ -79,7 +79,7 @@ class AFDRefill(Simulation):
         self.action_mode = choice("action", action, ACTIONS)
         self.reward = choice("reward", reward, REWARDS)
         self.coefficients = latencies(chosen, chosen.batch, profile, settings)
-        self.law = load(chosen.requests if workload is None else workload)
+        self.law = law_of("requests", chosen.requests) if workload is None else law_of("workload", workload)
         self.scenario: Scenario = replace(chosen, requests=self.law, coefficients=self.coefficients)
         # a prediction without an error is the truth
         self.privileged_observation = chosen.information == "exact" or (

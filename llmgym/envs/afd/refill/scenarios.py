@@ -6,7 +6,7 @@ from llmgym.core.settings import count, given, option, quantity
 from llmgym.envs.afd.costs import Coefficients
 from llmgym.envs.afd.law import COMMUNICATION
 from llmgym.envs.afd.refill.state import EXACT, MEAN, NO_PREDICTION, NOISY
-from llmgym.envs.afd.requests import RequestSource
+from llmgym.envs.afd.requests import RequestSource, law_of
 from llmgym.envs.afd.settings import MOST_BATCH, STARTS, Bundle
 
 INFORMATION = {"exact": EXACT, "noisy": NOISY, "mean": MEAN, "none": NO_PREDICTION}
@@ -19,6 +19,7 @@ class Scenario(Bundle):
     requests: RequestSource = given(
         ...,
         "Law of the requests, see `llmgym.envs.afd.requests.load`.",
+        check=law_of,
         allowed="law by text, `Requests`, `Workload`",
     )
     batch: int = count(256, "B: slots of an attention instance.", high=MOST_BATCH, unit="slots")

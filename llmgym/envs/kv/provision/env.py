@@ -17,9 +17,10 @@ from llmgym import profiles, workloads
 from llmgym.core.env import LaneEnv, vector_env
 from llmgym.core.lanes import Simulation
 from llmgym.core.layout import Field, Layout
+from llmgym.core.settings import settled
 from llmgym.envs.kv.provision.kernels import KERNELS
 from llmgym.envs.kv.provision.load import SPARE, mixtures, multipliers, resolve_workload, room
-from llmgym.envs.kv.provision.scenarios import MODES, Scenario, resolve_scenario
+from llmgym.envs.kv.provision.scenarios import MODES, SCENARIOS, Scenario
 from llmgym.envs.kv.provision.state import (
     AREA,
     BATCHES,
@@ -96,11 +97,10 @@ class KVProvision(Simulation):
         **settings: Any,
     ) -> None:
         super().__init__(invalid_action=invalid_action, invalid_cost=invalid_cost)
-        chosen = resolve_scenario(scenario, settings)
-        given = chosen.workload if workload is None else workload
-        own = given if isinstance(given, Workload) else workloads.load(given)
-        costs = chosen.profile if profile is None else profile
-        self.profile = costs if isinstance(costs, profiles.Profile) else profiles.load(costs)
+        fixed = ("about", "workload", "profile")
+        chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVProvision", fixed)
+        own = workloads.workload_of("workload", chosen.workload if workload is None else workload)
+        self.profile = profiles.profile_of("profile", chosen.profile if profile is None else profile)
         self.gpus = self.profile.tensor_parallel
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
         self.kv_capacity = cache_in_blocks(capacity, 1)

@@ -4,14 +4,32 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llmgym.core.checks import whole
-from llmgym.core.settings import count, given, option, quantity, settled
+from llmgym import profiles, workloads
+from llmgym.core.checks import below_one, members, number, whole
+from llmgym.core.settings import count, given, numbers, option, quantity
 from llmgym.envs.kv.provision.state import EVENT, FLUID
 from llmgym.errors import InvalidArgument
 from llmgym.serving.capacity import UNLIMITED
+from llmgym.serving.rules import resolve
 from llmgym.serving.settings import engine_setting
 
 MODES = {"event": EVENT, "fluid": FLUID}
+
+
+def _check_mix(name: str, value: Any) -> None:
+    parts = members(name, value, "weights of the classes for each part of the episode")
+    for part in parts:
+        weights = members(f"a part of {name}", part, "a weight of each class")
+        if not sum(number(f"a weight in {name}", weight, zero=True) for weight in weights) > 0.0:
+            raise InvalidArgument(f"{name}={value!r}: expected a weight above 0 in each part")
+        if len(weights) != len(parts[0]):
+            raise InvalidArgument(f"{name}={value!r}: expected as many weights in each part")
+    if not parts:
+        raise InvalidArgument(f"{name}={value!r}: expected one part or more")
+
+
+def _check_rule(name: str, value: Any) -> None:
+    resolve((value,))
 
 
 @dataclass(frozen=True)
@@ -19,8 +37,18 @@ class Scenario:
     """Settings of KVProvision; every one of them is also an argument of the environment."""
 
     about: str
-    workload: str = given(..., "Name of a workload: lengths, and arrivals where `shape` is None.")
-    profile: str = given(..., "Name of the cost profile of a replica: what a batch costs.")
+    workload: str = given(
+        ...,
+        "Workload: lengths, and arrivals where `shape` is None.",
+        check=workloads.check_name,
+        allowed="a name in `llmgym.workloads.names()`, or a trace file",
+    )
+    profile: str = given(
+        ...,
+        "Cost profile of a replica: what a batch costs.",
+        check=profiles.check_name,
+        allowed="a name in `llmgym.profiles.names()`, or a folder",
+    )
     mode: str = option("event", "An engine for every replica, or a fluid in closed form.", MODES)
     max_replicas: int = count(8, "G, the largest target.", high=1024, unit="replicas")
     min_replicas: int = count(
@@ -47,10 +75,11 @@ class Scenario:
         "Mean arrivals a second, where the multiplier of `shape` is 1; None takes them from `load`.",
         unit="req/s",
     )
-    shape: tuple[float, ...] | None = given(
+    shape: tuple[float, ...] | None = numbers(
         None,
         "Multipliers of the rate in equally long pieces of a day, scaled to mean 1; None keeps the workload's own arrivals.",
-        allowed="numbers >= 0",
+        zero=True,
+        some=True,
     )
     day_s: float | None = quantity(
         None, "Length of the day after which `shape` repeats, seconds; None: the episode.", unit="s"
@@ -62,16 +91,18 @@ class Scenario:
     )
     level_s: float = quantity(600.0, "How long a random level lasts, seconds.", unit="s")
     correlation: float = given(
-        0.8, "Correlation of one random level with the next.", allowed="from 0, below 1"
+        0.8, "Correlation of one random level with the next.", check=below_one, allowed=">= 0 and < 1"
     )
     mix: tuple[tuple[float, ...], ...] | None = given(
         None,
         "Weights of the workload's classes in equally long parts of the episode; None keeps the workload's phases.",
-        allowed="for each part a weight >= 0 of each class",
+        check=_check_mix,
+        allowed="for each part a weight >= 0 of each class, not all 0",
     )
     rule: str = given(
         "wc-fcfs",
         "Admission rule of every replica; one that reckons with predicted lengths is told the mean of the request's class.",
+        check=_check_rule,
         allowed="a name of `llmgym.serving.rules.CATALOGUE`",
     )
     kv_capacity: int | None = count(
@@ -104,6 +135,16 @@ class Scenario:
         500.0,
         "Completed requests over which mean area and tokens are averaged, and batches for their duration.",
     )
+
+    def check_together(self) -> None:
+        """Raise `InvalidArgument` where numbers of replicas contradict each other, or a fluid is to miss objectives."""
+        whole("min_replicas", self.min_replicas, 0, self.max_replicas)
+        if self.initial_replicas is not None:
+            whole("initial_replicas", self.initial_replicas, self.min_replicas, self.max_replicas)
+        if self.mode == "fluid" and self.slo_cost > 0.0:
+            raise InvalidArgument(
+                f"slo_cost={self.slo_cost!r}: needs mode='event', a fluid has no requests that could miss"
+            )
 
 
 # Quiet nights, a steep morning, a shoulder at noon, the peak late in the afternoon: chosen here, not measured.
@@ -180,21 +221,3 @@ SCENARIOS: dict[str, Scenario] = {
         _SMALL, about="the same cluster as a fluid: hundreds of thousands of steps a second", mode="fluid"
     ),
 }
-
-
-def resolve_scenario(scenario: str | Scenario, settings: dict[str, Any]) -> Scenario:
-    """The scenario with the arguments put in, checked.
-
-    Raises:
-        UnknownName: a scenario, a setting or a choice that does not exist.
-        InvalidArgument: a number out of range.
-    """
-    chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVProvision", ("about", "workload", "profile"))
-    whole("min_replicas", chosen.min_replicas, 0, chosen.max_replicas)
-    if chosen.initial_replicas is not None:
-        whole("initial_replicas", chosen.initial_replicas, chosen.min_replicas, chosen.max_replicas)
-    if chosen.mode == "fluid" and chosen.slo_cost > 0.0:
-        raise InvalidArgument(
-            f"slo_cost={chosen.slo_cost!r}: needs mode='event', a fluid has no requests that could miss"
-        )
-    return chosen

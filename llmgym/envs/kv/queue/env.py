@@ -112,8 +112,8 @@ class KVQueue(Simulation):
             )
         self.drop_cost = number("drop_cost", drop_cost, zero=True)
 
-        self.workload = _load(workload or chosen.workload, workloads.load, workloads.Workload)
-        self.profile = _load(profile or chosen.profile, profiles.load, profiles.Profile)
+        self.workload = workloads.workload_of("workload", chosen.workload if workload is None else workload)
+        self.profile = profiles.profile_of("profile", chosen.profile if profile is None else profile)
         self.workload = self.workload.with_requests(chosen.requests)
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
         capacity = cache_in_blocks(capacity, chosen.block)
@@ -288,10 +288,6 @@ def _even(workload: workloads.Workload) -> list[float] | None:
     return (
         None if len(workload.phases) == 1 or workload.phase_by == "fraction" else [1.0] * len(workload.phases)
     )
-
-
-def _load(value: Any, load: Any, loaded: type) -> Any:
-    return value if isinstance(value, loaded) else load(value)
 
 
 class KVQueueEnv(LaneEnv):

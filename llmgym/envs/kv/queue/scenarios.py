@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from llmgym import profiles, workloads
 from llmgym.core.settings import count, given, option, quantity
 from llmgym.serving.capacity import UNLIMITED
 from llmgym.serving.settings import engine_setting
@@ -13,8 +14,18 @@ class Scenario:
     """Settings of KVQueue; every one of them is also an argument of the environment."""
 
     about: str
-    workload: str = given(..., "Name of a workload: arrivals and lengths.")
-    profile: str = given(..., "Name of a cost profile: what a batch costs.")
+    workload: str = given(
+        ...,
+        "Workload: arrivals and lengths.",
+        check=workloads.check_name,
+        allowed="a name in `llmgym.workloads.names()`, or a trace file",
+    )
+    profile: str = given(
+        ...,
+        "Cost profile: what a batch costs.",
+        check=profiles.check_name,
+        allowed="a name in `llmgym.profiles.names()`, or a folder",
+    )
     load: float = quantity(
         0.9, "Offered load as a fraction of the predicted saturated rate; ignored where `rate_rps` is given."
     )

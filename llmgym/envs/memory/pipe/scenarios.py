@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from llmgym.core.settings import count, flag, given, quantity
-from llmgym.envs.memory.costs import Requests, evenly
+from llmgym.core.settings import count, flag, quantity
+from llmgym.envs.memory.costs import Requests, evenly, mix_setting
 from llmgym.envs.memory.law import FPGA_W, GPU_W
 from llmgym.envs.memory.published import NAMES
 
@@ -17,10 +17,8 @@ REWARDS = {"latency": 0, "slowdown": 1}
 class Scenario(Requests):
     """Settings of MemPipe; each of them is also an argument of the environment."""
 
-    mix: tuple[tuple[str, float], ...] = given(
-        SHORT_STEPS,
-        "Workloads, each with its weight, which is a share of the load.",
-        allowed="workloads of `hardware`, each once",
+    mix: tuple[tuple[str, float], ...] = mix_setting(
+        SHORT_STEPS, "Workloads, each with its weight, which is a share of the load."
     )
     load: float = quantity(1.0, "Arrivals over what the GPU alone could serve.")
     fused: bool = flag(

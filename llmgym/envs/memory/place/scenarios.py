@@ -1,26 +1,12 @@
 """Scenarios of MemPlace: named settings of devices, workloads, link and episode."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from llmgym.core.checks import number
-from llmgym.core.settings import count, given, option, quantity
+from llmgym.core.settings import count, numbers, option, quantity
 from llmgym.envs.memory.costs import Requests, evenly
 from llmgym.envs.memory.measured import MEASURED
 from llmgym.envs.memory.place.state import LINK_OCTAVES
 from llmgym.envs.memory.published import NAMES
-from llmgym.errors import InvalidArgument
-
-
-def check_link(name: str, link: Any) -> None:
-    """Raise `InvalidArgument` unless `link` is the lowest and the highest multiple of the bandwidth."""
-    if not isinstance(link, tuple) or len(link) != 2:
-        raise InvalidArgument(
-            f"{name}={link!r}: expected the lowest and the highest multiple of the bandwidth"
-        )
-    low, high = number(name, link[0]), number(name, link[1])
-    if not 2.0**-LINK_OCTAVES <= low <= high <= 2.0**LINK_OCTAVES:
-        raise InvalidArgument(f"{name}={link!r}: expected rising numbers from 1/1024 to 1024")
 
 
 @dataclass(frozen=True)
@@ -32,11 +18,13 @@ class Scenario(Requests):
         "How the index of a `paged` workload gets to the FPGA: `streamed` while it is built, or `copied` when it is needed there.",
         ("streamed", "copied"),
     )
-    link: tuple[float, float] = given(
+    link: tuple[float, float] = numbers(
         (1.0, 1.0),
         "Lowest and highest bandwidth over the published one, drawn for each request, evenly in the logarithm.",
-        allowed="1/1024 to 1024, rising",
-        check=check_link,
+        size=2,
+        low=2.0**-LINK_OCTAVES,
+        high=2.0**LINK_OCTAVES,
+        order="pair",
     )
     setup_s: float = quantity(0.0, "Fixed time of each copy, seconds.", zero=True, unit="s")
     noise: float = quantity(

@@ -22,7 +22,7 @@ from llmgym.envs.memory.placement import Cell
 from llmgym.envs.memory.published import NAMES
 
 LINK_OCTAVES = 10.0
-"""Octaves from the published bandwidth to the ends of the field `link`; `check_link` allows no more."""
+"""Octaves from the published bandwidth to the ends of the field `link`; the setting `link` allows no more."""
 TIME_DECADES, TIME_OFFSET = 8.0, 5.0
 """The field `time` reaches from 10^-5 s over eight decades to 1,000 s."""
 BYTES_OCTAVES = 40.0

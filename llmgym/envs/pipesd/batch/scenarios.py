@@ -1,36 +1,17 @@
 """Scenarios of PipeSDBatch: how long windows are, and how fast an edge and its uplink."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from llmgym.core.checks import number, whole
-from llmgym.core.settings import given
-from llmgym.errors import InvalidArgument
+from llmgym.core.settings import numbers
 
 MOST_TOKENS = 512
 """Tokens of the longest window: a plan takes time that grows with their square."""
 
 
-def _span(name: str, value: Any, check: Callable[[str, Any], Any]) -> None:
-    """Raise `InvalidArgument` unless `value` is the least and the most of something, each of which `check` allows."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise InvalidArgument(f"{name}={value!r}: expected two numbers, the least and the most")
-    for limit in value:
-        check(name, limit)
-    if value[0] > value[1]:
-        raise InvalidArgument(f"{name}={value!r}: the least is above the most")
-
-
 def _times(default: tuple[float, float], about: str, zero: bool = False) -> Any:
     """A setting that is the least and the most of a time, seconds."""
-    return given(
-        default,
-        about,
-        allowed=f"two numbers {'>= 0' if zero else '> 0'}, the least first",
-        unit="s",
-        check=lambda name, value: _span(name, value, lambda name, limit: number(name, limit, zero)),
-    )
+    return numbers(default, about, size=2, zero=zero, order="pair", unit="s")
 
 
 @dataclass(frozen=True)
@@ -38,12 +19,14 @@ class Scenario:
     """Settings of PipeSDBatch; every one of them is also an argument of the environment."""
 
     about: str
-    tokens: tuple[int, int] = given(
+    tokens: tuple[int, int] = numbers(
         (1, 30),
         "Smallest and largest N, the tokens of a window; all in between are equally likely.",
-        allowed=f"two whole numbers from 1 to {MOST_TOKENS}, the least first",
+        size=2,
+        integers=True,
+        high=MOST_TOKENS,
+        order="pair",
         unit="tokens",
-        check=lambda name, value: _span(name, value, lambda name, limit: whole(name, limit, 1, MOST_TOKENS)),
     )
     alpha_s: tuple[float, float] = _times(
         (0.0, 0.2), "Least and most time to start an upload, uniform, seconds.", zero=True
