@@ -1,4 +1,4 @@
-"""The command line: `llmgym list | settings | compare | plan | replay | profiles | profile | throughput | check | new | compile`.
+"""The command line, `llmgym COMMAND`; `llmgym --help` lists the commands.
 
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
@@ -81,7 +81,20 @@ class Settings:
         chosen = spec(check_id(self.env))
         known = chosen.scenarios_by_name()
         if not known:
-            raise InvalidArgument(f"{chosen.id} has no scenarios: its arguments are those of its class")
+            if self.scenario is not None:
+                raise InvalidArgument(f"scenario={self.scenario!r}: {chosen.id} has no scenarios")
+            table = Table(title=f"{chosen.id} has no scenarios; it takes", title_justify="left")
+            for name in ("argument", "default", "type"):
+                table.add_column(name, overflow="fold")
+            for argument in chosen.arguments():
+                kind, default = argument.annotation, argument.default
+                table.add_row(
+                    argument.name,
+                    "" if default is argument.empty else escape(repr(default)),
+                    "" if kind is argument.empty else escape(getattr(kind, "__name__", str(kind))),
+                )
+            console.print(table)
+            return
         what: Any = type(next(iter(known.values())))
         if self.scenario is not None:
             what = known[choice("scenario", self.scenario, known)]
@@ -147,6 +160,16 @@ class Compare:
         result.plot(out / "comparison.png")
         result.report(out / "report.html")
         console.print(f"Written: {out / 'comparison.csv'}, {out / 'comparison.png'}, {out / 'report.html'}")
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a policy and say whether it wins; `llmgym train --help` tells its options."""
+
+    def run(self, console: Console) -> None:
+        raise InvalidArgument(
+            "llmgym train: give it first"
+        )  # `main` hands everything after it to `llmgym.train`
 
 
 @dataclass(frozen=True)
@@ -359,7 +382,7 @@ class New:
         path, env_id = new(self.name)
         named = f"{self.name}:{env_id}"
         console.print(f"Written: {path}. Go on with", soft_wrap=True)
-        for command in (f"llmgym check {named}", f"llmgym compare {named}", f"python train.py --env {named}"):
+        for command in (f"llmgym check {named}", f"llmgym compare {named}", f"llmgym train --env {named}"):
             console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
@@ -430,6 +453,7 @@ class Arguments:
         Annotated[List, tyro.conf.subcommand("list")]
         | Annotated[Settings, tyro.conf.subcommand("settings")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Profiles, tyro.conf.subcommand("profiles")]
@@ -447,6 +471,10 @@ def main(arguments: list[str] | None = None) -> int:
     if given == ["--version"]:
         print(f"llmgym {__version__}")
         return 0
+    if given[:1] == ["train"]:
+        from llmgym import train
+
+        return train.main(given[1:])
     if os.getcwd() not in sys.path:  # for environments of the user's own
         sys.path.append(os.getcwd())
     parsed = tyro.cli(

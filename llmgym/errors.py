@@ -82,6 +82,10 @@ class ResetNeeded(LlmgymError, RuntimeError):
     """Something needs an episode, and `reset` was not called yet; or `step` was called on one that has ended."""
 
 
+class EnvironmentClosed(LlmgymError, RuntimeError):
+    """`step` or `reset` of a vector environment after `close`, which has released its threads."""
+
+
 class CheckFailed(LlmgymError, AssertionError):
     """An environment does not hold what the test kit checks; the message names each check and says what to do.
 

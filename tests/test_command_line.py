@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 
 import llmgym
@@ -235,3 +236,45 @@ def test_other_commands_on_an_environment_of_ones_own(tmp_path: Path) -> None:
         and "no known policy fits me/Count-v0" in done.stderr
         and done.stderr.count("\n") == 1
     )
+
+
+def test_settings_of_an_environment_without_scenarios(capsys):
+    import tests.toy  # noqa: F401
+
+    spec = llmgym.EnvSpec("tests/NoScenarios-v0", "tests.toy:ToyEnv", "tests.toy:ToyVectorEnv")
+    llmgym.register(spec)
+    try:
+        assert cli.main(["settings", "tests/NoScenarios-v0"]) == 0
+        told = capsys.readouterr().out
+        assert "has no scenarios; it takes" in told and "arrival" in told and "invalid_cost" in told
+        assert cli.main(["settings", "tests/NoScenarios-v0", "--scenario", "small"]) == 2
+        assert "scenario='small': tests/NoScenarios-v0 has no scenarios" in capsys.readouterr().err
+    finally:
+        llmgym.core.spec._specs.pop("tests/NoScenarios-v0")
+        gymnasium.registry.pop("tests/NoScenarios-v0")
+
+
+def test_train_is_a_command(capsys, tmp_path):
+    """Found here: an installed package lacks the script train.py, which its texts named."""
+    assert cli.main(["train", "--algo", "dqn", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("llmgym train: unknown algorithm 'dqn'")
+    done = subprocess.run(
+        [sys.executable, "-m", "llmgym", "train", "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert done.returncode == 0 and "llmgym train --scenario azure-conv" in done.stdout
+    assert "train.py" not in done.stdout
+
+
+def test_train_without_torch_says_what_to_install(capsys, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [
+        name
+        for name in sys.modules
+        if name.startswith("llmgym.policies.") and name != "llmgym.policies.config"
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["train", "--out", str(tmp_path / "run"), "--no-progress"]) == 2
+    assert "pip install 'llmgym[train]'" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from llmgym.core.checks import whole
 from llmgym.core.lanes import Simulation, draw_key, seeded_key
 from llmgym.core.layout import Layout
 from llmgym.core.memory import make_lanes
-from llmgym.errors import InvalidArgument, ResetNeeded, UnknownName
+from llmgym.errors import EnvironmentClosed, InvalidArgument, ResetNeeded, UnknownName
 
 _MODES = {
     AutoresetMode.NEXT_STEP: core.NEXT_STEP,
@@ -265,6 +265,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         Returns:
             Observations float32 [num_envs, layout.size] and infos with `action_mask` (int8 [num_envs, actions]) and `dt`.
         """
+        self._check_open("reset")
         which = self._reset_mask(dict(options or {}))
         self.lanes.reset(which, self._keys(seed))
         self._seeded = True
@@ -330,7 +331,9 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         Raises:
             InvalidAction: an action outside the space, of the wrong kind, or masked while masks are enforced.
             ResetNeeded: before the first reset, or in `DISABLED` mode on a lane whose episode has ended.
+            EnvironmentClosed: after `close`.
         """
+        self._check_open("step")
         if not self._seeded:
             raise ResetNeeded("call reset() before step()")
         lanes = self.lanes
@@ -409,6 +412,10 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
     def _check_began(self, what: str) -> None:
         if (self.lanes.buffers.episode < 0).any():
             raise ResetNeeded(f"call reset() before {what}()")
+
+    def _check_open(self, what: str) -> None:
+        if self.closed:
+            raise EnvironmentClosed(f"{what}() after close(): make the environment anew")
 
     def close_extras(self, **kwargs: Any) -> None:
         """Release the threads."""

@@ -19,6 +19,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from numpy.typing import NDArray
 
 from llmgym.core.checks import choice, number
+from llmgym.core.declared import check_simulation
 from llmgym.core.frames import frame_of
 from llmgym.core.jit import explained
 from llmgym.core.layout import Layout
@@ -182,11 +183,19 @@ class Simulation(ABC):
             key: seeds the other world, 0 to 2**63 - 1.
 
         Raises:
-            InvalidArgument: the environment has not declared what is hidden.
+            InvalidArgument: the environment has not declared what is hidden, or more of it than the key of an episode.
         """
+        if self.only_key_hidden:
+            state.episode["key"][lane] = key
+            return
         raise InvalidArgument(
             f"{type(self).__name__} does not say what is hidden from a scheduler: set `hidden` and `shown`, and define `redraw`"
         )
+
+    @property
+    def only_key_hidden(self) -> bool:
+        """Whether all that is hidden is drawn, when it comes, from the key that the record of an episode keeps."""
+        return self.hidden is not None and set(self.hidden) == {"episode.key"} and self.episode is not None
 
     def world(self, key: int) -> Any:
         """The state of one lane at the beginning of the episode of `key`."""
@@ -229,6 +238,7 @@ class Lanes:
     def __init__(
         self, simulation: Simulation, count: int, *, threads: int = 1, limit: int | None = None
     ) -> None:
+        check_simulation(simulation)
         self.simulation = simulation
         self.count = count
         self.limit = limit or 0

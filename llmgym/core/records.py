@@ -26,6 +26,7 @@ from numba.core import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument, UnknownArgument
 
 R = TypeVar("R", bound="Record", covariant=True)
@@ -61,6 +62,7 @@ class Slot:
 
 def _declaring(kind: str) -> Callable[..., Any]:
     def declare(about: str = "", *, shape: int | tuple[int, ...] = (), blank: Any = 0) -> Any:
+        _check_declared(about, shape)
         return Slot(kind, about, (shape,) if isinstance(shape, int) else shape, blank)
 
     declare.__name__ = declare.__qualname__ = kind
@@ -89,6 +91,9 @@ def shown(
         size: entries; one is a number, more are an array.
         name: its name in the layout, where that is not the name of the attribute: `queue.age` is no name of Python's.
     """
+    _check_declared(about, size)
+    if not low < high:
+        raise InvalidArgument(f"{about!r}: low={low!r}, high={high!r}: expected the smaller first")
     return Slot("float32", about, () if size == 1 else (size,), 0, name, low, high, unit)
 
 
@@ -100,7 +105,32 @@ def metric(about: str, *, best: Direction | None = None, name: str = "") -> Any:
         best: `"min"` or `"max"` for one that tables and pictures begin with; None: it is only told.
         name: its name in tables, where that is not the name of the attribute.
     """
+    _check_declared(about, ())
+    if best not in ("min", "max", None):
+        raise InvalidArgument(f"{about!r}: best={best!r}: expected 'min', 'max' or None")
     return Slot("float64", about, name=name, best=best)
+
+
+def _check_declared(about: Any, shape: Any) -> None:
+    """Raise `InvalidArgument` unless a field is described by a text, and its shape is one."""
+    if not isinstance(about, str):
+        raise InvalidArgument(f"about={about!r}: expected a sentence")
+    for size in shape if isinstance(shape, tuple) else (shape,):
+        whole(f"{about!r}: size", size)
+
+
+class _Attributes(np.void):  # type: ignore[misc]
+    """One record whose fields are attributes, as in compiled code: for kernels that run as plain Python, with NUMBA_DISABLE_JIT=1.
+
+    A field comes before what every scalar of numpy has of the same name, such as `size`.
+    """
+
+    def __getattribute__(self, name: str) -> Any:
+        fields = np.void.__getattribute__(self, "dtype").fields
+        return self[name] if fields is not None and name in fields else np.void.__getattribute__(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = value
 
 
 class Record:
@@ -129,6 +159,8 @@ class Record:
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidArgument(f"{cls.__name__}: two fields are called {twice!r}")
         cls.dtype = np.dtype([(name, slot.kind, slot.shape) for name, slot in declared.items()], align=True)
+        if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
+            cls.dtype = np.dtype((_Attributes, cls.dtype))
         cls.blank = np.zeros(1, cls.dtype)
         for name, slot in declared.items():
             try:
@@ -179,6 +211,12 @@ class Record:
                 raise InvalidArgument(f"{cls.__name__} needs a value for {name!r}")
             record[0][name] = _held(f"{cls.__name__}.{name}", value, slot)
         return record
+
+    @classmethod
+    def packed(cls, **values: Any) -> Any:
+        """One record, [1], of some fields; the others are as an episode begins. Raises as `pack` does."""
+        rest = {name: cls.blank[name][0] for name in cls.declared if name not in values}
+        return cls.pack(**values, **rest)
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
@@ -279,7 +317,7 @@ def viewing(record: type[Record]) -> Callable[[NDArray[Any]], Any]:
     """
     dtype = record.dtype
     if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
-        return lambda row: row[: dtype.itemsize // row.itemsize].view(np.recarray).view(dtype)[0]
+        return lambda row: row[: dtype.itemsize // row.itemsize].view(dtype)[0]
     kind: Any = numba.from_dtype(dtype)  # type: ignore[attr-defined]
 
     @intrinsic  # type: ignore[untyped-decorator]

@@ -194,7 +194,7 @@ def numbers(
                 else:
                     number(name, one, zero, low=low, high=upper)
             except InvalidArgument:
-                raise told from None
+                raise InvalidArgument(f"{name}={one!r} in {value!r}: expected {allowed}") from None
         steps = [after - before for before, after in pairwise(given_ones)]
         wrong = {
             "pair": any(step < 0 for step in steps),

@@ -7,6 +7,7 @@ names its specs in an entry point of the group `llmgym.environments`.
 """
 
 import importlib
+import inspect
 import re
 import sys
 import warnings
@@ -18,7 +19,7 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import registry
 
-from llmgym.errors import InvalidArgument, UnknownName
+from llmgym.errors import InvalidArgument, UnknownArgument, UnknownName
 
 GROUP = "llmgym.environments"
 """Entry points of other packages; each is an `EnvSpec` or several."""
@@ -67,9 +68,25 @@ class EnvSpec:
             id: of the environment.
             module: its name, as `__name__` in it.
             **others: further fields, such as `decision`.
+
+        Raises:
+            InvalidArgument: no such module was imported, it lacks the classes, or a field does not exist.
         """
+        _check_id(id)
         name = id.rpartition("/")[2].rpartition("-v")[0]
+        if module not in sys.modules:
+            raise InvalidArgument(
+                f"module={module!r} of {id}: expected one that was imported, such as __name__"
+            )
         has = vars(sys.modules[module]).__contains__
+        for part, there in (("env", f"{name}Env"), ("vector_env", f"{name}VectorEnv")):
+            if part not in others and not has(there):
+                raise InvalidArgument(
+                    f"module={module!r} of {id} has no {there}: write `{name}Env, {name}VectorEnv = env_classes({name})` before it"
+                )
+        for field in others:
+            if field not in cls.__dataclass_fields__:
+                raise UnknownArgument("EnvSpec.of", field, cls.__dataclass_fields__)
         parts = {
             part: f"{module}:{there}"
             for part, there in (("scenarios", "SCENARIOS"), ("cases", "CASES"), ("audit", "audit"))
@@ -77,7 +94,8 @@ class EnvSpec:
         }
         if has("BASELINES"):
             parts["baselines"] = module
-        return cls(id, f"{module}:{name}Env", f"{module}:{name}VectorEnv", **{**parts, **others})
+        classes = {"env": f"{module}:{name}Env", "vector_env": f"{module}:{name}VectorEnv"}
+        return cls(id, **{**classes, **parts, **others})
 
     @property
     def name(self) -> str:
@@ -88,6 +106,13 @@ class EnvSpec:
         """The scenarios that it takes, by name; empty where it has none."""
         found: Mapping[str, Any] = _load(self.scenarios) if self.scenarios else {}
         return found
+
+    def arguments(self) -> list[inspect.Parameter]:
+        """The arguments of its simulation that can be given by name; those of its scenarios come on top."""
+        simulation = _load(self.env).simulation_class
+        named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        signature = inspect.signature(simulation.__init__, eval_str=False)
+        return [one for one in list(signature.parameters.values())[1:] if one.kind in named]
 
     def scenario_names(self) -> tuple[str, ...]:
         """The names of the scenarios that it takes."""
@@ -122,37 +147,42 @@ class EnvSpec:
 _specs: dict[str, EnvSpec] = {}
 
 
-def register(*specs: EnvSpec) -> None:
+def register(spec: EnvSpec, *more: EnvSpec) -> EnvSpec:
     """Make environments known to gymnasium and to everything of this package that takes an id.
 
     Args:
-        *specs: one an environment. One that is known already is left as it is.
+        spec: of one environment. One that is known already is left as it is.
+        *more: of others.
+
+    Returns:
+        The first of them.
 
     Raises:
         InvalidArgument: an id or the name of a part is not well formed, or the id is taken by another environment.
     """
-    for spec in specs:
-        if not isinstance(spec, EnvSpec):
-            raise InvalidArgument(f"register({spec!r}): expected a llmgym.EnvSpec")
-        if not _ID.fullmatch(spec.id):
-            raise InvalidArgument(f"id={spec.id!r}: expected a name with a version, such as 'me/Queue-v0'")
+    for one in (spec, *more):
+        if not isinstance(one, EnvSpec):
+            raise InvalidArgument(f"register({one!r}): expected a llmgym.EnvSpec")
+        _check_id(one.id)
         for field in ("env", "vector_env", "scenarios", "audit", "cases"):
-            part = getattr(spec, field)
-            if (part or field in ("env", "vector_env")) and not _PART.fullmatch(part):
-                raise InvalidArgument(f"{field}={part!r} of {spec.id}: expected 'module:name'")
-        known = _specs.get(spec.id)
-        if known is not None and known != spec:
-            raise InvalidArgument(
-                f"id={spec.id!r} is taken by {known.env}; give yours a namespace of its own"
-            )
-        _specs[spec.id] = spec
-        if spec.id not in registry:
+            part = getattr(one, field)
+            if (part or field in ("env", "vector_env")) and not (
+                isinstance(part, str) and _PART.fullmatch(part)
+            ):
+                raise InvalidArgument(f"{field}={part!r} of {one.id}: expected 'module:name'")
+            _check_there(one.id, field, part)
+        known = _specs.get(one.id)
+        if known is not None and known != one:
+            raise InvalidArgument(f"id={one.id!r} is taken by {known.env}; give yours a namespace of its own")
+        _specs[one.id] = one
+        if one.id not in registry:
             gymnasium.register(
-                id=spec.id,
-                entry_point=spec.env,
-                vector_entry_point=spec.vector_env,
+                id=one.id,
+                entry_point=one.env,
+                vector_entry_point=one.vector_env,
                 disable_env_checker=True,
             )
+    return spec
 
 
 def env_ids() -> list[str]:
@@ -202,5 +232,27 @@ def register_installed() -> None:
 
 
 def _load(part: str) -> Any:
+    """What a part names. Raises `InvalidArgument` where there is no such module or no such name in it."""
     module, _, name = part.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise InvalidArgument(f"{part!r} of a llmgym.EnvSpec: {error}") from error
+
+
+def _check_id(id: Any) -> None:
+    if not isinstance(id, str) or not _ID.fullmatch(id):
+        raise InvalidArgument(f"id={id!r}: expected a name with a version, such as 'me/Queue-v0'")
+
+
+def _check_there(id: str, field: str, part: str) -> None:
+    """Raise `InvalidArgument` for a name that its module, which has been imported to its end, does not have."""
+    module, _, name = part.partition(":")
+    known = sys.modules.get(module) if part else None
+    complete = (
+        known is not None
+        and known.__spec__ is not None
+        and not getattr(known.__spec__, "_initializing", False)
+    )
+    if complete and not hasattr(known, name):
+        raise InvalidArgument(f"{field}={part!r} of {id}: {module} has no {name}")

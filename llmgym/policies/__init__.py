@@ -2,7 +2,7 @@
 
     llmgym.policies.names("llmgym/KVQueue-v0")                 shipped policies
     llmgym.policies.load("runs/my-run/checkpoint.pt", env)     a policy with the face of every other
-    llmgym.policies.train(Plan(env_id=..., out=...))           train one, as train.py at the root does
+    llmgym.policies.train(Plan(env_id=..., out=...))           train one, as `llmgym train` does
 
 Nothing here imports torch or stable-baselines3 before it is needed.
 """

@@ -281,10 +281,16 @@ def scalar_cost(
     tile_tokens: float = 1.0,
 ) -> StepCost:
     """A `StepCost` of a kind without tables (CONSTANT, LINEAR or STAIRCASE)."""
-    head = Head.zeros(1)
-    head["beside_at"], head["launch_above"] = -1, NEVER_TOKENS
-    head["kind"], head["c0_s"], head["c_kv_s"], head["c_tok_s"] = kind, c0_s, c_kv_s, c_tok_s
-    head["tile_s"], head["tile_tokens"] = tile_s, tile_tokens
+    head = Head.packed(
+        kind=kind,
+        c0_s=c0_s,
+        c_kv_s=c_kv_s,
+        c_tok_s=c_tok_s,
+        tile_s=tile_s,
+        tile_tokens=tile_tokens,
+        beside_at=-1,
+        launch_above=NEVER_TOKENS,
+    )
     return _frozen(head, np.zeros(1, np.float32), np.zeros(4, np.float32))
 
 
@@ -363,22 +369,32 @@ def table_cost(
         beside: seconds of decode attention beside a prefill chunk, as `decode`; None: as without one.
         launch: tokens above which a step takes the host's launches or longer, and these, s.
     """
-    head = Head.zeros(1)
     last = len(dense) - 1
     half = max(last // 2, 1)
-    head["kind"], head["per_octave"] = TABLES, knots.per_octave
-    head["dense_max"], head["host_at"], head["host_max"] = last, len(dense), len(host) - 1
-    head["dense_slope"] = math.log(dense[last] / dense[half]) / math.log(last / half)
-    head["host_slope_s"] = host[-1] - host[-2]
+    places: dict[str, float] = {}
     for name, knot in (("chunk", knots.chunk), ("batch", knots.batch), ("kv", knots.kv)):
-        head[f"{name}_low"], head[f"{name}_knots"] = math.log2(knot[0]), len(knot)
-    head["context_low"], head["context_step"] = math.log2(knots.context[1]), knots.context[1]
-    head["context_knots"], head["decode_at"] = len(knots.context), prefill.size
+        places[f"{name}_low"], places[f"{name}_knots"] = math.log2(knot[0]), len(knot)
     for name in ("tokens", "chunk", "batch", "kv"):
-        head[f"{name}_from"], head[f"{name}_to"] = getattr(measured, name)
-    head["context_to"], head["kv_total_to"] = measured.context[1], measured.kv_total
-    head["launch_above"], head["launch_s"] = launch
-    head["beside_at"] = -1 if beside is None else prefill.size + decode.size
+        places[f"{name}_from"], places[f"{name}_to"] = getattr(measured, name)
+    head = Head.packed(
+        **places,
+        kind=TABLES,
+        per_octave=knots.per_octave,
+        dense_max=last,
+        dense_slope=math.log(dense[last] / dense[half]) / math.log(last / half),
+        host_at=len(dense),
+        host_max=len(host) - 1,
+        host_slope_s=host[-1] - host[-2],
+        context_low=math.log2(knots.context[1]),
+        context_step=knots.context[1],
+        context_knots=len(knots.context),
+        context_to=measured.context[1],
+        decode_at=prefill.size,
+        kv_total_to=measured.kv_total,
+        launch_above=launch[0],
+        launch_s=launch[1],
+        beside_at=-1 if beside is None else prefill.size + decode.size,
+    )
     lines = np.concatenate([dense, host]).astype(np.float32)
     grids = [prefill, decode] if beside is None else [prefill, decode, beside]
     return _frozen(head, lines, np.log(np.concatenate([grid.ravel() for grid in grids])).astype(np.float32))

@@ -1,7 +1,7 @@
 """The test kit: what the tests of this package hold its environments to, for any registered environment.
 
     from llmgym.testing import check
-    print(check("my_env:me/MyEnv-v0"))
+    print(check("my_env:me/My-v0"))
 
 It needs neither pytest nor hypothesis. Single checks are functions of `llmgym.testing.invariants` and `llmgym.testing.hidden`.
 """

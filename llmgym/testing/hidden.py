@@ -84,7 +84,7 @@ def _declaring(env_id: str, kwargs: Kwargs) -> Any:
     simulation: Simulation = env.simulation
     name = type(simulation).__name__
     assert simulation.hidden is not None, f"{name} does not declare what is hidden from a scheduler: {HOW}"
-    if type(simulation).redraw is Simulation.redraw:
+    if type(simulation).redraw is Simulation.redraw and not simulation.only_key_hidden:
         if not simulation.hidden:
             raise SkipTest("nothing is hidden: everything is told at the start")
         raise AssertionError(f"{name} declares what is hidden, but has no `redraw`: {HOW}")

@@ -26,7 +26,7 @@ def new(name: str, folder: Path | str = ".") -> tuple[Path, str]:
     Raises:
         InvalidArgument: the name is none that Python can import, another module has it, or the file is there already.
     """
-    title = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    title = "".join(part[:1].upper() + part[1:] for part in name.removesuffix("_env").split("_"))
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or not title[:1].isalpha():
         raise InvalidArgument(f"name={name!r}: expected the name of a Python module, such as 'my_env'")
     if title in USED:

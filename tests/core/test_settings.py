@@ -212,7 +212,7 @@ class Several:
     ],
 )
 def test_several_numbers_or_names(name, value, expected):
-    with pytest.raises(InvalidArgument, match=re.escape(f"{name}={value!r}: expected")) as told:
+    with pytest.raises(InvalidArgument, match=f"^{name}=.*: expected") as told:
         settled(Several(""), {"one": Several("")}, {name: value}, "Several")
     assert expected in str(told.value)
 

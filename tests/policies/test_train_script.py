@@ -77,7 +77,7 @@ def test_without_sb3(script: Any, tmp_path: Path, capsys: Any, monkeypatch: pyte
 def test_a_run_from_start_to_report(script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     env = "llmgym/KVQueue-v0"
     few = baselines.names(env)[:2]
-    monkeypatch.setattr(script.baselines, "names", lambda env_id: few)
+    monkeypatch.setattr(baselines, "names", lambda env_id: few)
     out = tmp_path / "small"
     arguments = ["--out", str(out), "--scenario", "tiny", "--env-args", "requests=20", *QUICK]
     assert script.main([*arguments, "--timesteps", "512", "--eval-episodes", "3"]) == 0

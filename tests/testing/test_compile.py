@@ -11,9 +11,9 @@ from llmgym import cli
 ROOT = Path(llmgym.__file__).parents[1]
 PLAY = """
 import gymnasium, my_env
-env = gymnasium.make("me/MyEnv-v0")
+env = gymnasium.make("me/My-v0")
 env.reset(seed=0), env.step(0), env.unwrapped.metrics()
-env = gymnasium.make_vec("me/MyEnv-v0", num_envs=3)
+env = gymnasium.make_vec("me/My-v0", num_envs=3)
 env.reset(seed=0)
 env.lanes.run()
 """
@@ -29,9 +29,9 @@ def run(folder: Path, *command: str) -> tuple[str, str]:
 
 def test_what_was_compiled_beforehand_is_not_compiled_again(tmp_path):
     run(tmp_path, "-m", "llmgym.cli", "new", "my_env")
-    out, err = run(tmp_path, "-m", "llmgym.cli", "compile", "my_env:me/MyEnv-v0")
-    assert "me/MyEnv-v0" in out and "kept in" in out
-    assert "compiling MyEnv for" in err and "compiling MyEnv (whole episodes)" in err
+    out, err = run(tmp_path, "-m", "llmgym.cli", "compile", "my_env:me/My-v0")
+    assert "me/My-v0" in out and "kept in" in out
+    assert "compiling My for" in err and "compiling My (whole episodes)" in err
     kept = sorted(path.name for path in (tmp_path / "cache").rglob("*.nbc"))
     assert kept
     _, err = run(tmp_path, "-c", PLAY)

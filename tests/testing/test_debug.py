@@ -14,7 +14,7 @@ from llmgym.testing.new import new
 ROOT = Path(llmgym.__file__).parents[1]
 PLAY = """
 import gymnasium
-env = gymnasium.make("my_env:me/MyEnv-v0")
+env = gymnasium.make("my_env:me/My-v0")
 env.reset(seed=0)
 for k in range(60):
     env.step(k % 2)
@@ -91,7 +91,7 @@ def test_a_name_that_is_not_there_is_told_by_its_function(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_tells_it_in_one_line(tmp_path):
-    code = "import sys; from llmgym.cli import main; sys.exit(main(['compile', 'my_env:me/MyEnv-v0']))"
+    code = "import sys; from llmgym.cli import main; sys.exit(main(['compile', 'my_env:me/My-v0']))"
     _, err, line = play(tmp_path, "now.waited_s += spent_s", "now.waitd_s += spent_s", code, LLMGYM_QUIET="1")
     assert (
         err.startswith(f"llmgym: {tmp_path / 'my_env.py'}:{line}, in step_lane: ") and err.count("\n") == 1

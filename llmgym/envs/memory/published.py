@@ -125,18 +125,21 @@ def blank(name: str, size: float, batch: int) -> Cell:
     Raises:
         InvalidArgument: a batch that is no whole number from 1 to 1,024.
     """
-    cell: Cell = Cell.zeros(1)[0]
-    cell["workload"], cell["size"], cell["batch"] = NAMES.index(name), size, whole("batch", batch, 1, 1024)
-    family, fitting = SPARSE, TOKENS_FITTING
+    family, fitting, empty = SPARSE, TOKENS_FITTING, 0
     if name in WORKLOADS:
         w = WORKLOADS[name]
         family, fitting = w.family, w.fitting
-        cell["empty"] = sum(1 << stage for stage in range(4) if w.empty[stage])
+        empty = sum(1 << stage for stage in range(4) if w.empty[stage])
     elif name == "paged-decode":
-        cell["empty"] = 1 << PREP
-    cell["fits"] = size <= fitting
-    cell["intensity"] = [band[1] if band else 0.0 for band in BANDS[family]]
-    return cell
+        empty = 1 << PREP
+    return Cell.packed(
+        workload=NAMES.index(name),
+        size=size,
+        batch=whole("batch", batch, 1, 1024),
+        empty=empty,
+        fits=size <= fitting,
+        intensity=[band[1] if band else 0.0 for band in BANDS[family]],
+    )[0]
 
 
 def totalled(cell: Cell) -> Cell:

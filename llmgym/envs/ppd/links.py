@@ -57,11 +57,11 @@ def idle_link(
     """
     limits = (("bandwidth_gb_per_s", bandwidth_gb_per_s), ("receiver_gb_per_s", receiver_gb_per_s))
     rates = [rate if rate == math.inf else number(name, rate) for name, rate in limits]
-    link = Link.zeros(1)
-    link["seconds_per_byte"] = 1.0 / (GB * min(rates))
-    link["setup_s"] = number("setup_s", setup_s, zero=True)
-    link["buffer_bytes"] = math.inf if buffer_gb == math.inf else GB * number("buffer_gb", buffer_gb)
-    return link
+    return Link.packed(
+        seconds_per_byte=1.0 / (GB * min(rates)),
+        setup_s=number("setup_s", setup_s, zero=True),
+        buffer_bytes=math.inf if buffer_gb == math.inf else GB * number("buffer_gb", buffer_gb),
+    )
 
 
 @kernel(inline=True)

@@ -311,7 +311,7 @@ def test_pictures_and_texts(scenario: str) -> None:
         ({"burst": 6.0}, "burst=6"),
         ({"burst": 0.5}, "burst=0.5"),
         ({"load": 0.0}, "load=0.0"),
-        ({"deadline": (0.0, 1.0)}, "deadline=.0.0"),
+        ({"deadline": (0.0, 1.0)}, "deadline=0.0"),
         ({"classes": ()}, "classes="),
         ({"classes": ((-1.0, 1.0),)}, "classes: limit=-1.0"),
         ({"classes": ((0.1, 0.0),)}, "classes: weight=0.0"),

@@ -276,7 +276,7 @@ def test_pictures_and_texts(scenario: str) -> None:
         ({"mix": (("bert", 1.0),)}, "bert"),
         ({"hardware": "h100+u55c", "mix": (("flare", 1.0),)}, "flare"),
         ({"mix": (("dsa", 0.0),)}, "weight of dsa=0.0"),
-        ({"sizes": (-1, 3)}, "sizes=.*-1"),
+        ({"sizes": (-1, 3)}, "sizes=-1"),
         ({"batches": (64,)}, "batches"),
         ({"load": 0.0}, "load=0.0"),
         ({"load": -1.0}, "load=-1.0"),

@@ -60,7 +60,7 @@ ROUTING, WEIGHING = "llmgym/PPDRouting-v0", "llmgym/PPDWeights-v0"
         ({"shaped": 1}, InvalidArgument, "shaped=1"),
         ({"shaped": True, "reward": "slo"}, InvalidArgument, "shaped=True"),
         ({"timeout_cost": -5.0}, InvalidArgument, "timeout_cost=-5.0"),
-        ({"shape": (0.0, 0.0)}, InvalidArgument, "multipliers"),
+        ({"shape": (0.0, 0.0)}, InvalidArgument, "shape"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )

@@ -108,7 +108,7 @@ def test_names_and_their_parts() -> None:
     assert parse("chunked-512") == ("chunked", 512, 0, 0) and parse("full").size == WHOLE
     with pytest.raises(UnknownName, match="chunked-100"):
         parse("chunked-100")
-    for wrong in ((), "full", ["full"], ("full", "full")):
+    for wrong in ((), "full", [3], ("full", "full")):
         with pytest.raises(InvalidArgument, match="modes="):
             check_modes("modes", wrong)
     with pytest.raises(InvalidArgument, match="only segmented"):
