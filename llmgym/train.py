@@ -73,7 +73,7 @@ class Args:
     """Id of the environment; module:id if a module of yours registers it."""
     scenario: str | None = None
     """Scenario of the environment. If neither this nor --action nor --env-args is given, KVQueue is trained in an overload
-    where order and admission matter (see SHOWCASE in llmgym/train.py), other environments with their defaults."""
+    where order and admission matter (see `llmgym.train.SHOWCASE`), other environments with their defaults."""
     action: str | None = None
     """What is decided, for environments that offer a choice; its default if left out."""
     env_args: tuple[str, ...] = ()
