@@ -83,16 +83,9 @@ class Settings:
         if not known:
             if self.scenario is not None:
                 raise InvalidArgument(f"scenario={self.scenario!r}: {chosen.id} has no scenarios")
-            table = Table(title=f"{chosen.id} has no scenarios; it takes", title_justify="left")
-            for name in ("argument", "default", "type"):
-                table.add_column(name, overflow="fold")
-            for argument in chosen.arguments():
-                kind, default = argument.annotation, argument.default
-                table.add_row(
-                    argument.name,
-                    "" if default is argument.empty else escape(repr(default)),
-                    "" if kind is argument.empty else escape(getattr(kind, "__name__", str(kind))),
-                )
+            table = Table("argument", "default", "type", title=f"{chosen.id} has no scenarios; it takes")
+            for name, default, kind in chosen.arguments():
+                table.add_row(name, escape(default), escape(kind))
             console.print(table)
             return
         what: Any = type(next(iter(known.values())))

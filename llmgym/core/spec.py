@@ -107,12 +107,21 @@ class EnvSpec:
         found: Mapping[str, Any] = _load(self.scenarios) if self.scenarios else {}
         return found
 
-    def arguments(self) -> list[inspect.Parameter]:
-        """The arguments of its simulation that can be given by name; those of its scenarios come on top."""
+    def arguments(self) -> list[tuple[str, str, str]]:
+        """Name, default and type of each argument that its simulation takes by name, as text; settings of scenarios come on top."""
         simulation = _load(self.env).simulation_class
         named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        signature = inspect.signature(simulation.__init__, eval_str=False)
-        return [one for one in list(signature.parameters.values())[1:] if one.kind in named]
+        parameters = [one for one in inspect.signature(simulation).parameters.values() if one.kind in named]
+        return [
+            (
+                one.name,
+                "" if one.default is one.empty else repr(one.default),
+                ""
+                if one.annotation is one.empty
+                else getattr(one.annotation, "__name__", str(one.annotation)),
+            )
+            for one in parameters
+        ]
 
     def scenario_names(self) -> tuple[str, ...]:
         """The names of the scenarios that it takes."""
