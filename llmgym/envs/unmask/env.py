@@ -54,7 +54,6 @@ class Unmask(Simulation):
         "position.drawn": "when it is revealed",
         "position.log_drawn": "when it is revealed",
         "position.right": "when it is revealed",
-        "position.damage": "when it is revealed",
     }
     shown: ClassVar[frozenset[str]] = frozenset(
         {

@@ -44,17 +44,43 @@ def log_true(state: State, params: Params, lane: int, i: int) -> float:
 
 
 @kernel
+def telling_row(table: NDArray[np.float32], masked: NDArray[np.int8], i: int) -> int:
+    """The row of the known position that tells most of the true token of a position; 0 where nothing is known.
+
+    Args:
+        table: of the block, float32 [1 + block, block, 4].
+        masked: 1 where a position is masked, int8 [block].
+        i: the position.
+    """
+    best, row = 0.0, 0
+    for j in range(masked.shape[0]):
+        gain = table[1 + j, i, LOG_TRUE] - table[0, i, LOG_TRUE]
+        if masked[j] == 0 and abs(gain) > best:
+            best, row = abs(gain), 1 + j
+    return row
+
+
+@kernel
+def damage_of_chosen(state: State, params: Params, lane: int) -> float:
+    """Nats that another model finds the text less likely with the likeliest tokens of the chosen positions, each alone."""
+    excerpt, masked, chosen = state.lane[lane].excerpt, state.masked[lane], state.chosen[lane]
+    total = 0.0
+    for i in range(masked.shape[0]):
+        if chosen[i] != 0:
+            total += params.measured_damage[excerpt, telling_row(params.measured[excerpt], masked, i), i]
+    return total
+
+
+@kernel
 def denoise_excerpt(state: State, params: Params, lane: int) -> None:
     """Write what the model says of all positions of the block, given those that are known."""
     episode, masked = state.lane[lane], state.masked[lane]
     table, right = params.measured[episode.excerpt], params.measured_right[episode.excerpt]
-    damage = params.measured_damage[episode.excerpt]
     most = math.log(params.config[0].vocabulary)
     for i in range(masked.shape[0]):
         position = state.position[lane, i]
         if masked[i] == 0:
             position.confidence, position.margin, position.entropy, position.fall = 1.0, 1.0, 0.0, 0.0
-            position.damage = 0.0
             continue
         top = min(estimate(table, LOG_TOP, params.shares[LOG_TOP], masked, i), 0.0)
         entropy = min(max(estimate(table, ENTROPY, params.shares[ENTROPY], masked, i), 0.0), most)
@@ -65,10 +91,4 @@ def denoise_excerpt(state: State, params: Params, lane: int) -> None:
         position.log_drawn = log_true(state, params, lane, i)
         position.drawn = 0
         # as right as it was when only that was known which tells most of it
-        best, row = 0.0, 0
-        for j in range(masked.shape[0]):
-            gain = table[1 + j, i, LOG_TRUE] - table[0, i, LOG_TRUE]
-            if masked[j] == 0 and abs(gain) > best:
-                best, row = abs(gain), 1 + j
-        position.right = right[row, i]
-        position.damage = damage[row, i]
+        position.right = right[telling_row(table, masked, i), i]

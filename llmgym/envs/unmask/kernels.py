@@ -9,7 +9,7 @@ from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import integer, substream, uniform
 from llmgym.core.statistics import ratio
-from llmgym.envs.unmask.excerpts import denoise_excerpt, log_true
+from llmgym.envs.unmask.excerpts import damage_of_chosen, denoise_excerpt, log_true
 from llmgym.envs.unmask.phrases import (
     WORLD,
     begin_of,
@@ -141,6 +141,8 @@ def fire(state: State, params: Params, lane: int) -> tuple[float, bool, float]:
     masked, chosen, begin = state.masked[lane], state.chosen[lane], begin_of(episode, params)
     cost, took_s = params.call_cost[episode.block], params.call_s[episode.block]
     log_drawn, log_joint, before, last, left = 0.0, 0.0, episode.log_here, -1, 0
+    if config.measured != 0:
+        episode.damage += damage_of_chosen(state, params, lane)
     for i in range(config.block):
         if chosen[i] != 0:
             position = state.position[lane, i]
@@ -148,7 +150,6 @@ def fire(state: State, params: Params, lane: int) -> tuple[float, bool, float]:
             state.call_of[lane, begin + i - config.prompt] = episode.calls
             log_drawn += position.log_drawn
             episode.right += position.right
-            episode.damage += position.damage
             if config.measured != 0:
                 log_joint += log_true(state, params, lane, i)
             masked[i], chosen[i] = 0, 0

@@ -76,7 +76,9 @@ class Episode(Record):
     neighbours: int = int32("Number of these.")
     kind: int = int32("Place of `streams` in the list of the scenario.")
     penalty: float = float64("What masked actions have cost.")
-    damage: float = float64("Sum of the damages of the tokens that were revealed, nats.")
+    damage: float = float64(
+        "Of measured text: nats that another model finds it less likely with the likeliest tokens."
+    )
     checksum: float = float64("Sum of all that was drawn at the start.")
 
 
@@ -88,7 +90,6 @@ class Position(Record):
     margin: float = float64("Probability of its likeliest token less that of the next; 1 where it is known.")
     fall: float = float64("What its entropy fell by with the last call, nats.")
     log_drawn: float = float64("Log-probability of the token that it would be given, nats.")
-    damage: float = float64("Of measured text: what its likeliest token costs by another model, nats.")
     drawn: int = int16("The token that it would be given.")
     right: int = int16("1: that is its likeliest token; 0: it is not.")
 
