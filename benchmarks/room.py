@@ -1,0 +1,103 @@
+"""How much is left to win: the best tuned rule and privileged ones on the same worlds, scenario by scenario.
+
+python benchmarks/room.py SegmentedPrefill --scenarios small paper --set requests=24
+python benchmarks/room.py AttentionBudget --scenarios paper --set batches=128 --privileged rollout:loss=0.1,time=1,pace=2
+python benchmarks/room.py DistillProgramme
+
+Rules are tuned on worlds of their own, then all are played on the worlds of the comparison; the one with the best mean is the rule
+that a privileged one is compared with, world by world. A privileged rule knows the future or what is hidden, and tries every action
+in a copy of the world. What it gains is a lower bound of what that knowledge is worth, and no promise for a policy without it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import gymnasium
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+import llmgym
+from llmgym import baselines
+from llmgym.evaluation import run_episodes, tuned
+
+RESAMPLES = 10_000
+"""Of the worlds, for the interval of a mean."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to measure.
+
+    Attributes:
+        name: of the environment, without namespace and version; one that ships.
+        scenarios: empty: all.
+        privileged: baselines, with numbers or without; empty: all privileged ones.
+        worlds: on which rules and privileged ones are compared.
+        tuning: worlds on which rules are tuned.
+        seed: of the first world.
+        leave_out: rules that are not compared, such as those that take long and do badly.
+        set: whole numbers that replace settings of the scenario, `name=value`.
+    """
+
+    name: Annotated[str, tyro.conf.Positional]
+    scenarios: Sequence[str] = ()
+    privileged: Sequence[str] = ()
+    worlds: int = 24
+    tuning: int = 40
+    seed: int = 10_000
+    leave_out: Sequence[str] = ()
+    set: Sequence[str] = ()
+
+
+def interval(gains: NDArray[np.float64]) -> tuple[float, float]:
+    """95 % interval of the mean of differences, float64 [worlds], by resampling worlds."""
+    rng = np.random.default_rng(0)
+    low, high = np.quantile(rng.choice(gains, (RESAMPLES, len(gains))).mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def main(arguments: Arguments) -> None:
+    """Print the mean return of every rule, and what each privileged one gains over the best."""
+    env_id = f"llmgym/{arguments.name}-v0"
+    for scenario in arguments.scenarios or llmgym.spec(env_id).scenario_names():
+        kwargs = {"scenario": scenario}
+        kwargs |= {key: int(value) for key, _, value in (one.partition("=") for one in arguments.set)}
+        env = gymnasium.make(env_id, **kwargs)
+        names = [name for name in baselines.names(env_id) if name not in (*arguments.leave_out, "random")]
+        knowing = [name for name in names if baselines.make(name, env).privileged]
+        rules = tuned(
+            env_id,
+            [name for name in names if name not in knowing],
+            episodes=arguments.tuning,
+            seed=arguments.seed,
+            progress=False,
+            **kwargs,
+        )
+        played = {
+            name: run_episodes(env_id, name, arguments.worlds, arguments.seed, kwargs).returns
+            for name in rules
+        }
+        for name in sorted(played, key=lambda name: -played[name].mean()):
+            print(f"{scenario}: {name} {played[name].mean():.4g}", flush=True)
+        best = max(played, key=lambda name: played[name].mean())
+        for name in arguments.privileged or knowing:
+            told = []
+            for n in range(arguments.worlds):
+                told.append(float(run_episodes(env_id, name, 1, arguments.seed + n, kwargs).returns[0]))
+                print(
+                    f"  world {arguments.seed + n}: {told[n]:.4g}, {best} {played[best][n]:.4g}", flush=True
+                )
+            gains = np.array(told) - played[best]
+            low, high = interval(gains)
+            mean = float(played[best].mean())
+            print(
+                f"{scenario}: {name} {np.mean(told):.4g}, gain over {best} {gains.mean():.3g} [{low:.3g}, {high:.3g}], "
+                f"{100 * gains.mean() / abs(mean):.1f} % of its return, {len(gains)} worlds",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
