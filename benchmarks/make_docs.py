@@ -47,7 +47,9 @@ PAPERS = {
     "kv": ("KV-cache queue", "envs/kv_queue.md"),
     "dus": ("Dilated unmasking", "envs/unmask.md"),
     "scout": ("SCOUT", "envs/forage.md"),
+    "slay": ("SLAY", "envs/attention_budget.md"),
     "segmented": ("Segmented execution", "envs/segmented_prefill.md"),
+    "distill": ("Distillation energy", "envs/distill_programme.md"),
 }
 """By the first part of a deviation's key: name for people, and the page that cites the paper."""
 

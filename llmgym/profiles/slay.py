@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from llmgym.errors import UnknownName
+
 EPSILON = 1e-3
 """eps of the kernel in the paper's language models."""
 DELTA = 1e-6
@@ -29,8 +31,15 @@ CHUNK = 128
 """Tokens of a chunk, as in the authors' code."""
 
 ANCHOR, EXACT, LAPLACE = "anchor", "exact", "laplace"
-POLYNOMIALS = (ANCHOR, EXACT, LAPLACE)
-"""What stands for x^2: projections on anchors, all products of two entries, or nothing (`LAPLACE`)."""
+HADAMARD, NYSTROM, SKETCH, MACLAURIN = "hadamard", "nystrom", "sketch", "maclaurin"
+POLYNOMIALS = (ANCHOR, EXACT, LAPLACE, HADAMARD, NYSTROM, SKETCH, MACLAURIN)
+"""What stands for x^2. `ANCHOR` has squared projections on anchors, `EXACT` all products of two entries, `LAPLACE` nothing. The
+others are those that the paper compares with. `HADAMARD` pairs each random feature with an anchor instead of all of them, so that
+m = R M. `NYSTROM` are squared projections on landmarks, whitened (Williams and Seeger, NIPS 2000). `SKETCH` is a TensorSketch (Pham
+and Pagh, KDD 2013), `MACLAURIN` random Maclaurin features (Kar and Karnick, AISTATS 2012): both estimate x^2 without a bias, and
+some scores are negative."""
+RIDGE = 1e-6
+"""Least eigenvalue of the landmarks' matrix that `NYSTROM` divides by."""
 
 
 def quadrature(nodes: int, epsilon: float = EPSILON) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -76,7 +85,8 @@ class Slay(NamedTuple):
 
     Attributes:
         torch: the module.
-        anchors: unit vectors, [P, head_dim]; None where the polynomial is another.
+        projections: of the polynomial: anchors or landmarks, unit vectors, [P, head_dim], the latter with the root [P, P] that
+            whitens them; two matrices [P, head_dim] of `SKETCH` and `MACLAURIN`; empty for others.
         directions: of the random features, times the root of 2 s, [R M, head_dim].
         nodes: s_r, [R].
         roots: the root of each weight w_r, [R].
@@ -85,7 +95,7 @@ class Slay(NamedTuple):
     """
 
     torch: Any
-    anchors: Any
+    projections: tuple[Any, ...]
     directions: Any
     nodes: Any
     roots: Any
@@ -110,25 +120,29 @@ class Slay(NamedTuple):
         Args:
             torch: the module.
             head_dim: d, entries of a query.
-            budget: R nodes, M random features for each, P anchors (which only `ANCHOR` has).
+            budget: R nodes, M random features for each, P features of the polynomial (not used by `EXACT` and `LAPLACE`, M for
+                `HADAMARD`).
             generator: of torch, on the device; None: the default one.
             polynomial: one of `POLYNOMIALS`. `LAPLACE` drops x^2 and has the weights C alpha / 4 of K's first part,
                 K(x) = C^2 / (4 (C - 2 x)) - C / 4 - x / 2.
             epsilon: of the kernel.
             dtype: float32 (default) or float64.
             device: where the features are computed.
+
+        Raises:
+            UnknownName: no such polynomial.
         """
+        if polynomial not in POLYNOMIALS:
+            raise UnknownName("polynomial", polynomial, POLYNOMIALS)
         nodes, m, anchors = budget
         dtype = torch.float32 if dtype is None else dtype
         where = {"dtype": dtype, "device": device}
         s, w = quadrature(nodes, epsilon)
         if polynomial == LAPLACE:
             w = w * (2.0 + epsilon) ** 2 / 4.0
-        drawn = None
-        if polynomial == ANCHOR:
-            drawn = torch.nn.functional.normalize(
-                torch.randn(anchors, head_dim, generator=generator, **where), dim=-1
-            )
+        drawn = _projections(
+            torch, polynomial, m if polynomial == HADAMARD else anchors, head_dim, generator, where
+        )
         omega = torch.randn(nodes, m, head_dim, generator=generator, **where)
         at = torch.tensor(s, **where)
         directions = (omega * (2.0 * at).sqrt()[:, None, None]).reshape(nodes * m, head_dim)
@@ -138,23 +152,62 @@ class Slay(NamedTuple):
     def size(self) -> int:
         """m, the entries of a feature."""
         entries = len(self.directions)
-        if self.polynomial == ANCHOR:
-            return entries * len(self.anchors)
-        return entries * self.directions.shape[-1] ** 2 if self.polynomial == EXACT else entries
+        if self.polynomial in (LAPLACE, HADAMARD):
+            return entries
+        return entries * (
+            self.directions.shape[-1] ** 2 if self.polynomial == EXACT else len(self.projections[0])
+        )
 
     def __call__(self, x: Any) -> Any:
-        """Features [..., length, m] of queries or keys [..., length, head_dim]; none is negative but those of `EXACT`."""
+        """Features [..., length, m] of queries or keys [..., length, head_dim].
+
+        None is negative with `ANCHOR`, `HADAMARD` and `LAPLACE`; no score is with `EXACT`.
+        """
         x = unit(self.torch, x.to(self.directions.dtype))
         exponent = (x @ self.directions.T).unflatten(-1, (len(self.nodes), self.features))
         exponent = exponent - self.nodes[:, None]
         random = exponent.clamp(-CLIP, CLIP).exp() * (self.features**-0.5 * self.roots[:, None])
         if self.polynomial == LAPLACE:
             return random.flatten(-2)
+        if self.polynomial == HADAMARD:
+            return (random * (x @ self.projections[0].T).square().unsqueeze(-2)).flatten(-2)
+        return (random.unsqueeze(-1) * self._squares(x)[..., None, None, :]).flatten(-3)
+
+    def _squares(self, x: Any) -> Any:
+        """Features of x^2 of unit vectors."""
         if self.polynomial == EXACT:
-            polynomial = (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
-        else:
-            polynomial = (x @ self.anchors.T).square() * len(self.anchors) ** -0.5
-        return (random.unsqueeze(-1) * polynomial[..., None, None, :]).flatten(-3)
+            return (x.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
+        first, *others = self.projections
+        seen = x @ first.T
+        if self.polynomial == ANCHOR:
+            return seen.square() * len(first) ** -0.5
+        if self.polynomial == NYSTROM:
+            return seen.square() @ others[0]
+        again = x @ others[0].T
+        if self.polynomial == MACLAURIN:
+            return seen * again * len(first) ** -0.5
+        fft = self.torch.fft
+        return fft.irfft(fft.rfft(seen) * fft.rfft(again), n=len(first))
+
+
+def _projections(
+    torch: Any, polynomial: str, count: int, head_dim: int, generator: Any, where: dict[str, Any]
+) -> tuple[Any, ...]:
+    """What a polynomial draws: see `Slay.projections`."""
+    if polynomial in (EXACT, LAPLACE):
+        return ()
+    if polynomial in (SKETCH, MACLAURIN):
+        signs = 2.0 * torch.randint(0, 2, (2, count, head_dim), generator=generator, **where) - 1.0
+        if polynomial == SKETCH:  # each entry goes into one bucket
+            bucket = torch.randint(0, count, (2, 1, head_dim), generator=generator, device=where["device"])
+            signs = torch.zeros_like(signs).scatter_(1, bucket, signs[:, :1])
+        return tuple(signs)
+    drawn = unit(torch, torch.randn(count, head_dim, generator=generator, **where))
+    if polynomial != NYSTROM:
+        return (drawn,)
+    values, vectors = torch.linalg.eigh((drawn @ drawn.T).square().double())
+    root = vectors * values.clamp(min=RIDGE).rsqrt() @ vectors.T
+    return drawn, root.to(drawn.dtype)
 
 
 def normalized(weights: Any, v: Any) -> Any:

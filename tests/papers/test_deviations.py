@@ -17,7 +17,9 @@ MODULES = {
     "kv": "test_kv_queue",
     "dus": "test_dus",
     "scout": "test_scout",
+    "slay": "test_slay",
     "segmented": "test_segmented",
+    "distill": "test_distill_energy",
 }
 
 

@@ -72,6 +72,9 @@ def test_ratios_of_peak_memory() -> None:
     for tokens, ratio in ((16, 1.27), (32, 1.82), (64, 2.83), (80, 3.30), (128, 4.58), (256, 7.27)):
         assert ratio_at(1024 * tokens) == pytest.approx(ratio, abs=0.006)
     assert ratio_at(LONG, LLAMA3) == pytest.approx(5.7, abs=0.03)
+    # with the logits of the last token alone
+    last = peak_gib("streaming", LONG) / peak_gib("segmented", LONG)
+    assert last == pytest.approx(4.05, abs=0.005)
     assert peak_gib("full", LONG, LLAMA3) == pytest.approx(125.9, abs=0.05)
     assert peak_gib("segmented", LONG, LLAMA3) == pytest.approx(22.2, abs=0.05)
     assert brentq(lambda t: ratio_at(int(t)) - 6.0, LONG, 2 * LONG) == pytest.approx(195_000, abs=2000)

@@ -5,12 +5,14 @@ kernels, fits and break-even lengths were worked out from its formulas and table
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 
 from llmgym.envs.attention import published
 from llmgym.envs.attention.errors import error_of, provenance, table
@@ -21,11 +23,14 @@ from llmgym.envs.attention.law import (
     crossover_tokens,
     equal_memory_tokens,
     quadrature_error,
+    state_bytes,
     without_polynomial,
     yat_slope,
 )
+from llmgym.errors import UnknownName
 from llmgym.profiles import slay
 from llmgym.profiles.slay import anchor_kernel, quadrature, quadrature_kernel, yat_kernel
+from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
 
 RATIOS = {  # K_R / K at eps = 1e-3
     1: (0.736, 0.910, 0.825, 0.530, 0.247, 0.131, 0.028, 0.0014),
@@ -53,8 +58,8 @@ def test_nodes_and_weights(nodes: int, s: tuple[float, ...], w: tuple[float, ...
 def test_what_quadrature_leaves_of_the_kernel(nodes: int) -> None:
     """To the digits that are known: the peak at x = 1 is cut off."""
     found = quadrature_kernel(COSINES, nodes) / yat_kernel(COSINES)
-    assert found[:-1] == pytest.approx(RATIOS[nodes][:-1], abs=6e-4)
-    assert found[-1] == pytest.approx(RATIOS[nodes][-1], abs=6e-5)
+    assert found[:-1] == pytest.approx(RATIOS[nodes][:-1], abs=5.5e-4)
+    assert found[-1] == pytest.approx(RATIOS[nodes][-1], abs=5e-5)
     assert float(yat_kernel(np.array(1.0))) == pytest.approx(1000.0)
 
 
@@ -72,15 +77,77 @@ def test_what_quadrature_leaves_of_the_kernel(nodes: int) -> None:
 )
 def test_convergence_of_the_quadrature(nodes: int, error: float) -> None:
     """Over 100 cosines from -0.9 to 0.9, eps = 0.01."""
-    assert quadrature_error(nodes, 0.01) == pytest.approx(error, rel=1.5e-3)
+    assert quadrature_error(nodes, 0.01) == pytest.approx(error, rel=1e-3)
 
 
 def test_kernel_without_a_polynomial_and_its_slope() -> None:
     x = np.linspace(-1.0, 0.95, 1000)
-    assert np.abs(without_polynomial(x) - yat_kernel(x)).max() < 1e-14
+    largest = 2.001**2 / (4.0 * (2.001 - 2.0 * x))
+    assert (np.abs(without_polynomial(x) - yat_kernel(x)) / largest).max() < 4e-16  # rounding
     h = 1e-6
     slope = (yat_kernel(x + h) - yat_kernel(x - h)) / (2 * h)
     assert yat_slope(x) == pytest.approx(slope, rel=1e-5, abs=1e-8)
+
+
+def test_the_kernel_is_an_integral_and_positive_definite() -> None:
+    """K(x) is the integral of e^(-s C) x^2 e^(2 s x); it rises to 1 / eps; matrices of unit vectors have no negative eigenvalue."""
+    for x in (-1.0, -0.3, 0.0, 0.6, 0.9):
+        found, _ = quad(lambda s, x=x: x * x * math.exp((2.0 * x - 2.01) * s), 0.0, np.inf)
+        assert found == pytest.approx(float(yat_kernel(np.array(x), 0.01)), rel=1e-8, abs=1e-12)
+    assert yat_kernel(np.linspace(-1.0, 1.0, 1001)).argmax() == 1000
+    rng = np.random.default_rng(0)
+    for d in (2, 3, 16):
+        u = rng.normal(size=(200, d))
+        u /= np.linalg.norm(u, axis=1, keepdims=True)
+        for epsilon in (1e-3, 0.1):
+            gram = yat_kernel(np.clip(u @ u.T, -1.0, 1.0), epsilon)
+            assert np.linalg.eigvalsh(gram).min() > -1e-12 * len(u) / epsilon
+
+
+def layer_error(
+    length: int,
+    budget: tuple[int, int, int],
+    *,
+    polynomial: str = slay.ANCHOR,
+    bias: bool = True,
+    seeds: int = 4,
+    epsilon: float = 1e-6,
+    batch: int = 8,
+) -> float:
+    """Relative error of a causal layer of 4 heads of 16 with an output projection: a mean over seeds.
+
+    Args:
+        length: tokens.
+        budget: R, M, P.
+        polynomial: of the features.
+        bias: whether projections have one.
+        seeds: how many, from 0 on.
+        epsilon: of the kernel.
+        batch: sequences.
+    """
+    torch, found = pytest.importorskip("torch"), []
+    kernel = partial(yat_kernel, epsilon=epsilon)
+    for seed in range(seeds):
+        heads = slay.Heads.draw(torch, 4, 16, length, batch, seed, bias=bias)
+        g = torch.Generator().manual_seed(100 + seed)
+        own = [slay.Slay.draw(torch, 16, budget, g, polynomial=polynomial, epsilon=epsilon) for _ in range(4)]
+
+        def features(x: Any, own: Any = own) -> Any:
+            """Directions of each head's own; anchors of the layer."""
+            return torch.stack(
+                [f._replace(projections=own[0].projections)(x[:, i]) for i, f in enumerate(own)], 1
+            )
+
+        mix, offset = (2.0 * torch.rand(*size, generator=g) - 1.0 for size in ((64, 64), (64,)))
+        outputs = []
+        for y in (
+            slay.quadratic(features(heads.q), features(heads.k), heads.v),
+            slay.exact(torch, heads.q, heads.k, heads.v, kernel),
+        ):
+            joined = y.transpose(1, 2).flatten(-2) @ (mix / 8.0)
+            outputs.append(joined + offset / 8.0 if bias else joined)
+        found.append(slay.relative_error(torch, *outputs))
+    return float(np.mean(found))
 
 
 class TestFeatures:
@@ -179,42 +246,6 @@ class TestFeatures:
         empty = torch.zeros_like(heads.q)
         assert torch.isfinite(slay.quadratic(f(empty), f(empty), heads.v)).all()
 
-    def errors(
-        self,
-        length: int,
-        budget: tuple[int, int, int],
-        *,
-        polynomial: str = slay.ANCHOR,
-        bias: bool = True,
-        seeds: int = 4,
-    ) -> float:
-        """Relative error of a module of 4 heads of 16 with an output projection, batch 8, causal, eps = 1e-6."""
-        torch, found = self.torch, []
-        kernel = partial(yat_kernel, epsilon=1e-6)
-        for seed in range(seeds):
-            heads = slay.Heads.draw(torch, 4, 16, length, 8, seed, bias=bias)
-            g = self.generator(100 + seed)
-            own = [
-                slay.Slay.draw(torch, 16, budget, g, polynomial=polynomial, epsilon=1e-6) for _ in range(4)
-            ]
-
-            def features(x: Any, own: Any = own) -> Any:
-                """Directions of each head's own; anchors of the layer."""
-                return torch.stack(
-                    [f._replace(anchors=own[0].anchors)(x[:, i]) for i, f in enumerate(own)], 1
-                )
-
-            mix, offset = (2.0 * torch.rand(*size, generator=g) - 1.0 for size in ((64, 64), (64,)))
-            outputs = []
-            for y in (
-                slay.quadratic(features(heads.q), features(heads.k), heads.v),
-                slay.exact(torch, heads.q, heads.k, heads.v, kernel),
-            ):
-                joined = y.transpose(1, 2).flatten(-2) @ (mix / 8.0)
-                outputs.append(joined + offset / 8.0 if bias else joined)
-            found.append(slay.relative_error(torch, *outputs))
-        return float(np.mean(found))
-
     @pytest.mark.parametrize(
         ("length", "budget", "published", "reproduced", "plain"),
         [
@@ -228,19 +259,123 @@ class TestFeatures:
     ) -> None:
         """The three sizes of the ablation, within 0.03 of the paper's numbers and of a reproduction of them."""
         seeds = 1024 // length
-        found = self.errors(length, budget, seeds=seeds)
+        found = layer_error(length, budget, seeds=seeds)
         assert found == pytest.approx(published, abs=0.03) and found == pytest.approx(reproduced, abs=0.03)
-        assert self.errors(length, budget, bias=False, seeds=seeds // 2) == pytest.approx(plain, abs=0.05)
+        if f"slay/fidelity without a bias {length}" not in KNOWN:
+            assert layer_error(length, budget, bias=False, seeds=seeds // 2) == pytest.approx(plain, abs=0.03)
 
     @pytest.mark.parametrize(
-        ("length", "budget", "published"), [(128, (2, 64, 0), 0.587), (256, (2, 256, 0), 0.542)]
+        ("length", "budget", "published", "reproduced"),
+        [
+            (128, (2, 64, 0), 0.587, 0.590),
+            (256, (2, 256, 0), 0.542, 0.525),
+            pytest.param(512, (2, 1024, 0), 0.485, 0.454, marks=pytest.mark.slow),
+        ],
     )
     def test_fidelity_without_a_polynomial(
-        self, length: int, budget: tuple[int, int, int], published: float
+        self, length: int, budget: tuple[int, int, int], published: float, reproduced: float
     ) -> None:
         """With as many features in all as anchors have, which is what the paper's times of it say."""
-        found = self.errors(length, budget, polynomial=slay.LAPLACE)
-        assert found == pytest.approx(published, abs=0.04)
+        found = layer_error(length, budget, polynomial=slay.LAPLACE, seeds=max(1024 // length, 3))
+        assert found == pytest.approx(published, abs=0.04) and found == pytest.approx(reproduced, abs=0.04)
+
+    def test_fidelity_of_pairs(self) -> None:
+        """The middle one of three sizes; for the others see the deviations."""
+        assert layer_error(256, (2, 16, 0), polynomial=slay.HADAMARD) == pytest.approx(0.661, abs=0.03)
+
+    @pytest.mark.parametrize("polynomial", [slay.SKETCH, slay.MACLAURIN])
+    def test_features_with_a_sign_are_of_no_use(self, polynomial: str) -> None:
+        """Sums of scores come near 0 and the output far from it: errors above 5 where anchors have 0.67.
+
+        Which number it is hangs on the smallest of some ten thousand sums; the paper prints 4.7e5 and 2.2e6 at this size.
+        """
+        assert layer_error(128, (2, 8, 8), polynomial=polynomial, seeds=3) > 5.0
+
+    @pytest.mark.parametrize("polynomial", [slay.SKETCH, slay.MACLAURIN])
+    @pytest.mark.parametrize("x", [0.0, 0.6, -0.9])
+    def test_sketches_estimate_the_square_without_a_bias(self, polynomial: str, x: float) -> None:
+        """Within 3.5 standard errors of K_1, whatever P is; with more nodes the mean has too long a tail to be tested."""
+        torch, found, g = self.torch, [], self.generator(0)
+        q, k = self.pair(6, x)
+        for _ in range(300):
+            f = slay.Slay.draw(torch, 6, (1, 16, 8), g, polynomial=polynomial, dtype=torch.float64)
+            assert f.size == f(q).shape[-1] == 128
+            found.append(float((f(q) * f(k)).sum()))
+        exact = float(quadrature_kernel(np.array(x), 1))
+        assert np.mean(found) == pytest.approx(exact, abs=3.5 * np.std(found) / math.sqrt(len(found)))
+
+    def test_landmarks_that_span_all_squares_are_exact(self) -> None:
+        """d (d + 1) / 2 of them and more: x^2 to rounding; with fewer the kernel of what they span, which is no larger."""
+        torch, d = self.torch, 4
+        q, k = self.pair(d, 0.37)
+        whole = slay.Slay.draw(torch, d, (1, 8, 32), self.generator(0), dtype=torch.float64)
+        for anchors, exact in ((32, True), (4, False)):
+            f = slay.Slay.draw(
+                torch, d, (1, 8, anchors), self.generator(0), polynomial=slay.NYSTROM, dtype=torch.float64
+            )
+            assert f.size == f(q).shape[-1] == 8 * anchors
+            random = whole._replace(polynomial=slay.LAPLACE, directions=f.directions)
+            squared = float((f(q) * f(k)).sum() / (random(q) * random(k)).sum())
+            own = float((f(q) * f(q)).sum() / (random(q) * random(q)).sum())
+            assert (squared == pytest.approx(0.37**2, rel=1e-4)) == exact
+            assert own < 1.0 + 1e-6 and (own > 1.0 - 1e-4) == exact
+
+    def test_pairs_of_features_have_the_mean_of_all_of_them(self) -> None:
+        """Each random feature times one anchor: R M features, whose mean kernel is the one of R M P."""
+        torch, x, found, g = self.torch, 0.6, [], self.generator(0)
+        q, k = self.pair(6, x)
+        for _ in range(300):
+            f = slay.Slay.draw(torch, 6, (1, 32, 0), g, polynomial=slay.HADAMARD, dtype=torch.float64)
+            assert f.size == f(q).shape[-1] == 32
+            found.append(float((f(q) * f(k)).sum()))
+        exact = float(anchor_kernel(np.array(x), 6, 1))
+        assert np.mean(found) == pytest.approx(exact, abs=3.5 * np.std(found) / math.sqrt(len(found)))
+
+    def test_only_positive_features_keep_denominators_positive(self) -> None:
+        """Sketches, Maclaurin features and landmarks have negative scores; of the sums over them a tenth to a third is negative
+        with the first two at R = 2, M = P = 16 (the authors measure 15 to 19 %, at sizes that are not told). Anchors have none.
+        """
+        torch = self.torch
+        heads = slay.Heads.draw(torch, 4, 16, 256, 1, 0)
+        for polynomial in slay.POLYNOMIALS:
+            negative = []
+            for seed in range(4):
+                budget = (2, 16, 16)
+                f = slay.Slay.draw(torch, 16, budget, self.generator(seed), polynomial=polynomial)
+                scores = (f(heads.q) @ f(heads.k).transpose(-1, -2)).tril()
+                negative.append(((scores < -1e-6).float().mean(), (scores.sum(-1) < 0).float().mean()))
+            single, sums = np.mean(negative, axis=0)
+            assert (single > 0.01) == (polynomial in (slay.NYSTROM, slay.SKETCH, slay.MACLAURIN)), polynomial
+            if polynomial in (slay.SKETCH, slay.MACLAURIN):
+                assert 0.1 < sums < 0.33, polynomial
+            else:
+                assert sums < (0.01 if polynomial == slay.NYSTROM else 1e-12), polynomial
+
+    def test_what_decoding_remembers_does_not_grow(self) -> None:
+        """m (dv + 1) numbers a head in float32, after one token as after many."""
+        torch, budget = self.torch, Budget(2, 4, 8)
+        heads = slay.Heads.draw(torch, 1, 16, 40, 1, 0)
+        f = slay.Slay.draw(torch, 16, tuple(budget), self.generator(0))
+        sums = slay.Sums.empty(f(heads.k), heads.v)
+        for i in range(40):
+            _, sums = sums.step(*(x[..., i, :] for x in (f(heads.q), f(heads.k), heads.v)))
+            held = sum(part.numel() * part.element_size() for part in sums)
+            assert held == budget.size * (16 + 1) * 4 == state_bytes(budget, 16)
+        assert sums.values.dtype is torch.float32
+
+    def test_exponents_are_cut_off(self) -> None:
+        """At plus and minus 20."""
+        torch = self.torch
+        f = slay.Slay.draw(torch, 4, (1, 2, 1), self.generator(0), polynomial=slay.LAPLACE)
+        far = f._replace(directions=1e4 * f.directions)
+        x = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+        scale = math.sqrt(2.001**2 / 4.0 * 0.49975 / 2.0)
+        ends = np.sign(far.directions[:, 0].numpy()) * 20.0
+        assert far(x)[0].numpy() == pytest.approx(np.exp(ends) * scale, rel=1e-4)
+
+    def test_a_polynomial_that_is_none(self) -> None:
+        with pytest.raises(UnknownName, match="cubic"):
+            slay.Slay.draw(self.torch, 4, (1, 2, 1), polynomial="cubic")
 
     @pytest.mark.parametrize("budget", [Budget(1, 8, 8), Budget(2, 16, 8)])
     def test_the_shipped_errors_are_measured_anew(self, budget: Budget) -> None:
@@ -272,6 +407,67 @@ def test_errors_of_single_heads_by_budget() -> None:
     for budget, error in known.items():
         assert error_of(Budget(*budget), 64) == pytest.approx(error, abs=0.03)
     assert table()[64, "limit", Budget(2, 0, 0)].error == pytest.approx(0.640, abs=0.03)
+
+
+GRID = {  # M = 4, 8, 16, 32, and P = 8, 16, 32 of each; three seeds elsewhere
+    (16, 1): ".658 .640 .617 .622 .591 .570 .604 .574 .551 .570 .542 .526",
+    (16, 2): ".621 .601 .589 .616 .586 .562 .588 .560 .546 .570 .538 .521",
+    (16, 3): ".640 .605 .591 .599 .579 .557 .586 .558 .538 .571 .539 .524",
+    (64, 1): ".880 .835 .811 .823 .776 .755 .796 .749 .722 .778 .731 .707",
+    (64, 2): ".854 .810 .785 .800 .759 .738 .793 .746 .721 .769 .729 .700",
+    (64, 3): ".841 .794 .769 .794 .758 .734 .780 .741 .717 .766 .734 .701",
+}
+OTHER_POLYNOMIALS = {  # exact x^2 with M = 4, 8, 16, 32; quadrature alone; anchors and random features without end
+    (16, 1): (0.422, 0.340, 0.287, 0.228, 0.085, 0.470),
+    (16, 2): (0.380, 0.349, 0.314, 0.261, 0.030, 0.443),
+    (16, 3): (0.371, 0.356, 0.299, 0.249, 0.012, 0.437),
+    (64, 1): (0.536, 0.413, 0.326, 0.252, 0.021, 0.647),
+    (64, 2): (0.455, 0.379, 0.332, 0.277, 0.002, 0.640),
+    (64, 3): (0.422, 0.367, 0.318, 0.286, 0.000, 0.640),
+}
+
+
+def cells(d: int, nodes: int) -> dict[Budget, float]:
+    """The anchors' part of the grid."""
+    values = GRID[d, nodes].split()
+    return {
+        Budget(nodes, (4, 8, 16, 32)[n // 3], (8, 16, 32)[n % 3]): float(values[n])
+        for n in range(len(values))
+    }
+
+
+@pytest.mark.parametrize(("d", "nodes"), GRID)
+def test_the_grid_of_errors_of_shipped_budgets(d: int, nodes: int) -> None:
+    """Heads of 64, and what is not anchors: within three standard errors, of three seeds there and twelve here."""
+    *exact, alone, limit = OTHER_POLYNOMIALS[d, nodes]
+    expected = {("exact", Budget(nodes, m, 0)): exact[i] for i, m in enumerate((4, 8, 16, 32))}
+    expected |= {("quadrature", Budget(nodes, 0, 0)): alone, ("limit", Budget(nodes, 0, 0)): limit}
+    if d == 64:
+        expected |= {("anchor", budget): value for budget, value in cells(d, nodes).items()}
+    for (polynomial, budget), value in expected.items():
+        found = table()[d, polynomial, budget]
+        margin = 3.0 * found.spread * math.sqrt(1 / 3 + 1 / 12) + 5e-4
+        assert found.error == pytest.approx(value, abs=margin), (polynomial, budget)
+
+
+def close_to_grid(budget: Budget, expected: float) -> None:
+    found = layer_error(256, tuple(budget), epsilon=1e-3, batch=4)
+    assert found == pytest.approx(expected, abs=0.035), budget
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_the_grid_of_errors_of_a_layer_of_heads_of_16(nodes: int) -> None:
+    """The smallest budget, the largest and one between; means of a few seeds on both sides, that spread by 0.02."""
+    grid = cells(16, nodes)
+    for budget in (Budget(nodes, 4, 8), Budget(nodes, 16, 16), Budget(nodes, 32, 32)):
+        close_to_grid(budget, grid[budget])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_the_whole_grid_of_errors_of_a_layer(nodes: int) -> None:
+    for budget, expected in cells(16, nodes).items():
+        close_to_grid(budget, expected)
 
 
 def row(name: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -349,3 +545,20 @@ def test_break_even_in_operations_and_in_memory() -> None:
     assert break_even_tokens(budget, 32, causal=False) == pytest.approx(940, rel=0.005)
     assert break_even_tokens(budget, 32) == pytest.approx(1880, rel=0.005)
     assert equal_memory_tokens(REFERENCE, 64) == pytest.approx(260, rel=0.001)
+
+
+OURS: dict[str, Callable[[], float]] = {
+    "slay/fidelity without a bias 128": lambda: layer_error(128, (2, 8, 8), bias=False, seeds=8),
+    **{
+        f"slay/fidelity hadamard {length}": partial(
+            layer_error, length, (2, m, 0), polynomial=slay.HADAMARD, seeds=1024 // length
+        )
+        for length, m in ((128, 8), (512, 32))
+    },
+}
+"""What is printed elsewhere and not reached, as it is here."""
+
+
+@every_deviation("slay")
+def test_deviations(row: Deviation) -> None:
+    check(row, OURS)

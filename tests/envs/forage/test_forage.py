@@ -329,6 +329,31 @@ def test_the_answer_from_e_does_not_depend_on_what_was_read(seed: int, action_se
     assert env.metrics()["accuracy"] == 0.25
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), action_seed=st.integers(0, 10_000))
+def test_what_is_searched_again_does_not_change_the_answer_from_a_full_e(seed: int, action_seed: int) -> None:
+    """E holds a claim; searches, scans, reads and retrievals after it, in any order and again, leave the probability as it is."""
+    answers = set()
+    for more in (False, True):
+        env = made(seed, facts=(1.0, 0.0, 0.0, 0.0), **{**LOUD, "false_rate": 0.5})
+        state = env.lanes.state
+        do(env, GREP)
+        if not state.lane[0]["candidates"]:
+            return
+        do(env, 0)
+        if state.key["pending"][0, 0] == NOTHING:
+            return
+        do(env, COMMIT)
+        rng = np.random.default_rng(action_seed)
+        for _ in range(20 * more):
+            allowed = env.action_masks().copy()
+            allowed[[COMMIT, EVALUATE, ANSWER, ANSWER_CONTEXT, READ_ALL]] = False
+            env.step(int(rng.choice(np.flatnonzero(allowed))))
+        do(env, ANSWER)
+        answers.add(env.metrics()["accuracy"])
+    assert len(answers) == 1 and answers <= {0.25, guessed(0.98, 0.25)}
+
+
 def test_what_answers_are_worth() -> None:
     env = made(1, facts=(1.0, 0.0, 0.0, 0.0), **LOUD)
     slot = listed(env)
