@@ -6,6 +6,7 @@ kernels, fits and break-even lengths were worked out from its formulas and table
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from scipy.integrate import quad
 
 from llmgym.envs.attention import published
+from llmgym.envs.attention.decoding import Decoder
 from llmgym.envs.attention.errors import error_of, provenance, table
 from llmgym.envs.attention.law import (
     REFERENCE,
@@ -27,7 +29,7 @@ from llmgym.envs.attention.law import (
     without_polynomial,
     yat_slope,
 )
-from llmgym.errors import UnknownName
+from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.profiles import slay
 from llmgym.profiles.slay import anchor_kernel, quadrature, quadrature_kernel, yat_kernel
 from tests.papers.deviations import KNOWN, Deviation, check, every_deviation
@@ -515,8 +517,9 @@ def test_published_times_lose_to_a_fused_kernel_for_long(tflops: float, tokens: 
 
 def test_latency_of_other_budgets() -> None:
     """16 times the features take 12.7 times as long, as on a P100; the published budget takes what is published."""
-    sixteenfold = 16.0**published.SIZE_EXPONENT
-    assert sixteenfold == pytest.approx(12.7, rel=0.02)
+    large, small, favor = (published.P100_MS[name][-1] for name in ("slay 2 16 32", "slay 2 4 8", "favor 64"))
+    assert large / small == pytest.approx(12.7, abs=0.05) and favor == pytest.approx(small, rel=0.01)
+    assert math.log(large / small, 16) == pytest.approx(published.SIZE_EXPONENT, abs=0.005)
     assert published.slay_ms(REFERENCE) == pytest.approx(published.LATENCY_MS["slay"])
     larger = published.slay_ms(Budget(2, 16, 32)) - published.FIXED_MS
     assert larger / (published.slay_ms(REFERENCE) - published.FIXED_MS) == pytest.approx(
@@ -545,6 +548,42 @@ def test_break_even_in_operations_and_in_memory() -> None:
     assert break_even_tokens(budget, 32, causal=False) == pytest.approx(940, rel=0.005)
     assert break_even_tokens(budget, 32) == pytest.approx(1880, rel=0.005)
     assert equal_memory_tokens(REFERENCE, 64) == pytest.approx(260, rel=0.001)
+
+
+def test_what_decoding_holds_and_takes() -> None:
+    """Softmax grows by 4 d L bytes a head and layer, SLAY does not grow; counts and times by hand."""
+    one = Decoder(
+        heads=8, head_dim=64, layers=12, weights_bytes=1e9, free_bytes=8e9, bandwidth_bytes_per_s=2e12
+    )
+    for context in (100, 260, 1000, 131_072):
+        assert one.sequence_bytes(context) == 4 * 64 * context * 8 * 12
+        assert one.sequence_bytes(context, REFERENCE) == 4 * 256 * 65 * 8 * 12
+        held = one.most_sequences(context)
+        assert held * one.sequence_bytes(context) <= 8e9 < (held + 1) * one.sequence_bytes(context)
+        assert (held < one.most_sequences(context, REFERENCE)) == (context > 260)  # where both hold as much
+    assert one.most_sequences(131_072) == 2 and one.most_sequences(131_072, REFERENCE) == 1252
+    assert one.token_s(2, 131_072) == pytest.approx((1e9 + 2 * 4 * 64 * 131_072 * 96) / 2e12, rel=1e-12)
+    assert one.token_s(3, 131_072) == math.inf
+    # the sums are written, too
+    assert one.faster_from_tokens(REFERENCE) == pytest.approx(520)
+    assert one.token_s(9, 519) < one.token_s(9, 519, REFERENCE) and one.token_s(9, 521) > one.token_s(
+        9, 521, REFERENCE
+    )
+    assert one.token_s(0, 1) == 1e9 / 2e12
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda one: one.token_s(-1, 5), "sequences=-1"),
+        (lambda one: one.sequence_bytes(0), "context=0"),
+        (lambda one: replace(one, layers=0), "layers=0"),
+        (lambda one: replace(one, free_bytes=0.0), "free_bytes=0"),
+    ],
+)
+def test_wrong_numbers_of_a_decoder(call: Any, match: str) -> None:
+    with pytest.raises(InvalidArgument, match=match):
+        call(Decoder(8, 64, 12, 1e9, 8e9, 2e12))
 
 
 OURS: dict[str, Callable[[], float]] = {

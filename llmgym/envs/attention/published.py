@@ -6,6 +6,8 @@ it counts as (2, 16, 8), as in the paper's language model. The loss is that of a
 tokens.
 """
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,8 +52,14 @@ PERPLEXITY = {
 }
 FIXED_MS, MS_PER_TOKEN = 1.186, 1.083e-3
 """An affine law of SLAY's latency, fitted here to within 9 %."""
+P100_MS: dict[str, tuple[float, ...]] = {
+    "slay 2 16 32": (2.94, 5.15, 9.78, 17.84),
+    "slay 2 4 8": (0.49, 0.77, 0.86, 1.40),
+    "favor 64": (0.61, math.nan, 0.86, 1.39),
+}
+"""Medians of a layer of 4 heads of 16 at 512, 1,024, 2,048 and 4,096 tokens on a P100, in JAX, from the authors' data files."""
 SIZE_EXPONENT = 0.92
-"""How latency grows with m: 12.7 times for 16 times the features on a P100 at 4,096 tokens, by the authors' measurements."""
+"""How latency grows with m: 12.7 times for 16 times the features at 4,096 tokens in `P100_MS`."""
 FIXED_MIB = 10.2
 """Memory of SLAY at no tokens."""
 
