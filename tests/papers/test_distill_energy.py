@@ -208,6 +208,7 @@ def test_the_trapezoid_rule() -> None:
     time_s = np.arange(0.0, 7200.0 + 0.25, 0.5)
     assert stage_energy_kwh(time_s, np.full(len(time_s), 500.0)) == pytest.approx(1.0, abs=1e-12)
     assert stage_energy_kwh([100.0], [500.0], 0.0, 7200.0) == pytest.approx(1.0, abs=1e-12)
+    assert stage_energy_kwh([100.0], [500.0], 0.0, 7200.0, idle_w=35.0) == pytest.approx(0.93, abs=1e-12)
     assert trace_error(10) < 0.1
 
 

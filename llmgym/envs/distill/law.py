@@ -22,7 +22,11 @@ MOST_ARTEFACTS = 12
 
 
 def stage_energy_kwh(
-    time_s: ArrayLike, power_w: ArrayLike, begin_s: float | None = None, end_s: float | None = None
+    time_s: ArrayLike,
+    power_w: ArrayLike,
+    begin_s: float | None = None,
+    end_s: float | None = None,
+    idle_w: float = 0.0,
 ) -> float:
     """Energy of a stage from samples of its power: the trapezoid rule between them, the first and last held to the ends.
 
@@ -31,12 +35,13 @@ def stage_energy_kwh(
         power_w: power at these times, watts, [samples].
         begin_s: begin of the stage, seconds, at or before the first sample; None: that sample.
         end_s: end of the stage, seconds, at or after the last sample; None: that sample.
+        idle_w: power without the stage, which is taken off for its whole time, watts; 0: the account of the paper.
 
     Returns:
-        Energy, kWh.
+        Energy, kWh; negative where a stage draws less than an idle device.
 
     Raises:
-        InvalidArgument: not one finite power at each of increasing times, or samples outside the stage.
+        InvalidArgument: not one finite power at each of increasing times, samples outside the stage, or an idle power below 0.
     """
     times, powers = np.asarray(time_s, np.float64), np.asarray(power_w, np.float64)
     if times.ndim != 1 or times.shape != powers.shape or len(times) == 0:
@@ -54,6 +59,7 @@ def stage_energy_kwh(
             f"begin_s={begin_s!r}, end_s={end_s!r}: expected a stage around all samples, {first:g} to {last:g}"
         )
     joules = np.trapezoid(powers, times) + powers[0] * (first - begin_s) + powers[-1] * (end_s - last)
+    joules -= number("idle_w", idle_w, True) * (end_s - begin_s)
     return float(joules) / J_PER_KWH
 
 

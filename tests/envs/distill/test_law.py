@@ -152,6 +152,7 @@ def test_quality_and_emissions() -> None:
         (lambda: stage_energy_kwh([1.0, 0.0], [1.0, 1.0]), "time_s"),
         (lambda: stage_energy_kwh([0.0, 1.0], [1.0, math.inf]), "power_w"),
         (lambda: stage_energy_kwh([0.0, 1.0], [1.0, 1.0], 0.5), "begin_s=0.5"),
+        (lambda: stage_energy_kwh([0.0], [1.0], idle_w=-1.0), "idle_w=-1.0"),
         (lambda: portfolio([1.0], [1.0], [[1.0, 2.0]]), "students by artefacts"),
         (lambda: portfolio([1.0] * 13, [1.0], [[1.0] * 13]), "at most 12"),
         (lambda: portfolio([-1.0], [1.0], [[1.0]]), "artefact_kwh"),
