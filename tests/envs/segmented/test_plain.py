@@ -233,3 +233,56 @@ def test_the_optimum_of_two_requests(seed: int) -> None:
         obs, reward, ended, _, info = env.step(int(policy.act(obs[None], info["action_mask"][None])[0]))
         total += reward
     assert total == pytest.approx(top, abs=1e-6)
+
+
+MODE_ALONE: dict[str, Any] = {
+    "scenario": "paper",
+    "decide": "mode",
+    "modes": ("full", "streaming"),
+    "load": 2.0,
+    "window": 1,
+    "slots": 1,
+    "evictions": 0,
+    "output_mean": 1.0,
+    "output_most": 1,
+    "prompt_most": 65_536,
+    "limit_s": 0.0,
+    "memory_weight": 0.0,
+    "classes": ((1.0, 0.95, 1.2),),
+}
+"""One request after the other, in one of two modes or rejected; nothing is decoded."""
+
+
+def optimum(env: SegmentedPrefillEnv) -> float:
+    """The best return of all choices of modes, first in, first out, by the closed forms: 3^n plans."""
+    count = env.simulation.scenario.requests
+    return max(
+        values(env, tuple(enumerate(modes))) for modes in itertools.product((0, 1, None), repeat=count)
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_optimum_of_modes_is_that_of_all_sequences_of_actions(seed: int) -> None:
+    """Three requests: the kernels, waiting included, give what the closed forms do."""
+    env = SegmentedPrefillEnv(**MODE_ALONE, requests=3)
+    env.reset(seed=seed)
+    expected = optimum(env)
+    assert best(env) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", [1, 4])
+def test_no_rule_is_above_the_optimum_of_eight_requests(seed: int) -> None:
+    """All 6,561 plans of an overloaded server; the clairvoyant, a roll-out, lies between its rules and the optimum."""
+    env = SegmentedPrefillEnv(**MODE_ALONE, requests=8)
+    env.reset(seed=seed)
+    total = {"optimum": optimum(env)}
+    for name in ("clairvoyant", "triage", "triage:short=10,give_up=0.3", "memory-greedy"):
+        policy = baselines.make(name, env)
+        obs, info = env.reset(seed=seed)
+        ended, total[name] = False, 0.0
+        while not ended:
+            obs, reward, ended, _, info = env.step(int(policy.act(obs[None], info["action_mask"][None])[0]))
+            total[name] += reward
+    rules = max(total["triage"], total["triage:short=10,give_up=0.3"])
+    assert total["optimum"] + 1e-6 >= total["clairvoyant"] >= rules - 1e-6
+    assert total["optimum"] > max(rules, total["memory-greedy"]) + 0.1
