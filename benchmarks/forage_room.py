@@ -20,6 +20,7 @@ from llmgym.envs.forage.env import Forage, ForageEnv, ForageVectorEnv
 from llmgym.envs.forage.scenarios import SCENARIOS
 from llmgym.envs.forage.state import ACTIONS, ANSWER, ANSWER_CONTEXT
 from llmgym.evaluation import run_episodes, tuned
+from llmgym.evaluation.statistics import bootstrap
 
 ID = "llmgym/Forage-v0"
 RULES = ("scout", "corroborate", "hybrid", "top-k", "iterative", "read-all")
@@ -116,11 +117,15 @@ def main(arguments: Arguments) -> None:
             for name in [*names, "oracle"]
         }
         best = max(names, key=lambda name: means[name].mean())
-        with_truth = [clairvoyant(scenario, best, arguments.seed + i) for i in range(arguments.worlds)]
-        same = means[best][: arguments.worlds].mean()
+        with_truth = np.array(
+            [clairvoyant(scenario, best, arguments.seed + i) for i in range(arguments.worlds)]
+        )
+        same = means[best][: arguments.worlds]
+        gained = bootstrap(with_truth - same)
         others = ", ".join(f"`{name}` {means[name].mean():.3f}" for name in names if name != best)
         print(
-            f"| `{scenario}` | `{best}` | {means[best].mean():.3f} ({same:.3f} on {arguments.worlds}) | {np.mean(with_truth):.3f} "
+            f"| `{scenario}` | `{best}` | {means[best].mean():.3f} ({same.mean():.3f} on {arguments.worlds}) "
+            f"| {np.mean(with_truth):.3f}, {np.mean(with_truth - same):.3f} [{gained.low:.3f}, {gained.high:.3f}] more "
             f"| {means['oracle'].mean():.3f} | {others} |",
             flush=True,
         )

@@ -16,14 +16,11 @@ from typing import Annotated
 import gymnasium
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 
 import llmgym
 from llmgym import baselines
 from llmgym.evaluation import run_episodes, tuned
-
-RESAMPLES = 10_000
-"""Of the worlds, for the interval of a mean."""
+from llmgym.evaluation.statistics import bootstrap
 
 
 @dataclass(frozen=True)
@@ -49,13 +46,6 @@ class Arguments:
     seed: int = 10_000
     leave_out: Sequence[str] = ()
     set: Sequence[str] = ()
-
-
-def interval(gains: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % interval of the mean of differences, float64 [worlds], by resampling worlds."""
-    rng = np.random.default_rng(0)
-    low, high = np.quantile(rng.choice(gains, (RESAMPLES, len(gains))).mean(axis=1), (0.025, 0.975))
-    return float(low), float(high)
 
 
 def main(arguments: Arguments) -> None:
@@ -90,11 +80,11 @@ def main(arguments: Arguments) -> None:
                     f"  world {arguments.seed + n}: {told[n]:.4g}, {best} {played[best][n]:.4g}", flush=True
                 )
             gains = np.array(told) - played[best]
-            low, high = interval(gains)
-            mean = float(played[best].mean())
+            gained = bootstrap(gains)
+            share = 100.0 * gains.mean() / abs(played[best].mean())
             print(
-                f"{scenario}: {name} {np.mean(told):.4g}, gain over {best} {gains.mean():.3g} [{low:.3g}, {high:.3g}], "
-                f"{100 * gains.mean() / abs(mean):.1f} % of its return, {len(gains)} worlds",
+                f"{scenario}: {name} {np.mean(told):.4g}, {best} {played[best].mean():.4g}, gain {gains.mean():.3g} "
+                f"[{gained.low:.3g}, {gained.high:.3g}], {share:.1f} %, {len(gains)} worlds",
                 flush=True,
             )
 
