@@ -483,6 +483,7 @@ def test_views() -> None:
 
 
 def test_a_lane_is_small() -> None:
-    state = ForageEnv().lanes.state
-    assert sum(array.nbytes for array in state) < 32 * 1024
+    """At most 32 KB of state in every scenario that is named."""
+    for name in SCENARIOS:
+        assert sum(array.nbytes for array in ForageEnv(scenario=name).simulation.allocate(1)) <= 32 * 1024
     assert ForageEnv().action_space.n == ACTIONS == 51
