@@ -317,13 +317,14 @@ def test_the_grid_of_errors_of_shipped_budgets(d: int, nodes: int) -> None:
 
 
 def close_to_grid(budget: Budget, expected: float) -> None:
+    """Within three standard errors: of three seeds there and four here, which spread by 0.0226 on average over the grid."""
     found = layer_error(256, tuple(budget), epsilon=1e-3, batch=4)
-    assert found == pytest.approx(expected, abs=0.035), budget
+    assert found == pytest.approx(expected, abs=3.0 * 0.0226 * math.sqrt(1 / 3 + 1 / 4)), budget
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3])
 def test_the_grid_of_errors_of_a_layer_of_heads_of_16(nodes: int) -> None:
-    """The smallest budget, the largest and one between; means of a few seeds on both sides, that spread by 0.02."""
+    """The smallest budget, the largest and one between."""
     grid = cells(16, nodes)
     for budget in (Budget(nodes, 4, 8), Budget(nodes, 16, 16), Budget(nodes, 32, 32)):
         close_to_grid(budget, grid[budget])
