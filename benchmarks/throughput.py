@@ -36,6 +36,7 @@ from gymnasium.spaces import Box, Discrete
 import llmgym
 from llmgym.core.checks import number, output_folder, whole
 from llmgym.core.lanes import observing
+from llmgym.core.memory import bytes_of_a_lane
 from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
 
 ENV_ID = "llmgym/KVQueue-v0"
@@ -148,10 +149,10 @@ def row(env_id: str, turns: int, seconds: float) -> str:
     vectors = [gymnasium.make_vec(env_id, lanes, **kwargs) for lanes in (1, 64, 1024)]
     sync = gymnasium.make_vec(env_id, 64, vectorization_mode="sync", **kwargs)
     one, few, many, beside = best(turns, *[legal_rate(envs, seconds) for envs in (*vectors, sync)])
-    state = sum(array.nbytes for array in vectors[1].unwrapped.lanes.state) / 64
+    size = bytes_of_a_lane(sync.envs[0].unwrapped.simulation)
     return (
         f"| {env_id} | {kwargs.get('scenario', 'default')} | {one:,.0f} | {few:,.0f} | {many:,.0f} | {beside:,.0f} "
-        f"| {few / beside:.1f} | {many / beside:.1f} | {state:,.0f} | {compile_s(env_id, kwargs):.0f} |"
+        f"| {few / beside:.1f} | {many / beside:.1f} | {size:,} | {compile_s(env_id, kwargs):.0f} |"
     )
 
 
@@ -163,7 +164,7 @@ def every_environment(turns: int, seconds: float, processes: int) -> list[str]:
         where(),
         "",
         "| environment | scenario | 1 lane, steps/s | 64 lanes | 1,024 lanes | SyncVectorEnv of 64 | ratio of 64 lanes | of 1,024 "
-        "| bytes of state a lane | compiled in, CPU s |",
+        "| bytes a lane | compiled in, CPU s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -215,12 +216,6 @@ def engine_rates(scenario: str, lanes: int, **kwargs: Any) -> tuple[float, float
         if time.perf_counter() - start < best_s:
             best_s, batches = time.perf_counter() - start, steps
     return batches / best_s, requests / best_s, batches / requests
-
-
-def state_bytes(envs: Any) -> float:
-    """Bytes of state and buffers of one lane."""
-    lanes = envs.unwrapped.lanes
-    return sum(array.nbytes for array in (*lanes.state, *lanes.buffers)) / lanes.count
 
 
 def every_lane(kernel: Any) -> Any:
@@ -279,8 +274,9 @@ def queue(scenario: str, turns: int, seconds: float) -> list[str]:
             vector_rate(envs, random_actions(3, lanes), seconds),
             vector_rate(sync, random_actions(3, sync.num_envs), seconds),
         )
+        size = bytes_of_a_lane(envs.unwrapped.simulation)
         lines.append(
-            f"| {lanes:,} | {native:,.0f} | {reference:,.0f} | {native / reference:.1f} | {state_bytes(envs):,.0f} |"
+            f"| {lanes:,} | {native:,.0f} | {reference:,.0f} | {native / reference:.1f} | {size:,} |"
         )
         print(lines[-1], flush=True)
     lines.append("")
