@@ -135,6 +135,7 @@ def _unmask(env: Any, m: Counts) -> Counts:
     return {
         **_all("speedup worst_call_nats", m["nfe"]),
         "typical": float(complete and simulation.excerpts is None),
+        "scorer_nats": float(simulation.excerpts is not None),
         "accuracy": m["output_tokens"] * (simulation.scenario.mode == "score"),
         "nll_nats_per_token": float(episode["block"]),
         "spacing_mean_tokens": float(episode["neighbours"]),

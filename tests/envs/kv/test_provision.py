@@ -589,7 +589,7 @@ def test_workloads_of_ones_own() -> None:
         ({"workload": "nobody"}, UnknownName, "uniform-tiny"),
         ({"profile": "paper/none"}, UnknownName, "paper/tiny"),
         ({"mix": ((1, 0),)}, InvalidArgument, "weights"),
-        ({"shape": (0.0, 0.0)}, InvalidArgument, "multipliers"),
+        ({"shape": (0.0, 0.0)}, InvalidArgument, "shape=.* not all 0"),
         ({"rate_rps": 1e12}, InvalidArgument, "too many"),
         ({"render_mode": "human"}, InvalidArgument, "rgb_array"),
     ],
