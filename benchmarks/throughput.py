@@ -173,8 +173,9 @@ def every_environment(turns: int, seconds: float, processes: int) -> list[str]:
             print(line, flush=True)
     lines += [
         "",
-        f"Environments measured at a time: {processes}. Random legal actions. Where a step is long (an epoch of many events) the compiled simulation takes all the time, and the",
-        "ratio falls towards one: there is little around it to save. Kernels are compiled once on a machine, and kept.",
+        f"Environments measured at a time: {processes}. Random legal actions. Where a step is long (an epoch of many events) the",
+        "compiled simulation takes all the time, and the ratio falls towards one: there is little around it to save. Kernels are",
+        "compiled once on a machine, and kept.",
     ]
     return lines
 
