@@ -31,16 +31,16 @@ FAILED, USAGE = 1, 2
 
 def keyword_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
     """`("load=1.2", "action=rule")` as arguments of an environment; values are read as JSON where they are JSON."""
-    found: dict[str, Any] = {}
+    parsed: dict[str, Any] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name.isidentifier():
             raise InvalidArgument(f"{text!r}: expected name=value")
         try:
-            found[name] = json.loads(value)
+            parsed[name] = json.loads(value)
         except json.JSONDecodeError:
-            found[name] = value
-    return found
+            parsed[name] = value
+    return parsed
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class Measure:
 
         try:
             if self.kernels:
-                found = measure_kernels(
+                measured = measure_kernels(
                     self.out,
                     device=self.device,
                     minutes=self.minutes,
@@ -292,14 +292,14 @@ class Measure:
             if bar.live.is_started:
                 bar.stop()
         if self.kernels:
-            table = Table(title=f"{self.out}: {found.meta['device']}", title_justify="left")
+            table = Table(title=f"{self.out}: {measured.meta['device']}", title_justify="left")
             for name in ("op", "variants", "cases"):
                 table.add_column(name)
-            for op, variants in found.ops().items():
-                table.add_row(op, str(len(variants)), str(sum(row.op == op for row in found.rows)))
+            for op, variants in measured.ops().items():
+                table.add_row(op, str(len(variants)), str(sum(row.op == op for row in measured.rows)))
             console.print(table)
             console.print(
-                f"{len(found.meta['skipped'])} cases were skipped; why is told in {self.out / 'meta.json'}"
+                f"{len(measured.meta['skipped'])} cases were skipped; why is told in {self.out / 'meta.json'}"
             )
             return
         console.print(f"Written: {self.out} ({profile.name})")

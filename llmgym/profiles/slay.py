@@ -363,6 +363,6 @@ class Heads(NamedTuple):
         return cls(*parts)
 
 
-def relative_error(torch: Any, found: Any, reference: Any) -> float:
+def relative_error(torch: Any, approximation: Any, reference: Any) -> float:
     """Norm of the difference over the norm of the reference."""
-    return float(torch.linalg.vector_norm(found - reference) / torch.linalg.vector_norm(reference))
+    return float(torch.linalg.vector_norm(approximation - reference) / torch.linalg.vector_norm(reference))

@@ -96,7 +96,7 @@ def read_programme(path: str | Path) -> Programme:
         raise InvalidArgument(f"programme={str(path)!r}: expected a file that ends in .toml or .json")
     try:
         words = file.read_text(encoding="utf-8")
-        found: Any = tomllib.loads(words) if file.suffix == ".toml" else json.loads(words)
+        declared: Any = tomllib.loads(words) if file.suffix == ".toml" else json.loads(words)
     except OSError as error:
         raise InvalidArgument(f"programme={str(path)!r}: cannot be read: {error.strerror}") from error
     except ValueError as error:  # of both parsers, and of what is no UTF-8
@@ -104,59 +104,60 @@ def read_programme(path: str | Path) -> Programme:
         raise InvalidArgument(
             f"programme={str(path)!r}: this is no {file.suffix[1:].upper()}: {told}"
         ) from error
-    if not isinstance(found, Mapping):
+    if not isinstance(declared, Mapping):
         raise InvalidArgument(f"programme={str(path)!r}: expected a table with {', '.join(_KEYS)}")
-    return programme_of(found)
+    return programme_of(declared)
 
 
-def programme_of(found: Mapping[str, Any]) -> Programme:
+def programme_of(declared: Mapping[str, Any]) -> Programme:
     """A programme from its table; see `read_programme` for the errors.
 
     Args:
-        found: as it is in the file.
+        declared: as it is in the file.
     """
-    for key in found:
+    for key in declared:
         if key not in _KEYS:
             raise UnknownArgument("programme", key, _KEYS)
-    students = found.get("student", [])
+    students = declared.get("student", [])
     if not isinstance(students, list) or not students:
         raise InvalidArgument("student: expected at least one, a table [[student]] for each kind")
     orders = [one for n, table in enumerate(students, 1) for one in _orders(table, n)]
     if len(orders) > MOST_ORDERS:
         raise InvalidArgument(f"student: {len(orders)} students; at most {MOST_ORDERS} are planned")
-    caps = _list(found, "caps")
+    caps = _list(declared, "caps")
     for i, cap in enumerate(caps):
         if not LEAST_CAP_W <= number("caps", cap) < (LIMIT_W if i == 0 else caps[i - 1]):
             raise InvalidArgument(
                 f"caps={caps!r}: expected watts from {LEAST_CAP_W:g} to below {LIMIT_W:g}, each lower than the one before"
             )
     there = [
-        ARTEFACT_NAMES.index(choice("artefacts", name, ARTEFACT_NAMES)) for name in _list(found, "artefacts")
+        ARTEFACT_NAMES.index(choice("artefacts", name, ARTEFACT_NAMES))
+        for name in _list(declared, "artefacts")
     ]
-    power, split = found.get("power", "paper"), found.get("split", True)
+    power, split = declared.get("power", "paper"), declared.get("split", True)
     if not isinstance(power, str):
         raise InvalidArgument(f"power={power!r}: expected 'paper' or the name of a kernel set")
     if not isinstance(split, bool):
         raise InvalidArgument(f"split={split!r}: expected true or false")
-    pue = number("pue", found.get("pue", 1.2))
+    pue = number("pue", declared.get("pue", 1.2))
     if pue < 1.0:
         raise InvalidArgument(f"pue={pue!r}: expected a finite number >= 1")
     return Programme(
         tuple(orders),
-        whole("gpus", found.get("gpus", 1), 1, MOST_GPUS),
-        number("budget_kwh", found["budget_kwh"]) if "budget_kwh" in found else math.inf,
+        whole("gpus", declared.get("gpus", 1), 1, MOST_GPUS),
+        number("budget_kwh", declared["budget_kwh"]) if "budget_kwh" in declared else math.inf,
         tuple(float(cap) for cap in caps),
         power,
         tuple(there),
         split,
-        number("intensity_g", found.get("intensity_g", 300.0), True),
+        number("intensity_g", declared.get("intensity_g", 300.0), True),
         pue,
     )
 
 
-def _list(found: Mapping[str, Any], key: str) -> list[Any]:
+def _list(declared: Mapping[str, Any], key: str) -> list[Any]:
     """A list of the table; empty if it is not there."""
-    value = found.get(key, [])
+    value = declared.get(key, [])
     if not isinstance(value, list):
         raise InvalidArgument(f"{key}={value!r}: expected a list")
     return value

@@ -133,17 +133,17 @@ def variants(source: str, layer: str) -> tuple[str, ...]:
         budgets = [Budget(r, m, p) for r in (1, 2, 3) for m in (4, 8, 16, 32) for p in (8, 16, 32)]
         return (*(name for name in published.LATENCY_MS if name != "slay"), *map(_named, budgets))
     heads, head_dim = LAYERS[layer]
-    found = load_kernels(source)
-    names = found.ops().get(OP, [])
-    return tuple(name for name in names if _rows(found, name, heads, head_dim).any())
+    kernels = load_kernels(source)
+    names = kernels.ops().get(OP, [])
+    return tuple(name for name in names if _rows(kernels, name, heads, head_dim).any())
 
 
 def _named(budget: Budget) -> str:
     return f"slay {budget.nodes} {budget.features} {budget.anchors}"
 
 
-def _rows(found: Kernels, variant: str, heads: int, head_dim: int) -> NDArray[np.bool_]:
-    columns = found.table(OP, variant)
+def _rows(kernels: Kernels, variant: str, heads: int, head_dim: int) -> NDArray[np.bool_]:
+    columns = kernels.table(OP, variant)
     rows: NDArray[np.bool_] = (columns["heads"] == heads) & (columns["head_dim"] == head_dim)
     return rows
 
@@ -161,12 +161,12 @@ def _published(variant: str) -> _Columns:
     return _Columns(length, 1e3 * ms, np.zeros(len(ms)), mib * 2.0**20, A100_W)
 
 
-def _measured(found: Kernels, variant: str, layer: str) -> _Columns:
+def _measured(kernels: Kernels, variant: str, layer: str) -> _Columns:
     heads, head_dim = LAYERS[layer]
-    there = found.ops().get(OP, [])
-    if variant not in there or not (keep := _rows(found, variant, heads, head_dim)).any():
-        raise UnknownName(f"kernel in menu, for a layer {layer} by {found.name}", variant, there)
-    columns = {name: values[keep] for name, values in found.table(OP, variant).items()}
+    there = kernels.ops().get(OP, [])
+    if variant not in there or not (keep := _rows(kernels, variant, heads, head_dim)).any():
+        raise UnknownName(f"kernel in menu, for a layer {layer} by {kernels.name}", variant, there)
+    columns = {name: values[keep] for name, values in kernels.table(OP, variant).items()}
     order = np.argsort(columns["length"])
     length, latency_us, iqr_us, peak_bytes = (
         columns[name][order] for name in ("length", "latency_us", "iqr_us", "peak_bytes")
@@ -209,8 +209,8 @@ def tables(source: str, layer: str, menu: Sequence[str], slope: float, rest: boo
         raise InvalidArgument(
             f"profile={source!r}: is of layer='8x32' with rest=False, not {layer!r}, {rest}"
         )
-    found = None if source == PUBLISHED else load_kernels(source)
-    columns = [_published(name) if found is None else _measured(found, name, layer) for name in menu]
+    kernels = None if source == PUBLISHED else load_kernels(source)
+    columns = [_published(name) if kernels is None else _measured(kernels, name, layer) for name in menu]
     grid = np.arange(POINTS) / PER_OCTAVE + FIRST_OCTAVE
     records = Kernel.zeros(len(menu))
     log_us, log_bytes, spread = (np.zeros((len(menu), POINTS)) for _ in range(3))
@@ -230,15 +230,15 @@ def tables(source: str, layer: str, menu: Sequence[str], slope: float, rest: boo
         loss = loss_of_kernel(name, LAYERS[layer][1], slope)
         linear = name.split()[0] not in QUADRATIC
         records[i : i + 1] = Kernel.pack(linear=linear, longest=one.length[-1], loss=loss, power_w=power)
-    rest_us = _rest_us(found, grid) if rest and found is not None else np.zeros(POINTS)
+    rest_us = _rest_us(kernels, grid) if rest and kernels is not None else np.zeros(POINTS)
     return Tables(records, log_us, log_bytes, spread, rest_us)
 
 
-def _rest_us(found: Kernels, grid: Floats) -> Floats:
+def _rest_us(kernels: Kernels, grid: Floats) -> Floats:
     """Time of the rest of a layer by tokens; beyond the most that was measured as many times as that."""
     total = np.zeros(len(grid))
     for op, variant, times in REST:
-        columns: dict[str, Any] = found.table(op, variant)
+        columns: dict[str, Any] = kernels.table(op, variant)
         order = np.argsort(columns["tokens"])
         at, us = np.log2(columns["tokens"][order]), columns["latency_us"][order]
         inside = np.exp(np.interp(grid, at, np.log(us)))

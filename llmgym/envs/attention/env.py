@@ -157,7 +157,7 @@ class AttentionBudget(Simulation):
         share, bursts = chosen.burst_share, chosen.burst > 1.0
         burst_rps = chosen.burst * self.rate_rps
         burst_s = chosen.burst_batches / burst_rps if bursts else 0.0
-        found = {
+        measured = {
             "mean_s": mean_s,
             "mean_tokens": mean_tokens,
             "mean_j": mean_j,
@@ -168,7 +168,7 @@ class AttentionBudget(Simulation):
             "burst_s": burst_s,
             "calm_s": burst_s * (1.0 - share) / share,
         }
-        return params._replace(config=Config.pack(chosen, **shared, **found))
+        return params._replace(config=Config.pack(chosen, **shared, **measured))
 
     def crossover(self, first: str, second: str) -> float:
         """The length from which on one kernel of the profile is faster than another, tokens; infinity if it never is.

@@ -47,8 +47,8 @@ def table() -> MappingProxyType[tuple[int, str, Budget], Measured]:
 
 def provenance() -> dict[str, Any]:
     """How, when and with which versions the table was measured."""
-    found: dict[str, Any] = json.loads((DATA / "errors.json").read_text(encoding="utf-8"))
-    return found
+    table: dict[str, Any] = json.loads((DATA / "errors.json").read_text(encoding="utf-8"))
+    return table
 
 
 def head_dims() -> list[int]:

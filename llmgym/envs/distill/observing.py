@@ -113,7 +113,7 @@ def ready_in_h(state: State, params: Params, lane: int, artefact: int) -> float:
 @kernel
 def may_distil(state: State, params: Params, lane: int, student: Student) -> int:
     """What floor and deadline let a waiting student be distilled from: bits, `BY_LOGITS` and `BY_TEXT`."""
-    found = 0
+    candidates = 0
     clock_h = state.lane[lane].clock_h
     for kind in range(2):
         pipeline = KD if kind == LOGITS else SYNTHETIC
@@ -122,8 +122,8 @@ def may_distil(state: State, params: Params, lane: int, student: Student) -> int
         hours, _ = student_cost(params, pipeline, student.size, 0, 1)
         hours += ready_in_h(state, params, lane, 2 * student.dataset + kind)
         if clock_h + hours <= student.deadline_h:
-            found |= BY_LOGITS if kind == LOGITS else BY_TEXT
-    return found
+            candidates |= BY_LOGITS if kind == LOGITS else BY_TEXT
+    return candidates
 
 
 @kernel(inline=True)

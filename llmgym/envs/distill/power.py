@@ -108,9 +108,9 @@ def powers(source: str = PAPER, epochs: float = 1.0) -> Powers:
     logits, text, static = LOGITS_W, TEXT_W, STATIC_W
     if source != PAPER:
         kernels = profiles.load_kernels(source)
-        found = _measured(kernels, source)
-        student[SFT] = student[SYNTHETIC] = found["training"]
-        logits, text, static = found["prefill"], found["decode"], found["at rest"]
+        watts = _measured(kernels, source)
+        student[SFT] = student[SYNTHETIC] = watts["training"]
+        logits, text, static = watts["prefill"], watts["decode"], watts["at rest"]
     student[HALF] = student[SFT]
     student[ONLINE] = _online_w(student, logits, number("epochs", epochs))
     return Powers(np.minimum(student, LIMIT_W), min(logits, LIMIT_W), min(text, LIMIT_W), static, source)
@@ -118,20 +118,20 @@ def powers(source: str = PAPER, epochs: float = 1.0) -> Powers:
 
 def _measured(kernels: profiles.Kernels, source: str) -> dict[str, float]:
     """Power of a layer in training, in prefill and in decode, and of a GPU at rest, W: the largest batch of each."""
-    found: dict[str, tuple[float, float]] = {}
+    largest: dict[str, tuple[float, float]] = {}
     for row in kernels.rows:
         if row.op != "power" or not np.isfinite(row.power_w):
             continue
         for name in ("training", "prefill", "decode", "at rest"):
             batch = float(dict(row.shape).get("batch", 1))
-            if name in row.variant and batch >= found.get(name, (0.0, 0.0))[0]:
-                found[name] = batch, row.power_w
-    missing = [name for name in ("training", "prefill", "decode", "at rest") if name not in found]
+            if name in row.variant and batch >= largest.get(name, (0.0, 0.0))[0]:
+                largest[name] = batch, row.power_w
+    missing = [name for name in ("training", "prefill", "decode", "at rest") if name not in largest]
     if missing:
         raise InvalidArgument(
             f"power={source!r}: this kernel set has no measured power of {', '.join(missing)}"
         )
-    return {name: watts for name, (_, watts) in found.items()}
+    return {name: watts for name, (_, watts) in largest.items()}
 
 
 def training_kwh(epochs: float) -> NDArray[np.float64]:

@@ -66,11 +66,11 @@ def bank_of(scenario: "Scenario") -> Bank:
     present = np.arange(PASSAGES) < sizes[..., None]
     for name in COLUMNS:
         passages[name][present] = columns[name]
-    found = replace(
+    settled = replace(
         scenario,
         chunks=int(meta["chunks"]),
         listed=tuple(meta["listed"]),
         snippet_gap=float(meta["snippet_gap"]),
         scan_gap=float(meta["scan_gap"]),
     )
-    return Bank(passages, sizes, found, meta)
+    return Bank(passages, sizes, settled, meta)

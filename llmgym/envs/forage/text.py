@@ -88,8 +88,8 @@ def _texts() -> Iterator[str]:
     yield from topics.topics.values()
     for name in sorted(sys.stdlib_module_names):
         try:
-            found = importlib.util.find_spec(name)
-            source = Path(found.origin or "").read_text() if found and found.has_location else ""
+            module = importlib.util.find_spec(name)
+            source = Path(module.origin or "").read_text() if module and module.has_location else ""
             tree = ast.parse(source)
         except (OSError, SyntaxError, UnicodeDecodeError, ValueError, ImportError):
             continue
@@ -261,7 +261,7 @@ def build(
         # what a passage that speaks of the fact would score as a wrong one
         scores = np.where(passages["claims"] == NOTHING, scores, scores - gaps[name])
         passages[name] = np.where(present, scores, 0.0)
-    found = [(passages["listed"] >> t) & 1 for t in range(TERMS)]
+    hits = [(passages["listed"] >> t) & 1 for t in range(TERMS)]
     from importlib.metadata import version
 
     meta = {
@@ -277,8 +277,8 @@ def build(
         "questions": questions,
         "chunks": parts,
         "part_words": PART_LINES * LINE_WORDS,
-        "listed": [round(float(hit[right].mean()), 4) for hit in found],
-        "hits": [round(float((hit * present).sum() / sizes.size), 2) for hit in found],
+        "listed": [round(float(hit[right].mean()), 4) for hit in hits],
+        "hits": [round(float((hit * present).sum() / sizes.size), 2) for hit in hits],
         "snippet_gap": round(gaps["line"], 4),
         "scan_gap": round(gaps["glance"], 4),
         "in_first": {

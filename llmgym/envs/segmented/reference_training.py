@@ -67,15 +67,15 @@ def truncated_gradients(
         outputs, gradients = [loss_of(weights, done.hidden, part)], [None]
         for back in range(i, max(i - depth, 0) - 1, -1):
             inputs = _tensors(given[back]) if back > max(i - depth, 0) else []
-            found = t.autograd.grad(
+            gradients = t.autograd.grad(
                 outputs, [*tensors, *inputs], gradients, retain_graph=True, allow_unused=True
             )
-            for mine, new in zip(total, found, strict=False):
+            for mine, new in zip(total, gradients, strict=False):
                 if new is not None:
                     mine += new
             if not inputs:
                 break
-            pairs = list(zip(_tensors(left[back - 1]), found[len(tensors) :], strict=True))
+            pairs = list(zip(_tensors(left[back - 1]), gradients[len(tensors) :], strict=True))
             outputs = [output for output, gradient in pairs if gradient is not None]
             gradients = [gradient for _, gradient in pairs if gradient is not None]
             if not outputs:  # a state that no deeper one has reached
