@@ -1,7 +1,11 @@
 """Settings of every test."""
 
+import os
 import sys
 from collections.abc import Iterator
+
+# Test processes share the cores already; threads that wait for each other would only take time from them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium
 import pytest
