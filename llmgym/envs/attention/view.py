@@ -21,10 +21,30 @@ CURVES = 7
 """Kernels whose times are drawn."""
 
 
+def _family(name: str) -> str:
+    """A kernel without its budget of features: `slay` of `slay 2 8 16`."""
+    return name.partition(" ")[0]
+
+
+def _families(scenario: Scenario) -> list[str]:
+    """The families of the menu, each once, in its order."""
+    return list(dict.fromkeys(_family(name) for name in scenario.menu or ()))
+
+
 def _colours(scenario: Scenario, params: Params) -> list[str]:
-    """A colour for each kernel: blue without loss, others by their place in the menu."""
-    loss = params.tables.kernels["loss"]
-    return [EXACT if loss[k] == 0.0 else LINEAR[k % len(LINEAR)] for k in range(len(scenario.menu or ()))]
+    """A colour for each kernel: blue without loss, others by their family, of which a menu may have thirty members."""
+    loss, families = params.tables.kernels["loss"], _families(scenario)
+    alone = len(scenario.menu or ()) <= CURVES
+    return [
+        EXACT if loss[k] == 0.0 else LINEAR[(k if alone else families.index(_family(name))) % len(LINEAR)]
+        for k, name in enumerate(scenario.menu or ())
+    ]
+
+
+def _told(scenario: Scenario, kernels: set[int]) -> dict[str, int]:
+    """Names for a legend, and a kernel of each: kernels where the menu is short, else their families."""
+    menu = scenario.menu or ()
+    return {menu[k] if len(menu) <= CURVES else _family(menu[k]): k for k in sorted(kernels, reverse=True)}
 
 
 def _waiting(state: State, lane: int) -> list[int]:
@@ -146,8 +166,8 @@ def _draw_batches(
         xlabel="time, s (right of the red line: who waits, up to the deadline; black: the head)",
         ylabel="tokens of the batch, k",
     )
-    for k in sorted(used):
-        axis.bar(start - 1.0, 0.0, color=colours[k], label=(scenario.menu or ())[k])
+    for name, k in reversed(_told(scenario, used).items()):
+        axis.bar(start - 1.0, 0.0, color=colours[k], label=name)
     axis.bar(start - 1.0, 0.0, color="white", edgecolor=LATE, label="late")
     axis.legend(fontsize=7, ncols=8, loc="lower right", bbox_to_anchor=(1.0, 1.0), frameon=False)
     axis.set_xlim(start, end)
@@ -156,9 +176,9 @@ def _draw_batches(
 def _draw_costs(
     axis: Any, scenario: Scenario, params: Params, state: State, lane: int, colours: list[str]
 ) -> None:
-    """Time of one sequence by its length, and the lengths that wait."""
+    """Time of one sequence by its length, for one kernel of each family, and the lengths that wait."""
     lengths = 2.0 ** np.linspace(9, 17, 65)
-    for k, name in enumerate((scenario.menu or ())[:CURVES]):
+    for name, k in reversed(_told(scenario, set(range(len(scenario.menu or ())))).items()):
         times = [1e-3 * attention_us(params.tables, k, x, 1, 1) for x in lengths if x <= LONGEST]
         axis.plot(lengths / 1000.0, np.where(np.isfinite(times), times, np.nan), color=colours[k], label=name)
     for n in _waiting(state, lane):
@@ -187,6 +207,6 @@ def _draw_ledger(axis: Any, scenario: Scenario, params: Params, state: State, la
     mean = np.cumsum(tokens * loss) / np.maximum(np.cumsum(tokens), 1.0)
     axis.plot(batch["end_s"], 1e3 * mean, color=LINEAR[0])
     axis.axhline(1e3 * scenario.budget, color=LATE, linewidth=1, linestyle="--", label="budget")
-    top = 1e3 * max(2.0 * scenario.budget, float(mean[-1]) if len(mean) else 0.0)
+    top = 1e3 * max(2.0 * scenario.budget, float(mean.max(initial=0.0)))
     axis.set(xlabel="time, s", ylabel="mean loss per token, mnat", ylim=(0, 1.1 * top))
     axis.legend(fontsize=7, frameon=False, loc="upper right")
