@@ -101,6 +101,9 @@ def fit_ridge(series: Sequence[Floats], window: int = WINDOW, penalty: float = R
         window: counts that a forecast reads.
         penalty: weight of the squared coefficients.
 
+    Returns:
+        The fitted forecaster.
+
     Raises:
         InvalidArgument: a series that is too short, or a penalty that is not above 0.
     """

@@ -66,6 +66,9 @@ def route_lp(table: RateTable, replicas: Counts, demand: Floats) -> Routing:
         replicas: int [shapes], replicas of each shape.
         demand: [types], requests a second, >= 0.
 
+    Returns:
+        Headroom, served share, flow of each shape, and utilization.
+
     Raises:
         InvalidArgument: no replica, or a demand that is negative or of another length.
     """
@@ -109,6 +112,9 @@ def route_preflow(table: RateTable, replicas: Counts, demand: Floats) -> Routing
         table: rates by type.
         replicas: int [shapes], replicas of each shape.
         demand: [types], requests a second, >= 0.
+
+    Returns:
+        Served share, which is the headroom too, flow of each shape, and utilization.
 
     Raises:
         InvalidArgument: no replica, or a demand that is negative or of another length.
@@ -188,6 +194,9 @@ def brute_force(table: RateTable, demand: Floats, gpus: int) -> SearchResult:
         demand: [types], requests a second, >= 0.
         gpus: GPUs of the cluster.
 
+    Returns:
+        The best deployment, with the number of deployments that were looked at.
+
     Raises:
         InvalidArgument: a demand that is negative, GPUs that no replicas fill, or a demand that no deployment can serve.
     """
@@ -226,8 +235,13 @@ def search(
         solver: what solves the lower level: "simplex" (compiled, exact), "lp" (HiGHS, the same) or "preflow".
         stall: iterations without a gain that end it.
 
+    Returns:
+        The best deployment that was found, with the number of iterations and of deployments that were looked at.
+
     Raises:
-        InvalidArgument: a demand that is negative, or GPUs that no equal replicas fill.
+        UnknownName: no such solver.
+        InvalidArgument: a demand that is negative, GPUs that no equal replicas fill, counts that are not those of `current`'s
+            shapes, or a `stall` below 1.
     """
     choice("solver", solver, _SOLVERS)
     whole("stall", stall)

@@ -65,6 +65,9 @@ class _Search(Rule[PipeSDTune], ABC):
             tried: pairs so far, float64 [n, 2].
             times: their times per token, float64 [n], seconds.
             generator: of the lane.
+
+        Returns:
+            R_1 and R_2, 0 to 1.
         """
 
     def choose(self, tried: Floats, times: Floats) -> int:
@@ -136,7 +139,16 @@ class BayesianPolicy(_Search):
             return super().act(obs, mask)
 
     def propose(self, tried: Floats, times: Floats, generator: np.random.Generator) -> tuple[float, float]:
-        """Where the improvement that can be expected is largest; at random at first."""
+        """Where the improvement that can be expected is largest; at random at first.
+
+        Args:
+            tried: pairs of thresholds so far, float64 [n, 2], 0 to 1.
+            times: their times per token, float64 [n], seconds.
+            generator: of the lane.
+
+        Returns:
+            R_1 and R_2, 0 to 1.
+        """
         from scipy.stats import norm
 
         if len(tried) == 0:
@@ -169,7 +181,16 @@ class RandomSearchPolicy(_Search):
         super().__init__(env, name, evaluations, seed)
 
     def propose(self, tried: Floats, times: Floats, generator: np.random.Generator) -> tuple[float, float]:
-        """Uniform in the unit square."""
+        """Uniform in the unit square.
+
+        Args:
+            tried: pairs of thresholds so far, float64 [n, 2], 0 to 1.
+            times: their times per token, float64 [n], seconds.
+            generator: of the lane.
+
+        Returns:
+            R_1 and R_2, 0 to 1.
+        """
         first, second = generator.random(2)
         return float(first), float(second)
 
@@ -182,7 +203,16 @@ class GridSearchPolicy(_Search):
         self.side = side
 
     def propose(self, tried: Floats, times: Floats, generator: np.random.Generator) -> tuple[float, float]:
-        """The next cell, row by row."""
+        """The next cell, row by row.
+
+        Args:
+            tried: pairs of thresholds so far, float64 [n, 2], 0 to 1.
+            times: their times per token, float64 [n], seconds.
+            generator: of the lane.
+
+        Returns:
+            R_1 and R_2, 0 to 1.
+        """
         row, column = divmod(len(tried), self.side)
         return (row + 0.5) / self.side, (column + 0.5) / self.side
 

@@ -43,6 +43,9 @@ def ratio(simulation: AFDRatio, state: RatioState, lane: int) -> dict[str, float
         simulation: of the lane.
         state: of all lanes.
         lane: which one.
+
+    Returns:
+        The counts by name: requests, tokens, steps, and the clock in seconds.
     """
     episode = state.lane[lane]
     clock = {"clock_s": float(episode["clock"] * simulation.coefficients.cycle_s)}
@@ -77,6 +80,9 @@ def refill(simulation: AFDRefill, state: RefillState, lane: int) -> dict[str, fl
         simulation: of the lane.
         state: of all lanes.
         lane: which one.
+
+    Returns:
+        The counts by name: requests, tokens, steps, and the clock in seconds.
     """
     episode = state.lane[lane]
     tick = int(episode["tick"])

@@ -85,6 +85,9 @@ def theta_from_moments(steps: float, steps_squared: float, prompt_steps: float) 
         steps_squared: E[L^2].
         prompt_steps: E[P L], tokens x steps; E[P] E[L] where they are independent.
 
+    Returns:
+        Mean tokens of a slot.
+
     Raises:
         InvalidArgument: a number out of range, or moments that no law has.
     """
@@ -109,6 +112,9 @@ def finite_load(batch: int, mean_prompt: float, mean_decode: float, requests: in
         mean_prompt: mu_P, tokens.
         mean_decode: mu_D, tokens.
         requests: N, requests that finish.
+
+    Returns:
+        Tokens of a microbatch of one instance.
 
     Raises:
         InvalidArgument: a number out of range.

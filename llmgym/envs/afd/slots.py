@@ -53,7 +53,16 @@ def wheel_size(mean_steps: float) -> int:
 
 @kernel(inline=True)
 def draw(law: Law, key: np.uint64, index: int) -> int:
-    """Draw request `index` of a stream: the row of the table of requests, each row of the law being equally likely."""
+    """Draw request `index` of a stream: the row of the table of requests, each row of the law being equally likely.
+
+    Args:
+        law: of the requests.
+        key: of the stream, uint64.
+        index: of the draw, 0 or more.
+
+    Returns:
+        The row in the table of requests.
+    """
     return law.begin + min(int(uniform(key, index) * law.count), law.count - 1)
 
 

@@ -106,6 +106,9 @@ def copy_s(link: Link, moved_bytes: float, scale: float) -> float:
         link: one direction.
         moved_bytes: size of the copy, bytes.
         scale: multiplies the bandwidth, beside `link.scale`.
+
+    Returns:
+        Seconds.
     """
     if moved_bytes <= 0.0:
         return 0.0

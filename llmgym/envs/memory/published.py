@@ -122,6 +122,9 @@ def blank(name: str, size: float, batch: int) -> Cell:
         size: entries of the memory, tokens or documents.
         batch: samples that run together.
 
+    Returns:
+        The record of the request; its costs are not filled in.
+
     Raises:
         InvalidArgument: a batch that is no whole number from 1 to 1,024.
     """
@@ -159,6 +162,9 @@ def published_cell(name: str, size: float, batch: int) -> Cell:
         name: one of `NAMES`.
         size: entries of the memory, tokens or documents.
         batch: samples that run together.
+
+    Returns:
+        The record of the request with its costs.
 
     Raises:
         UnknownName: no such workload.

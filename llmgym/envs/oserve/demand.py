@@ -105,6 +105,9 @@ def room(scenario: Scenario, requests: Requests, types: RateTable, menu: Counts)
         types: rates by type.
         menu: int64 [candidates, shapes], replicas of each shape.
 
+    Returns:
+        Number of requests, at most 2^26.
+
     Raises:
         InvalidArgument: more than fit into memory.
     """

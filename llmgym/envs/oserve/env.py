@@ -260,7 +260,13 @@ class OServe(Simulation):
         )
 
     def redraw(self, state: State, lane: int, key: int) -> None:
-        """Give a lane other rates and arrivals from now on, and what waits other answers; see `Simulation.redraw`."""
+        """Give a lane other rates and arrivals from now on, and what waits other answers; see `Simulation.redraw`.
+
+        Args:
+            state: arrays of all lanes.
+            lane: number of the lane.
+            key: seeds the other world, 0 to 2**63 - 1.
+        """
         redraw(self.params, state, lane, self.world(key), np.random.default_rng(key))
 
     def rates(self, state: State, lane: int) -> Floats:

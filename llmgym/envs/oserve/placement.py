@@ -126,6 +126,9 @@ def holds(tp: int, pp: int, rank: int, layer: int, slice_: int) -> bool:
         rank: of the GPU within its replica.
         layer: part of the layers, 0 to 7.
         slice_: part of each layer, 0 to 7.
+
+    Returns:
+        True if the GPU holds that part.
     """
     stage, tensor = rank // tp, rank % tp
     return layer * pp // PARTS == stage and slice_ * tp // PARTS == tensor
@@ -200,6 +203,9 @@ def shipping_s(
         node_gpus: GPUs of a node.
         gpu_bytes_per_s: bandwidth of a GPU inside its node, each way, bytes a second.
         node_bytes_per_s: bandwidth of a node to the others, each way, bytes a second.
+
+    Returns:
+        Seconds; 0 where nothing moves.
     """
     longest = 0.0
     gpus = traffic.shape[0]
@@ -299,6 +305,9 @@ def switch_plan(
         nvlink_gb_per_s: bandwidth of a GPU inside its node, GB/s, each way.
         infiniband_gb_per_s: bandwidth of a node to the others, GB/s, each way.
         node_gpus: GPUs of a node.
+
+    Returns:
+        What moves, between which GPUs, and for how long.
 
     Raises:
         InvalidArgument: no replicas, more GPUs than there are, or a bandwidth that is not above zero.

@@ -236,5 +236,8 @@ def able(params: Params, slot: Slot, c: int) -> bool:
         params: numbers and tables that all lanes share.
         slot: the place of the replica.
         c: number of the class.
+
+    Returns:
+        True if the replica can hold the request.
     """
     return slot.shape >= 0 and params.work_s[slot.shape, c] < math.inf

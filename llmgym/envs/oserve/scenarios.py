@@ -287,6 +287,9 @@ def spatial_mix(cv: float, dominant: int, types: int = 4) -> tuple[float, ...]:
         dominant: number of the dominant type.
         types: number of types, 2 to 16.
 
+    Returns:
+        Shares of the types, which add up to 1.
+
     Raises:
         InvalidArgument: no such type, or a CV that shares cannot have.
     """

@@ -196,6 +196,9 @@ def rates(model: str | Model, tp: int, pp: int, lengths: tuple[int, int], device
         lengths: prompt and output of a request, tokens.
         device: the GPUs.
 
+    Returns:
+        Rate in requests a second, latency and its part until the first token in seconds; rate 0 where no request fits.
+
     Raises:
         UnknownName: no such model.
         InvalidArgument: a shape or a length that cannot be.
@@ -276,6 +279,9 @@ def rate_table(
         gpus: GPUs that a replica may take at most.
         kernels: name of a kernel set, for times of dense layers and attention; None for the roofline.
         device: the GPUs.
+
+    Returns:
+        The table; shapes that can serve no class are left out.
 
     Raises:
         UnknownName: no such model or kernel set.

@@ -35,6 +35,9 @@ def changes(state: State, params: Params, lane: int) -> int:
         state: arrays of all lanes.
         params: numbers and tables that all lanes share.
         lane: which one.
+
+    Returns:
+        Number of GPUs; where each replica would go is written to `state.target`.
     """
     wanted = state.replicas[lane, CONSIDERED]
     return place(state.slot[lane], params.sizes, wanted, params.config[0].gpus, state.target[lane])

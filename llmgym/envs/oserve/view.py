@@ -22,6 +22,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: numbers and tables that all lanes share.
         state: arrays of all lanes.
         lane: which one.
+
+    Returns:
+        Lines of text without a line feed at the end.
     """
     episode = state.lane[lane]
     forecast = ", ".join(f"{rate:.2f}" for rate in state.forecast[lane])
@@ -66,6 +69,9 @@ def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDAr
         params: numbers and tables that all lanes share.
         state: arrays of all lanes.
         lane: which one.
+
+    Returns:
+        The picture, RGB, uint8 [height, width, 3].
     """
     episode = state.lane[lane]
     figure = blank(WIDTH, HEIGHT)

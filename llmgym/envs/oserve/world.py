@@ -43,6 +43,9 @@ def capacity_rps(state: State, params: Params, lane: int, mix: NDArray[np.float6
         params: numbers and tables that all lanes share.
         lane: which one.
         mix: float64 [streams], shares of the streams.
+
+    Returns:
+        Requests a second of all types together.
     """
     config = params.config[0]
     wanted = state.plan[lane]

@@ -97,7 +97,13 @@ class CloudEdge(Simulation, ABC):
         )
 
     def redraw(self, state: State, lane: int, key: int) -> None:
-        """Other verdicts, texts and times to come; see `Simulation.redraw`."""
+        """Other verdicts, texts and times to come; see `Simulation.redraw`.
+
+        Args:
+            state: arrays of all lanes.
+            lane: number of the lane.
+            key: seeds the other world, 0 to 2**63 - 1.
+        """
         pipesd_hidden.redraw(self.params, state, lane, self.world(key), np.random.default_rng(key))
 
     def settings(self) -> dict[str, Any]:

@@ -57,7 +57,17 @@ def intervals(state: State, lane: int) -> NDArray[Any]:
 
 
 def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
-    """A line of the cloud, and one for each client."""
+    """A line of the cloud, and one for each client.
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane that is shown.
+
+    Returns:
+        Lines of text without a line feed at the end.
+    """
     episode, clients, links = state.lane[lane], state.client[lane], state.link[lane]
     now = episode["clock_s"]
     lines = [f"{now:9.3f} s   cloud {'busy' if episode['cloud_free_s'] > now else 'idle'}"]
@@ -77,7 +87,18 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
 def picture(
     scenario: Scenario, params: Params, state: State, lane: int, about: str = ""
 ) -> NDArray[np.uint8]:
-    """The last seconds of each edge, its uplink, and the cloud, with verdicts as lines: uint8 [420, 820, 3]; `about` goes above."""
+    """The last seconds of each edge, its uplink, and the cloud, with verdicts as lines: uint8 [420, 820, 3]; `about` goes above.
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane that is shown.
+        about: a line above the picture; none if it is empty.
+
+    Returns:
+        The picture, RGB, uint8 [height, width, 3].
+    """
     from matplotlib.patches import Patch
 
     episode = state.lane[lane]

@@ -60,7 +60,14 @@ NEW_EPISODE, NEW_CLIENT, FREE_LINK, NO_ESTIMATE = Episode.blank, Client.blank, U
 
 @kernel
 def reset(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """All clients begin to draft at time 0, and the first token of one of them is there."""
+    """All clients begin to draft at time 0, and the first token of one of them is there.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     state.lane[lane] = NEW_EPISODE[0]
     episode, config = state.lane[lane], params.config[0]
     for k in range(config.clients):
@@ -134,7 +141,17 @@ def _upload(state: State, params: Params, lane: int, k: int, measured: int) -> f
 
 @kernel(inline=True)
 def left(state: State, params: Params, lane: int, k: int) -> int:
-    """Tokens that a client has still to make; while it waits, if all that is at the cloud is accepted."""
+    """Tokens that a client has still to make; while it waits, if all that is at the cloud is accepted.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        k: number of the client.
+
+    Returns:
+        Number of tokens.
+    """
     client, config = state.client[lane, k], params.config[0]
     tokens = config.tokens - client.made
     if client.phase == WAITING:
@@ -144,7 +161,17 @@ def left(state: State, params: Params, lane: int, k: int) -> int:
 
 @kernel(inline=True)
 def must_ask(state: State, params: Params, lane: int, k: int) -> bool:
-    """Whether the draft of a client is as long as it may be, or may be all that is missing."""
+    """Whether the draft of a client is as long as it may be, or may be all that is missing.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        k: number of the client.
+
+    Returns:
+        True if nothing but asking for a verdict is allowed.
+    """
     client, config = state.client[lane, k], params.config[0]
     made = client.block + (1 if config.count == OUTPUT else 0)
     return client.block >= config.max_draft or made >= left(state, params, lane, k)
@@ -174,7 +201,15 @@ def _ask(state: State, params: Params, lane: int, k: int) -> None:
 
 @kernel(inline=True)
 def act(state: State, params: Params, lane: int, k: int, action: int) -> None:
-    """Do what was decided after a drafted token of a client: CONTINUE, UPLOAD or VERIFY."""
+    """Do what was decided after a drafted token of a client: CONTINUE, UPLOAD or VERIFY.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        k: number of the client.
+        action: CONTINUE, UPLOAD or VERIFY.
+    """
     client = state.client[lane, k]
     client.verdicts = 0
     if action == VERIFY and client.phase == WAITING:
@@ -301,7 +336,13 @@ def _measure(state: State, params: Params, lane: int, k: int) -> None:
 
 @kernel
 def advance(state: State, params: Params, lane: int) -> None:
-    """Run until a client has a token to decide on (`turn`), or all are done (`turn` is -1)."""
+    """Run until a client has a token to decide on (`turn`), or all are done (`turn` is -1).
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+    """
     episode, config = state.lane[lane], params.config[0]
     while True:
         first, event, time, working = -1, TOKEN, NEVER, 0

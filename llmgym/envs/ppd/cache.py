@@ -11,7 +11,14 @@ from llmgym.envs.ppd.state import Config, Conversation, State
 
 @kernel
 def put(state: State, lane: int, n: int, e: int) -> None:
-    """Put a cache entry that is not needed for now into the list of its node, as the most recently used one."""
+    """Put a cache entry that is not needed for now into the list of its node, as the most recently used one.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        n: number of the node.
+        e: number of the cache entry, see `p_entry` and `d_entry`.
+    """
     node = state.node[lane, n]
     entry = state.cache[lane, e]
     entry.older, entry.newer, entry.listed = node.newest, -1, 1
@@ -26,6 +33,12 @@ def put(state: State, lane: int, n: int, e: int) -> None:
 @kernel
 def take(state: State, lane: int, n: int, e: int) -> int:
     """Take a cache entry out of the list of its node, if it is there.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        n: number of the node.
+        e: number of the cache entry, see `p_entry` and `d_entry`.
 
     Returns:
         Tokens that the entry holds; 0 if it was not in the list.

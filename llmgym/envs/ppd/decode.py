@@ -23,7 +23,14 @@ MEAN_STEP_WEIGHT = 0.1
 
 @kernel
 def arrive_at_d(state: State, params: Params, lane: int, c: int) -> None:
-    """A request is visible to the scheduler of its D, which starts if it was idle."""
+    """A request is visible to the scheduler of its D, which starts if it was idle.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        c: number of the conversation whose request it is.
+    """
     conversation = state.conversation[lane, c]
     conversation.stage = D_WAIT
     join_line(state, lane, conversation.d, c)
@@ -64,7 +71,14 @@ def _preempt(state: State, lane: int, n: int) -> None:
 
 @kernel
 def begin_step(state: State, params: Params, lane: int, n: int) -> None:
-    """D puts its next batch together and runs it; with nothing to run it is idle."""
+    """D puts its next batch together and runs it; with nothing to run it is idle.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        n: number of the D node.
+    """
     config = params.config[0]
     episode = state.lane[lane]
     node = state.node[lane, n]
@@ -133,7 +147,14 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
 
 @kernel
 def end_step(state: State, params: Params, lane: int, n: int) -> None:
-    """A step of D ends: who decodes has a token more, who has finished prefilling or receiving has the first one."""
+    """A step of D ends: who decodes has a token more, who has finished prefilling or receiving has the first one.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        n: number of the D node.
+    """
     config = params.config[0]
     episode = state.lane[lane]
     node = state.node[lane, n]

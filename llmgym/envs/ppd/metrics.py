@@ -92,7 +92,14 @@ def earned(config: Config, episode: Episode) -> float:
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     _write_times(state, lane, out)
     episode = state.lane[lane]
     config = params.config[0]

@@ -17,7 +17,14 @@ from llmgym.envs.ppd.turns import fail
 
 @kernel
 def arrive_at_p(state: State, params: Params, lane: int, c: int) -> None:
-    """A request comes to its P node, which starts if it was idle."""
+    """A request comes to its P node, which starts if it was idle.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        c: number of the conversation whose request it is.
+    """
     config = params.config[0]
     conversation = state.conversation[lane, c]
     node = state.node[lane, conversation.p]
@@ -93,7 +100,14 @@ def finish_prompt(state: State, params: Params, lane: int, n: int) -> None:
 
 @kernel
 def unblock(state: State, params: Params, lane: int, d: int) -> None:
-    """The buffer of a D node has changed: P nodes that wait for room in it try again."""
+    """The buffer of a D node has changed: P nodes that wait for room in it try again.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        d: number of the D node.
+    """
     config = params.config[0]
     for n in range(config.ps):
         node = state.node[lane, n]

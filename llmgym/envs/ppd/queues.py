@@ -6,7 +6,13 @@ from llmgym.envs.ppd.state import State
 
 @kernel
 def push(state: State, lane: int, c: int) -> None:
-    """Put a conversation with a time, `at_s`, onto the heap; ties go by number."""
+    """Put a conversation with a time, `at_s`, onto the heap; ties go by number.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        c: number of the conversation; its `at_s` is set.
+    """
     episode = state.lane[lane]
     heap, conversations = state.heap[lane], state.conversation[lane]
     i = episode.size
@@ -52,7 +58,14 @@ def pop(state: State, lane: int) -> int:
 
 @kernel
 def join_line(state: State, lane: int, n: int, c: int) -> None:
-    """Put a conversation at the end of a node's line."""
+    """Put a conversation at the end of a node's line.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        n: number of the node.
+        c: number of the conversation.
+    """
     node = state.node[lane, n]
     state.conversation[lane, c].next = -1
     if node.head < 0:

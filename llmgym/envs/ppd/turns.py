@@ -26,6 +26,9 @@ def decayed(total: float, at_s: float, clock_s: float, window_s: float) -> float
         at_s: time of the count, seconds.
         clock_s: time now, seconds.
         window_s: time constant of forgetting, seconds.
+
+    Returns:
+        The count at `clock_s`.
     """
     return total * math.exp((at_s - clock_s) / window_s)
 
@@ -39,6 +42,9 @@ def recent_rps(total: float, at_s: float, clock_s: float, window_s: float) -> fl
         at_s: time of the count, seconds.
         clock_s: time now, seconds.
         window_s: time constant of forgetting, seconds.
+
+    Returns:
+        Events a second.
     """
     seen = 1.0 - math.exp(-max(clock_s, 1.0) / window_s)
     return decayed(total, at_s, clock_s, window_s) / (window_s * seen)
@@ -54,7 +60,14 @@ def rate_rps(config: Config, episode: Episode) -> float:
 
 @kernel
 def refer(state: State, params: Params, lane: int, c: int) -> None:
-    """Note what the reward compares a turn with: the table where it has an answer, else the way over P in an empty cluster."""
+    """Note what the reward compares a turn with: the table where it has an answer, else the way over P in an empty cluster.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        c: number of the conversation; `ttft_ref_s` and `tpot_ref_s` (seconds) are written.
+    """
     config = params.config[0]
     conversation = state.conversation[lane, c]
     context, turn_type = cell_of(conversation.context, conversation.prompt, conversation.output)
@@ -78,7 +91,13 @@ def refer(state: State, params: Params, lane: int, c: int) -> None:
 
 @kernel
 def fail(state: State, lane: int, c: int) -> None:
-    """A request has timed out, which ends its conversation."""
+    """A request has timed out, which ends its conversation.
+
+    Args:
+        state: arrays of all lanes.
+        lane: number of the lane.
+        c: number of the conversation.
+    """
     episode = state.lane[lane]
     conversation = state.conversation[lane, c]
     conversation.stage = FAILED
@@ -90,7 +109,14 @@ def fail(state: State, lane: int, c: int) -> None:
 
 @kernel
 def complete(state: State, params: Params, lane: int, c: int) -> None:
-    """A request completes: note its times, and what the reward makes of them."""
+    """A request completes: note its times, and what the reward makes of them.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        c: number of the conversation.
+    """
     config = params.config[0]
     episode = state.lane[lane]
     conversation = state.conversation[lane, c]
@@ -142,7 +168,14 @@ def pause_s(key: np.uint64, config: Config, c: int, turn: int) -> float:
 
 @kernel
 def think(state: State, params: Params, lane: int, c: int) -> None:
-    """The user reads the answer; then the next turn comes."""
+    """The user reads the answer; then the next turn comes.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        c: number of the conversation.
+    """
     config = params.config[0]
     episode = state.lane[lane]
     conversation = state.conversation[lane, c]

@@ -22,7 +22,14 @@ EMPTY, EMPTY_NODE, EMPTY_CONVERSATION, EMPTY_ENTRY = (
 
 @kernel
 def begin_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw conversations and their turns; every node is idle and empty, and nobody has come yet."""
+    """Draw conversations and their turns; every node is idle and empty, and nobody has come yet.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     config = params.config[0]
     state.lane[lane] = EMPTY[0]
     state.lane[lane].key = key

@@ -181,7 +181,13 @@ class AFDRatio(Simulation):
     )
 
     def redraw(self, state: State, lane: int, key: int) -> None:
-        """Other laws from the coming epoch on, other requests, and another rest of those in the slots; see `Simulation.redraw`."""
+        """Other laws from the coming epoch on, other requests, and another rest of those in the slots; see `Simulation.redraw`.
+
+        Args:
+            state: arrays of all lanes.
+            lane: number of the lane.
+            key: seeds the other world, 0 to 2**63 - 1.
+        """
         episode, law = state.lane[lane], state.law[lane]
         rng = np.random.default_rng(key)
         chance = float(self.params.config["switch_chance"][0])

@@ -28,7 +28,14 @@ EMPTY = Episode.blank
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw when the law of requests changes, and the coefficients; no instance runs yet."""
+    """Draw when the law of requests changes, and the coefficients; no instance runs yet.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     state.lane[lane] = EMPTY[0]
     episode = state.lane[lane]
     config = params.config[0]
@@ -64,7 +71,17 @@ def _fill_window(state: State, params: Params, lane: int, law: int, epoch: int, 
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Set the ratio and let one epoch pass."""
+    """Set the ratio and let one epoch pass.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [1], index of the ratio in `params.ratios`, or 0, 1, 2 for one place down, stay, one place up.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     law = state.law[lane, episode.epoch]
@@ -119,7 +136,15 @@ def _upto(value: float, most: float) -> float:
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     x, y = episode.workers, episode.ffn
@@ -153,7 +178,14 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write which actions are allowed: every ratio, or the steps that stay on the grid."""
+    """Write which actions are allowed: every ratio, or the steps that stay on the grid.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [actions], written: 1 for what is allowed, 0 for the rest.
+    """
     episode = state.lane[lane]
     for i in range(out.shape[0]):
         out[i] = 1
@@ -164,7 +196,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     epochs, cycles, elapsed = float(episode.epoch), float(episode.cycle), episode.cycle_time

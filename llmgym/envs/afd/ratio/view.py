@@ -60,6 +60,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: of all lanes.
         state: of all lanes.
         lane: which one.
+
+    Returns:
+        Lines of text without a line feed at the end.
     """
     episode = state.lane[lane]
     times, comm, ffn, longest = step_times(scenario, params, state, lane)
@@ -86,6 +89,9 @@ def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDAr
         params: of all lanes.
         state: of all lanes.
         lane: which one.
+
+    Returns:
+        The picture, RGB, uint8 [height, width, 3].
     """
     episode = state.lane[lane]
     times, comm, ffn, longest = step_times(scenario, params, state, lane)

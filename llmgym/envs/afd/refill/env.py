@@ -157,7 +157,13 @@ class AFDRefill(Simulation):
     )
 
     def redraw(self, state: State, lane: int, key: int) -> None:
-        """Other requests to come, and other steps of those that wait or run; predictions stay. See `Simulation.redraw`."""
+        """Other requests to come, and other steps of those that wait or run; predictions stay. See `Simulation.redraw`.
+
+        Args:
+            state: arrays of all lanes.
+            lane: number of the lane.
+            key: seeds the other world, 0 to 2**63 - 1.
+        """
         episode, waiting = state.lane[lane], state.waiting[lane]
         rng = np.random.default_rng(key)
         steps = np.sort(self.law.steps)

@@ -36,7 +36,14 @@ EMPTY = Episode.blank
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Fill the slots and the window of waiting requests, and run until a slot is free; the episode begins there."""
+    """Fill the slots and the window of waiting requests, and run until a slot is free; the episode begins there.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     state.lane[lane] = EMPTY[0]
     episode = state.lane[lane]
     config = params.config[0]
@@ -252,7 +259,17 @@ def _cycle(state: State, params: Params, lane: int) -> float:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Place one request, or all; when no slot is free any more, run cycles until one is."""
+    """Place one request, or all; when no slot is free any more, run cycles until one is.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64, [1] the waiting request for the next free slot, 0 the oldest, or [W] a score for each waiting request.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     start, reward = episode.clock, 0.0
@@ -284,7 +301,16 @@ def _within(value: float, low: float, high: float) -> float:
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation: after the record the loads and free slots of r instances, then W prompts, predictions and skips."""
+    """Write the observation: after the record the loads and free slots of r instances, then W prompts, predictions and skips.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [2 r + 3 W], written: loads and free slots of the instances, then prompts, predictions and skips of the
+            requests.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     r, window = config.workers, config.window
@@ -316,7 +342,14 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write which waiting requests may be placed: all, or only those that must not be skipped again."""
+    """Write which waiting requests may be placed: all, or only those that must not be skipped again.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [W], written: 1 for what is allowed, 0 for the rest; [0] where actions are scores.
+    """
     episode = state.lane[lane]
     free = out.shape[0]
     if free > 0 and _due(state, params, lane) >= episode.left:
@@ -327,7 +360,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     cycles = float(episode.cycle)

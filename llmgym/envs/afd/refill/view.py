@@ -24,6 +24,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: of all lanes.
         state: of all lanes.
         lane: which one.
+
+    Returns:
+        Lines of text without a line feed at the end.
     """
     episode = state.lane[lane]
     loads = state.table["load"][lane]
@@ -52,6 +55,9 @@ def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDAr
         params: of all lanes.
         state: of all lanes.
         lane: which one.
+
+    Returns:
+        The picture, RGB, uint8 [height, width, 3].
     """
     episode, config = state.lane[lane], params.config[0]
     times = config["alpha_attention"] * state.table["load"][lane] + config["beta_attention"]

@@ -290,6 +290,11 @@ class KVProvision(Simulation):
         """Other arrivals from the coming epoch on, and another rest of every output; see `Simulation.redraw`.
 
         A replica's last batch may end after its epoch; what completes with it counts as known.
+
+        Args:
+            state: arrays of all lanes.
+            lane: number of the lane.
+            key: seeds the other world, 0 to 2**63 - 1.
         """
         episode, requests = state.lane[lane], state.request[lane]
         rng = np.random.default_rng(key)

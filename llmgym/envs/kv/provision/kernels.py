@@ -43,7 +43,14 @@ NEW = Replica.blank
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw the requests of an episode; the first replicas are on and empty."""
+    """Draw the requests of an episode; the first replicas are on and empty.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     requests = state.request[lane]
@@ -70,7 +77,17 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Set the target and let one epoch pass."""
+    """Set the target and let one epoch pass.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [1], the target: replicas that shall serve.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     before = _cost(config, episode)
@@ -200,7 +217,15 @@ def _finish_starts(state: State, params: Params, lane: int, now_s: float) -> Non
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation; `rest` tells how many replicas serve after 1, 2, ... more epochs."""
+    """Write the observation; `rest` tells how many replicas serve after 1, 2, ... more epochs.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32, written: [k] is the share of the replicas that serve after k + 1 more epochs.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     replicas = float(config.replicas)
@@ -235,14 +260,28 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write which targets are allowed."""
+    """Write which targets are allowed.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [max_replicas + 1], written: 1 for targets that are allowed, 0 for the rest.
+    """
     for target in range(out.shape[0]):
         out[target] = 1 if target >= params.config[0].least else 0
 
 
 @kernel(allocates=True)
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far, in fluid mode the common ones; NaN where there is nothing to take one of."""
+    """Write the metrics of the episode so far, in fluid mode the common ones; NaN where there is nothing to take one of.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     duration = episode.epoch * config.epoch_s

@@ -110,6 +110,9 @@ def room(arrivals: Arrivals, expected: float, horizon_s: float) -> int:
         arrivals: of the requests.
         expected: mean number of them.
         horizon_s: length of the episode, s.
+
+    Returns:
+        Number of requests.
     """
     spread = 0.0
     if arrivals.process in ("on-off", "replay"):

@@ -19,6 +19,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: what all lanes share.
         state: arrays of all lanes.
         lane: which one.
+
+    Returns:
+        Lines of text without a line feed at the end.
     """
     episode = state.lane[lane]
     total = scenario.max_replicas

@@ -42,7 +42,14 @@ EMPTY, NEW, NOT_PLACED = Episode.blank, Request.blank, Span.blank
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw all requests; the first one arrives at time 0, and its first stage is to be placed."""
+    """Draw all requests; the first one arrives at time 0, and its first stage is to be placed.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     state.lane[lane] = EMPTY[0]
     episode, config = state.lane[lane], params.config[0]
     episode.key = key
@@ -188,7 +195,17 @@ def _go_on(state: State, params: Params, lane: int) -> tuple[float, bool]:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Place a stage, or wait; time goes on to the next stage that is ready."""
+    """Place a stage, or wait; time goes on to the next stage that is ready.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [1], TO_GPU, TO_FPGA or WAIT.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode, config = state.lane[lane], params.config[0]
     decision, penalty = int(action[0]), 0.0
     start_s, before_j = episode.clock_s, episode.energy_j
@@ -253,7 +270,15 @@ def _observe_no_stage(out: Observation) -> None:
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode, config = state.lane[lane], params.config[0]
     request = state.request[lane, episode.current]
     observe_request(params.cells[request.cell], out)
@@ -285,7 +310,14 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write what is allowed: the GPU always, the FPGA where the index fits, waiting while there is something to wait for."""
+    """Write what is allowed: the GPU always, the FPGA where the index fits, waiting while there is something to wait for.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [2], or [3] where waiting is an action, written: 1 for what is allowed, 0 for the rest.
+    """
     out[TO_GPU] = 1
     out[TO_FPGA] = 1 if _may_offload(state, params, lane) else 0
     if params.config[0].wait != 0:
@@ -300,7 +332,14 @@ def _share(busy_s: float, clock_s: float) -> float:
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode, config = state.lane[lane], params.config[0]
     done, latency_s, slowdown = 0, 0.0, 0.0
     latencies = state.scratch[lane]

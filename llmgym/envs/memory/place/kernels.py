@@ -34,7 +34,14 @@ EMPTY = Episode.blank
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Begin an episode: nothing is placed yet, and the first request is there."""
+    """Begin an episode: nothing is placed yet, and the first request is there.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     state.lane[lane] = EMPTY[0]
     state.lane[lane].key = key
     for k in range(params.config[0].requests):
@@ -74,7 +81,17 @@ def _cost(state: State, params: Params, lane: int, placement: int) -> tuple[floa
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Place the request; the next one comes."""
+    """Place the request; the next one comes.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [1], number of the placement; one that is not allowed runs on the GPU alone.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     cell = params.cells[episode.cell]
@@ -118,7 +135,15 @@ def step_lane(
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode = state.lane[lane]
     cell = params.cells[episode.cell]
     observe_request(cell, out)
@@ -148,7 +173,14 @@ def _scaled_bytes(value: float) -> float:
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write which placements are allowed: those that put on the FPGA nothing that is empty or does not fit."""
+    """Write which placements are allowed: those that put on the FPGA nothing that is empty or does not fit.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [17], written: 1 for placements that are allowed, 0 for the rest.
+    """
     cell = params.cells[state.lane[lane].cell]
     for placement in range(PLACEMENTS):
         out[placement] = 1 if allowed(cell, placement) else 0
@@ -156,7 +188,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode = state.lane[lane]
     count = float(episode.request)
     out.speedup_geomean = math.exp(ratio(episode.log_speedup, count))

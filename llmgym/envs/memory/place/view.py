@@ -34,6 +34,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: what all lanes share.
         state: arrays of all lanes.
         lane: the lane that is told.
+
+    Returns:
+        Lines of text without a line feed at the end.
     """
     episode = state.lane[lane]
     cell = params.cells[episode["cell"]]

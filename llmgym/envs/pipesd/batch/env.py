@@ -91,7 +91,13 @@ class PipeSDBatch(Simulation):
         )
 
     def redraw(self, state: State, lane: int, key: int) -> None:
-        """Nothing: tokens come when they are said to come, and nothing else happens."""
+        """Nothing: tokens come when they are said to come, and nothing else happens.
+
+        Args:
+            state: not used.
+            lane: not used.
+            key: not used.
+        """
 
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode: minus T(B), in seconds or over that of the best plan, less penalties."""

@@ -152,7 +152,14 @@ def _between(key: np.uint64, draw: int, limits: NDArray[np.float64]) -> float:
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw a window; its first token is drafted."""
+    """Draw a window; its first token is drafted.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     state.lane[lane] = EMPTY[0]
     episode, config, ends = state.lane[lane], params.config[0], state.ends[lane]
     episode.tokens = integer(key, TOKENS, config.tokens[0], config.tokens[1])
@@ -169,7 +176,17 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Send what is unsent, or hold it; then the next token is drafted."""
+    """Send what is unsent, or hold it; then the next token is drafted.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [1], HOLD or SEND.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode, config = state.lane[lane], params.config[0]
     before, reached, penalty = episode.reached_s, max(episode.clock_s, episode.free_s), 0.0
     send = int(action[0]) == SEND
@@ -201,7 +218,15 @@ def step_lane(
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write what is seen after a token."""
+    """Write what is seen after a token.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode = state.lane[lane]
     unit = episode.alpha + episode.beta + episode.gamma
     unsent, busy = episode.drafted - episode.sent, max(episode.free_s - episode.clock_s, 0.0)
@@ -219,7 +244,14 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """After the last token everything must be sent."""
+    """After the last token everything must be sent.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [2], written: 1 for what is allowed of HOLD and SEND, 0 for the rest.
+    """
     episode = state.lane[lane]
     out[HOLD] = 0 if episode.drafted == episode.tokens else 1
     out[SEND] = 1
@@ -227,7 +259,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the episode's metrics."""
+    """Write the episode's metrics.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode = state.lane[lane]
     out.finish_s = episode.reached_s
     out.best_finish_s = episode.best_s

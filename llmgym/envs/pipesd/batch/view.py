@@ -38,7 +38,17 @@ def _speeds(state: State, lane: int) -> str:
 
 
 def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
-    """The window, what was sent, and the best plan, in three lines."""
+    """The window, what was sent, and the best plan, in three lines.
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane that is shown.
+
+    Returns:
+        Lines of text without a line feed at the end.
+    """
     episode = state.lane[lane]
     sizes, best = ([tokens for tokens, _, _ in spans] for spans in (_sent(state, lane), _best(state, lane)))
     return (
@@ -49,7 +59,17 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
 
 
 def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDArray[np.uint8]:
-    """Drafted tokens, batches sent, and the best plan, against time: uint8 [300, 760, 3]."""
+    """Drafted tokens, batches sent, and the best plan, against time: uint8 [300, 760, 3].
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane that is shown.
+
+    Returns:
+        The picture, RGB, uint8 [height, width, 3].
+    """
     episode = state.lane[lane]
     figure = blank(WIDTH, HEIGHT)
     axis = figure.add_axes((0.09, 0.17, 0.88, 0.68))

@@ -94,7 +94,17 @@ class Observation(Record):
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Do what was decided on the drafted token of the client whose turn it is, and run until the next one."""
+    """Do what was decided on the drafted token of the client whose turn it is, and run until the next one.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [1], CONTINUE, UPLOAD or VERIFY.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode, config = state.lane[lane], params.config[0]
     clock, waited, energy = episode.clock_s, episode.client_s, episode.energy_j
     chosen, penalty = int(action[0]), 0.0
@@ -144,7 +154,15 @@ def _busy_s(state: State, lane: int, k: int) -> float:
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write what the client sees whose turn it is, or the first where all are done."""
+    """Write what the client sees whose turn it is, or the first where all are done.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode, config = state.lane[lane], params.config[0]
     k = max(episode.turn, 0)
     client, estimate = state.client[lane, k], state.estimate[lane, k]
@@ -179,7 +197,14 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Only a verdict can be asked for where the draft is as long as it may be."""
+    """Only a verdict can be asked for where the draft is as long as it may be.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [3], written: 1 for what is allowed of CONTINUE, UPLOAD and VERIFY, 0 for the rest.
+    """
     turn = state.lane[lane].turn
     free = 1
     if turn >= 0 and must_ask(state, params, lane, turn):
@@ -190,7 +215,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 
 def measure(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the episode's metrics; no kernel yet, as each record of metrics needs one of its own."""
+    """Write the episode's metrics; no kernel yet, as each record of metrics needs one of its own.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode, config, clock = state.lane[lane], params.config[0], state.lane[lane].clock_s
     tpt, output, accepted, judged, verdicts, rollbacks = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     promoted, dropped, wasted, uploads, queued, busy, plans = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0

@@ -49,7 +49,17 @@ class Metrics(pipesd_state.Metrics):
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Run PipeSD's rule with these thresholds until the clients have made so many tokens."""
+    """Run PipeSD's rule with these thresholds until the clients have made so many tokens.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        action: float64 [2], thresholds R_1 of the product of confidences and R_2 of a confidence, 0 to 1.
+
+    Returns:
+        Reward, whether the episode is over, whether it is cut, and the time that passed, seconds.
+    """
     episode, config = state.lane[lane], params.config[0]
     clock, made, verdicts, judged, accepted = episode.clock_s, 0, 0, 0, 0
     for k in range(config.clients):
@@ -99,7 +109,15 @@ def step_lane(
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write what is seen after a step."""
+    """Write what is seen after a step.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode, config, estimate = state.lane[lane], params.config[0], state.estimate[lane, 0]
     out.tpt = min(episode.step_tpt_s / SPEED_S, MOST)
     out.acceptance = episode.step_acceptance
@@ -118,7 +136,14 @@ world_metrics = kernel(measure)
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the episode's metrics."""
+    """Write the episode's metrics.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the metrics, written.
+    """
     episode = state.lane[lane]
     world_metrics(state, params, lane, out)
     out.step_tpt_mean_ms = ratio(1000.0 * episode.tpt_sum_s, episode.steps)

@@ -20,10 +20,30 @@ def _about(params: Params, state: State, lane: int) -> str:
 
 
 def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
-    """A line of the thresholds, one of the cloud, and one for each client."""
+    """A line of the thresholds, one of the cloud, and one for each client.
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane that is shown.
+
+    Returns:
+        Lines of text without a line feed at the end.
+    """
     return f"{_about(params, state, lane)}\n{view.text(scenario, params, state, lane)}"
 
 
 def picture(scenario: Scenario, params: Params, state: State, lane: int) -> NDArray[np.uint8]:
-    """The last seconds of each edge, its uplink, and the cloud, with the thresholds above: uint8 [420, 820, 3]."""
+    """The last seconds of each edge, its uplink, and the cloud, with the thresholds above: uint8 [420, 820, 3].
+
+    Args:
+        scenario: the settings.
+        params: shared by all lanes.
+        state: arrays of all lanes.
+        lane: number of the lane that is shown.
+
+    Returns:
+        The picture, RGB, uint8 [height, width, 3].
+    """
     return view.picture(scenario, params, state, lane, _about(params, state, lane))

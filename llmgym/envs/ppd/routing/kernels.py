@@ -87,7 +87,14 @@ class Observation(Record):
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw an episode and let it run until the first later turn."""
+    """Draw an episode and let it run until the first later turn.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     begin_world(state, params, lane, key)
     advance(state, params, lane, params.config[0].limit_s, -1)
 
@@ -138,7 +145,15 @@ def _log(tokens: float, config: Config) -> float:
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     out.rate = min(rate_rps(config, episode) / RATE_SCALE_RPS, MOST)
@@ -227,7 +242,14 @@ def _observe_d(state: State, params: Params, lane: int, out: Observation) -> Non
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Allow both routes on D; pD and R always prefill themselves."""
+    """Allow both routes on D; pD and R always prefill themselves.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: int8 [2], written: 1 for what is allowed of REMOTE and LOCAL, 0 for the rest.
+    """
     current = state.lane[lane].current
     out[LOCAL] = 1
     out[REMOTE] = 1 if current < 0 or params.role[state.conversation[lane, current].d] == D else 0

@@ -70,7 +70,14 @@ class Observation(Record):
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw an episode; nobody has come yet."""
+    """Draw an episode; nobody has come yet.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        key: seeds everything that is drawn in the episode, uint64.
+    """
     begin_world(state, params, lane, key)
     state.lane[lane].weight = FIRST_WEIGHT
 
@@ -120,7 +127,15 @@ def step_lane(
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: shared by all lanes.
+        lane: number of the lane.
+        out: the record of the observation, written.
+        rest: float32 [0], not used: the record is the whole observation.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     done = episode.later_done - episode.before_done
