@@ -240,8 +240,8 @@ def search(
 
     Raises:
         UnknownName: no such solver.
-        InvalidArgument: a demand that is negative, GPUs that no equal replicas fill, counts that are not those of `current`'s
-            shapes, or a `stall` below 1.
+        InvalidArgument: a demand that is negative, GPUs that no equal replicas fill, a `current` that is not a number >= 0 for
+            each shape, or a `stall` below 1.
     """
     choice("solver", solver, _SOLVERS)
     whole("stall", stall)

@@ -114,7 +114,7 @@ def finite_load(batch: int, mean_prompt: float, mean_decode: float, requests: in
         requests: N, requests that finish.
 
     Returns:
-        Tokens of a microbatch of one instance.
+        Tokens of an instance.
 
     Raises:
         InvalidArgument: a number out of range.

@@ -83,7 +83,7 @@ Mix = tuple[tuple[str, float], ...]
 
 
 def evenly(names: Iterable[str]) -> Mix:
-    """These workloads with equal weights."""
+    """The named workloads, each with a weight of 1."""
     return tuple((name, 1.0) for name in names)
 
 

@@ -27,7 +27,7 @@ _MOST_REQUESTS = 2**26
 _DEVIATIONS = 6.0
 """Deviations of the number of arrivals that there is room for: more come once in a thousand million episodes."""
 _NOISE_DEVIATIONS = 3.0
-"""The same of the logarithm of the rate."""
+"""Standard deviations of the logarithm of the rate that there is room for."""
 _SPARE = 64
 
 

@@ -78,11 +78,6 @@ class Bandwidth:
             return 1
         return len(self.levels_mbps) if self.kind == TRACE else SECONDS
 
-    @property
-    def typical_mbps(self) -> float:
-        """Median of the law, Mbit/s."""
-        return math.exp(self.mu) if self.kind == WALK else float(np.median(self.levels_mbps))
-
 
 def constant(mbps: float) -> Bandwidth:
     """A bandwidth that is always the same, Mbit/s. Raises `InvalidArgument` unless it is above zero."""

@@ -29,7 +29,7 @@ TYPES = (
 )
 RATES_RPS = (0.5, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0, 20.0)
 FIRST_TURN = {"small": (128, 128), "large": (1024, 1024)}
-"""New tokens and answer of the first turn in the runs that fill the table."""
+"""New tokens and answer of the first turn in the runs that fill the table, by size of the context."""
 SECOND_TURN = {
     "tiny": (16, 32),
     "short_gen": (32, 256),
@@ -41,12 +41,12 @@ SECOND_TURN = {
     "big_paste": (512, 64),
     "huge_paste": (1024, 32),
 }
-"""The same of the second turn."""
+"""New tokens and answer of the second turn in the runs that fill the table, by type of turn."""
 
 
 @kernel(inline=True)
 def _place(tokens: int, bounds: tuple[int, ...]) -> int:
-    """How many of these bounds are below a number of tokens."""
+    """How many of the bounds are below a number of tokens."""
     count = 0
     for bound in bounds:
         count += tokens > bound

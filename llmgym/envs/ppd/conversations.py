@@ -186,7 +186,7 @@ def given_as(argument: str, value: Any) -> Conversations:
 
 
 def without_turns_beyond(conversations: Conversations, most: int) -> Conversations:
-    """The same conversations, none with more than `most` turns: those that would have more end there."""
+    """Conversations cut to at most `most` turns: those that would have more end there."""
     weights = conversations.turns
     if len(weights) <= most:
         return conversations

@@ -7,7 +7,8 @@ from llmgym.profiles.cost import prefill_attention_s, step_time_s
 CROWD = 50
 """`interference="paper"` applies from so many decoding sequences on, where the paper's micro-benchmark begins to show."""
 FULL_FACTOR, APPEND_FACTOR = 1.48, 1.02
-"""Its decode slow-down by one 1024-token prefill at batch 200: a full one, one that appends."""
+"""By how much one 1024-token prefill lengthens a decode step at batch 200 in the paper's micro-benchmark: a full prefill, one that
+appends."""
 
 
 @kernel

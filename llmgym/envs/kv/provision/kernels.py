@@ -224,7 +224,7 @@ def observe_lane(
         params: shared by all lanes.
         lane: number of the lane.
         out: the record of the observation, written.
-        rest: float32, written: [k] is the share of the replicas that serve after k + 1 more epochs.
+        rest: float32 [start-up epochs, 1 or more], written: [k] is the share of the replicas that serve after k + 1 more epochs.
     """
     episode = state.lane[lane]
     config = params.config[0]
