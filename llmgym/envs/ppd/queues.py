@@ -11,7 +11,7 @@ def push(state: State, lane: int, c: int) -> None:
     Args:
         state: arrays of all lanes.
         lane: number of the lane.
-        c: number of the conversation; its `at_s` is set.
+        c: number of the conversation, whose `at_s` (seconds) is already set.
     """
     episode = state.lane[lane]
     heap, conversations = state.heap[lane], state.conversation[lane]
