@@ -69,7 +69,13 @@ def decide(
 
 @kernel
 def copy_lane(source: State, target: State, lane: int) -> None:
-    """Write a lane into the only lane of other arrays."""
+    """Write a lane into the only lane of other arrays.
+
+    Args:
+        source: arrays of all lanes.
+        target: arrays of one lane, written.
+        lane: the lane of `source` that is copied.
+    """
     target.lane[0] = source.lane[lane]
     for n in range(source.batch.shape[1]):
         target.batch[0, n] = source.batch[lane, n]
@@ -84,6 +90,9 @@ def play_on(state: State, params: Params, prices: NDArray[np.float64], action: N
         params: what all lanes share.
         prices: loss, time, pace and skip of the rule, float64 [4].
         action: the first action, float64 [1]; written to.
+
+    Returns:
+        Sum of the rewards.
     """
     total, ended = 0.0, False
     while not ended:
@@ -112,6 +121,9 @@ def best_action(
         prices: of the rule that plays on, each a row of loss, time, pace and skip, float64 [rules, 4].
         copied: arrays of one lane, written to.
         scratch: float64 [1], written to.
+
+    Returns:
+        The number of the action, as `step_lane` takes it.
     """
     episode = state.lane[lane]
     batch = state.batch[lane, episode.head]

@@ -138,7 +138,17 @@ def wanted(seen: Observation, params: Params, future: float) -> int:
 
 @kernel
 def group_pipeline(seen: Observation, params: Params, size: int, dataset: int) -> int:
-    """The pipeline of the least mean energy for the waiting students of one size and dataset; of equal ones, fine-tuning."""
+    """The pipeline of the least mean energy for the waiting students of one size and dataset; of equal ones, fine-tuning.
+
+    Args:
+        seen: the observation.
+        params: expected costs.
+        size: of the students, 0, 1 or 2 for 1B, 7B and 13B.
+        dataset: of the students, 0, 1 or 2 for tulu, math and code.
+
+    Returns:
+        `SFT`, `KD` or `SYNTHETIC`.
+    """
     best, pipeline = student_cost(params, SFT, size, 0, 1)[1], SFT
     cell = 3 * size + dataset
     for kind in range(2):
@@ -171,7 +181,16 @@ def _mean_from(seen: Observation, start: int, hours: float) -> float:
 
 @kernel
 def cleanest_start(seen: Observation, hours: float, spare_h: float) -> int:
-    """In how many hours, up to a day and the time to spare, a stage would begin for the least mean intensity."""
+    """In how many hours, up to a day and the time to spare, a stage would begin for the least mean intensity.
+
+    Args:
+        seen: the observation, with the forecast.
+        hours: that the stage takes.
+        spare_h: hours by which it can begin later; 0 or less: none.
+
+    Returns:
+        Whole hours from now, 0 to 23; of equal ones the first.
+    """
     best, start = math.inf, 0
     for k in range(min(FORECAST_H, int(max(spare_h, 0.0)) + 1)):
         mean = _mean_from(seen, k, hours)
@@ -243,6 +262,9 @@ def choose(row: NDArray[np.float32], width: int, params: Params, options: Option
         width: numbers of it before the candidates.
         params: expected costs.
         options: the rule.
+
+    Returns:
+        Row of a candidate; the last one waits.
     """
     seen, rest = _seen(row), row[width:]
     config = params.config[0]

@@ -98,7 +98,16 @@ class Planner:
         return -1 if pipeline == SFT else 2 * order.dataset + (pipeline == SYNTHETIC)
 
     def training(self, pipeline: int, order: Order, cap: int = 0) -> tuple[float, float]:
-        """Time (h) and energy (kWh) of an order's job, without preparing data."""
+        """Time (h) and energy (kWh) of an order's job, without preparing data.
+
+        Args:
+            pipeline: `SFT`, `KD` or `SYNTHETIC`.
+            order: the order.
+            cap: index of the power cap; 0: none.
+
+        Returns:
+            Hours and kWh.
+        """
         train_h = float(self.costs.train_h[pipeline, order.size, cap])
         evaluate_h = float(self.costs.evaluate_h[order.size, cap])
         watt_h = train_h * float(self.costs.train_w[pipeline, order.size, cap])

@@ -70,6 +70,12 @@ def dus(env: Any, name: str = "dus", base: int = 2, skip: int = 1) -> Policy:
         name: of the policy.
         base: what the stride is divided by from call to call.
         skip: the first stride is block // base**skip.
+
+    Returns:
+        The policy.
+
+    Raises:
+        InvalidArgument: the environment is no Unmask, or a number is out of range.
     """
     return LevelsPolicy(env, name, dus_levels(_block(env, name), base, skip))
 

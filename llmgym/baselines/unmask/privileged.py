@@ -162,7 +162,20 @@ class MutualInformationPolicy(SetPolicy):
 
 
 def mi_greedy(env: Any, name: str = "mi-greedy", nats: float = 0.1, priced: bool = False) -> Policy:
-    """`mi-greedy`, `mi-price`; see `MutualInformationPolicy`."""
+    """`mi-greedy`, `mi-price`; see `MutualInformationPolicy`.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        nats: what the positions of a call may tell of each other; with `priced` for lambda 1.
+        priced: the budget is divided by lambda.
+
+    Returns:
+        The policy.
+
+    Raises:
+        InvalidArgument: the environment is no Unmask, or `nats` is below 0.
+    """
     return MutualInformationPolicy(env, name, nats, priced)
 
 

@@ -110,6 +110,12 @@ def loss_of_kernel(variant: str, head_dim: int, slope: float) -> float:
         variant: a kernel.
         head_dim: entries of a head.
         slope: nat per unit of relative error.
+
+    Returns:
+        Nat; 0 for softmax.
+
+    Raises:
+        InvalidArgument: SLAY without three whole numbers.
     """
     budget = budget_of(variant)
     if budget is not None:
@@ -184,6 +190,9 @@ def measured_columns(source: str, variant: str, layer: str) -> tuple[Floats, Flo
         variant: a kernel of it.
         layer: one of `LAYERS`.
 
+    Returns:
+        Three arrays, float64 [lengths], by rising length.
+
     Raises:
         UnknownName: no such kernel set, or no such kernel in it.
     """
@@ -200,6 +209,9 @@ def tables(source: str, layer: str, menu: Sequence[str], slope: float, rest: boo
         menu: kernels of it.
         slope: nat per unit of relative error, for the loss of SLAY's budgets.
         rest: whether what a layer of Llama-3.1-8B does beside attention counts.
+
+    Returns:
+        Costs of the kernels, in the order of the menu.
 
     Raises:
         UnknownName: no such kernel set, or no such kernel in it.
@@ -288,7 +300,18 @@ def attention_us(tables: Tables, k: int, length: float, requests: int, parts: in
 
 @kernel
 def attention_bytes(tables: Tables, k: int, length: float, requests: int, parts: int) -> float:
-    """Memory of the largest of the calls, bytes. Arguments as those of `attention_us`."""
+    """Memory of one attention layer: that of the largest of its calls.
+
+    Args:
+        tables: the menu.
+        k: index of the kernel.
+        length: of each sequence, tokens.
+        requests: sequences.
+        parts: calls that they are divided among, one after the other, as evenly as can be; at most `requests`.
+
+    Returns:
+        Bytes.
+    """
     most = (requests + parts - 1) // parts
     if tables.kernels[k].linear != 0:
         return math.exp(_between(tables.log_bytes[k], length * most))

@@ -65,7 +65,16 @@ def signed(x: float) -> float:
 
 @kernel(inline=True)
 def length_of(quantiles: NDArray[np.float64], longest: int, u: float) -> int:
-    """The length of prompts at a probability, whole tokens."""
+    """The length of prompts at a probability, whole tokens.
+
+    Args:
+        quantiles: lengths of prompts at evenly spaced probabilities, tokens, float64 [knots].
+        longest: longer prompts are cut to this length, tokens.
+        u: the probability, 0 to 1.
+
+    Returns:
+        Tokens, 1 to `longest`.
+    """
     at = u * (quantiles.shape[0] - 1)
     i = min(int(at), quantiles.shape[0] - 2)
     length = quantiles[i] + (at - i) * (quantiles[i + 1] - quantiles[i])
@@ -142,7 +151,14 @@ def weigh(state: State, lane: int) -> float:
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw all batches; the first one arrives at time 0 and is decided on."""
+    """Draw all batches; the first one arrives at time 0 and is decided on.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that begins anew.
+        key: seeds everything that is drawn in the episode.
+    """
     state.lane[lane] = EMPTY[0]
     state.lane[lane].key = key
     draw_batches(state, params, lane, 0, 0.0, -1)
@@ -165,7 +181,16 @@ def _go_on(state: State, params: Params, lane: int) -> None:
 
 @kernel(inline=True)
 def next_waiting(state: State, params: Params, lane: int) -> int:
-    """The number of the next waiting batch of the window behind the head; -1 if there is none."""
+    """The next waiting batch of the window behind the head, the one that is decided on.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        The number of the batch in the order of arrival, or -1.
+    """
     episode = state.lane[lane]
     if episode.position + 1 >= params.config[0].window:
         return -1
@@ -177,7 +202,16 @@ def next_waiting(state: State, params: Params, lane: int) -> int:
 
 @kernel
 def allowed(params: Params, batch: Batch, action: int) -> bool:
-    """Whether an action can serve a batch: parts, memory, and that its time was measured."""
+    """Whether an action can serve a batch: parts, memory, and that its time was measured.
+
+    Args:
+        params: what all lanes share.
+        batch: the batch.
+        action: kernel x splits + split, below kernels x splits.
+
+    Returns:
+        True where it can.
+    """
     config, splits = params.config[0], params.splits
     k, parts = action // splits.shape[0], splits[action % splits.shape[0]]
     if parts > batch.requests or batch.length > params.tables.kernels[k].longest:
@@ -249,7 +283,17 @@ def overspent(episode: Episode, budget: float) -> float:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Serve the head, or look at the next waiting batch; after a batch, time goes on to its end or to the next arrival."""
+    """Serve the head, or look at the next waiting batch; after a batch, time goes on to its end or to the next arrival.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that decides.
+        action: float64 [1]: kernel x splits + split; the number after the last of these defers the head.
+
+    Returns:
+        Reward, whether the episode has ended, False, as none is cut, and the seconds that have passed.
+    """
     episode, config = state.lane[lane], params.config[0]
     decision, penalty, before_s = int(action[0]), 0.0, episode.clock_s
     serving = params.tables.kernels.shape[0] * params.splits.shape[0]
@@ -337,7 +381,15 @@ def _observe_actions(state: State, params: Params, lane: int, rest: NDArray[np.f
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is shown.
+        out: the fields of the observation before the rows, written.
+        rest: rows of the waiting batches (WAITING_ROW), then of the actions (ROW), written, float32 [window * 8 + actions * 8].
+    """
     episode, config = state.lane[lane], params.config[0]
     width = config.window * len(WAITING_ROW)
     _observe_queue(state, params, lane, out, rest[:width])
@@ -362,7 +414,14 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write what is allowed: kernels whose time was measured and whose memory there is, and deferring while another waits."""
+    """Write what is allowed: kernels whose time was measured and whose memory there is, and deferring while another waits.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that decides.
+        out: 1 for each allowed action, else 0, written, int8 [actions].
+    """
     serving = params.tables.kernels.shape[0] * params.splits.shape[0]
     if state.lane[lane].done == params.config[0].batches:
         out[:] = 0
@@ -376,7 +435,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes; `scratch` is written to.
+        params: what all lanes share.
+        lane: the lane that is measured.
+        out: the metrics, written.
+    """
     episode, config = state.lane[lane], params.config[0]
     latencies, done = state.scratch[lane], 0
     for n in range(config.batches):

@@ -52,6 +52,9 @@ def quadrature_error(nodes: int, epsilon: float, reach: float = 0.9, points: int
         epsilon: of the kernel.
         reach: cosines go from minus to plus this value.
         points: so many cosines.
+
+    Returns:
+        Mean of |quadrature - kernel| / kernel.
     """
     x = np.linspace(-reach, reach, points)
     exact = yat_kernel(x, epsilon)
@@ -59,7 +62,16 @@ def quadrature_error(nodes: int, epsilon: float, reach: float = 0.9, points: int
 
 
 def linear_flop(budget: Budget, head_dim: int, chunk: int = CHUNK) -> float:
-    """FLOP of SLAY per token and head: features, sums read and written, and the scores inside a chunk."""
+    """FLOP of SLAY per token and head: features, sums read and written, and the scores inside a chunk.
+
+    Args:
+        budget: of SLAY.
+        head_dim: d, also of the values.
+        chunk: tokens of a chunk.
+
+    Returns:
+        FLOP.
+    """
     d, m = head_dim, budget.size
     features = 4.0 * (d * budget.anchors + budget.nodes * d * budget.features) + 4.0 * m
     sums = 4.0 * m * d + 2.0 * m
@@ -68,7 +80,16 @@ def linear_flop(budget: Budget, head_dim: int, chunk: int = CHUNK) -> float:
 
 
 def quadratic_flop(length: float, head_dim: int, causal: bool = True) -> float:
-    """FLOP of attention with a matrix, per token and head."""
+    """FLOP of attention with a matrix, per token and head.
+
+    Args:
+        length: of the sequence, tokens.
+        head_dim: d, also of the values.
+        causal: whether the matrix is only half computed.
+
+    Returns:
+        FLOP.
+    """
     return (2.0 if causal else 4.0) * head_dim * length
 
 
@@ -80,6 +101,9 @@ def break_even_tokens(budget: Budget, head_dim: int, causal: bool = True, chunk:
         head_dim: d, also of the values.
         causal: whether the matrix is only half computed.
         chunk: tokens of a chunk.
+
+    Returns:
+        Tokens, not rounded.
     """
     return linear_flop(budget, head_dim, chunk) / quadratic_flop(1.0, head_dim, causal)
 

@@ -82,6 +82,9 @@ def intensity_g(means: NDArray[np.float64], days: NDArray[np.float64], month: in
         days: logarithms of the factors of the days, float64 [days].
         month: 0 to 11; a programme stays in it.
         hour: whole hours since midnight of the first day.
+
+    Returns:
+        g CO2e/kWh.
     """
     return means[month, hour % 24] * math.exp(days[hour // 24])
 
@@ -98,6 +101,9 @@ def forecast_g(
         month: 0 to 11.
         hour: the present one, whole hours since midnight of the first day.
         ahead: hours from it.
+
+    Returns:
+        g CO2e/kWh.
     """
     later = hour + ahead
     passed = later // 24 - hour // 24

@@ -38,7 +38,16 @@ def artefact_of(pipeline: int, dataset: int) -> int:
 
 @kernel(inline=True)
 def free_gpu(state: State, params: Params, lane: int) -> int:
-    """The first GPU without a job, -1: none."""
+    """The first GPU without a job; -1 where all work.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Its index, or -1.
+    """
     for gpu in range(params.config[0].gpus):
         if state.running[lane, gpu] < 0:
             return gpu
@@ -47,7 +56,18 @@ def free_gpu(state: State, params: Params, lane: int) -> int:
 
 @kernel(inline=True)
 def student_cost(params: Params, pipeline: int, size: int, cap: int, prepared: int) -> tuple[float, float]:
-    """Expected time (h) and energy (kWh) of a student's job, artefact apart."""
+    """Expected time (h) and energy (kWh) of a student's job, artefact apart.
+
+    Args:
+        params: what all lanes share.
+        pipeline: one of `SFT` to `ONLINE`.
+        size: of the student, 0, 1 or 2 for 1B, 7B and 13B.
+        cap: index of the power cap; 0: none.
+        prepared: 0: the data of the dataset has to be prepared first; else it is there.
+
+    Returns:
+        Hours and kWh.
+    """
     config = params.config[0]
     train_h, evaluate_h = params.train_h[pipeline, size, cap], params.evaluate_h[size, cap]
     watt_h = train_h * params.train_w[pipeline, size, cap] + evaluate_h * params.evaluate_w[cap]
@@ -60,7 +80,17 @@ def student_cost(params: Params, pipeline: int, size: int, cap: int, prepared: i
 
 @kernel(inline=True)
 def artefact_cost(params: Params, artefact: int, cap: int, prepared: int) -> tuple[float, float]:
-    """Expected time (h) and energy (kWh) of the job that makes an artefact."""
+    """Expected time (h) and energy (kWh) of the job that makes an artefact.
+
+    Args:
+        params: what all lanes share.
+        artefact: 2 x dataset + `LOGITS` or `TEXT`.
+        cap: index of the power cap; 0: none.
+        prepared: 0: the data of the dataset has to be prepared first; else it is there.
+
+    Returns:
+        Hours and kWh.
+    """
     config = params.config[0]
     hours = params.make_h[artefact, cap]
     watt_h = hours * params.make_w[artefact, cap]
@@ -125,7 +155,17 @@ def begin(state: State, params: Params, lane: int, kind: int, which: int, pipeli
 
 @kernel(inline=True)
 def used_kwh(job: Job, stage: int, begin_h: float, end_h: float) -> float:
-    """Energy of one stage of a job between two times, kWh."""
+    """Energy of one stage of a job between two times, kWh.
+
+    Args:
+        job: the job.
+        stage: `PREPARE`, `MAIN` or `EVALUATE`.
+        begin_h: since midnight of the first day, hours.
+        end_h: since midnight of the first day, hours.
+
+    Returns:
+        kWh; 0 where the stage does not run between these times.
+    """
     first_h = job.begin_h if stage == PREPARE else job.end_h[stage - 1]
     hours = min(end_h, job.end_h[stage]) - max(begin_h, first_h)
     return max(hours, 0.0) * job.power_w[stage] / W_PER_KW
@@ -133,7 +173,16 @@ def used_kwh(job: Job, stage: int, begin_h: float, end_h: float) -> float:
 
 @kernel
 def next_event_h(state: State, params: Params, lane: int) -> float:
-    """The next time at which a job ends, a student is ordered, the teacher changes or the programme ends, hours."""
+    """The next time at which a job ends, a student is ordered, the teacher changes or the programme ends, hours.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Hours since midnight of the first day.
+    """
     episode, config = state.lane[lane], params.config[0]
     soonest_h = min(config.horizon_h, episode.change_h)
     for gpu in range(config.gpus):
@@ -146,7 +195,14 @@ def next_event_h(state: State, params: Params, lane: int) -> float:
 
 @kernel
 def run_until(state: State, params: Params, lane: int, until_h: float) -> None:
-    """Let time go on, hour by hour, with the energy and the emissions of what runs; a hard budget stops it."""
+    """Let time go on, hour by hour, with the energy and the emissions of what runs; a hard budget stops it.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that goes on.
+        until_h: since midnight of the first day, hours; a hard budget can stop it before.
+    """
     episode, config = state.lane[lane], params.config[0]
     while episode.clock_h < until_h:
         hour = int(math.floor(episode.clock_h))
@@ -233,7 +289,13 @@ def _finish_artefact(state: State, params: Params, lane: int, job: Job) -> None:
 
 @kernel
 def settle(state: State, params: Params, lane: int) -> None:
-    """What happens at this time: jobs end, students are ordered or dropped, the teacher changes."""
+    """What happens at this time: jobs end, students are ordered or dropped, the teacher changes.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that is brought up to date.
+    """
     episode, config = state.lane[lane], params.config[0]
     for gpu in range(config.gpus):
         number = state.running[lane, gpu]
@@ -289,7 +351,16 @@ def _fill_slots(state: State, params: Params, lane: int) -> None:
 
 @kernel(inline=True)
 def over(state: State, params: Params, lane: int) -> bool:
-    """Whether the episode has ended: time or a hard budget is up, or every student of it is done or dropped."""
+    """Whether the episode has ended: time or a hard budget is up, or every student of it is done or dropped.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        True where it has.
+    """
     episode, config = state.lane[lane], params.config[0]
     if episode.clock_h >= config.horizon_h:
         return True

@@ -17,7 +17,14 @@ J_PER_KWH = 3.6e6
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw the world of an episode; the known students are ordered."""
+    """Draw the world of an episode; the known students are ordered.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that begins anew.
+        key: seeds everything that is drawn in the episode.
+    """
     reset_world(state, params, lane, key)
     settle(state, params, lane)
 
@@ -36,7 +43,17 @@ def _wait(state: State, params: Params, lane: int) -> None:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Start a student, make an artefact or wait; time goes on until a GPU is free."""
+    """Start a student, make an artefact or wait; time goes on until a GPU is free.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that decides.
+        action: float64 [1], the row of a candidate; the last one waits.
+
+    Returns:
+        Reward, whether the episode has ended, False, as none is cut, and the seconds that have passed.
+    """
     episode, config = state.lane[lane], params.config[0]
     row, waiting = int(action[0]), rows(params) - 1
     penalty = 0.0
@@ -69,14 +86,28 @@ def step_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write what is allowed: what a free GPU can do now, and waiting."""
+    """Write what is allowed: what a free GPU can do now, and waiting.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that decides.
+        out: 1 for each allowed candidate, else 0, written, int8 [candidates].
+    """
     for row in range(out.shape[0]):
         out[row] = 1 if allowed(state, params, lane, row) else 0
 
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is measured.
+        out: the metrics, written.
+    """
     episode, config = state.lane[lane], params.config[0]
     overdraft = overdraft_kwh(episode, config)
     priced = config.energy_weight * episode.energy_kwh + config.carbon_weight * episode.co2_kg

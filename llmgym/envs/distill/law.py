@@ -71,6 +71,9 @@ def emissions_kg(energy_kwh: float, intensity_g_per_kwh: float, pue: float = 1.0
         intensity_g_per_kwh: of the grid, g CO2e/kWh.
         pue: energy of the whole site over that of the devices, from 1.
 
+    Returns:
+        kg CO2e.
+
     Raises:
         InvalidArgument: a value below 0, or a PUE below 1.
     """
@@ -112,6 +115,9 @@ def energy_per_student(teacher_kwh: float, student_kwh: float, students: int) ->
         teacher_kwh: energy of the artefact, kWh.
         student_kwh: energy of each student beside it, kWh.
         students: how many share it, at least 1.
+
+    Returns:
+        kWh.
 
     Raises:
         InvalidArgument: energy below 0, or no student.
@@ -197,6 +203,9 @@ def portfolio(artefact_kwh: ArrayLike, alone_kwh: ArrayLike, distilled_kwh: Arra
         artefact_kwh: energy of making each artefact, kWh, [artefacts]; 0 for one that exists.
         alone_kwh: energy of each student without an artefact, kWh, [students]; infinite where it cannot do without.
         distilled_kwh: energy of each student from each artefact, kWh, [students, artefacts]; infinite where it cannot use it.
+
+    Returns:
+        Artefacts that are used, what each student uses, and the energy.
 
     Raises:
         InvalidArgument: shapes that do not fit, too many artefacts, energy below 0, or a student without any way.

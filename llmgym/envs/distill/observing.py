@@ -73,7 +73,17 @@ def decoded(params: Params, row: int) -> tuple[int, int, int]:
 
 @kernel(inline=True)
 def allowed(state: State, params: Params, lane: int, row: int) -> bool:
-    """Whether a candidate can be chosen; waiting always can."""
+    """Whether a candidate can be chosen; waiting always can.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that decides.
+        row: of the candidate; the last one waits.
+
+    Returns:
+        True where it can.
+    """
     if row == rows(params) - 1:
         return True
     if free_gpu(state, params, lane) < 0:
@@ -96,7 +106,17 @@ def allowed(state: State, params: Params, lane: int, row: int) -> bool:
 
 @kernel
 def ready_in_h(state: State, params: Params, lane: int, artefact: int) -> float:
-    """Time until an artefact could be used if it were begun now without a cap, as expected, hours; 0 if it is ready."""
+    """Time until an artefact could be used if it were begun now without a cap, as expected, hours; 0 if it is ready.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+        artefact: 2 x dataset + `LOGITS` or `TEXT`.
+
+    Returns:
+        Hours.
+    """
     episode, config = state.lane[lane], params.config[0]
     if state.artefact[lane, artefact].ready:
         return 0.0
@@ -112,7 +132,17 @@ def ready_in_h(state: State, params: Params, lane: int, artefact: int) -> float:
 
 @kernel
 def may_distil(state: State, params: Params, lane: int, student: Student) -> int:
-    """What floor and deadline let a waiting student be distilled from: bits, `BY_LOGITS` and `BY_TEXT`."""
+    """What floor and deadline let a waiting student be distilled from: bits, `BY_LOGITS` and `BY_TEXT`.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+        student: a waiting one.
+
+    Returns:
+        Sum of the bits; 0: neither.
+    """
     candidates = 0
     clock_h = state.lane[lane].clock_h
     for kind in range(2):
@@ -128,7 +158,17 @@ def may_distil(state: State, params: Params, lane: int, student: Student) -> int
 
 @kernel(inline=True)
 def saving_kwh(params: Params, pipeline: int, size: int, cap: int) -> float:
-    """Energy of a student by fine-tuning without a cap less that by a pipeline, artefact apart, kWh."""
+    """Energy of a student by fine-tuning without a cap less that by a pipeline, artefact apart, kWh.
+
+    Args:
+        params: what all lanes share.
+        pipeline: one of `SFT` to `ONLINE`, which is compared with fine-tuning.
+        size: of the student, 0, 1 or 2 for 1B, 7B and 13B.
+        cap: index of the power cap of the pipeline; 0: none.
+
+    Returns:
+        kWh; negative where fine-tuning needs less.
+    """
     return student_cost(params, SFT, size, 0, 1)[1] - student_cost(params, pipeline, size, cap, 1)[1]
 
 
@@ -144,7 +184,18 @@ def _few(n: float) -> float:
 
 @kernel(inline=True)
 def expected_students(state: State, params: Params, lane: int, size: int, dataset: int) -> float:
-    """Students of a size and dataset that are expected to be ordered yet: the mean of the posterior of the datasets' shares."""
+    """Students of a size and dataset that are expected to be ordered yet: the mean of the posterior of the datasets' shares.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+        size: 0, 1 or 2 for 1B, 7B and 13B.
+        dataset: 0, 1 or 2 for tulu, math and code.
+
+    Returns:
+        Their mean number; 0 for a dataset that the scenario does not have.
+    """
     episode, config = state.lane[lane], params.config[0]
     if dataset >= config.datasets:
         return 0.0
@@ -165,7 +216,15 @@ def _emissions_kg(params: Params, kwh: float, hours: float, running: NDArray[np.
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes; `running_g` is written to.
+        params: what all lanes share.
+        lane: the lane that is shown.
+        out: the fields of the observation before the candidates, written.
+        rest: one row for each candidate, written, float32 [candidates * FEATURES].
+    """
     episode, config = state.lane[lane], params.config[0]
     clock_h = episode.clock_h
     days = state.day[lane]

@@ -43,7 +43,16 @@ def when(hours: float) -> str:
 
 
 def job_name(job: Job, state: State, lane: int) -> str:
-    """What a job does, in words."""
+    """What a job does, in words.
+
+    Args:
+        job: one of `state.job`.
+        state: arrays of all lanes.
+        lane: the lane of the job.
+
+    Returns:
+        A few words, with the artefact or the student.
+    """
     if job["kind"] == MAKES:
         return f"{KINDS[int(job['which']) % 2]} of {DATASETS[int(job['which']) // 2]}"
     student = state.student[lane, int(job["which"])]
@@ -67,6 +76,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: what all lanes share.
         state: arrays of all lanes.
         lane: the lane that is told.
+
+    Returns:
+        Lines of text.
     """
     episode = state.lane[lane]
     clock_h = float(episode["clock_h"])

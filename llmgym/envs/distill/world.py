@@ -80,7 +80,17 @@ def draw_students(state: State, params: Params, lane: int, key: np.uint64) -> No
 
 @kernel(inline=True)
 def next_change_h(config: Config, key: np.uint64, number: int, after_h: float) -> float:
-    """Time of the teacher's next version after a time, hours; infinite where there is none."""
+    """Time of the teacher's next version after a time, hours; infinite where there is none.
+
+    Args:
+        config: the settings.
+        key: of the episode.
+        number: new versions that have come before it.
+        after_h: when the last of them came, 0 before the first, hours.
+
+    Returns:
+        Hours since midnight of the first day.
+    """
     if config.teacher_per_day <= 0.0:
         return math.inf
     return after_h + 24.0 * exponential(substream(key, CHANGES), number) / config.teacher_per_day
@@ -88,13 +98,29 @@ def next_change_h(config: Config, key: np.uint64, number: int, after_h: float) -
 
 @kernel(inline=True)
 def made_stretch(config: Config, key: np.uint64, number: int) -> float:
-    """True time and energy over the expected of the artefact that is begun as so many-th."""
+    """True time and energy of making an artefact, over the expected.
+
+    Args:
+        config: the settings.
+        key: of the episode.
+        number: artefacts that were begun before.
+
+    Returns:
+        A factor, whose logarithm has mean 0.
+    """
     return math.exp(config.noise * normal(substream(key, MADE), number))
 
 
 @kernel
 def reset_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw the world of an episode at time 0, with nothing on the GPUs and no artefact."""
+    """Draw the world of an episode at time 0, with nothing on the GPUs and no artefact.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that begins anew.
+        key: seeds everything that is drawn in the episode.
+    """
     state.lane[lane] = EMPTY[0]
     episode, config = state.lane[lane], params.config[0]
     episode.key = key

@@ -29,20 +29,47 @@ _SPURIOUS, _WHICH = 2 * KEYS, 2 * KEYS + 1
 
 @kernel(inline=True)
 def believed(state: State, lane: int, j: int) -> int:
-    """The claim that an agent goes by: that in E, or else one that it has read; `NOTHING` if there is none."""
+    """The claim that an agent goes by: that in E, or else one that it has read; `NOTHING` if there is none.
+
+    Args:
+        state: arrays of all lanes.
+        lane: the lane that is asked about.
+        j: number of the key, 0 to 3.
+
+    Returns:
+        `NOTHING`, `TRUE`, `OUTDATED`, or a wrong claim, `WRONG` or more.
+    """
     key = state.key[lane, j]
     return int(key.claim) if key.claim != NOTHING else int(key.pending)
 
 
 @kernel(inline=True)
 def known(state: State, lane: int, j: int) -> bool:
-    """Whether it is known what to look for: always, but on a chain only with a claim for the fact before."""
+    """Whether it is known what to look for: always, but on a chain only with a claim for the fact before.
+
+    Args:
+        state: arrays of all lanes.
+        lane: the lane that is asked about.
+        j: number of the key, 0 to 3.
+
+    Returns:
+        True where it is known.
+    """
     return not state.lane[lane].chain or j == 0 or believed(state, lane, j - 1) != NOTHING
 
 
 @kernel(inline=True)
 def sound(state: State, lane: int, j: int) -> bool:
-    """Whether what is looked for is the right thing: on a chain all claims before are true."""
+    """Whether what is looked for is the right thing: on a chain all claims before are true.
+
+    Args:
+        state: arrays of all lanes.
+        lane: the lane that is asked about.
+        j: number of the key, 0 to 3.
+
+    Returns:
+        True where it is.
+    """
     if state.lane[lane].chain:
         for i in range(j):
             if believed(state, lane, i) != TRUE:
@@ -62,7 +89,15 @@ def held(state: State, lane: int) -> int:
 
 @kernel
 def take(state: State, lane: int, j: int, i: int, gap: float) -> None:
-    """Open passage `i` of key `j`: what it claims is pending then. `gap` separates the authority of true claims."""
+    """Open a passage of a key: what it claims is pending then.
+
+    Args:
+        state: arrays of all lanes, written to.
+        lane: the lane that reads.
+        j: number of the key, 0 to 3.
+        i: number of the passage among those of the key.
+        gap: how much higher the source of a true claim is rated, in standard deviations.
+    """
     key, passage = state.key[lane, j], state.passage[lane, j, i]
     passage.seen |= OPENED
     claims = passage.claims
@@ -80,7 +115,13 @@ def take(state: State, lane: int, j: int, i: int, gap: float) -> None:
 
 @kernel
 def begin_again(state: State, lane: int, j: int) -> None:
-    """Forget what was listed and written for a key: on a chain, where the fact before has changed, it asks for something else."""
+    """Forget what was listed and written for a key: on a chain, where the fact before has changed, it asks for something else.
+
+    Args:
+        state: arrays of all lanes, written to.
+        lane: the lane that forgets.
+        j: number of the key, 0 to 3.
+    """
     key = state.key[lane, j]
     key.term = key.hits = key.claim = key.source = key.support = 0
     key.pending = key.pending_source = 0
@@ -93,7 +134,13 @@ def begin_again(state: State, lane: int, j: int) -> None:
 
 @kernel
 def commit(state: State, lane: int, j: int) -> None:
-    """Write the pending claim to E. The same claim from another source supports it, another one takes its place."""
+    """Write the pending claim to E. The same claim from another source supports it, another one takes its place.
+
+    Args:
+        state: arrays of all lanes, written to.
+        lane: the lane that writes.
+        j: number of the key, 0 to 3.
+    """
     key = state.key[lane, j]
     if key.claim == key.pending:
         if key.source != key.pending_source:
@@ -111,7 +158,13 @@ def commit(state: State, lane: int, j: int) -> None:
 
 @kernel
 def evaluate(state: State, params: Params, lane: int) -> None:
-    """Ask an auditor who sees the question and E alone: false claims may be exposed and go, missing facts may be overlooked."""
+    """Ask an auditor who sees the question and E alone: false claims may be exposed and go, missing facts may be overlooked.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that asks.
+    """
     episode, config = state.lane[lane], params.config[0]
     stream = substream(substream(episode.key, AUDIT), episode.evaluations)
     episode.evaluations += 1
@@ -140,7 +193,16 @@ def evaluate(state: State, params: Params, lane: int) -> None:
 
 @kernel
 def known_from_e(state: State, params: Params, lane: int) -> float:
-    """Probability that the answer follows from E: all facts are held, and each is used correctly."""
+    """Probability that the answer follows from E: all facts are held, and each is used correctly.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Probability, guesses not included.
+    """
     right = 1.0
     for j in range(state.lane[lane].facts):
         right *= params.config[0].keep if state.key[lane, j].claim == TRUE else 0.0
@@ -149,7 +211,16 @@ def known_from_e(state: State, params: Params, lane: int) -> float:
 
 @kernel
 def known_from_context(state: State, params: Params, lane: int) -> float:
-    """Probability that the answer follows from all that was read: false claims mislead, and length dilutes."""
+    """Probability that the answer follows from all that was read: false claims mislead, and length dilutes.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Probability, guesses not included.
+    """
     episode, config = state.lane[lane], params.config[0]
     right = 1.0
     for j in range(episode.facts):
@@ -160,7 +231,16 @@ def known_from_context(state: State, params: Params, lane: int) -> float:
 
 @kernel
 def known_from_whole(state: State, params: Params, lane: int) -> float:
-    """Accuracy, guesses included, of reading the document whole: outdated passages mislead, and length dilutes."""
+    """Accuracy, guesses included, of reading the document whole: outdated passages mislead, and length dilutes.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Accuracy, 0 to 1.
+    """
     config = params.config[0]
     length = float(config.chunks) * config.chunk_tokens
     right = max(config.whole_best - config.guess, 0.0) / (1.0 - config.guess)
@@ -208,6 +288,12 @@ def read_on(state: State, params: Params, lane: int, parts: int) -> None:
     """Open the next parts in order; a reader who has all before it in view is misled by no passage that merely looks alike.
 
     A fact is recognised where it is known what to look for, of which the parts before in this call are a part too.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that reads.
+        parts: how many.
     """
     episode, config = state.lane[lane], params.config[0]
     for chunk in range(episode.next_chunk, episode.next_chunk + parts):
@@ -221,7 +307,17 @@ def read_on(state: State, params: Params, lane: int, parts: int) -> None:
 
 @kernel
 def list_hits(state: State, params: Params, lane: int, j: int) -> int:
-    """List what the next term of a key finds, with the scores of the lines. Returns how many passages these are."""
+    """List what the next term of a key finds, with the scores of the lines.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that searches.
+        j: number of the key, 0 to 3.
+
+    Returns:
+        How many passages the term finds.
+    """
     key, config = state.key[lane, j], params.config[0]
     gap = config.snippet_gap if sound(state, lane, j) else 0.0
     hits = 0

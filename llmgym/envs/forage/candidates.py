@@ -23,6 +23,11 @@ def order(state: State, params: Params, lane: int) -> None:
 
     As if one passage alone were right, and found by the term with the probability that the scenario says: then the posteriors of
     all unopened passages of the list and of none add up to 1. Ties are in the order of the document.
+
+    Args:
+        state: arrays of all lanes; `slot`, `posterior` and the episode are written to.
+        params: what all lanes share.
+        lane: the lane that is asked about.
     """
     episode = state.lane[lane]
     j = episode.focus

@@ -75,7 +75,14 @@ EMPTY = Episode.blank
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw a question; nothing is read, and the first key has the focus."""
+    """Draw a question; nothing is read, and the first key has the focus.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that begins anew.
+        key: seeds everything that is drawn in the episode.
+    """
     state.lane[lane] = EMPTY[0]
     state.lane[lane].key = key
     draw_world(state, params, lane)
@@ -266,7 +273,18 @@ def _allowed(state: State, params: Params, lane: int, action: int) -> bool:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Take one action; when tokens or steps are spent, answer from E."""
+    """Take one action; when tokens or steps are spent, answer from E.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that decides.
+        action: float64 [1], the number of an action, below `ACTIONS`.
+
+    Returns:
+        Reward, whether the agent has answered, whether an answer from E was forced as tokens or steps were spent, and the seconds
+        that have passed.
+    """
     episode, config = state.lane[lane], params.config[0]
     decision = int(action[0])
     start_s, reward = episode.clock_s, 0.0
@@ -347,7 +365,16 @@ def _observe_key(state: State, lane: int, j: int, row: NDArray[np.float32]) -> N
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is shown.
+        out: the fields of the observation before the rows, written.
+        rest: rows of the keys (KEY_SHOWN), then of the candidates (SLOT_SHOWN), written, float32 [KEYS * KEY_COLUMNS + SLOTS *
+            SLOT_COLUMNS].
+    """
     episode, config = state.lane[lane], params.config[0]
     out.price = (math.log10(episode.price) + 5.0) / 5.0
     out.second_price = config.second_price / (config.second_price + 0.001)
@@ -384,14 +411,28 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write what is allowed: evaluating and reading on always are."""
+    """Write what is allowed: evaluating and reading on always are.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that decides.
+        out: 1 for each allowed action, else 0, written, int8 [ACTIONS].
+    """
     for action in range(ACTIONS):
         out[action] = 1 if _allowed(state, params, lane, action) else 0
 
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is measured.
+        out: the metrics, written.
+    """
     episode, config = state.lane[lane], params.config[0]
     false_units = 0
     for j in range(episode.facts):

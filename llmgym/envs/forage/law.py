@@ -96,6 +96,9 @@ def diluted(tokens: float, scale: float, power: float) -> float:
         tokens: in the prompt.
         scale: at which half is left, tokens.
         power: steepness.
+
+    Returns:
+        A factor.
     """
     return 1.0 / (1.0 + (tokens / scale) ** power)
 
@@ -115,6 +118,9 @@ def weight(listed: float, hits: float, snippet: float, gap: float) -> float:
         hits: passages in the list.
         snippet: score of the passage; standard normal for a wrong one, by `gap` higher for the right one.
         gap: as said.
+
+    Returns:
+        The weight, to be divided by the sum over all passages and over none of them being right.
     """
     return listed / hits * math.exp(gap * snippet - 0.5 * gap * gap)
 
@@ -126,6 +132,9 @@ def read_everything(tokens: float, law: Dilution = DILUTION["gemini-3-pro"], gue
         tokens: of the document.
         law: of the model.
         guess: accuracy of a guess.
+
+    Returns:
+        Accuracy, `guess` to `law.best`.
     """
     return guess + (law.best - guess) * diluted(tokens, law.tokens, law.power)
 
@@ -138,6 +147,9 @@ def ideal_reader(facts: tuple[float, ...], extract: float, keep: float, guess: f
         extract: probability that reading a passage gives its fact.
         keep: probability that a fact that is held is used correctly.
         guess: accuracy of a guess.
+
+    Returns:
+        Accuracy, 0 to 1.
     """
     known = sum(share * (extract * keep) ** (k + 1) for k, share in enumerate(facts))
     return guessed(known, guess)
@@ -150,5 +162,8 @@ def expected_return(accuracy: float, tokens_k: float, price: float) -> float:
         accuracy: 0 to 1.
         tokens_k: thousands of tokens.
         price: of a thousand tokens.
+
+    Returns:
+        In units of accuracy.
     """
     return accuracy - price * tokens_k

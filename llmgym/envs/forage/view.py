@@ -49,6 +49,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: what all lanes share.
         state: arrays of all lanes.
         lane: the lane that is told.
+
+    Returns:
+        Lines of text.
     """
     episode = state.lane[lane]
     lines = [

@@ -36,7 +36,16 @@ NEW_KEY, NEW_PASSAGE = Key.blank, Passage.blank
 
 @kernel(inline=True)
 def poisson(mean: float, u: float, most: int) -> int:
-    """The number, at most `most`, at which the Poisson distribution of this mean passes `u`."""
+    """The number, at most `most`, at which the Poisson distribution of this mean passes `u`.
+
+    Args:
+        mean: of the distribution.
+        u: probability, 0 to 1.
+        most: largest number that is returned.
+
+    Returns:
+        The number, 0 to `most`.
+    """
     term = math.exp(-mean)
     total, count = term, 0
     while u > total and count < most:
@@ -166,7 +175,13 @@ def _copy_key(state: State, params: Params, lane: int, j: int, question: int) ->
 
 @kernel
 def draw_world(state: State, params: Params, lane: int) -> None:
-    """Draw the question, its price and all passages; `state.lane[lane].key` says which."""
+    """Draw the question, its price and all passages; `state.lane[lane].key` says which.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that gets the question.
+    """
     episode, config = state.lane[lane], params.config[0]
     stream = substream(episode.key, QUESTION)
     u = uniform(stream, 0)
@@ -191,7 +206,16 @@ def draw_world(state: State, params: Params, lane: int) -> None:
 
 @kernel(inline=True)
 def speaking(state: State, lane: int, j: int) -> int:
-    """How many passages of a key speak of its fact, rightly or not; they come first."""
+    """How many passages of a key speak of its fact, rightly or not; they come first.
+
+    Args:
+        state: arrays of all lanes.
+        lane: the lane that is asked about.
+        j: number of the key, 0 to 3.
+
+    Returns:
+        Their number.
+    """
     n = 0
     while n < state.key[lane, j].passages and (
         state.passage[lane, j, n].claims == TRUE or state.passage[lane, j, n].claims == OUTDATED

@@ -53,7 +53,14 @@ EMPTY = Episode.blank
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw all requests; the first one arrives at time 0, and the first decision is about it."""
+    """Draw all requests; the first one arrives at time 0, and the first decision is about it.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that begins anew.
+        key: seeds everything that is drawn in the episode.
+    """
     state.lane[lane] = EMPTY[0]
     state.lane[lane].key = key
     draw(state, params, lane, key)
@@ -316,7 +323,18 @@ def _settle(state: State, params: Params, lane: int) -> tuple[float, bool, bool]
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Admit, run, evict, reject, decode or wait; time goes on to the next decision."""
+    """Admit, run, evict, reject, decode or wait; time goes on to the next decision.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that decides.
+        action: float64 [1], the number of an action as `llmgym.envs.segmented.observing.kind_of` reads it; in place of one that
+            is not allowed, the oldest prompt or decoding goes on.
+
+    Returns:
+        Reward, whether the episode has ended, whether it was cut, and the seconds that have passed.
+    """
     episode, config = state.lane[lane], params.config[0]
     start_s = episode.clock_s
     chosen = int(action[0])
@@ -332,14 +350,28 @@ def step_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write what is allowed."""
+    """Write what is allowed.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that decides.
+        out: 1 for each allowed action, else 0, written, int8 [actions].
+    """
     for action in range(out.shape[0]):
         out[action] = 1 if allowed(state, params, lane, action) else 0
 
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes; `scratch` is written to.
+        params: what all lanes share.
+        lane: the lane that is measured.
+        out: the metrics, written.
+    """
     episode, config = state.lane[lane], params.config[0]
     first, timed, in_time, good = 0, 0, 0, 0
     ttft_s, tpot_s, e2e_s, quality_sum = 0.0, 0.0, 0.0, 0.0

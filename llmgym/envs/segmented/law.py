@@ -227,6 +227,12 @@ def full_s(tokens: float, model: str = "llama-2-7b", on: str = "a100") -> float:
         tokens: T, of the prompt.
         model: one of `MODELS`.
         on: one of `DEVICES`.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        UnknownName: there is no such GPU.
     """
     m, gpu = MODELS[model], device(on)
     dense = MULTIPLY_ADD * m.parameters * tokens / gpu.dense_flops
@@ -247,6 +253,12 @@ def segmented_s(
         model: one of `MODELS`.
         on: one of `DEVICES`.
         tail: M, tokens carried by local heads; R is the paper's.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        UnknownName: there is no such GPU.
     """
     m, gpu = MODELS[model], device(on)
     attention = pairs_flop(m) * (
@@ -257,7 +269,16 @@ def segmented_s(
 
 
 def visible_prefix(model: Model, tail: int, retrieved: int) -> float:
-    """Tokens before the segment that a head sees on average: alpha M + beta (1 - alpha) R."""
+    """Tokens before the segment that a head sees on average: alpha M + beta (1 - alpha) R.
+
+    Args:
+        model: the model, of whose heads a share alpha is local.
+        tail: M, tokens carried by local heads.
+        retrieved: R, tokens retrieved by long-range heads of layers with a pool, a share beta of all layers.
+
+    Returns:
+        Tokens, mean over heads and layers.
+    """
     long = model.long_heads / model.kv_heads
     return (1.0 - long) * tail + POOL_LAYERS / model.layers * long * retrieved
 

@@ -220,13 +220,31 @@ def _row(mode: str, trained: tuple[str, ...], model: str, on: str) -> NDArray[np
 
 @kernel(inline=True)
 def step_tokens(mode: Mode, prompt: int, done: int) -> int:
-    """Tokens of the next step of a prompt of which `done` are done."""
+    """Tokens of the next step of a prompt of which `done` are done.
+
+    Args:
+        mode: what the execution mode costs.
+        prompt: tokens of the prompt.
+        done: tokens of the prompt that are done.
+
+    Returns:
+        Tokens, at most those of a step of the mode.
+    """
     return min(mode.size, prompt - done)
 
 
 @kernel(inline=True)
 def step_time_s(mode: Mode, prompt: int, done: int) -> float:
-    """Time of the next step of a prompt of which `done` tokens are done, seconds."""
+    """Time of the next step of a prompt of which `done` tokens are done, seconds.
+
+    Args:
+        mode: what the execution mode costs.
+        prompt: tokens of the prompt.
+        done: tokens of the prompt that are done.
+
+    Returns:
+        Seconds.
+    """
     n = float(min(mode.size, prompt - done))
     pairs = n * n if mode.local != 0 else n * (2.0 * done + n)
     return mode.step_s + n * mode.dense_s + pairs * mode.pair_s + (n * mode.prefix_s if done > 0 else 0.0)
@@ -234,7 +252,16 @@ def step_time_s(mode: Mode, prompt: int, done: int) -> float:
 
 @kernel(inline=True)
 def rest_time_s(mode: Mode, prompt: int, done: int) -> float:
-    """Time of all further steps of a prompt of which `done` tokens are done, in a row, seconds."""
+    """Time of all further steps of a prompt of which `done` tokens are done, in a row, seconds.
+
+    Args:
+        mode: what the execution mode costs.
+        prompt: tokens of the prompt.
+        done: tokens of the prompt that are done.
+
+    Returns:
+        Seconds.
+    """
     left = float(prompt - done)
     steps = (prompt - done + mode.size - 1) // mode.size
     last = left - (steps - 1) * float(mode.size)
@@ -247,7 +274,13 @@ def rest_time_s(mode: Mode, prompt: int, done: int) -> float:
 
 @kernel
 def alone_s(mode: Mode, prompts: NDArray[np.int64], out: NDArray[np.float64]) -> None:
-    """Time to first token of each prompt (tokens) where it is alone on the card, in one mode, seconds."""
+    """Write the time to first token of each prompt where it is alone on the card.
+
+    Args:
+        mode: what the execution mode costs.
+        prompts: tokens of each prompt, int64 [prompts].
+        out: written, seconds, float64 [prompts].
+    """
     for i in range(len(prompts)):
         out[i] = rest_time_s(mode, prompts[i], 0)
 
@@ -260,20 +293,47 @@ def resident_bytes(mode: Mode, done: int) -> int:
 
 @kernel(inline=True)
 def running_bytes(mode: Mode, prompt: int, done: int) -> int:
-    """Held while the next step runs, by its request, bytes: what is resident after it, and what it works with."""
+    """Held while the next step runs, by its request, bytes: what is resident after it, and what it works with.
+
+    Args:
+        mode: what the execution mode costs.
+        prompt: tokens of the prompt.
+        done: tokens of the prompt that are done before the step.
+
+    Returns:
+        Bytes.
+    """
     n = min(mode.size, prompt - done)
     return mode.token_bytes * (done + n) + mode.carried_bytes + mode.work_bytes + mode.work_token_bytes * n
 
 
 @kernel(inline=True)
 def kept_bytes(mode: Mode, prompt: int, output: int) -> int:
-    """Kept while a request decodes, with room for `output` tokens, bytes."""
+    """Kept while a request decodes, with room for its output.
+
+    Args:
+        mode: what the execution mode costs.
+        prompt: tokens of the prompt.
+        output: tokens of the output.
+
+    Returns:
+        Bytes.
+    """
     return mode.keep_bytes * (prompt + output) + mode.window_bytes * min(prompt + output, mode.window)
 
 
 @kernel(inline=True)
 def peak_bytes(mode: Mode, prompt: int, output: int) -> int:
-    """The most that a request will hold at any time, bytes."""
+    """The most that a request will hold at any time, bytes.
+
+    Args:
+        mode: what the execution mode costs.
+        prompt: tokens of the prompt.
+        output: tokens of the output.
+
+    Returns:
+        Bytes.
+    """
     n = min(mode.size, prompt)
     peak = mode.token_bytes * prompt + mode.carried_bytes + mode.work_bytes + mode.work_token_bytes * n
     return max(peak, kept_bytes(mode, prompt, output))
@@ -281,6 +341,15 @@ def peak_bytes(mode: Mode, prompt: int, output: int) -> int:
 
 @kernel(inline=True)
 def answer_quality(mode: Mode, prompt: int, output: int) -> float:
-    """Score of the answer over that of full attention: what fits one segment is executed as full attention is."""
+    """Score of the answer over that of full attention: what fits one segment is executed as full attention is.
+
+    Args:
+        mode: what the execution mode costs.
+        prompt: tokens of the prompt.
+        output: tokens of the output that have to fit the segment beside the prompt.
+
+    Returns:
+        The score; 1 is that of full attention.
+    """
     whole = mode.local != 0 and prompt + output <= mode.size
     return max(mode.quality, 1.0) if whole else mode.quality

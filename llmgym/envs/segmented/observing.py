@@ -65,7 +65,17 @@ def kind_of(config: Config, action: int) -> tuple[int, int, int]:
 
 @kernel
 def allowed(state: State, params: Params, lane: int, action: int) -> bool:
-    """Whether an action is allowed."""
+    """Whether an action is allowed.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that decides.
+        action: the number of the action, as `kind_of` reads it.
+
+    Returns:
+        True where it is.
+    """
     episode, config = state.lane[lane], params.config[0]
     kind, which, _ = kind_of(config, action)
     if kind == ADMIT:
@@ -103,7 +113,17 @@ def request_bytes(params: Params, request: Request) -> int:
 
 @kernel
 def held_bytes(state: State, params: Params, lane: int, but: int) -> int:
-    """What all admitted requests hold between two steps, bytes; the one in slot `but` left out."""
+    """What the admitted requests of a lane hold between two steps.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+        but: slot whose request does not count; -1: all count.
+
+    Returns:
+        Bytes.
+    """
     total = 0
     for j in range(state.lane[lane].admitted):
         if j != but:
@@ -113,7 +133,16 @@ def held_bytes(state: State, params: Params, lane: int, but: int) -> int:
 
 @kernel
 def decode_step_s(state: State, params: Params, lane: int) -> float:
-    """Time of one token of every request that decodes, seconds: weights and their caches are read once."""
+    """Time of one token of every request that decodes, seconds: weights and their caches are read once.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Seconds; without a request that decodes, the time of reading the weights.
+    """
     read = params.config[0].weights_bytes
     for j in range(state.lane[lane].admitted):
         request = state.request[lane, state.slot[lane, j]]
@@ -124,7 +153,16 @@ def decode_step_s(state: State, params: Params, lane: int) -> float:
 
 @kernel
 def pressure_of(state: State, params: Params, lane: int) -> float:
-    """Mean time of a token so far over its limit, of the decoding request that is worst off; 0 where none decodes."""
+    """Mean time of a token so far over its limit, of the decoding request that is worst off; 0 where none decodes.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Time over limit; above 1 the limit is not kept.
+    """
     episode, pressure = state.lane[lane], 0.0
     for j in range(episode.admitted):
         request = state.request[lane, state.slot[lane, j]]
@@ -239,7 +277,15 @@ def _observe_candidates(
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is shown.
+        out: the fields of the observation before the rows, written.
+        rest: one row of `ROW` for each action, written, float32 [actions * FEATURES].
+    """
     episode, config = state.lane[lane], params.config[0]
     room = float(config.room_bytes)
     prefilling, decoding, going, backlog_s = 0, 0, 0, 0.0

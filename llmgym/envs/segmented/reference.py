@@ -91,6 +91,9 @@ class Weights:
             dtype: name of torch's type of numbers.
             seed: of the weights.
 
+        Returns:
+            Weights, normal: of standard deviation 1 in the embedding, else 1 over the root of the number of rows.
+
         Raises:
             MissingExtra: torch is not installed.
         """
@@ -143,7 +146,13 @@ class Pool:
         self.values = [like.new_empty(size) for _ in range(pool_layers(shape))]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Take in the keys and values of a segment, [long heads, tokens, HEAD_DIM]; `advance` counts them."""
+        """Take in the keys and values of a segment; `advance` counts them.
+
+        Args:
+            layer: with a pool.
+            keys: of the long-range heads, before the rotary embedding, [long heads, tokens, HEAD_DIM].
+            values: of the long-range heads, [long heads, tokens, HEAD_DIM].
+        """
         for buffers, new in ((self.keys, keys), (self.values, values)):
             while buffers[layer].shape[1] < self.tokens + new.shape[1]:
                 old = buffers[layer]
@@ -163,6 +172,9 @@ class Pool:
             layer: with a pool.
             queries: the last ones, [long query heads, up to LAST_QUERIES, HEAD_DIM].
             retrieved: R, the most that are taken.
+
+        Returns:
+            Keys and values, without gradients.
         """
         keys, values = (part[layer][:, : self.tokens].detach() for part in (self.keys, self.values))
         chosen = choose(queries.detach(), keys, retrieved)[..., None].expand(-1, -1, HEAD_DIM)
@@ -239,7 +251,17 @@ def normed(x: Tensor) -> Tensor:
 
 
 def attend(weights: Weights, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention of the last queries to all keys: [heads, n, d] to [prefix + n] keys of the same or fewer heads."""
+    """Causal attention of the last n queries to all prefix + n keys.
+
+    Args:
+        weights: of the model; its masks are made here where they are new.
+        query: [heads, n, HEAD_DIM].
+        key: [heads or fewer, prefix + n, HEAD_DIM]; each serves as many heads of queries as there are more.
+        value: [heads or fewer, prefix + n, HEAD_DIM].
+
+    Returns:
+        [heads, n, HEAD_DIM].
+    """
     t = torch()
     n, seen = query.shape[1], key.shape[1]
     call = t.nn.functional.scaled_dot_product_attention
@@ -357,6 +379,9 @@ def carry(weights: Weights, segment: Segment, tail: int, pool: Pool | None = Non
         segment: as it was run.
         tail: M, tokens of local heads that are carried.
         pool: of retrieval; None: there is none.
+
+    Returns:
+        Copies of the last keys and values of local heads, and the queries that choose from the pool.
     """
     local = weights.shape.kv_heads - weights.shape.long_heads
     if pool is not None:

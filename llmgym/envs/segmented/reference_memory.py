@@ -28,6 +28,9 @@ def predicted_bytes(
         tail: M.
         retrieved: R; 0: there is no pool.
         first: entries of the pool's buffer at the beginning.
+
+    Returns:
+        Bytes.
     """
     each = shape.kv_bytes + shape.whole_bytes
     if segment is None or segment >= tokens:

@@ -24,6 +24,9 @@ def segment_losses(
         tail: M.
         retrieved: R.
         depth: K.
+
+    Returns:
+        Losses in the order of the segments, nat per token, each a tensor without axes.
     """
     parts = tokens.split(segment)
     states = _states(weights, parts, tail, retrieved)
@@ -84,7 +87,16 @@ def truncated_gradients(
 
 
 def loss_of(weights: Weights, hidden: Tensor, tokens: Tensor) -> Tensor:
-    """Mean cross entropy of the next token within a segment."""
+    """Mean cross entropy of the next token within a segment.
+
+    Args:
+        weights: of the model.
+        hidden: normed states of the segment, [n, width].
+        tokens: of the segment, int64 [n].
+
+    Returns:
+        Nat per token, a tensor without axes.
+    """
     logits = hidden[:-1] @ weights.head
     return torch().nn.functional.cross_entropy(logits, tokens[1:])
 

@@ -40,6 +40,9 @@ def text(scenario: Scenario, params: Params, state: State, lane: int) -> str:
         params: what all lanes share.
         state: arrays of all lanes.
         lane: the lane that is told.
+
+    Returns:
+        Lines of text.
     """
     episode, config = state.lane[lane], params.config[0]
     clock_s = float(episode["clock_s"])

@@ -59,7 +59,14 @@ def length(table: NDArray[np.float64], u: float) -> int:
 
 @kernel
 def draw(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw all requests of an episode; the first one arrives at time 0."""
+    """Draw all requests of an episode; the first one arrives at time 0.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that gets the requests.
+        key: seeds everything that is drawn in the episode.
+    """
     config = params.config[0]
     arrival_s = 0.0
     for n in range(config.requests):

@@ -94,6 +94,9 @@ def evidence(
         words: tokens of the phrases, int64 [phrases, LONGEST].
         miss: likelihood of a token that is not the phrase's, over that of one that is.
         ends: messages of the block.
+
+    Returns:
+        A likelihood ratio, 0 or more.
     """
     total = 0.0
     for p in range(lengths.shape[0]):

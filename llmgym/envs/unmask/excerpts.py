@@ -25,6 +25,9 @@ def estimate(
         share: of the weaker effects.
         masked: 1 where a position is masked, int8 [block].
         i: the position.
+
+    Returns:
+        A log-probability or an entropy, nats, or a margin, by `quantity`; not cut to what is possible.
     """
     base, strongest, total = table[0, i, quantity], 0.0, 0.0
     for j in range(masked.shape[0]):
@@ -38,7 +41,17 @@ def estimate(
 
 @kernel
 def log_true(state: State, params: Params, lane: int, i: int) -> float:
-    """Ln of the probability of the true token of a position, given those that are known, nats."""
+    """Ln of the probability of the true token of a position, given those that are known, nats.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+        i: the position in the block, which is masked.
+
+    Returns:
+        Nats, at most 0.
+    """
     table = params.measured[state.lane[lane].excerpt]
     return min(estimate(table, LOG_TRUE, params.shares[LOG_TRUE], state.masked[lane], i), 0.0)
 
@@ -51,6 +64,9 @@ def telling_row(table: NDArray[np.float32], masked: NDArray[np.int8], i: int) ->
         table: of the block, float32 [1 + block, block, 4].
         masked: 1 where a position is masked, int8 [block].
         i: the position.
+
+    Returns:
+        A row of `table`: 1 + the known position, or 0.
     """
     best, row = 0.0, 0
     for j in range(masked.shape[0]):
@@ -62,7 +78,16 @@ def telling_row(table: NDArray[np.float32], masked: NDArray[np.int8], i: int) ->
 
 @kernel
 def damage_of_chosen(state: State, params: Params, lane: int) -> float:
-    """Nats that another model finds the text less likely with the likeliest tokens of the chosen positions, each alone."""
+    """Nats that another model finds the text less likely with the likeliest tokens of the chosen positions, each alone.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        Nats, summed over the chosen positions.
+    """
     excerpt, masked, chosen = state.lane[lane].excerpt, state.masked[lane], state.chosen[lane]
     total = 0.0
     for i in range(masked.shape[0]):
@@ -73,7 +98,13 @@ def damage_of_chosen(state: State, params: Params, lane: int) -> float:
 
 @kernel
 def denoise_excerpt(state: State, params: Params, lane: int) -> None:
-    """Write what the model says of all positions of the block, given those that are known."""
+    """Write what the model says of all positions of the block, given those that are known.
+
+    Args:
+        state: arrays of all lanes; `position` is written to.
+        params: what all lanes share.
+        lane: the lane that asks the model.
+    """
     episode, masked = state.lane[lane], state.masked[lane]
     table, right = params.measured[episode.excerpt], params.measured_right[episode.excerpt]
     most = math.log(params.config[0].vocabulary)

@@ -56,7 +56,14 @@ SPACED_PARTS = 4
 
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw language, price and prompt; nothing of the first block is known."""
+    """Draw language, price and prompt; nothing of the first block is known.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that begins anew.
+        key: seeds everything that is drawn in the episode.
+    """
     state.lane[lane] = EMPTY[0]
     episode, config = state.lane[lane], params.config[0]
     world = substream(key, WORLD)
@@ -84,7 +91,16 @@ def _excerpt_of(episode: Episode, params: Params, block: int) -> int:
 
 @kernel
 def checksum_of(state: State, params: Params, lane: int) -> float:
-    """Sum of all that was drawn at the start, weighted by its place."""
+    """Sum of all that was drawn at the start, weighted by its place.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is asked about.
+
+    Returns:
+        The sum; equal for equal worlds.
+    """
     episode, truth = state.lane[lane], state.truth[lane]
     total = episode.process + episode.streams + episode.price
     for i in range(truth.shape[0]):
@@ -97,7 +113,14 @@ def checksum_of(state: State, params: Params, lane: int) -> float:
 
 @kernel
 def redraw_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Draw anew all that is still to come of a text, given what is known of it, and the numbers that tokens are drawn by."""
+    """Draw anew all that is still to come of a text, given what is known of it, and the numbers that tokens are drawn by.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that gets another future.
+        key: of the new draws, which takes the place of the episode's.
+    """
     episode, config = state.lane[lane], params.config[0]
     episode.key = key
     if config.measured == 0 and episode.revealed < config.tokens:
@@ -107,7 +130,13 @@ def redraw_lane(state: State, params: Params, lane: int, key: np.uint64) -> None
 
 @kernel
 def denoise(state: State, params: Params, lane: int) -> None:
-    """Ask the denoiser: write what it says of all positions of the block."""
+    """Ask the denoiser: write what it says of all positions of the block.
+
+    Args:
+        state: arrays of all lanes; `position` and scratch are written to.
+        params: what all lanes share.
+        lane: the lane that asks the denoiser.
+    """
     if params.config[0].measured != 0:
         denoise_excerpt(state, params, lane)
     else:
@@ -133,6 +162,11 @@ def _begin_block(state: State, params: Params, lane: int) -> None:
 @kernel
 def fire(state: State, params: Params, lane: int) -> tuple[float, bool, float]:
     """One denoiser call: reveal the chosen positions, which are masked and at least one.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that makes the call.
 
     Returns:
         The reward, whether the text is complete, and what the call took, seconds.
@@ -185,7 +219,14 @@ def fire(state: State, params: Params, lane: int) -> tuple[float, bool, float]:
 
 @kernel
 def choose_macro(state: State, params: Params, lane: int, macro: int) -> None:
-    """Mark as chosen what one of the known rules would reveal."""
+    """Mark as chosen what one of the known rules would reveal.
+
+    Args:
+        state: arrays of all lanes; `chosen` and scratch are written to.
+        params: what all lanes share.
+        lane: the lane that decides.
+        macro: index into `MACROS`.
+    """
     masked, chosen = state.masked[lane], state.chosen[lane]
     block = params.config[0].block
     score, entropy = state.law[lane, :block], state.tail[lane, :block]
@@ -211,7 +252,18 @@ def choose_macro(state: State, params: Params, lane: int, macro: int) -> None:
 def step_lane(
     state: State, params: Params, lane: int, action: NDArray[np.float64]
 ) -> tuple[float, bool, bool, float]:
-    """Choose a position, or fire the call; a masked action does nothing but cost."""
+    """Choose a position, or fire the call; a masked action does nothing but cost.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that decides.
+        action: float64 [1]: a position of the block, the number after them fires; as a set one flag for each position, [block];
+            as a macro [1], index into `MACROS`.
+
+    Returns:
+        Reward, whether the episode has ended, whether it was cut, and the seconds that have passed.
+    """
     episode, config = state.lane[lane], params.config[0]
     masked, chosen = state.masked[lane], state.chosen[lane]
     invalid, fires = False, True
@@ -253,7 +305,15 @@ def step_lane(
 def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
-    """Write the observation."""
+    """Write the observation.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is shown.
+        out: the fields of the observation before the rows, written.
+        rest: one row of `FEATURES` for each position, written, float32 [block * COLUMNS].
+    """
     episode, config = state.lane[lane], params.config[0]
     masked, chosen, block = state.masked[lane], state.chosen[lane], config.block
     scale, levels = math.log(config.vocabulary), 0
@@ -293,7 +353,15 @@ def observe_lane(
 
 @kernel
 def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
-    """Write what is allowed: a masked position that is not chosen, firing once one is; as a set any masked ones; every macro."""
+    """Write what is allowed: a masked position that is not chosen, firing once one is; as a set any masked ones; every macro.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that decides.
+        out: 1 for what is allowed, else 0, written, int8 [block + 1]; as a set [2 * block], not to choose and to choose each
+            position; as macros [macros].
+    """
     config = params.config[0]
     masked, chosen = state.masked[lane], state.chosen[lane]
     some = 0
@@ -314,7 +382,14 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 @kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
-    """Write the metrics of the episode so far."""
+    """Write the metrics of the episode so far.
+
+    Args:
+        state: arrays of all lanes.
+        params: what all lanes share.
+        lane: the lane that is measured.
+        out: the metrics, written.
+    """
     episode, config = state.lane[lane], params.config[0]
     calls = float(episode.calls)
     finished = float(episode.block * config.block)

@@ -78,7 +78,13 @@ def _follow(state: State, params: Params, lane: int, s: int, first: int, stop: i
 
 @kernel
 def begin_text(state: State, params: Params, lane: int) -> None:
-    """Draw the true text of the language, and take the prompt into the priors."""
+    """Draw the true text of the language, and take the prompt into the priors.
+
+    Args:
+        state: arrays of all lanes, written to.
+        params: what all lanes share.
+        lane: the lane that begins a text.
+    """
     episode, config = state.lane[lane], params.config[0]
     truth, token = state.truth[lane], state.token[lane]
     for s in range(episode.streams):
@@ -92,7 +98,14 @@ def begin_text(state: State, params: Params, lane: int) -> None:
 
 @kernel
 def end_block(state: State, params: Params, lane: int, begin: int) -> None:
-    """Take a full block, whose first token is that of index `begin`, into the priors."""
+    """Take a full block into the priors of the streams.
+
+    Args:
+        state: arrays of all lanes; `prior` is written to.
+        params: what all lanes share.
+        lane: the lane that has filled the block.
+        begin: index of its first token in `state.token`, the prompt included.
+    """
     streams = state.lane[lane].streams
     for s in range(streams):
         _follow(state, params, lane, s, begin + (s - begin) % streams, begin + params.config[0].block)
@@ -100,7 +113,13 @@ def end_block(state: State, params: Params, lane: int, begin: int) -> None:
 
 @kernel
 def denoise_phrases(state: State, params: Params, lane: int) -> None:
-    """Ask the exact denoiser: write what it says of all positions of the block, and the probability of what is known of it."""
+    """Ask the exact denoiser: write what it says of all positions of the block, and the probability of what is known of it.
+
+    Args:
+        state: arrays of all lanes; `position`, `log_here` and scratch are written to.
+        params: what all lanes share.
+        lane: the lane that asks the denoiser.
+    """
     episode, config = state.lane[lane], params.config[0]
     language, streams = episode.process, episode.streams
     lengths, words = params.lengths[language], params.words[language]
@@ -181,7 +200,13 @@ def _describe(state: State, params: Params, lane: int, i: int, law: NDArray[np.f
 
 @kernel
 def redraw_text(state: State, params: Params, lane: int) -> None:
-    """Draw the masked tokens of the true text anew by the key of the episode, given those that are known."""
+    """Draw the masked tokens of the true text anew by the key of the episode, given those that are known.
+
+    Args:
+        state: arrays of all lanes; `truth`, `position` and scratch are written to.
+        params: what all lanes share.
+        lane: the lane that gets another text.
+    """
     episode, config = state.lane[lane], params.config[0]
     begin, language = begin_of(episode, params), episode.process
     for s in range(episode.streams):

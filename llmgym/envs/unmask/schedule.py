@@ -138,6 +138,9 @@ def spacing_gap(masked: int, block: int, tokens: int = SPACING_TOKENS) -> int:
         masked: masked positions that are left in the block, M.
         block: positions of the block, B.
         tokens: g0.
+
+    Returns:
+        Positions, 2 or more.
     """
     return max(LEAST_GAP, masked * tokens // block)
 
@@ -150,6 +153,12 @@ def calls_of(tokens: int, block: int, base: int = 2, skip: int = 1) -> int:
         block: positions of a block.
         base: what the stride is divided by.
         skip: how often before the first call.
+
+    Returns:
+        Calls.
+
+    Raises:
+        InvalidArgument: a number is out of range.
     """
     return tokens // block * len(dus_levels(block, base, skip))
 
@@ -164,6 +173,12 @@ def sufficient_distance(terms: int, gap_nats: float, scale_nats: float, rate: fl
         gap_nats: what they may cost, nats.
         scale_nats: C.
         rate: rho, between 0 and 1.
+
+    Returns:
+        Positions, 1 or more.
+
+    Raises:
+        InvalidArgument: a number of nats or a rate that is not above 0.
     """
     number("gap_nats", gap_nats), number("scale_nats", scale_nats), number("rate", rate)
     return max(1, math.ceil(math.log(terms * scale_nats / gap_nats) / -math.log(rate)))

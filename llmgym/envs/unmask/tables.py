@@ -99,6 +99,9 @@ def decode(code: NDArray[np.uint8], finest: float, coarsest: float) -> NDArray[n
         code: any shape.
         finest: scale below which steps are even in the number itself.
         coarsest: the largest number.
+
+    Returns:
+        Numbers from 0 to `coarsest`, float64 of the shape of `code`.
     """
     return finest * np.expm1(code.astype(np.float64) / 255.0 * math.log1p(coarsest / finest))
 
@@ -110,6 +113,9 @@ def decode_signed(code: NDArray[np.uint8], finest: float, coarsest: float) -> ND
         code: any shape.
         finest: scale below which steps are even in the number itself.
         coarsest: the largest number.
+
+    Returns:
+        Numbers from -`coarsest` to `coarsest`, float64 of the shape of `code`; code 0 lies a step beyond.
     """
     steps = code.astype(np.float64) - 128.0
     size = finest * np.expm1(np.abs(steps) / 127.0 * math.log1p(coarsest / finest))
@@ -131,6 +137,9 @@ def read(data: bytes, meta: Mapping[str, Any], name: str, domain: int) -> Excerp
         meta: contents of `meta.json`.
         name: name of the text.
         domain: number of the domain.
+
+    Returns:
+        The blocks of the domain, with what is said of them.
 
     Raises:
         InvalidArgument: the file has another format, or nothing of this domain.
