@@ -37,7 +37,7 @@ class Labels(NamedTuple):
     action: NDArray[np.int64]
 
     def take(self, rows: Any) -> "Labels":
-        """Those of some rows."""
+        """The labels of some rows."""
         return Labels(*(column[rows] for column in self))
 
 

@@ -57,7 +57,7 @@ class Rows(NamedTuple):
 
 
 class AttentionRule(Rule[AttentionBudget]):
-    """What all rules read."""
+    """A rule of AttentionBudget, with what all of them read."""
 
     def __init__(self, env: Any, name: str) -> None:
         super().__init__(env, name, AttentionBudget)
@@ -230,7 +230,7 @@ class PricedPolicy(AttentionRule):
         env: the environment.
         name: of the policy.
         loss: price of the ledger, in mean batches on time.
-        time: price of time, in the same.
+        time: price of a mean service time for each batch that waits, in mean batches on time.
         pace: power with which the price of the ledger follows what is left; 0: it is constant.
         skip: 1: what would be late is left for later; 0: the oldest is served first.
     """

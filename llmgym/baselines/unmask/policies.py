@@ -98,14 +98,14 @@ class DeferringPolicy(LevelsPolicy):
         self.threshold = number("threshold", threshold, zero=True)
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
-        """Mark the sure ones of all levels so far; all of them where none is sure."""
+        """Mark the sure positions of all levels so far; all positions of these levels where none is sure."""
         due = (seen.masked == 1) & (self.level <= seen.call)
         sure = due & (seen.confidence >= self.threshold)
         out[:] = due if seen.call >= self.level.max() or not sure.any() else sure
 
 
 class CountsPolicy(SetPolicy):
-    """`confidence`, `entropy`, `margin`, `left-to-right` and the same `-rising`: so many of the most wanted positions a call.
+    """`confidence`, `entropy`, `margin`, `left-to-right`, and each with `-rising`: so many of the most wanted positions a call.
 
     Args:
         env: the environment.
@@ -123,7 +123,7 @@ class CountsPolicy(SetPolicy):
         self.counts = levels if rising else fixed_counts(self.block, calls or len(levels))
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
-        """Mark the most wanted ones."""
+        """Mark the most wanted positions, as many as the counts say."""
         top(seen.masked, self.score(seen), int(self.counts[min(seen.call, len(self.counts) - 1)]), out)
 
 
@@ -157,7 +157,7 @@ class SpreadPolicy(CountsPolicy):
         super().__init__(env, name, SCORES["confidence"], rising=True)
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
-        """Mark them."""
+        """Mark the surest positions with the widest gaps, as many as the counts say."""
         count = int(self.counts[min(seen.call, len(self.counts) - 1)])
         best_spaced(seen.masked, self.score(seen), count, out)
 
@@ -184,7 +184,7 @@ class BudgetPolicy(SetPolicy):
         self.tokens = whole("tokens", tokens, 0)
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
-        """Mark them."""
+        """Mark the surest positions that the budget pays for."""
         gamma = self.gamma / seen.price if self.priced else self.gamma
         budget(seen.masked, seen.entropy_bits, gamma, np.empty(self.block), out)
         if self.tokens:
@@ -209,7 +209,7 @@ class ConfidentPolicy(SetPolicy):
         self.tau, self.tokens = number("tau", tau, zero=True), whole("tokens", tokens, 0)
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
-        """Mark them."""
+        """Mark the positions above the threshold, and always the surest."""
         confident(seen.masked, seen.confidence, self.tau, out)
         if self.tokens:
             gap = spacing_gap(seen.left, self.block, self.tokens)
@@ -257,7 +257,7 @@ class FixedSetPolicy(SetPolicy):
         self.everything = everything
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
-        """Mark it."""
+        """Mark the surest position, or the whole block."""
         top(seen.masked, seen.confidence, self.block if self.everything else 1, out)
 
 

@@ -156,7 +156,7 @@ class MutualInformationPolicy(SetPolicy):
         self.nats, self.priced = number("nats", nats, zero=True), priced
 
     def plan(self, seen: Seen, out: NDArray[np.int8]) -> None:
-        """Mark them."""
+        """Mark positions that tell little of each other."""
         shared = mutual_information(self._simulation, self._env.lanes.state, seen.lane)
         independent_set(shared, seen.masked, self.nats / seen.price if self.priced else self.nats, out)
 

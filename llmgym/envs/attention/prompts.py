@@ -12,7 +12,7 @@ from llmgym.envs.attention.scenarios import MIXTURE, Scenario
 from llmgym.envs.attention.state import Params
 
 KNOTS = 4097
-"""Of the table of lengths, at even probabilities."""
+"""Lengths in the table of them, at even probabilities."""
 NODES = 1024
 """Lengths that a mean is taken over."""
 

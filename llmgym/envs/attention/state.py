@@ -137,8 +137,10 @@ class Metrics(Record):
         "Mean loss above the budget, nat; NaN where no token was served.", best="min"
     )
     on_time_relative: float = metric("Weight on time, over that of an episode of mean batches.")
-    late_relative: float = metric("Weight too late, over the same.")
-    excess_relative: float = metric("Weight times nat above the limit of the class, over the same.")
+    late_relative: float = metric("Weight too late, over that of an episode of mean batches.")
+    excess_relative: float = metric(
+        "Weight times nat above the limit of the class, over the weight of an episode of mean batches."
+    )
     overspent_budgets: float = metric("Mean loss above the budget at the end of the episode, in budgets.")
     e2e_p50_s: float = metric("Median time from arrival to end, seconds; NaN where no batch was served.")
     e2e_p99_s: float = metric(
@@ -148,7 +150,9 @@ class Metrics(Record):
     throughput_tokens_per_s: float = metric("Tokens served a second; NaN over no time.")
     utilization: float = metric("Share of time in which the GPU worked; NaN over no time.")
     energy_j: float = metric("Energy of the GPU while it worked, joules.")
-    energy_relative: float = metric("The same, over that of an episode of mean batches without loss.")
+    energy_relative: float = metric(
+        "Energy of the GPU while it worked, over that of an episode of mean batches without loss."
+    )
     batches: float = metric("Batches that were served.")
     deferrals: float = metric("Times that the head was deferred.")
     penalty: float = metric("What masked actions cost.")

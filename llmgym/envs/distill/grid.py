@@ -35,9 +35,6 @@ DAY_SPREAD = 0.13
 """Standard deviation of the logarithm of a day's mean over that of its month."""
 DAY_MEMORY = 0.68
 """Correlation of that logarithm with the one of the day before."""
-HOUR_SPREAD = 0.08
-"""Standard deviation of the logarithm of an hour over the month's mean at that hour times the day's factor: what is left out
-here."""
 MOST_G = 500.0
 """Intensities are shown in units of this, g/kWh."""
 GRIDS = ("california", "flat")

@@ -6,8 +6,7 @@ numbers are assumptions of this package.
 """
 
 SIZES = ("1B", "7B", "13B")
-PARAMETERS_B = (1.0, 7.0, 13.0)
-"""Parameters of the students, in billions."""
+"""Students, by their parameters."""
 DATASETS = ("tulu", "math", "code")
 """TULU-3 SFT mixture, OpenR1-Math-220k, codeforces-cots."""
 
@@ -53,7 +52,7 @@ TEXT_J_PER_TOKEN = (3.84, 4.43, 2.77)
 COMPUTE_BOUND = (0.9, 0.3, 0.9, 0.9, 0.9)
 """Share of a pipeline's time that is bound by compute and stretches under a power cap: an assumption."""
 LOGITS_BOUND, TEXT_BOUND = 0.9, 0.4
-"""The same for caching logits and for generating text, evaluation included."""
+"""Share of the time of caching logits, and of generating text and evaluating, that is bound by compute: assumptions."""
 STATIC_W = 70.0
 """Power of an H100 that no cap can take away, watts: an assumption."""
 ONLINE_SHARE = 0.95

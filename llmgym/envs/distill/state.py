@@ -315,9 +315,9 @@ class Params(NamedTuple):
         pipelines: which pipelines there are, int64 [pipelines].
         caps: power caps, the first is that of the card, W, float64 [caps].
         train_h: expected time of training by pipeline, size and cap, h, float64 [5, 3, caps].
-        train_w: power of training likewise, W.
+        train_w: power of training by pipeline, size and cap, W, float64 [5, 3, caps].
         make_h: expected time of making each artefact by cap, h, float64 [6, caps].
-        make_w: power of making each artefact by cap, W.
+        make_w: power of making each artefact by cap, W, float64 [6, caps].
         evaluate_h: time of evaluation by size and cap, h, float64 [3, caps].
         evaluate_w: power of evaluation by cap, W, float64 [caps].
         quality: expected quality by pipeline and size, float64 [5, 3].

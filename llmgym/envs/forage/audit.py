@@ -27,15 +27,15 @@ def forage(simulation: Forage, state: State, lane: int) -> dict[str, float]:
     Returns:
         Actions as requests that are done at once, tokens from the counts of calls, claims from the keys.
     """
-    me, keys = state.lane[lane], state.key[lane]
-    counts = {name: int(me[name]) for name in Episode.declared if me.dtype[name].kind == "i"}
+    episode, keys = state.lane[lane], state.key[lane]
+    counts = {name: int(episode[name]) for name in Episode.declared if episode.dtype[name].kind == "i"}
     calls = sum(
         counts[name]
         for name in ("greps", "scans", "reads", "commits", "evaluations", "blocks", "queries", "answers")
     )
     part = simulation.scenario.chunk_tokens
-    whole = simulation.scenario.chunks * bool(me["whole"])
-    tokens = float(me["prompt"]) + WRITTEN * calls
+    whole = simulation.scenario.chunks * bool(episode["whole"])
+    tokens = float(episode["prompt"]) + WRITTEN * calls
     tokens += GREP_TOKENS * counts["greps"] + HIT_TOKENS * counts["found"] + SCAN_TOKENS * counts["scans"]
     tokens += np.floor(READ_PARTS * part + 0.5) * counts["reads"] + COMMIT_TOKENS * counts["commits"]
     tokens += EVALUATE_TOKENS * counts["evaluations"] + CLAIM_TOKENS * counts["told"]
@@ -49,11 +49,11 @@ def forage(simulation: Forage, state: State, lane: int) -> dict[str, float]:
         "waiting": 0.0,
         "running": 0.0,
         "done": float(taken - forced),
-        "clock_s": float(me["clock_s"]),
-        "tokens": float(me["tokens"]),
+        "clock_s": float(episode["clock_s"]),
+        "tokens": float(episode["tokens"]),
         "tokens_counted": float(tokens),
-        "work_asked": float(me["facts"]),
-        "work_done": float(np.count_nonzero(keys["claim"][: me["facts"]] != NOTHING)),
-        "work_left": float(np.count_nonzero(keys["claim"][: me["facts"]] == NOTHING)),
+        "work_asked": float(episode["facts"]),
+        "work_done": float(np.count_nonzero(keys["claim"][: episode["facts"]] != NOTHING)),
+        "work_left": float(np.count_nonzero(keys["claim"][: episode["facts"]] == NOTHING)),
         "opened": float(opened),
     }

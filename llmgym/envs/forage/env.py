@@ -88,7 +88,7 @@ class Forage(Simulation):
         "lane.checksum": "at the end of the episode",
         "key.passages": "never: what the terms that were used list is shown",
         "key.claim": "whether it is true: when an evaluation exposes it, or never; that there is one is shown",
-        "key.pending": "the same",
+        "key.pending": "whether it is true: when an evaluation exposes it, or never; that there is one is shown",
         "key.seen_true": "never",
         "key.seen_false": "never",
         "passage.chunk": "when it is listed or opened",
@@ -99,8 +99,8 @@ class Forage(Simulation):
         "passage.glance": "when it is scanned",
         "passage.rated": "when its claim is read",
         "passage.rank": "never: a retrieval shows the claims that it found",
-        "passage.ahead": "the same",
-        "passage.score": "the same",
+        "passage.ahead": "never: a retrieval shows the claims that it found",
+        "passage.score": "never: a retrieval shows the claims that it found",
     }
     shown = frozenset(
         {

@@ -59,7 +59,7 @@ from llmgym.envs.forage.world import ANSWERED, draw_world, rank
 from llmgym.profiles.cost import outside, prefill_attention_s, step_time_s
 
 PROMPT, AGENT_PROMPT = 450, 4000
-"""Tokens of the question with its options; of the same with the tools and the plan of an agent."""
+"""Tokens of the question with its options; of the question with its options and the tools and the plan of an agent."""
 WRITTEN = 150
 """Tokens that a model writes at each call."""
 GREP_TOKENS, HIT_TOKENS, SCAN_TOKENS, COMMIT_TOKENS = 150, 45, 250, 80

@@ -117,7 +117,7 @@ def weight(listed: float, hits: float, snippet: float, gap: float) -> float:
         listed: probability that what is looked for is in the list.
         hits: passages in the list.
         snippet: score of the passage; standard normal for a wrong one, by `gap` higher for the right one.
-        gap: as said.
+        gap: how much higher the right passage scores, in standard deviations.
 
     Returns:
         The weight, to be divided by the sum over all passages and over none of them being right.

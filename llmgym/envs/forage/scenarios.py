@@ -75,7 +75,12 @@ class Scenario:
         zero=True,
         high=8.0,
     )
-    scan_gap: float = quantity(2.0, "The same of a glance at the passage.", zero=True, high=8.0)
+    scan_gap: float = quantity(
+        2.0,
+        "How much higher a glance at a right passage scores, in standard deviations.",
+        zero=True,
+        high=8.0,
+    )
     false_rate: float = quantity(
         0.08, "Probability that another passage, if opened, yields a wrong claim.", zero=True, high=1.0
     )
@@ -102,7 +107,9 @@ class Scenario:
     expose: float = quantity(
         0.45, "Probability that an evaluation exposes a false claim that has an anchor.", zero=True, high=1.0
     )
-    expose_bare: float = quantity(0.20, "The same without an anchor.", zero=True, high=1.0)
+    expose_bare: float = quantity(
+        0.20, "Probability that an evaluation exposes a false claim without an anchor.", zero=True, high=1.0
+    )
     overlook: float = quantity(
         0.06, "Probability that an evaluation overlooks a missing fact.", zero=True, high=1.0
     )
@@ -129,7 +136,10 @@ class Scenario:
         3.0, "How much higher an embedding scores the passage that was asked for.", zero=True, high=8.0
     )
     hop_gap: float = quantity(
-        1.0, "The same of a passage that the question leads to only by way of others.", zero=True, high=8.0
+        1.0,
+        "How much higher an embedding scores a passage that the question leads to only by way of others.",
+        zero=True,
+        high=8.0,
     )
     retrieval_false: float = quantity(
         0.0,

@@ -103,7 +103,7 @@ class Episode(Record):
     null: float = float64("Posterior of the list of the focus that no candidate of it is right.", blank=1.0)
     candidates: int = int32("Candidates that can be chosen.")
     accuracy: float = float64("Probability that the answer is right.")
-    outcome: float = float64("What the reward counts of it: the same, or 0 or 1.")
+    outcome: float = float64("What the reward counts of the answer: its accuracy, or 0 or 1.")
     paid: float = float64("What tokens have cost so far, in accuracy.")
     waited: float = float64("What seconds have cost so far, in accuracy.")
     beyond: int = int32("Calls longer than the profile was measured.")
@@ -143,7 +143,7 @@ class Passage(Record):
         "Parts that an embedding prefers to it, for the question and for its key, where that was measured.",
         shape=2,
     )
-    ahead: int = int16("The same, in the latest retrieval.")
+    ahead: int = int16("Parts that the latest retrieval ranked before it.")
     score: float = float32("Its score there.")
     seen: int = uint8("What was seen of it.")
     snippet: float = float32("Score of its line, when it was listed.")

@@ -18,9 +18,9 @@ from llmgym.profiles.cost import decode_attention_s, dense_s, prefill_attention_
 
 GIB, KIB = 2**30, 2**10
 BYTES = 2
-"""Of a number in bf16."""
+"""Size of a number in bf16, bytes."""
 HEAD_DIM = 128
-"""Of both models."""
+"""Entries of an attention head in both models."""
 MULTIPLY_ADD = 2
 """FLOP of one multiplication with its addition."""
 
@@ -34,15 +34,15 @@ FIRST_POOL = 8192
 """Entries of the pool's buffer when it is made; it doubles when it is full (the authors' code)."""
 
 LOGITS_BYTES = 6
-"""Memory of a full forward pass for each token and word: logits in bf16 and in float32."""
+"""Memory of a full forward pass for each token and word, bytes: logits in bf16 and in float32."""
 LAST_LOGITS_BYTES = 4
-"""The same for one token whose logits alone are wanted: float32."""
+"""Memory of the logits of one token for each word, where those of no other are wanted: float32, bytes."""
 MLP_BYTES, RESIDUAL_BYTES, WHOLE_RESIDUAL_BYTES = 8, 4, 2
 """Peak inside a layer for each token: of the MLP's width, of the model's width beside it, and of the latter under full logits."""
 SEGMENT_BYTES = round(2.745 * GIB)
 """What segmented execution holds beside a segment's own activations; fitted to the paper's peaks."""
 CCA_BYTES = 996 * KIB
-"""Of core context aware attention, a token; fitted to the paper's peaks. It is in the table and no mode of the environment."""
+"""Memory of core context aware attention for each token, bytes; fitted to the paper's peaks. No mode of the environment has it."""
 
 SEGMENT_S = 0.095
 """Time of the retrieval loop for each segment, seconds; fitted to the paper's times. It is many small kernels, not arithmetic."""

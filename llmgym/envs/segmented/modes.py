@@ -53,11 +53,11 @@ QUALITY = {"full": 1.0, "chunked": 1.0, "duo": 0.981, "streaming": 0.922}
 """Score over that of full attention on LongBench-E, Llama-2-7B-80K; chunks compute the same as the whole."""
 TRAINED_QUALITY = 1.034
 TAIL_QUALITY = {0: 0.995, 512: TRAINED_QUALITY, 1024: 1.035}
-"""Of segments with so many carried tokens, trained so."""
+"""Score of segmented execution over that of full attention, by the carried tokens that the model was trained with."""
 NO_RETRIEVAL_QUALITY = 0.968
-"""Of segments without layers of retrieval, trained so."""
+"""Score of a model trained for segments without retrieval, over that of full attention."""
 UNTRAINED_QUALITY = 0.509
-"""Of segmented execution of a model that was trained with full attention."""
+"""Score of segmented execution of a model trained with full attention, over that of full attention."""
 
 
 class Mode(Record):
@@ -152,7 +152,7 @@ def quality_of(mode: str, trained: tuple[str, ...]) -> float:
 
 
 def table(modes: tuple[str, ...], trained: tuple[str, ...], model: str, on: str) -> NDArray[np.void]:
-    """What modes cost.
+    """What execution modes cost.
 
     Args:
         modes: their names.
@@ -293,7 +293,7 @@ def resident_bytes(mode: Mode, done: int) -> int:
 
 @kernel(inline=True)
 def running_bytes(mode: Mode, prompt: int, done: int) -> int:
-    """Held while the next step runs, by its request, bytes: what is resident after it, and what it works with.
+    """Memory that a request holds while its next step runs: what is resident after it, and what it works with.
 
     Args:
         mode: what the execution mode costs.
@@ -309,7 +309,7 @@ def running_bytes(mode: Mode, prompt: int, done: int) -> int:
 
 @kernel(inline=True)
 def kept_bytes(mode: Mode, prompt: int, output: int) -> int:
-    """Kept while a request decodes, with room for its output.
+    """Memory kept while a request decodes, with room for its output.
 
     Args:
         mode: what the execution mode costs.

@@ -34,7 +34,7 @@ Tensor = Any
 
 
 def torch() -> Any:
-    """The module. Raises `MissingExtra` where it is not installed."""
+    """The module torch. Raises `MissingExtra` where it is not installed."""
     try:
         return importlib.import_module("torch")
     except ImportError as error:
@@ -47,7 +47,7 @@ class Layer(NamedTuple):
     Attributes:
         query: [width, heads * HEAD_DIM].
         key: [width, kv_heads * HEAD_DIM].
-        value: the same.
+        value: [width, kv_heads * HEAD_DIM].
         output: [heads * HEAD_DIM, width].
         gate: [width, ff].
         up: [width, ff].
@@ -112,7 +112,7 @@ class Weights:
         )
 
     def tensors(self) -> list[Tensor]:
-        """All of them, for gradients."""
+        """All tensors of the model, for gradients."""
         return [self.embedding, self.head, *(one for layer in self.layers for one in layer)]
 
 
@@ -121,7 +121,7 @@ class Carried(NamedTuple):
 
     Attributes:
         keys: of the local heads of each layer, before the rotary embedding, [local heads, tail, HEAD_DIM].
-        values: likewise.
+        values: of the local heads of each layer, [local heads, tail, HEAD_DIM].
         queries: the last ones of long-range heads in layers with a pool, [heads, LAST_QUERIES, HEAD_DIM].
     """
 
@@ -162,7 +162,7 @@ class Pool:
             buffers[layer][:, self.tokens : self.tokens + new.shape[1]] = new.detach()
 
     def advance(self, tokens: int) -> None:
-        """Count what was taken in."""
+        """Count the tokens of a segment that every layer with a pool has taken in."""
         self.tokens += tokens
 
     def take(self, layer: int, queries: Tensor, retrieved: int) -> tuple[Tensor, Tensor]:
@@ -283,7 +283,7 @@ def heads_of(x: Tensor) -> Tensor:
 
 
 def mlp(x: Tensor, layer: Layer) -> Tensor:
-    """Gate, up, activation and product are all there at once, as the law of memory counts them."""
+    """The MLP of a layer: gate, up, activation and product are all there at once, as the law of memory counts them."""
     silu = torch().nn.functional.silu
     gate, up = x @ layer.gate, x @ layer.up
     active = silu(gate)
@@ -298,7 +298,7 @@ class Segment(NamedTuple):
     Attributes:
         hidden: of its tokens, normed, [n, width].
         keys: of all heads of each layer, before the rotary embedding, [kv heads, n, HEAD_DIM].
-        values: likewise.
+        values: of all heads of each layer, [kv heads, n, HEAD_DIM].
         queries: the last ones of long-range heads in layers with a pool.
     """
 

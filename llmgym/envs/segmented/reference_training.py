@@ -119,12 +119,12 @@ def _states(
 
 
 def _tensors(carried: Carried | None) -> list[Tensor]:
-    """What gradients go through."""
+    """The carried keys and values, through which gradients go; none before the first segment."""
     return [] if carried is None else [*carried.keys, *carried.values]
 
 
 def _cut(carried: Carried | None, leaves: bool = False) -> Carried | None:
-    """The same without its history; as leaves that gradients stop at, if wanted."""
+    """What a segment carries, cut off from what it was computed from; as leaves that gradients stop at, if wanted."""
     if carried is None:
         return None
     keys, values = (tuple(one.detach().requires_grad_(leaves) for one in part) for part in carried[:2])

@@ -238,8 +238,8 @@ class Params(NamedTuple):
         config: the settings, [1].
         modes: what each mode costs, [modes + 1]; the last is the paper's, by which limits are set.
         classes: cumulative share, least quality and slack of each class, float64 [classes, 3].
-        prompts: prompt at evenly spaced probabilities, float64 [QUANTILES].
-        outputs: output likewise, float64 [QUANTILES].
+        prompts: prompt at evenly spaced probabilities, tokens, float64 [QUANTILES].
+        outputs: output at evenly spaced probabilities, tokens, float64 [QUANTILES].
     """
 
     config: Records[Config]

@@ -21,7 +21,7 @@ COLOURS = {
     "segmented": "#0072B2",
     "decode": "#999999",
 }
-"""Of the families of modes, and of decoding."""
+"""Colours of the families of modes, and of decoding."""
 MOST_SHOWN = 14
 """Requests that have a line of their own."""
 BEFORE = 40

@@ -319,7 +319,7 @@ def marginals(
         lengths: tokens of each phrase, int64 [phrases].
         words: tokens of the phrases, int64 [phrases, LONGEST].
         onward: probability of the next phrase, float64 [topics, phrases, phrases].
-        back: the same with phrases exchanged.
+        back: `onward` with its last two axes exchanged, float64 [topics, phrases, phrases].
         noise: probability with which a token is any token.
         miss: likelihood of a token that is not the phrase's, over that of one that is.
         ends: scratch, float64 [positions + 1, topics, phrases].

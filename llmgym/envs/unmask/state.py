@@ -214,7 +214,7 @@ class Params(NamedTuple):
         lengths: tokens of each phrase, int64 [processes, phrases].
         words: tokens of the phrases, int64 [processes, phrases, LONGEST].
         onward: probability of the next phrase, float64 [processes, topics, phrases, phrases].
-        back: the same with phrases exchanged.
+        back: `onward` with its last two axes exchanged, float64 [processes, topics, phrases, phrases].
         start: law of the hidden state at the beginning of a text, float64 [processes, topics, phrases, LONGEST].
         level: call of DUS that reveals each position of a block, int64 [block].
         streams: numbers of interleaved texts that a world may have, int64 [some].

@@ -40,9 +40,9 @@ class Excerpts:
         name: of the text.
         values: float32 [blocks, 1 + block, block, 4], the `QUANTITIES`. Row 0 of the second axis: nothing is known; row 1 + i:
             position i is. An entry of a position that is known is 0, its margin 1.
-        right: whether the likeliest token is the true one, uint8 [blocks, 1 + block, block], likewise.
-        damage: by how many nats another model finds the text less likely with this likeliest token in it, float32, likewise; 0
-            where it is the true one.
+        right: whether the likeliest token is the true one, uint8 [blocks, 1 + block, block], with the rows of `values`.
+        damage: by how many nats another model finds the text less likely with the likeliest token in it, float32
+            [blocks, 1 + block, block], with the rows of `values`; 0 where that token is the true one.
         vocabulary: tokens of the model.
         shares: how much of the effects beside the strongest one counts, by quantity, float64 [4].
         about: where it comes from.
