@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from llmgym import baselines
 from llmgym.core.lanes import LOOK, Simulation
+from llmgym.testing.checks import check_audit, check_observation, check_return
 from llmgym.testing.drive import audited, copied, legal_action, same
-from llmgym.testing.invariants import Kwargs, check_audit, check_observation, check_return, make
+from llmgym.testing.invariants import Kwargs, make
 
 MOMENTS = (0, 1, 2, 3, 5, 9, 17, 33, 60, 120)
 """Decisions of an episode after which the future is drawn anew."""

@@ -212,7 +212,7 @@ _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
 
 
 def counting(env_id: str) -> Callable[[Any, Counts], Counts]:
-    """What the metrics of an environment are taken of, for `llmgym.testing.invariants.check_metrics`.
+    """What the metrics of an environment are taken of, for `llmgym.testing.checks.check_metrics`.
 
     An environment that is not named here has no metric that can be NaN.
     """

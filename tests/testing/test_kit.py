@@ -17,7 +17,8 @@ from llmgym.core.env import LaneEnv, LaneVectorEnv
 from llmgym.core.layout import Layout
 from llmgym.errors import CheckFailed, InvalidArgument, UnknownName
 from llmgym.testing import check
-from llmgym.testing.invariants import actions_accepted_or_safe, check_audit
+from llmgym.testing.checks import check_audit
+from llmgym.testing.invariants import actions_accepted_or_safe
 from tests.toy import Toy
 
 ROOT = Path(__file__).parents[2]
