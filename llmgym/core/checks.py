@@ -17,7 +17,20 @@ T = TypeVar("T")
 
 
 def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
-    """`value` as an int. Raises `InvalidArgument` unless it is a whole number in low..high."""
+    """Check that an argument is a whole number in a range.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        low: the least that is allowed.
+        high: the most that is allowed.
+
+    Returns:
+        `value` as an int.
+
+    Raises:
+        InvalidArgument: it is no whole number, or lies outside of the range; booleans are no numbers.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not low <= value <= high:
         raise InvalidArgument(f"{name}={value!r}: expected a whole number from {low} to {high}")
     return int(value)
@@ -26,7 +39,7 @@ def whole(name: str, value: Any, low: int = 1, high: int = 2**30) -> int:
 def number(
     name: str, value: Any, zero: bool = False, *, low: float | None = None, high: float = math.inf
 ) -> float:
-    """`value` as a float. Raises `InvalidArgument` unless it is finite and in range.
+    """Check that an argument is a finite number in a range.
 
     Args:
         name: of the argument, for the message.
@@ -34,6 +47,12 @@ def number(
         zero: 0 is allowed too, where nothing is said by `low`.
         low: the least that is allowed; None: anything above 0.
         high: the most that is allowed.
+
+    Returns:
+        `value` as a float.
+
+    Raises:
+        InvalidArgument: it is no finite number, or lies outside of the range; booleans are no numbers.
     """
     plain = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if isinstance(value, np.floating):
@@ -63,6 +82,9 @@ def range_text(low: float, high: float = math.inf, above: bool = False) -> str:
         low: lower end.
         high: upper end, which belongs to it; infinite: there is none.
         above: the lower end does not belong to it.
+
+    Returns:
+        Text such as "> 0", ">= 1", "from 0 to 1" or "above 0, up to 1".
     """
     if math.isinf(high):
         return f"{'>' if above else '>='} {low:g}"
@@ -70,12 +92,18 @@ def range_text(low: float, high: float = math.inf, above: bool = False) -> str:
 
 
 def members(name: str, value: Any, what: str) -> tuple[Any, ...]:
-    """`value` as a tuple. Raises `InvalidArgument` unless it is a tuple, a list or an array of one axis.
+    """Check that an argument is a tuple, a list or an array of one axis.
 
     Args:
         name: of the argument, for the message.
         value: what was given.
         what: what is expected, for the message.
+
+    Returns:
+        `value` as a tuple; its entries are not checked.
+
+    Raises:
+        InvalidArgument: it is something else.
     """
     if isinstance(value, np.ndarray) and value.ndim == 1:
         return tuple(value.tolist())
@@ -117,7 +145,19 @@ def loaded(name: str, value: Any, load: Callable[[Any], T], what: str, *kinds: t
 
 
 def choice(name: str, value: Any, known: Collection[str]) -> str:
-    """`value`, one of the known names. Raises `UnknownName`."""
+    """Check that an argument is one of the known names.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was given.
+        known: the names that are allowed.
+
+    Returns:
+        `value`.
+
+    Raises:
+        UnknownName: it is none of them, or no text.
+    """
     if not isinstance(value, str) or value not in known:
         raise UnknownName(name, value, known)
     return value

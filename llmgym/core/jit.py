@@ -253,6 +253,9 @@ def kernel(
         inline: ask LLVM to inline it into its callers.
         allocates: it makes arrays of its own. Without, numba's reference counting is left out: it would touch every array of a
             state at every call, with atomic instructions, which for small kernels is most of the time.
+
+    Returns:
+        The compiled function; a decorator where `function` is None.
     """
 
     def decorate(python_function: FunctionType) -> Any:

@@ -158,7 +158,16 @@ class Simulation(ABC):
         """The undiscounted return of an episode, computed from its metrics: what the reward stands for."""
 
     def render(self, state: Any, lane: int, mode: str) -> Any:
-        """A picture of one lane: uint8 [height, width, 3] for `rgb_array`, text for `ansi`."""
+        """A picture of one lane, drawn by the module named in `view`, or the observation as text where there is none.
+
+        Args:
+            state: state arrays of all lanes.
+            lane: which lane, from 0.
+            mode: `rgb_array` or `ansi`.
+
+        Returns:
+            uint8 [height, width, 3] for `rgb_array`, text for `ansi`; without a `view` text for both.
+        """
         if self.view:
             view = importlib.import_module(self.view)
             draw = view.text if mode == "ansi" else view.picture

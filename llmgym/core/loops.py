@@ -23,7 +23,14 @@ With `LOOK` nothing happens, but observations and masks are written anew."""
 
 @kernel(inline=True)
 def all_allowed(state: Any, params: Any, lane: int, out: NDArray[np.int8]) -> None:
-    """The mask of an environment in which every action is always allowed."""
+    """Write the mask of an environment in which every action is always allowed.
+
+    Args:
+        state: state arrays; not read.
+        params: parameters of the scenario; not read.
+        lane: which lane; not read.
+        out: written, 1 for every action, int8 [actions].
+    """
     for k in range(out.shape[0]):
         out[k] = 1
 
@@ -55,7 +62,17 @@ class Kernels(NamedTuple):
         observe_lane: Callable[..., None],
         metrics_lane: Callable[..., None],
     ) -> "Kernels":
-        """Those of an environment in which every action is always allowed."""
+        """The compiled functions of an environment in which every action is always allowed.
+
+        Args:
+            reset_lane: starts an episode; see `Kernels`.
+            step_lane: takes an action; see `Kernels`.
+            observe_lane: writes the observation; see `Kernels`.
+            metrics_lane: writes the metrics; see `Kernels`.
+
+        Returns:
+            These functions, and a `mask_lane` that allows everything.
+        """
         return cls(reset_lane, step_lane, observe_lane, all_allowed, metrics_lane)
 
 
@@ -142,6 +159,20 @@ def loops(simulation: Any, arrays: Any) -> tuple[Callable[..., int], Callable[..
 def compile_loops(
     kernels: Kernels, name: str, unpack: Callable[..., Any]
 ) -> tuple[Callable[..., int], Callable[..., int]]:
+    """Compile the generic loops around the functions of one environment.
+
+    Args:
+        kernels: functions of the environment; `observe_lane` and `metrics_lane` take whole rows of the buffers.
+        name: of the environment, told on stderr when it has to be compiled.
+        unpack: compiled function that turns a frame, int64 [n], into (state, params, buffers); see `llmgym.core.frames`.
+
+    Returns:
+        `step_lanes(frame, start, stop, mode, limit)`: one step, or what `mode` says, of the lanes from `start` to before `stop`;
+        how many episodes ended, or -1 - lane for a lane whose episode has ended in mode `DISABLED`.
+        `run_lanes(frame, start, stop, limit, most)`: steps the running episodes of these lanes to their end with the actions in the
+        buffers; how many steps were taken, `most` at most. `limit` is the number of steps after which an episode is truncated; 0:
+        none.
+    """
     reset_lane, step_lane, observe_lane, mask_lane, metrics_lane = kernels
 
     @kernel(announce=name)

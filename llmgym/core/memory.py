@@ -14,7 +14,20 @@ _COUNTED_FROM = 16
 
 
 def make_lanes(simulation: Simulation, count: int, threads: int = 1, limit: int | None = None) -> Lanes:
-    """The lanes of an environment. Raises `InvalidArgument` where they do not fit into memory."""
+    """Make the lanes of an environment, if they fit into memory.
+
+    Args:
+        simulation: the environment with its scenario.
+        count: number of lanes.
+        threads: number of threads that step them.
+        limit: steps after which an episode is truncated; None: never.
+
+    Returns:
+        The lanes.
+
+    Raises:
+        InvalidArgument: their arrays do not fit into the memory of the machine.
+    """
     if count >= _COUNTED_FROM:
         needed, there = count * bytes_of_a_lane(simulation), memory_bytes()
         if needed > there:

@@ -90,6 +90,12 @@ def shown(
         high: largest value.
         size: entries; one is a number, more are an array.
         name: its name in the layout, where that is not the name of the attribute: `queue.age` is no name of Python's.
+
+    Returns:
+        What a class of records has as the value of the attribute.
+
+    Raises:
+        InvalidArgument: there is no sentence, a wrong size, or `low` is not below `high`.
     """
     _check_declared(about, size)
     if not low < high:
@@ -104,6 +110,12 @@ def metric(about: str, *, best: Direction | None = None, name: str = "") -> Any:
         about: what it is, with its unit, and when it is NaN.
         best: `"min"` or `"max"` for one that tables and pictures begin with; None: it is only told.
         name: its name in tables, where that is not the name of the attribute.
+
+    Returns:
+        What a class of records has as the value of the attribute.
+
+    Raises:
+        InvalidArgument: there is no sentence, or `best` is something else.
     """
     _check_declared(about, ())
     if best not in ("min", "max", None):
@@ -220,7 +232,7 @@ class Record:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """Its fields as others call them, in order."""
+        """Names of the fields as others call them, in order."""
         return tuple(slot.name or name for name, slot in cls.declared.items())
 
     @classmethod
@@ -275,7 +287,7 @@ if TYPE_CHECKING:
         def __getitem__(self, key: Any) -> Any: ...
 
     class Records2(Array, Generic[R]):
-        """The same with two axes: `[lane]` is `Records`, `[lane, i]` a record."""
+        """An array of records with two axes: `[lane]` is `Records`, `[lane, i]` a record."""
 
         @overload  # type: ignore[override]
         def __getitem__(self, key: int | np.integer[Any]) -> Records[R]: ...
@@ -286,7 +298,7 @@ if TYPE_CHECKING:
         def __getitem__(self, key: Any) -> Any: ...
 
     class Records3(Array, Generic[R]):
-        """The same with three axes."""
+        """An array of records with three axes: `[lane]` is `Records2`, `[lane, i]` `Records`, `[lane, i, j]` a record."""
 
         @overload  # type: ignore[override]
         def __getitem__(self, key: int | np.integer[Any]) -> Records2[R]: ...

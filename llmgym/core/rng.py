@@ -48,7 +48,17 @@ def uniform(key: np.uint64, number: int) -> float:
 
 @kernel(inline=True)
 def integer(key: np.uint64, number: int, low: int, high: int) -> int:
-    """Draw `number` of stream `key`: an integer, uniform in low..high, both included."""
+    """Draw `number` of stream `key`: an integer, uniform in low..high, both included.
+
+    Args:
+        key: of the stream, uint64.
+        number: index of the draw in the stream, 0 or more.
+        low: the least that is drawn.
+        high: the most that is drawn, not below `low`.
+
+    Returns:
+        The integer.
+    """
     return low + int(math.floor(uniform(key, number) * (high - low + 1)))
 
 
@@ -70,6 +80,14 @@ def gamma(key: np.uint64, number: int, shape: float) -> float:
     """Draw `number` of stream `key`: gamma with the given shape and scale 1.
 
     Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS 26(3), 2000.
+
+    Args:
+        key: of the stream, uint64.
+        number: index of the draw in the stream, 0 or more.
+        shape: of the law, above 0.
+
+    Returns:
+        The draw, above 0; its mean and variance are `shape`.
     """
     stream = substream(key, number)
     boost = 1.0

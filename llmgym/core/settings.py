@@ -85,6 +85,9 @@ def count(
         unit: what is counted.
         optional: None is allowed too; so it is where the default is None.
 
+    Returns:
+        What a scenario's dataclass has as the default of the field.
+
     Raises:
         InvalidArgument: no value is in the range, or the default is outside.
     """
@@ -117,6 +120,9 @@ def quantity(
         high: largest value; None: any.
         unit: what it is measured in.
         optional: None is allowed too; so it is where the default is None.
+
+    Returns:
+        What a scenario's dataclass has as the default of the field.
 
     Raises:
         InvalidArgument: no value is in the range, or the default is outside.
@@ -161,6 +167,9 @@ def numbers(
         total: what they add up to.
         unit: what they are measured in.
         optional: None is allowed too; so it is where the default is None.
+
+    Returns:
+        What a scenario's dataclass has as the default of the field.
 
     Raises:
         InvalidArgument: no value is in the range, or the default is not allowed.
@@ -220,6 +229,9 @@ def option(default: Any, about: str, choices: Collection[str], *, optional: bool
         choices: the names.
         optional: None is allowed too; so it is where the default is None.
 
+    Returns:
+        What a scenario's dataclass has as the default of the field.
+
     Raises:
         InvalidArgument: there is nothing to choose, or the default is none of them.
     """
@@ -242,6 +254,9 @@ def some_of(default: Any, about: str, choices: Collection[Any], *, first: Any = 
         choices: the values, all names or all numbers.
         first: the one that has to come first; None: any.
         unit: what they are measured in.
+
+    Returns:
+        What a scenario's dataclass has as the default of the field.
 
     Raises:
         InvalidArgument: there is nothing to choose, or the default is not allowed.
@@ -294,6 +309,9 @@ def given(
         allowed: what it may be, for people.
         unit: what it is measured in.
         optional: None is allowed too; so it is where the default is None.
+
+    Returns:
+        What a scenario's dataclass has as the default of the field.
 
     Raises:
         InvalidArgument: there is no sentence.
@@ -369,6 +387,9 @@ def settled(
         settings: fields to set, by name.
         of: the environment, for messages.
         fixed: fields that are not settings.
+
+    Returns:
+        The scenario, an object of the dataclass in `known`, with plain values in its settings.
 
     Raises:
         UnknownName: no such scenario, or a word that is not among those allowed.

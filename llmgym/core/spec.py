@@ -69,6 +69,9 @@ class EnvSpec:
             module: its name, as `__name__` in it.
             **others: further fields, such as `decision`.
 
+        Returns:
+            The spec, which is not registered yet.
+
         Raises:
             InvalidArgument: no such module was imported, it lacks the classes, or a field does not exist.
         """

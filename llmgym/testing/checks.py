@@ -15,7 +15,17 @@ Counts = Mapping[str, float]
 
 
 def close(got: float, expected: float, rel: float, near: float = 0.0) -> bool:
-    """Whether two numbers agree up to a share of the second, or up to `near`."""
+    """Whether two numbers agree up to a share of the second, or up to a distance.
+
+    Args:
+        got: a number.
+        expected: another.
+        rel: largest distance, as a share of `expected`.
+        near: distance that is always close enough, in the unit of both.
+
+    Returns:
+        True if they do.
+    """
     return got == expected or abs(got - expected) <= max(rel * abs(expected), near)
 
 
@@ -115,7 +125,16 @@ def check_metrics(metrics: Mapping[str, float], counts: Counts | None = None) ->
 
 
 def check_return(env: Any, total: float, metrics: Mapping[str, float]) -> None:
-    """Fail unless the sum of the rewards is the return that the metrics stand for."""
+    """Fail unless the sum of the rewards is the return that the metrics stand for.
+
+    Args:
+        env: a single environment.
+        total: sum of the rewards of an episode.
+        metrics: of this episode, by name.
+
+    Raises:
+        AssertionError: they differ by more than rounding.
+    """
     expected = env.simulation.expected_return(dict(metrics))
     assert close(total, expected, 1e-6, 1e-9), (
         f"the rewards of an episode add up to {total!r}, but expected_return(metrics) is {expected!r}: "

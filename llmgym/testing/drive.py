@@ -24,7 +24,16 @@ def copied(env: Any, *others: Any) -> Any:
 
 
 def legal_actions(space: Any, masks: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
-    """One random unmasked action for each row of `masks` [lanes, actions]."""
+    """Draw one random unmasked action for each lane.
+
+    Args:
+        space: of the actions of one lane: Discrete, MultiDiscrete or Box.
+        masks: 1 for what is allowed, int8 [lanes, actions]; a Box has no use for its entries.
+        rng: source of the draws.
+
+    Returns:
+        int64 [lanes] for Discrete, int64 [lanes, parts] for MultiDiscrete, [lanes, *shape] of the type of the space for a Box.
+    """
     lanes = len(masks)
     if isinstance(space, Box):
         return rng.uniform(space.low, space.high, (lanes, *space.shape)).astype(space.dtype)
@@ -36,13 +45,31 @@ def legal_actions(space: Any, masks: NDArray[Any], rng: np.random.Generator) -> 
 
 
 def legal_action(env: Any, mask: NDArray[Any], rng: np.random.Generator) -> Any:
-    """One random unmasked action of a single environment."""
+    """Draw one random unmasked action of a single environment.
+
+    Args:
+        env: the environment.
+        mask: 1 for what is allowed, int8 [actions].
+        rng: source of the draws.
+
+    Returns:
+        An int for Discrete, else an array of the shape of the action space.
+    """
     action = legal_actions(env.action_space, mask[None], rng)[0]
     return action if isinstance(env.action_space, Box | MultiDiscrete) else int(action)
 
 
 def same(got: Any, expected: Any, where: str = "") -> None:
-    """Fail unless both are the same bits (dicts: the same keys and bits)."""
+    """Fail unless two values are the same bits; dicts have the same keys, tuples and lists the same length.
+
+    Args:
+        got: what there is: an array, a number, or dicts, tuples and lists of them.
+        expected: what there has to be.
+        where: told with the failure.
+
+    Raises:
+        AssertionError: they differ in a bit, in a shape or in a dtype.
+    """
     if isinstance(expected, dict):
         assert set(got) == set(expected), f"{where}: {sorted(got)} are not {sorted(expected)}"
         for key in expected:
@@ -88,7 +115,7 @@ def check_lanes_are_singles(
     action_seed: int,
     enough: int | None = None,
 ) -> int:
-    """Step a vector environment and one single environment per lane; returns how many episodes ended.
+    """Step a vector environment and one single environment per lane, and compare all that they return.
 
     Args:
         make_single: makes a single environment.
@@ -98,6 +125,9 @@ def check_lanes_are_singles(
         steps: of every lane, at most.
         action_seed: of the actions.
         enough: episodes of every lane after which it ends; None: only after all steps.
+
+    Returns:
+        How many episodes ended, in all lanes.
 
     Raises:
         AssertionError: a bit differs.
@@ -168,7 +198,21 @@ def same_where_told(got: dict[str, Any], expected: dict[str, Any]) -> None:
 
 
 def check_same_as_sync(native: Any, sync: Any, seeds: Any, steps: int, action_seed: int) -> int:
-    """A native and a `SyncVectorEnv` agree in everything they return; returns how many episodes ended."""
+    """Step a native vector environment and a `SyncVectorEnv`, with resets of some lanes, and compare all that they return.
+
+    Args:
+        native: the vector environment.
+        sync: a `SyncVectorEnv` of as many single environments, in the same autoreset mode.
+        seeds: as `reset` of both takes them.
+        steps: of every lane.
+        action_seed: of the actions and of the resets.
+
+    Returns:
+        How many episodes ended, in all lanes.
+
+    Raises:
+        AssertionError: a bit differs.
+    """
     mode = native.metadata["autoreset_mode"]
     assert sync.metadata["autoreset_mode"] == mode
     assert native.observation_space == sync.observation_space and native.action_space == sync.action_space

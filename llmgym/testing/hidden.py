@@ -56,7 +56,21 @@ def changes(before: Any, after: Any) -> set[str]:
 
 
 def arguments_for(env_id: str, rule: str, kwargs: Kwargs) -> dict[str, Any]:
-    """The arguments of a test case, changed to what a rule needs."""
+    """The arguments of a test case, changed to what a rule needs.
+
+    Args:
+        env_id: the environment.
+        rule: name of one of its baselines.
+        kwargs: arguments of the test case, by name.
+
+    Returns:
+        The arguments by name; those that the rule needs replace those of the case, and `rules` and `order` are left out where it
+        needs an `action` of its own.
+
+    Raises:
+        UnknownName: there is no such rule of this environment.
+        InvalidArgument: the name has numbers that the rule does not take.
+    """
     needs = baselines.env_kwargs(env_id, rule)
     merged = {**kwargs, **needs}
     if "action" in needs:
@@ -93,7 +107,16 @@ def _declaring(env_id: str, kwargs: Kwargs) -> Any:
 
 
 def what_differs_is_declared(env_id: str, kwargs: Kwargs, worlds: int = WORLDS) -> None:
-    """A field that depends on the world and that nobody declared could be a future in disguise."""
+    """Every field that differs between worlds is declared as hidden or as shown: else it could be a future in disguise.
+
+    Args:
+        env_id: the environment.
+        kwargs: arguments to make it with.
+        worlds: how many worlds are compared with the first one.
+
+    Raises:
+        AssertionError: a field is not declared, declared twice, or declared and not there.
+    """
     env = make(env_id, kwargs)
     simulation: Simulation = env.simulation
     name = type(simulation).__name__
@@ -236,13 +259,17 @@ def episode_goes_on_with_another_future(env_id: str, kwargs: Kwargs) -> None:
 
 
 def rule_does_not_read_it(env_id: str, rule: str, kwargs: Kwargs, moments: Iterable[int] = MOMENTS) -> None:
-    """A rule that is not privileged decides the same whatever is still to come, with whatever it remembers.
+    """A rule that is not privileged decides alike whatever is still to come, with whatever it remembers.
 
     Args:
         env_id: the environment.
         rule: name of one of its baselines.
         kwargs: arguments of the environment, before those that the rule needs.
         moments: decisions at which the future is drawn anew.
+
+    Raises:
+        AssertionError: a decision differs, or too few were compared.
+        SkipTest: the rule says that it is privileged.
     """
     env = _declaring(env_id, arguments_for(env_id, rule, kwargs))
     policy = baselines.make(rule, env)

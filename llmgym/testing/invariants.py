@@ -52,7 +52,16 @@ BAD_ARGUMENTS: dict[str, Any] = {
 
 
 def make(env_id: str, kwargs: Kwargs, **more: Any) -> Any:
-    """The environment itself, without wrappers."""
+    """Make a single environment, without wrappers.
+
+    Args:
+        env_id: the environment.
+        kwargs: arguments to make it with.
+        more: further arguments of `gymnasium.make`.
+
+    Returns:
+        The environment.
+    """
     return gymnasium.make(env_id, **kwargs, **more).unwrapped
 
 
@@ -67,7 +76,17 @@ def make_strict(env_id: str, kwargs: Kwargs) -> Any:
 
 
 def rollout(env: Any, seed: int | None, action_seed: int, most: int = 100_000) -> Iterator[Any]:
-    """One episode of random legal actions: yields (obs, reward, terminated, truncated, info), the reset first."""
+    """Play one episode of random legal actions.
+
+    Args:
+        env: a single environment.
+        seed: of the world; None: the next one.
+        action_seed: of the actions.
+        most: steps after which it stops, though the episode goes on.
+
+    Returns:
+        An iterator of (obs, reward, terminated, truncated, info): of the reset, with a reward of 0, and of every step.
+    """
     rng = np.random.default_rng(action_seed)
     obs, info = env.reset(seed=seed)
     yield obs, 0.0, False, False, info
@@ -80,7 +99,7 @@ def rollout(env: Any, seed: int | None, action_seed: int, most: int = 100_000) -
 
 
 def it_runs(env_id: str, kwargs: Kwargs) -> None:
-    """It can be made, reset and stepped at all."""
+    """An environment can be made, reset and stepped at all."""
     env = make(env_id, kwargs)
     _, info = env.reset(seed=0)
     env.step(legal_action(env, info["action_mask"], np.random.default_rng(0)))
@@ -178,7 +197,16 @@ def audit_is_told(env_id: str, kwargs: Kwargs) -> None:
 
 
 def metrics_before_there_is_anything(env_id: str, kwargs: Kwargs, counting: Counting | None = None) -> None:
-    """Right after a reset, and after one step: metrics finite or NaN, and a return that is a number all the same."""
+    """Right after a reset, and after one step, metrics are finite or NaN, and the return is a number all the same.
+
+    Args:
+        env_id: the environment.
+        kwargs: arguments to make it with.
+        counting: called with the environment and its metrics, says how many things each metric is taken of; None: not known.
+
+    Raises:
+        AssertionError: a metric or the return is something else.
+    """
     env = make(env_id, kwargs)
     _, info = env.reset(seed=3)
     metrics = env.lanes.metrics_now(0)
@@ -193,7 +221,17 @@ def metrics_before_there_is_anything(env_id: str, kwargs: Kwargs, counting: Coun
 
 
 def same_seed_same_bits(env_id: str, kwargs: Kwargs, seed: int, action_seed: int) -> None:
-    """Two environments, and one that is reset again, play the same episode, and go on to the same next one."""
+    """Two environments, and one that is reset again, play one episode alike, and go on to the same next one.
+
+    Args:
+        env_id: the environment.
+        kwargs: arguments to make it with.
+        seed: of the world.
+        action_seed: of the actions.
+
+    Raises:
+        AssertionError: a bit differs.
+    """
     first, second = make(env_id, kwargs), make(env_id, kwargs)
     plays = []
     for env in (first, second, first):
@@ -211,11 +249,17 @@ def lane_is_single(
 
     Args:
         env_id: the environment.
-        kwargs: its arguments.
+        kwargs: arguments to make it with.
         mode: what happens where an episode has ended.
         lanes: seeds of the lanes.
         action_seed: of the actions.
-        episodes: of every lane, unless `LANE_STEPS` end before; returns how many ended in all.
+        episodes: of every lane, unless `LANE_STEPS` end before.
+
+    Returns:
+        How many episodes ended, in all lanes.
+
+    Raises:
+        AssertionError: a bit differs.
     """
     return check_lanes_are_singles(
         lambda: make(env_id, kwargs),
@@ -267,7 +311,7 @@ pickle.dump({name: digest(env_id, kwargs) for name, kwargs in cases.items()}, sy
 def another_process_same_bits(
     env_id: str, cases: Mapping[str, Kwargs], module: str | None = None
 ) -> dict[str, str]:
-    """A process of its own, with another order of hashes, computes the same.
+    """A process of its own, with another order of hashes, computes the bits that this one does.
 
     Args:
         env_id: the environment.
@@ -276,6 +320,10 @@ def another_process_same_bits(
 
     Returns:
         The hash of each case.
+
+    Raises:
+        AssertionError: it fails, or a hash differs.
+        SkipTest: the environment or its arguments cannot be brought to another process.
     """
     single = type(make(env_id, next(iter(cases.values()))))
     home = single.__module__
@@ -320,7 +368,18 @@ def _tries(space: Any, mask: NDArray[np.int8], rng: np.random.Generator) -> Iter
 
 
 def actions_accepted_or_safe(env_id: str, kwargs: Kwargs, seed: int, action_seed: int) -> None:
-    """Every unmasked action is accepted and a masked one is safe, tried on copies of states along an episode."""
+    """Every unmasked action is accepted and a masked one is safe, tried on copies of states along an episode.
+
+    Args:
+        env_id: the environment.
+        kwargs: arguments to make it with.
+        seed: of the world.
+        action_seed: of the actions.
+
+    Raises:
+        AssertionError: an unmasked action is refused or counted, or a masked one breaks a bound or is not told.
+        SkipTest: the actions are continuous.
+    """
     env = make(env_id, kwargs)
     if isinstance(env.action_space, Box):
         raise SkipTest("every element of a continuous action space is allowed")
@@ -362,7 +421,18 @@ def _try(env: Any, strict: Any, action: Any, allowed: bool, counted: bool, rng: 
 
 
 def return_with_masked_actions(env_id: str, kwargs: Kwargs, seed: int, action_seed: int) -> None:
-    """The return is its metric for a policy that knows no masks, too."""
+    """The return is its metric for a policy that knows no masks, too.
+
+    Args:
+        env_id: the environment.
+        kwargs: arguments to make it with.
+        seed: of the world.
+        action_seed: of the actions.
+
+    Raises:
+        AssertionError: it is not, or the episode has no end.
+        SkipTest: masked actions are errors in this environment.
+    """
     env = make(env_id, kwargs)
     if env.simulation.raise_on_masked:
         raise SkipTest("masked actions are errors here")
@@ -390,7 +460,16 @@ def gymnasium_checker(env_id: str, kwargs: Kwargs) -> None:
 
 
 def bad_argument_is_named(env_id: str, argument: str, value: Any) -> None:
-    """A wrong value, or an argument that there is none, is told by its name."""
+    """A wrong value, or an argument that there is none, is refused with an error that names the argument.
+
+    Args:
+        env_id: the environment.
+        argument: name of the argument.
+        value: a wrong value for it.
+
+    Raises:
+        AssertionError: it is accepted, or the error is another.
+    """
     try:
         if argument == "render_mode":
             entry: Any = gymnasium.spec(env_id).entry_point
