@@ -153,7 +153,13 @@ def resumed(args: Args) -> Args:
 
 
 def draw_curve(curve: dict[str, Any], title: str, path: Path) -> None:
-    """The mean return of finished episodes over the steps of training, with their spread."""
+    """Draw the mean return of finished episodes over the steps of training, with its spread.
+
+    Args:
+        curve: arrays [updates] by name: `steps`, `return_mean` and `return_std`.
+        title: of the picture.
+        path: image file to write.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -175,7 +181,13 @@ def draw_curve(curve: dict[str, Any], title: str, path: Path) -> None:
 
 
 def evaluate(args: Args, console: Console, checkpoint: Path) -> None:
-    """Compare the policy with every baseline, tuned where it has a grid, write the files, and say who wins."""
+    """Compare the policy with every baseline, tuned where it has a grid, write the files, and say who wins.
+
+    Args:
+        args: arguments of the command.
+        console: where the result is told.
+        checkpoint: path of the policy.
+    """
     from llmgym.evaluation import compare, tuned
 
     out = folder(args)

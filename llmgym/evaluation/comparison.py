@@ -137,6 +137,14 @@ class Comparison:
     def difference(self, policy: str, metric: str = RETURN, reference: str | None = None) -> Difference:
         """One policy minus the reference; its `verdict` says who wins.
 
+        Args:
+            policy: label of the policy.
+            metric: name of a metric; "return" for the undiscounted return.
+            reference: label of the other policy; None: the best unprivileged baseline.
+
+        Returns:
+            The difference over the worlds in which both have a finite value.
+
         Raises:
             UnknownName: no such policy or metric.
             InvalidArgument: the policy is the reference.
@@ -149,7 +157,20 @@ class Comparison:
         return differences[policy]
 
     def beats(self, policy: str, reference: str | None = None, metric: str = RETURN) -> bool:
-        """True if the policy is better and the interval of its difference to the reference excludes zero."""
+        """True if the policy is better and the interval of its difference to the reference excludes zero.
+
+        Args:
+            policy: label of the policy.
+            reference: label of the other policy; None: the best unprivileged baseline.
+            metric: name of a metric; "return" for the undiscounted return.
+
+        Returns:
+            True for the verdict `win` of the difference only; see `Difference`.
+
+        Raises:
+            UnknownName: no such policy or metric.
+            InvalidArgument: the policy is the reference.
+        """
         return self.difference(policy, metric, reference).verdict == "win"
 
     def table(self) -> ResultTable:
@@ -406,7 +427,17 @@ def check_labels(labels: Sequence[str]) -> None:
 
 
 def check_same_metrics(a: str, names: Collection[str], b: str, other: Collection[str]) -> None:
-    """Raise `InvalidArgument` if the environments of policies `a` and `b` report metrics of other names."""
+    """Check that the environments of two policies report metrics of the same names.
+
+    Args:
+        a: label of a policy.
+        names: of the metrics that its environment reports.
+        b: label of the other policy.
+        other: names of the metrics that the environment of `b` reports.
+
+    Raises:
+        InvalidArgument: a metric is in one of them only.
+    """
     if set(names) != set(other):
         raise InvalidArgument(
             f"policies {a!r} and {b!r} act in environments with other metrics: "

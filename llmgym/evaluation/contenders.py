@@ -50,6 +50,14 @@ class Contender:
 def resolve(env_id: str, policy: str | Policy, label: str | None = None) -> Contender:
     """Find a policy: a baseline's name, a learned policy's name, a path to a checkpoint, `module:name`, or an object.
 
+    Args:
+        env_id: id of the environment.
+        policy: the policy.
+        label: name of the policy in tables; None: the name given, or that of the object.
+
+    Returns:
+        The policy, not bound to an environment yet.
+
     Raises:
         UnknownName: a string that is none of these.
         InvalidArgument: an object that is not a policy, or a module that does not have it.
@@ -155,6 +163,9 @@ def other_world(
         policy: the policy bound to the environment.
         env_kwargs: arguments that the user gave.
         simulation: the simulation, made with these arguments and those of the policy.
+
+    Returns:
+        What a baseline says of itself, or the arguments with their values; None if nothing differs.
     """
     told: str | None = getattr(policy, "other_world", None)
     settings: dict[str, Any] = getattr(simulation, "settings", dict)()
@@ -207,7 +218,15 @@ def same_value(a: Any, b: Any) -> bool:
 
 
 def make_env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVectorEnv:
-    """The vector environment of an id.
+    """Make the vector environment of an id.
+
+    Args:
+        env_id: a registered id.
+        lanes: number of lanes.
+        env_kwargs: arguments of the environment, by name.
+
+    Returns:
+        The environment, without wrappers.
 
     Raises:
         UnknownName: no such id.

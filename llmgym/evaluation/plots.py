@@ -42,7 +42,20 @@ LINE = 26
 
 
 def save(comparison: Results, path: str | Path, metric: str) -> Path:
-    """Draw to a file of the format its suffix names."""
+    """Draw the picture of a comparison to a file of the format its suffix names.
+
+    Args:
+        comparison: the policies compared.
+        path: file to write; its folder is made. Ends in .png, .svg or .pdf.
+        metric: name of the metric that is drawn.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        UnknownName: no such metric.
+        InvalidArgument: the path is a folder, or has another suffix.
+    """
     target = output_path(path, (".png", ".svg", ".pdf"))
     draw(comparison, metric).savefig(target, dpi=150)
     return target

@@ -130,6 +130,9 @@ def run_episodes(
         progress: True for a bar on stderr, or a function called after every step with the number of episodes
             that ended, of episodes that run, and of the steps they have run.
 
+    Returns:
+        One row an episode, in the order of their seeds.
+
     Raises:
         UnknownName: no such environment or policy.
         InvalidArgument: a bad number, an environment without lanes, or a policy that needs other arguments than were given.
@@ -165,6 +168,9 @@ def run(
         env_kwargs: arguments of the environment; those that the policy needs are added.
         progress: called after every step with the number of episodes that ended, of episodes that run, and of the steps that
             these have run.
+
+    Returns:
+        One row an episode, in the order of their seeds.
 
     Raises:
         InvalidArgument: the policy needs other arguments than were given.

@@ -173,6 +173,9 @@ def bootstrap(
         resamples: number of bootstrap samples.
         seed: seed of the draws.
 
+    Returns:
+        The interval, in the unit of the statistic.
+
     Raises:
         InvalidArgument: what `resample` raises it for, or a confidence outside (0, 1).
     """
@@ -208,6 +211,9 @@ def paired(
         strata: labels [n] or None, as `resample` takes them.
         resamples: number of bootstrap samples.
         seed: seed of the draws.
+
+    Returns:
+        Mean, median, share of worlds and p values, with their intervals; see `Paired`.
 
     Raises:
         InvalidArgument: what `bootstrap` raises it for.

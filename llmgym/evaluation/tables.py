@@ -134,6 +134,14 @@ def estimate(value: float, interval: Any, *, sign: bool = False) -> str:
 
     With `sign` it matters on which side of zero an end is: where it would be rounded to zero, as many places are added as show it,
     but no more than four.
+
+    Args:
+        value: the estimate.
+        interval: an `Interval`, in the unit of `value`.
+        sign: show a plus before what is positive.
+
+    Returns:
+        The text; `-` where `value` is NaN, no interval where it has no width.
     """
     if math.isnan(value):
         return "-"

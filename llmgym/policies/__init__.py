@@ -81,6 +81,9 @@ def load(name_or_path: str | Path, env: Any, *, sample_seed: int | None = None) 
         env: the environment it will act in: single or vector, wrapped or not.
         sample_seed: None takes the most likely action, a number draws actions from the policy with this seed.
 
+    Returns:
+        The policy.
+
     Raises:
         CheckpointError: it cannot be read, or does not fit `env`; the message says what differs and what to do.
         MissingExtra: torch is not installed.

@@ -191,7 +191,7 @@ def load_latest(path: Path) -> dict[str, Any]:
 def check_environment(
     meta: Mapping[str, Any], layout: Layout, space: Any, env_id: str | None, where: str
 ) -> None:
-    """Raise `CheckpointError` if a policy cannot act in an environment, saying what differs and what to do.
+    """Check that a policy can act in an environment.
 
     Args:
         meta: of the checkpoint.
@@ -199,6 +199,9 @@ def check_environment(
         space: action space of one lane.
         env_id: registered id of the environment, None if it has none.
         where: the checkpoint's path, for the message.
+
+    Raises:
+        CheckpointError: it cannot; the message says what differs and what to do.
     """
     differences = []
     if env_id is not None and env_id.rpartition(":")[2] != meta["env_id"].rpartition(":")[2]:

@@ -124,6 +124,9 @@ def load_learned(
         name: how tables call it; default: the name of its run, or of the file.
         sample_seed: None takes the most likely action, a number draws from the policy with this seed.
 
+    Returns:
+        The policy.
+
     Raises:
         CheckpointError: the file cannot be read, or it was made for other observations or actions; the message says what differs.
     """
@@ -181,6 +184,9 @@ def scorer(model: Mapping[str, Any], tables: Sequence[Table], activation: str) -
         model: tensors by name, as a checkpoint has them.
         tables: of the environment's observation.
         activation: `tanh` or `relu`.
+
+    Returns:
+        A function from normalised observations, float32 [n, inputs], to logits or the means of a Box, float32 [n, outputs].
 
     Raises:
         CheckpointError: the tensors are those of other tables.

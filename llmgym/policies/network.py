@@ -80,6 +80,9 @@ def normalised(
         moments: mean and variance to normalise with.
         enabled: False leaves the rows as they are.
         device: where the network lives.
+
+    Returns:
+        float32 [n, size] on `device`; normalised entries lie in -`CLIP`..`CLIP`.
     """
     if enabled:
         scale = np.float32(1.0) / np.sqrt(moments.var + VARIANCE_FLOOR).astype(np.float32)
@@ -90,7 +93,17 @@ def normalised(
 def perceptron(
     sizes: Sequence[int], activation: str, gain: float, generator: torch.Generator
 ) -> nn.Sequential:
-    """Linear layers of these sizes with non-linearities between them; `gain` is that of the last layer."""
+    """Linear layers with non-linearities between them, with orthogonal weights and biases of 0.
+
+    Args:
+        sizes: widths of input, hidden layers and output.
+        activation: `tanh` or `relu`.
+        gain: factor on the weights of the last layer; those of the others have the root of 2.
+        generator: of torch; source of the weights.
+
+    Returns:
+        The layers, in float32.
+    """
     layers: list[nn.Module] = []
     for index, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
         last = index == len(sizes) - 2
@@ -174,6 +187,9 @@ class Scorer(nn.Module):
             prefix: what the names of its tensors begin with, such as `actor.`.
             tables: of the observation.
             activation: `tanh` or `relu`.
+
+        Returns:
+            The network, with these weights.
 
         Raises:
             CheckpointError: the tensors are those of other tables.
@@ -284,7 +300,16 @@ class ActorCritic(nn.Module):
         return torch.log_softmax(logits.reshape(len(obs), self.parts, self.widest), dim=-1)
 
     def sample(self, obs: Tensor, mask: Tensor | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw actions [n, parts] (int64, or float32 in bound units for a Box) and their log probabilities [n]."""
+        """Draw actions from the policy.
+
+        Args:
+            obs: normalised observations, float32 [n, inputs].
+            mask: what is allowed, bool [n, actions], flat over the parts; None: everything. A Box does not look at it.
+            generator: of torch, on the CPU; source of the draws.
+
+        Returns:
+            Actions [n, parts], int64, or float32 in bound units for a Box, and their log probabilities, float32 [n].
+        """
         if self.continuous:
             mean = self.actor(obs)
             noise = torch.randn(mean.shape, generator=generator).to(mean.device)
@@ -296,7 +321,16 @@ class ActorCritic(nn.Module):
         return action, log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
 
     def evaluate(self, obs: Tensor, mask: Tensor | None, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Log probability [n] of actions taken earlier, and the entropy [n] of the policy now."""
+        """Log probability of actions taken earlier, and the entropy of the policy, as its weights are now.
+
+        Args:
+            obs: normalised observations, float32 [n, inputs], in which they were taken.
+            mask: what was allowed, bool [n, actions], flat over the parts; None: everything. A Box does not look at it.
+            action: actions as `sample` gives them, [n, parts].
+
+        Returns:
+            Log probabilities and entropies (nats), float32 [n] each.
+        """
         if self.continuous:
             log_p = self._gaussian((action - self.actor(obs)) / self.log_std.exp())
             return log_p, (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum().expand(len(obs))

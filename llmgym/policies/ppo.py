@@ -49,6 +49,9 @@ def advantages(
         ended: whether the episode ended with this step, either way: the sum is cut there.
         discounts: gamma, or gamma**dt, of each step.
         gae_lambda: lambda.
+
+    Returns:
+        The estimates, float32 [steps, lanes].
     """
     deltas = rewards + discounts * next_values - values
     carry = discounts * np.float32(gae_lambda) * ~ended

@@ -74,7 +74,15 @@ class TrainingResult(NamedTuple):
 
 
 def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVectorEnv:
-    """The native vector environment a policy is trained on, in `SAME_STEP` mode and without copies.
+    """Make the native vector environment a policy is trained on, in `SAME_STEP` mode and without copies.
+
+    Args:
+        env_id: a registered id.
+        lanes: number of lanes.
+        env_kwargs: arguments of the environment, plain values by name.
+
+    Returns:
+        The environment.
 
     Raises:
         UnknownName: no environment has this id.
@@ -111,10 +119,18 @@ WORLD = ("scenario", "workload", "profile")
 
 
 def interface_kwargs(env: LaneVectorEnv, env_id: str, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments that belong to the policy: what it observes and decides, but not which world it meets.
+    """Select the arguments that belong to the policy: what it observes and decides, but not which world it meets.
 
     Nobody declares them: an argument other than those of `WORLD` belongs to the policy if observation or actions are
     others without it, or if a baseline of the environment chooses it too and does not make another world of it.
+
+    Args:
+        env: the environment, made with `env_kwargs`.
+        env_id: id of the environment.
+        env_kwargs: arguments that it was made with, by name.
+
+    Returns:
+        The arguments selected, by name.
     """
 
     def chosen_by_rules(name: str, value: Any) -> bool:
@@ -392,8 +408,12 @@ class Episodes:
     def step(
         self, rewards: NDArray[np.float64], ended: NDArray[np.bool_], metrics: NDArray[np.float64]
     ) -> None:
-        """Take in a step: rewards [lanes], which episodes ended [lanes], metrics of ended episodes [lanes,
-        metrics].
+        """Take in one step of all lanes.
+
+        Args:
+            rewards: of the step, float64 [lanes].
+            ended: which episodes ended with it, bool [lanes].
+            metrics: of the episodes, float64 [lanes, metrics]; only rows of those that ended are read.
         """
         self.returns += rewards
         self.lengths += 1

@@ -143,7 +143,16 @@ class SB3VecEnv(VecEnv):
         return [value] * len(lanes)
 
     def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
-        """Set an attribute of the environment. All lanes share it: naming some of them only is an error."""
+        """Set an attribute of the environment, which all lanes share.
+
+        Args:
+            attr_name: name of the attribute.
+            value: what to set it to.
+            indices: None, or all lanes.
+
+        Raises:
+            InvalidArgument: `indices` leaves lanes out.
+        """
         if set(self._get_indices(indices)) != set(range(self.num_envs)):
             raise InvalidArgument(
                 f"set_attr({attr_name!r}, indices={indices!r}): lanes share attributes; leave indices out"
@@ -153,8 +162,19 @@ class SB3VecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of single environments on lanes: `action_masks`, `metrics`, `render`,
-        `get_wrapper_attr`, `has_wrapper_attr`.
+        """Call a method of single environments on lanes.
+
+        Args:
+            method_name: `action_masks`, `metrics`, `render`, `get_wrapper_attr` or `has_wrapper_attr`.
+            method_args: for the last two, the name of the attribute; the others have none.
+            indices: lanes, from 0; None: all.
+            method_kwargs: not used.
+
+        Returns:
+            What the method returns, one entry for each lane asked for.
+
+        Raises:
+            AttributeError: there is no such method.
         """
         lanes = list(self._get_indices(indices))
         if method_name == "action_masks":

@@ -108,7 +108,19 @@ class KernelTables:
         return grid, float(axes[1][-1])
 
     def gemm_s(self, m: Floats, n: float, k: float) -> Floats:
-        """Seconds of products with m rows; what is wider than the widest measured one is made of equal parts."""
+        """Seconds of products of matrices; one that is wider than the widest measured is made of equal parts.
+
+        Args:
+            m: rows of the result, float64 of any shape.
+            n: columns of the result.
+            k: entries summed for each of them.
+
+        Returns:
+            Seconds of one product for each m, float64 of its shape.
+
+        Raises:
+            ProfileError: the tables lack too many bf16 products.
+        """
         grid, widest = self.gemm
         parts = 1
         while n > widest:
@@ -120,7 +132,21 @@ class KernelTables:
     def attention(
         self, name: str, length: str, q: int, kv: int, dim: int
     ) -> Callable[[Floats, Floats], Floats]:
-        """Seconds of one layer's attention of (batch, length)."""
+        """Time of one layer's attention as a function of the batch and the length.
+
+        Args:
+            name: of the table: "context_attention" or "generation_attention".
+            length: column of the table with the length (tokens): "isl" or "step".
+            q: query heads of one GPU.
+            kv: key heads of one GPU.
+            dim: entries of a head.
+
+        Returns:
+            A function from sequences and tokens of each, float64 that are broadcast, to seconds.
+
+        Raises:
+            ProfileError: the table is missing, or lacks these heads or cells of the grid.
+        """
         table = self.read("attention", name)
         chosen = (table["num_heads"] == q) & (table["num_key_value_heads"] == kv)
         for column, value in (("head_dim", dim), ("window_size", 0), ("kv_cache_dtype", "bfloat16")):
@@ -177,6 +203,9 @@ def from_aiconfigurator(
         tensor_parallel: GPUs that share each layer.
         backend: whose kernels: "vllm", "sglang" or "trtllm"; not every system has all.
         host_from: profile whose host time is taken over.
+
+    Returns:
+        The profile.
 
     Raises:
         MissingExtra: `aiconfigurator-core` is not installed.

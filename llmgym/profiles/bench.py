@@ -40,6 +40,18 @@ class Case(NamedTuple):
 
 
 def case(op: str, variant: str, needs: float, make: Callable[[], Callable[[], Any]], /, **shape: int) -> Case:
+    """A case to measure, with its shape as named arguments.
+
+    Args:
+        op: name of the op.
+        variant: name of the variant of the op.
+        needs: memory that it takes, bytes.
+        make: gives the call to time.
+        shape: a value for each name of the shape, in this order.
+
+    Returns:
+        The case, with the other fields of `Case` at their defaults.
+    """
     return Case(op, variant, tuple(shape.items()), needs, make)
 
 
@@ -98,12 +110,15 @@ class Device:
         return out.normal_(0.0, scale, generator=self.generator)
 
     def time_us(self, call: Callable[[], Any], budget_s: float, graph: bool = True) -> NDArray[np.float64]:
-        """Microseconds of repeated calls, float64 [repetitions], `FEWEST` to `MOST` of them.
+        """Time a call again and again.
 
         Args:
             call: what to time.
             budget_s: stop after this time, s.
             graph: replay a CUDA graph; False times the launches as they come, for what cannot be captured.
+
+        Returns:
+            Microseconds of each call, float64 [repetitions], `FEWEST` to `MOST` of them.
         """
         for _ in range(3):
             call()

@@ -131,7 +131,12 @@ def dense_s(cost: StepCost, tokens: int) -> float:
 
 @kernel(inline=True)
 def prefill_attention_s(cost: StepCost, chunk: int, context: int) -> float:
-    """Attention of all layers of one prefill chunk of `chunk` tokens whose request has `context` tokens cached already.
+    """Time of the attention of all layers for one prefill chunk.
+
+    Args:
+        cost: cost of a step.
+        chunk: tokens of the chunk.
+        context: tokens of its request that are cached already.
 
     Returns:
         Seconds; 0 without a chunk, and for kinds other than tables.
@@ -149,7 +154,12 @@ def prefill_attention_s(cost: StepCost, chunk: int, context: int) -> float:
 
 @kernel(inline=True)
 def decode_attention_s(cost: StepCost, batch: int, kv_tokens: int) -> float:
-    """Attention of all layers of `batch` decode tokens that read `kv_tokens` cached tokens in total.
+    """Time of the attention of all layers for the decodes of one step.
+
+    Args:
+        cost: cost of a step.
+        batch: decode tokens, one a sequence.
+        kv_tokens: cached tokens that all of them read in total.
 
     Returns:
         Seconds; 0 without decodes, and for kinds other than tables.
@@ -280,7 +290,19 @@ def scalar_cost(
     tile_s: float = 0.0,
     tile_tokens: float = 1.0,
 ) -> StepCost:
-    """A `StepCost` of a kind without tables (CONSTANT, LINEAR or STAIRCASE)."""
+    """A `StepCost` of a kind without tables (CONSTANT, LINEAR or STAIRCASE).
+
+    Args:
+        kind: CONSTANT, LINEAR or STAIRCASE.
+        c0_s: floor of a step, s.
+        c_kv_s: s for each resident token, of LINEAR.
+        c_tok_s: s for each prompt token, of LINEAR.
+        tile_s: s for each tile, of STAIRCASE.
+        tile_tokens: tokens of a tile, of STAIRCASE.
+
+    Returns:
+        The cost.
+    """
     head = Head.packed(
         kind=kind,
         c0_s=c0_s,
@@ -368,6 +390,9 @@ def table_cost(
         measured: what `outside` compares with.
         beside: seconds of decode attention beside a prefill chunk, as `decode`; None: as without one.
         launch: tokens above which a step takes the host's launches or longer, and these, s.
+
+    Returns:
+        The cost.
     """
     last = len(dense) - 1
     half = max(last // 2, 1)

@@ -148,6 +148,9 @@ class Kernels:
             variant: see `ops`.
             shape: a value for each name of the op's shape.
 
+        Returns:
+            Microseconds.
+
         Raises:
             UnknownName: no such op or variant.
             InvalidArgument: a name of the shape is missing or not known, or the shape lies outside what was measured.
@@ -190,6 +193,9 @@ class Kernels:
             x: name of the variable; a product as "batch*kv".
             within: largest relative error of a row.
             where: values that other variables must have; rows with others are left out.
+
+        Returns:
+            The law, in microseconds, and the range of x in which it holds.
 
         Raises:
             UnknownName: no such op or variant.

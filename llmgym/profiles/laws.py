@@ -140,8 +140,18 @@ _MAY_BE_ZERO = frozenset({"per_sequence_ms", "base_ms", "c_kv_s", "c_tok_s", "kv
 
 
 def number(value: object, where: str, *, zero: bool = False) -> float:
-    """`value` as a finite positive float (non-negative with `zero`); else a ProfileError that starts with
-    `where`.
+    """Check that a value of a profile is a finite number above 0.
+
+    Args:
+        value: what the file has.
+        where: file and field; the message starts with it.
+        zero: 0 is allowed too.
+
+    Returns:
+        `value` as a float.
+
+    Raises:
+        ProfileError: it is something else.
     """
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ProfileError(f"{where} is {value!r}; expected a finite number")
@@ -173,7 +183,20 @@ def _seconds(part: str, terms: object, where: str, *variables: Floats) -> Floats
 
 
 def option(laws: Law, part: str, name: str, where: str) -> object:
-    """The terms of `part` under the option `name`; a part without options has only 'default'."""
+    """Find the terms of a part under one of its options; a part without options has only 'default'.
+
+    Args:
+        laws: content of `laws.json`.
+        part: a part with options, such as `dense`.
+        name: of the option.
+        where: the file they come from, for messages.
+
+    Returns:
+        The terms, as the file has them: not checked.
+
+    Raises:
+        ProfileError: the part is missing, or has no such option.
+    """
     choices = laws.get(part)
     if not isinstance(choices, Mapping) or not choices:
         raise ProfileError(f"{where}: field {part!r} is missing or is not a table of options with laws")
@@ -212,6 +235,9 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
         where: the file they come from, for messages.
         dense: option of the dense laws.
         host: option of the host laws.
+
+    Returns:
+        The cost.
 
     Raises:
         ProfileError: something is missing, is not a number, or has no such option.
@@ -259,15 +285,54 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
 
 
 def dense_law_s(laws: Law, where: str, tokens: Floats, dense: str = "default") -> Floats:
-    """Dense seconds at `tokens`, straight from the laws."""
+    """Time of the dense part of a step, straight from the laws.
+
+    Args:
+        laws: content of `laws.json`.
+        where: the file they come from, for messages.
+        tokens: of the step, float64 of any shape.
+        dense: option of the dense laws.
+
+    Returns:
+        Seconds, float64 of the shape of `tokens`.
+
+    Raises:
+        ProfileError: something is missing, is not a number, or has no such option.
+    """
     return _seconds("dense", option(laws, "dense", dense, where), where, tokens)
 
 
 def prefill_law_s(laws: Law, where: str, chunk: Floats, context: Floats) -> Floats:
-    """Seconds of prefill attention at `chunk` and `context` (broadcast), straight from the laws."""
+    """Time of prefill attention of all layers, straight from the laws.
+
+    Args:
+        laws: content of `laws.json`.
+        where: the file they come from, for messages.
+        chunk: tokens of the chunk, float64.
+        context: tokens cached already, float64; broadcast with `chunk`.
+
+    Returns:
+        Seconds, float64 of the broadcast shape.
+
+    Raises:
+        ProfileError: something is missing, or is not a number.
+    """
     return _seconds("prefill_attention", laws.get("prefill_attention"), where, chunk, context)
 
 
 def decode_law_s(laws: Law, where: str, batch: Floats, kv: Floats) -> Floats:
-    """Seconds of decode attention of `batch` sequences with `kv` cached tokens each (broadcast), from the laws."""
+    """Time of decode attention of all layers, straight from the laws.
+
+    Args:
+        laws: content of `laws.json`.
+        where: the file they come from, for messages.
+        batch: sequences, float64.
+        kv: cached tokens of each sequence, float64; broadcast with `batch`.
+
+    Returns:
+        Seconds, float64 of the broadcast shape.
+
+    Raises:
+        ProfileError: something is missing, or is not a number.
+    """
     return _seconds("decode_attention", laws.get("decode_attention"), where, batch, kv)

@@ -22,7 +22,17 @@ __all__ = ["CHUNK", "DELTA", "EPSILON", "cosformer", "elu", "favor", "linear", "
 
 
 def softmax(torch: Any, q: Any, k: Any, v: Any) -> Any:
-    """Softmax attention with the matrix written out."""
+    """Causal softmax attention with the matrix written out.
+
+    Args:
+        torch: the module.
+        q: queries [heads, length, head_dim].
+        k: keys [heads, length, head_dim].
+        v: values [heads, length, head_dim].
+
+    Returns:
+        [heads, length, head_dim], of the type of v.
+    """
     length = q.shape[-2]
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     hidden = torch.ones(length, length, dtype=torch.bool, device=q.device).triu(1)
@@ -30,7 +40,17 @@ def softmax(torch: Any, q: Any, k: Any, v: Any) -> Any:
 
 
 def yat(torch: Any, q: Any, k: Any, v: Any) -> Any:
-    """The exact spherical Yat kernel with the matrix written out."""
+    """Causal attention with the exact spherical Yat kernel, its matrix written out in float32.
+
+    Args:
+        torch: the module.
+        q: queries [heads, length, head_dim].
+        k: keys [heads, length, head_dim].
+        v: values [heads, length, head_dim].
+
+    Returns:
+        [heads, length, head_dim], of the type of v.
+    """
     return exact(torch, q.float(), k.float(), v.float()).to(v.dtype)
 
 
@@ -51,7 +71,18 @@ def cosformer(torch: Any, length: int) -> Callable[[Any], Any]:
 
 
 def favor(torch: Any, head_dim: int, m: int, generator: Any, device: Any) -> Callable[[Any], Any]:
-    """Positive random features of the softmax kernel."""
+    """Draw positive random features of the softmax kernel.
+
+    Args:
+        torch: the module.
+        head_dim: entries of a head.
+        m: number of features.
+        generator: of torch, on the device.
+        device: where the features are computed.
+
+    Returns:
+        A function from [..., head_dim] to features, float32 [..., m].
+    """
     directions = torch.randn(head_dim, m, generator=generator, device=device)
 
     def features(x: Any) -> Any:
@@ -65,7 +96,20 @@ def favor(torch: Any, head_dim: int, m: int, generator: Any, device: Any) -> Cal
 def slay(
     torch: Any, head_dim: int, nodes: int, m: int, anchors: int, generator: Any, device: Any
 ) -> Callable[[Any], Any]:
-    """Features of SLAY; `nodes` x `anchors` x `m` of them."""
+    """Draw features of SLAY; `nodes` x `anchors` x `m` of them.
+
+    Args:
+        torch: the module.
+        head_dim: entries of a head.
+        nodes: of the quadrature, R.
+        m: random features for each node, M.
+        anchors: squared projections for each node, P.
+        generator: of torch, on the device.
+        device: where the features are computed.
+
+    Returns:
+        A function from [..., head_dim] to features, float32 [..., R P M].
+    """
     return Slay.draw(torch, head_dim, (nodes, m, anchors), generator, device=device).__call__
 
 
@@ -78,6 +122,9 @@ def linear(torch: Any, q: Any, k: Any, v: Any, features: Callable[[Any], Any]) -
         k: as `q`.
         v: as `q`.
         features: maps [heads, length, head_dim] to [heads, length, m], no entry negative.
+
+    Returns:
+        [heads, length, head_dim], of the type of v.
     """
     chunk = min(CHUNK, q.shape[-2])
     fq, fk, values = (x.to(v.dtype).unflatten(-2, (-1, chunk)) for x in (features(q), features(k), v))

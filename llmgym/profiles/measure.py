@@ -253,6 +253,9 @@ def measure(
         out: folder of the profile.
         progress: called before every case with its number, the number of cases, and what it is.
 
+    Returns:
+        The profile, as it lies in `out`.
+
     Raises:
         InvalidArgument: the device cannot be used, `out` cannot be written to, or it holds measurements of something else.
         MissingExtra: torch is not installed.

@@ -62,6 +62,9 @@ def measure_kernels(
         quick: few small shapes: does it run.
         progress: called before every case with its number, the number of cases, and what it is.
 
+    Returns:
+        The kernel set, with what earlier runs in the folder have measured.
+
     Raises:
         InvalidArgument: the device cannot be used, `out` cannot be written to, or it holds measurements of another.
         UnknownName: no such family.

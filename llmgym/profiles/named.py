@@ -40,7 +40,10 @@ def load(name_or_path: str | os.PathLike[str], *, dense: str = "default", host: 
     Args:
         name_or_path: one of `names()`, or the path of a directory with a meta.json.
         dense: option of the dense laws, for profiles that have several (see `Profile.options`).
-        host: option of the host laws, likewise; "vidur-2024" is the overhead measured on a 2024 engine.
+        host: option of the host laws, for profiles that have several; "vidur-2024" is the overhead measured on a 2024 engine.
+
+    Returns:
+        The profile, with these options.
 
     Raises:
         UnknownName: there is no such profile or option.

@@ -103,7 +103,19 @@ def build(torch: Any) -> Any:
 
 
 def reference(torch: Any, q: Any, keys: Any, values: Any, table: Any, lengths: Any) -> Any:
-    """The same in float32, one sequence after another; [batch, query heads, head_dim]."""
+    """Decode attention over a paged KV cache in float32, one sequence after another, to compare the kernel with.
+
+    Args:
+        torch: the module.
+        q: queries [batch, query heads, head_dim].
+        keys: cached keys [blocks, BLOCK, key heads, head_dim].
+        values: cached values [blocks, BLOCK, key heads, head_dim].
+        table: blocks of each sequence, int32 [batch, most blocks].
+        lengths: tokens cached for each sequence, int32 [batch].
+
+    Returns:
+        float32 [batch, query heads, head_dim].
+    """
     out = []
     for i, length in enumerate(lengths.tolist()):
         k, v = (x[table[i].long()].flatten(0, 1)[:length].float() for x in (keys, values))

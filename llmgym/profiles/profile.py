@@ -349,6 +349,12 @@ def from_law(
         provenance: where the numbers come from.
         numbers: parameters of the law, those that `llmgym.profiles.laws.SCALAR_KINDS` names.
         kv_tokens: tokens the KV cache holds, if it is known.
+
+    Returns:
+        The profile; its model, GPU and engine are "any".
+
+    Raises:
+        ProfileError: the provenance or a parameter is missing or impossible.
     """
     laws = {"kind": kind, **{key: float(value) for key, value in numbers.items()}}
     profile = Profile(name, "any", "any", 1, "any", provenance, stated_kv_tokens=kv_tokens, laws=laws)
@@ -394,6 +400,9 @@ def linear(c0_s: float, c_kv_s: float, c_tok_s: float, *, kv_capacity_tokens: in
         c_kv_s: s for each token in the KV cache during the step.
         c_tok_s: s for each prompt token processed in the step.
         kv_capacity_tokens: what `Profile.kv_capacity_tokens` returns, tokens; None if it is given elsewhere.
+
+    Returns:
+        The profile.
 
     Raises:
         InvalidArgument: a number is negative, not finite, or all are 0.

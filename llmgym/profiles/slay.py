@@ -54,7 +54,16 @@ def yat_kernel(x: Any, epsilon: float = EPSILON) -> Any:
 
 
 def quadrature_kernel(x: NDArray[np.float64], nodes: int, epsilon: float = EPSILON) -> NDArray[np.float64]:
-    """K_R(x): the kernel that the quadrature gives of cosines `x`."""
+    """K_R(x): the kernel that the quadrature gives of cosines.
+
+    Args:
+        x: cosines, float64 of any shape.
+        nodes: R.
+        epsilon: of the kernel.
+
+    Returns:
+        float64 of the shape of `x`.
+    """
     s, w = quadrature(nodes, epsilon)
     return x * x * (w * np.exp(2.0 * s * np.asarray(x)[..., None])).sum(-1)
 
@@ -65,10 +74,13 @@ def anchor_kernel(
     """What anchor features estimate, however many there are: (1 + 2 x^2) / (d (d + 2)) in the place of x^2.
 
     Args:
-        x: cosines.
+        x: cosines, float64 of any shape.
         head_dim: d, entries of a query.
         nodes: R.
         epsilon: of the kernel.
+
+    Returns:
+        float64 of the shape of `x`.
     """
     s, w = quadrature(nodes, epsilon)
     anchors = (1.0 + 2.0 * np.asarray(x) ** 2) / (head_dim * (head_dim + 2.0))
@@ -128,6 +140,9 @@ class Slay(NamedTuple):
             epsilon: of the kernel.
             dtype: float32 (default) or float64.
             device: where the features are computed.
+
+        Returns:
+            The features.
 
         Raises:
             UnknownName: no such polynomial.
@@ -232,13 +247,26 @@ def exact(
         v: values [..., length, dv].
         kernel: scores of cosines; the exact spherical Yat kernel by default.
         causal: whether a token attends only to itself and those before it.
+
+    Returns:
+        [..., length, dv].
     """
     weights = kernel(unit(torch, q) @ unit(torch, k).transpose(-1, -2))
     return normalized(weights.tril() if causal else weights, v)
 
 
 def quadratic(fq: Any, fk: Any, v: Any, causal: bool = True) -> Any:
-    """Attention of features [..., length, m] and values [..., length, dv] with the matrix of scores written out."""
+    """Attention of features with the matrix of scores written out.
+
+    Args:
+        fq: features of the queries [..., length, m].
+        fk: features of the keys [..., length, m].
+        v: values [..., length, dv].
+        causal: whether a token attends only to itself and those before it.
+
+    Returns:
+        [..., length, dv].
+    """
     weights = fq @ fk.transpose(-1, -2)
     return normalized(weights.tril() if causal else weights, v)
 
@@ -263,7 +291,16 @@ class Sums(NamedTuple):
         )
 
     def step(self, fq: Any, fk: Any, v: Any) -> tuple[Any, "Sums"]:
-        """One token, as in decoding: features [..., m] of its query and key, its value [..., dv]; its output, and the new sums."""
+        """Take in one token, as in decoding.
+
+        Args:
+            fq: features of its query [..., m].
+            fk: features of its key [..., m].
+            v: its value [..., dv].
+
+        Returns:
+            What attention gives for the token, [..., dv], and the new sums.
+        """
         sums = Sums(self.values + fk.unsqueeze(-1) * v.unsqueeze(-2), self.norms + fk)
         numerator = (fq.unsqueeze(-2) @ sums.values).squeeze(-2)
         return numerator / ((fq * sums.norms).sum(-1, keepdim=True) + DELTA), sums
@@ -345,6 +382,9 @@ class Heads(NamedTuple):
             seed: of everything that is drawn.
             bias: whether the projections have one.
             dtype: float32 (default) or float64.
+
+        Returns:
+            Tensors on the CPU.
         """
         generator = torch.Generator().manual_seed(seed)
         width, dtype = heads * head_dim, torch.float32 if dtype is None else dtype
@@ -364,5 +404,14 @@ class Heads(NamedTuple):
 
 
 def relative_error(torch: Any, approximation: Any, reference: Any) -> float:
-    """Norm of the difference over the norm of the reference."""
+    """Norm of the difference over the norm of the reference, over all entries.
+
+    Args:
+        torch: the module.
+        approximation: a tensor.
+        reference: a tensor of this shape.
+
+    Returns:
+        The error, 0 or more.
+    """
     return float(torch.linalg.vector_norm(approximation - reference) / torch.linalg.vector_norm(reference))

@@ -191,19 +191,44 @@ class Arrivals:
             raise InvalidArgument("rows: a replay needs the rows of a trace, and only a replay has them")
 
     def with_rate(self, rate_rps: float) -> "Arrivals":
-        """The same process at another mean rate (req/s): CV, on and off times and relative variation stay."""
+        """A copy of this process at another mean rate (req/s): CV, on and off times and relative variation stay."""
         return replace(self, rate_rps=number("rate_rps", rate_rps))
 
     def modulated(
         self, period_s: float, variance: float, correlation: float = 0.0, law: str = "lognormal"
     ) -> "Arrivals":
-        """The same process with a random rate level per period; see `Modulation`."""
+        """A copy of this process with a random rate level per period; see `Modulation`.
+
+        Args:
+            period_s: length of a period (s).
+            variance: of the level, whose mean is 1; at most 100.
+            correlation: of neighbouring periods, in [0, 1).
+            law: of the level: "lognormal" or "gamma".
+
+        Returns:
+            The process.
+
+        Raises:
+            InvalidArgument: a number is out of range, or the process is a burst or a replay.
+        """
         return replace(self, modulation=Modulation(period_s, variance, correlation, law))
 
     def shaped(
         self, starts_s: Sequence[float], multipliers: Sequence[float], period_s: float | None = None
     ) -> "Arrivals":
-        """The same process with a known rate profile; see `Profile`."""
+        """A copy of this process with a known rate profile; see `Profile`.
+
+        Args:
+            starts_s: where each piece begins (s), increasing, the first 0.
+            multipliers: of the rate, one a piece, 0 or more.
+            period_s: after which the profile repeats (s); None: never, and the last piece lasts for ever.
+
+        Returns:
+            The process.
+
+        Raises:
+            InvalidArgument: a number is out of range, or the process is a burst or a replay.
+        """
         return replace(self, profile=Profile(tuple(starts_s), tuple(multipliers), period_s))
 
 
@@ -218,7 +243,20 @@ def gamma(rate_rps: float, cv: float) -> Arrivals:
 
 
 def on_off(rate_on_rps: float, mean_on_s: float, mean_off_s: float, cv: float = 1.0) -> Arrivals:
-    """Exponential on and off periods (means in s); gamma gaps at `rate_on_rps` (req/s) while on, silence while off."""
+    """Arrivals in exponential on periods, with silence in the exponential off periods between them.
+
+    Args:
+        rate_on_rps: rate while on (req/s).
+        mean_on_s: mean length of an on period (s).
+        mean_off_s: mean length of an off period (s).
+        cv: coefficient of variation of the gamma gaps while on; 1 is Poisson.
+
+    Returns:
+        The process; its `rate_rps` is the mean over on and off periods.
+
+    Raises:
+        InvalidArgument: a number is not above 0 and finite.
+    """
     on, off = number("mean_on_s", mean_on_s), number("mean_off_s", mean_off_s)
     rate = number("rate_on_rps", rate_on_rps) * on / (on + off)
     return Arrivals("on-off", rate, cv=number("cv", cv), mean_on_s=on, mean_off_s=off)
@@ -241,6 +279,9 @@ def replay(rows: Rows, rate_rps: float | None = None, from_start: bool = False) 
         rows: the trace.
         rate_rps: mean rate (req/s) to which time is scaled; the trace's own by default.
         from_start: begin at the first row, as the trace was recorded.
+
+    Returns:
+        The process.
 
     Raises:
         InvalidArgument: a rate was given for a trace whose requests all come at once.

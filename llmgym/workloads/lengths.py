@@ -111,6 +111,9 @@ def quantiles(probabilities: Sequence[float], tokens: Sequence[float], text: str
         tokens: length at each of them (tokens), never decreasing.
         text: how to print the law.
 
+    Returns:
+        The law.
+
     Raises:
         InvalidArgument: wrong ends, order or number of knots.
     """
@@ -155,7 +158,19 @@ def _parametric(
 
 
 def lognormal(mu: float, sigma: float, max: int) -> Lengths:
-    """Lognormal length clipped to [1, `max`] tokens; `mu` and `sigma` are those of ln(tokens)."""
+    """Lognormal length clipped to [1, `max`] tokens.
+
+    Args:
+        mu: mean of ln(tokens).
+        sigma: standard deviation of ln(tokens), above 0.
+        max: largest length (tokens).
+
+    Returns:
+        The law.
+
+    Raises:
+        InvalidArgument: `mu` is not finite, `sigma` not above 0, or `max` no length.
+    """
     return mixture([1.0], [mu], [sigma], max)
 
 
@@ -167,6 +182,9 @@ def mixture(weights: Sequence[float], mu: Sequence[float], sigma: Sequence[float
         mu: mean of ln(tokens) of each.
         sigma: standard deviation of ln(tokens) of each.
         max: largest length (tokens).
+
+    Returns:
+        The law.
 
     Raises:
         InvalidArgument: lists of different length, a weight below zero, a sigma not above zero, a mu that is

@@ -141,6 +141,12 @@ def pack(
         phase_by: what the starts are: "time_s", "request" or "fraction".
         information: what is told of output lengths: "exact", "noisy", "mean" or "none".
         noise_scale: factor on the errors of "noisy".
+
+    Returns:
+        The arrays that the compiled draw reads.
+
+    Raises:
+        InvalidArgument: the rate changes too often for its requests to be drawn.
     """
     head = t.Head.zeros(1)
     h = head[0]

@@ -154,13 +154,11 @@ class Workload:
         return max(c.max_output_tokens for c in self.classes)
 
     def with_rate(self, rate_rps: float) -> "Workload":
-        """The same workload at another mean rate (req/s); time is scaled for a replay, the rate for all others."""
+        """A copy of this workload at another mean rate (req/s); time is scaled for a replay, the rate for all others."""
         return replace(self, arrivals=self.arrivals.with_rate(rate_rps))
 
     def with_arrivals(self, arrivals: Arrivals) -> "Workload":
-        """The same requests with other arrivals; the rows of a trace are then drawn at random, as pairs of
-        lengths.
-        """
+        """A copy of this workload with other arrivals; the rows of a trace are then drawn at random, as pairs of lengths."""
         return replace(self, arrivals=arrivals)
 
     def with_requests(self, requests: int) -> "Workload":
@@ -206,6 +204,9 @@ class Workload:
             horizon_s: no request arrives after this time (s).
             information: see `traffic`; or "rows", the predictions of the trace that the requests are rows of.
             noise_scale: see `traffic`.
+
+        Returns:
+            The requests, in the order of arrival.
 
         Raises:
             InvalidArgument: neither `n` nor a finite `horizon_s`; a burst or phases by fraction without `n`; "rows" where a class
