@@ -97,9 +97,9 @@ class Args:
     eval_episodes: int = 30
     """Episodes a policy in the comparison at the end; 0 leaves the comparison out."""
     eval_seed: int = 10_000
-    """Seed of the first of these episodes; it must stay below 2**32, where the training seeds begin."""
+    """Seed of the first episode of the comparison at the end; it must stay below 2**32, where the training seeds begin."""
     log: bool = False
-    """Also write tensorboard files into the folder."""
+    """Write tensorboard files into the folder of the run."""
     progress: bool = True
     """Show progress on stderr."""
     config: Annotated[PPOConfig, tyro.conf.arg(name="")] = field(default_factory=default_config)

@@ -154,6 +154,7 @@ class Reader:
         self._modules: set[int] = set()
 
     def part(self, function: Any) -> Part:
+        """One function in words, and what it calls is noted in `calls`. Raises `Unknown`."""
         if _is_kernel(function):
             if isinstance(function._cache, caching.FunctionCache):
                 raise Unknown(

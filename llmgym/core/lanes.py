@@ -242,7 +242,17 @@ def _freeze(params: Any) -> None:
 
 
 class Lanes:
-    """The arrays of `count` copies of a simulation and the compiled loop over them."""
+    """The arrays of `count` copies of a simulation and the compiled loop over them.
+
+    Args:
+        simulation: the environment with its scenario.
+        count: number of lanes.
+        threads: number of threads that step them.
+        limit: steps after which an episode is truncated; None: never.
+
+    Raises:
+        InvalidArgument: the simulation is not one that the loops take.
+    """
 
     def __init__(
         self, simulation: Simulation, count: int, *, threads: int = 1, limit: int | None = None

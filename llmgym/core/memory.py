@@ -62,6 +62,7 @@ def bytes_of_a_lane(simulation: Simulation) -> int:
 
 
 def memory_bytes() -> float:
+    """Memory of this machine, bytes; infinite where the platform does not tell."""
     try:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (

@@ -149,7 +149,7 @@ class Record:
     """What numpy calls a structured dtype, as a class: see this module."""
 
     declared: ClassVar[Mapping[str, Slot]] = {}
-    """Its fields in order, by attribute."""
+    """Fields of the record in order, by attribute."""
     dtype: ClassVar[np.dtype[np.void]]
     blank: ClassVar[NDArray[np.void]]
     """One record, [1], with every field at its beginning; never written to."""
@@ -198,7 +198,7 @@ class Record:
 
     @classmethod
     def zeros(cls, *shape: int) -> Any:
-        """An array of such records with every byte 0; kernels give them their beginning."""
+        """An array of records of this class with every byte 0; kernels give them their beginning."""
         return np.zeros(shape, cls.dtype)
 
     @classmethod

@@ -300,7 +300,7 @@ def given(
     unit: str = "",
     optional: bool = False,
 ) -> Any:
-    """A setting of another kind.
+    """A setting of a kind that no other function of this module has; a function given with it checks the value.
 
     Args:
         default: `...` for one that each scenario has to give.

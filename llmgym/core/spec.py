@@ -106,12 +106,12 @@ class EnvSpec:
         return self.id.rpartition("/")[2].rpartition("-v")[0]
 
     def scenarios_by_name(self) -> Mapping[str, Any]:
-        """The scenarios that it takes, by name; empty where it has none."""
+        """The scenarios of the environment, by name; empty where it has none."""
         found: Mapping[str, Any] = _load(self.scenarios) if self.scenarios else {}
         return found
 
     def arguments(self) -> list[tuple[str, str, str]]:
-        """Name, default and type of each argument that its simulation takes by name, as text; settings of scenarios come on top."""
+        """Name, default and type of each argument that the simulation takes by name, as text; settings of scenarios come on top."""
         simulation = _load(self.env).simulation_class
         named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         parameters = [one for one in inspect.signature(simulation).parameters.values() if one.kind in named]
@@ -127,11 +127,11 @@ class EnvSpec:
         ]
 
     def scenario_names(self) -> tuple[str, ...]:
-        """The names of the scenarios that it takes."""
+        """The names of the environment's scenarios."""
         return tuple(self.scenarios_by_name())
 
     def test_cases(self) -> dict[str, dict[str, Any]]:
-        """Cheap arguments by short name; one case of its defaults where it names none."""
+        """Cheap arguments of the environment by short name; one case, without arguments, where it names none."""
         return (
             {name: dict(kwargs) for name, kwargs in _load(self.cases).items()}
             if self.cases
@@ -152,7 +152,7 @@ class EnvSpec:
         return None if method is None else lambda simulation, state, lane: method(simulation, state, lane)  # type: ignore[no-any-return]
 
     def baseline_module(self) -> Any:
-        """The module of its rules; None where it has none."""
+        """The module of the environment's rules; None where it has none."""
         return importlib.import_module(self.baselines) if self.baselines else None
 
 

@@ -21,7 +21,7 @@ from llmgym.errors import InvalidArgument
 
 RLLIB = ("observations", "action_mask")
 PETTINGZOO = ("observation", "action_mask")
-"""Also what TorchRL's `ActionMask(mask_key="action_mask")` expects."""
+"""Keys of PettingZoo; TorchRL's `ActionMask(mask_key="action_mask")` expects them too."""
 TIANSHOU = ("obs", "mask")
 
 

@@ -62,7 +62,7 @@ def save(comparison: Results, path: str | Path, metric: str) -> Path:
 
 
 def draw(comparison: Results, metric: str = RETURN) -> Figure:
-    """Left: means and intervals over the dots of the episodes, best on top. Right: paired differences."""
+    """A picture: on the left means and intervals over the dots of the episodes, best on top; on the right paired differences."""
     order = comparison.ranked(metric)
     alone = len(order) == 1
     figure = Figure(figsize=(11.5, 2.4 + 0.4 * max(2, len(order))), layout="constrained")

@@ -21,6 +21,11 @@ class Bar:
 
     All lanes of an environment tend to end together, so counting ended episodes alone would jump from nothing to everything; the
     running ones are counted by their steps, against the longest episode seen so far.
+
+    Args:
+        policies: number of policies.
+        episodes: of each policy.
+        shown: whether there is a bar, where stderr is a terminal.
     """
 
     def __init__(self, policies: int, episodes: int, *, shown: bool) -> None:

@@ -36,6 +36,17 @@ Forward = Callable[[Floats], Floats]
 class LearnedPolicy:
     """A network that acts: the most likely action, or a drawn one.
 
+    Args:
+        name: how tables call it.
+        forward: the network: from normalised observations to logits, or the means of a Box.
+        space: actions of one lane.
+        normalise: from observations, float32 [lanes, d], to what `forward` takes; None: they stay as they are.
+        log_std: logarithm of the deviation of each entry of a Box, float32 [entries]; None: its actions are never drawn.
+        bound_units: whether `forward` gives a Box in units where its bounds are -1 and 1.
+        env_kwargs: arguments that the environment has to be made with; None: none.
+        meta: what the checkpoint says; None: nothing.
+        sample_seed: None takes the most likely action, a number draws actions with this seed.
+
     Attributes:
         name: how tables call it.
         privileged: always False: it sees the observation and the mask only.

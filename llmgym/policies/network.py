@@ -61,11 +61,11 @@ class RunningMoments:
         self.count = total
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """Mean, variance and count of rows as a checkpoint stores them."""
         return {"mean": torch.from_numpy(self.mean), "var": torch.from_numpy(self.var), "count": self.count}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """From a checkpoint."""
+        """Take over mean, variance and count of rows from a checkpoint."""
         self.mean, self.var = state["mean"].numpy().copy(), state["var"].numpy().copy()
         self.count = float(state["count"])
 
@@ -237,6 +237,9 @@ class ActorCritic(nn.Module):
         activation: `tanh` or `relu`.
         generator: draws the initial weights.
         tables: None makes two perceptrons; else two `Scorer`s over these tables, which may be none.
+
+    Raises:
+        InvalidArgument: the actions are of another kind, or a `Box` without finite bounds.
     """
 
     def __init__(

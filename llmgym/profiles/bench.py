@@ -152,7 +152,7 @@ class Device:
         return np.array(times_us)
 
     def time_sustained_us(self, call: Callable[[], Any], seconds: float) -> NDArray[np.float64]:
-        """Microseconds a call of calls back to back, float64 [groups], after as many seconds of the same.
+        """Microseconds a call of calls back to back, float64 [groups], after `seconds` of such calls that are not counted.
 
         A GPU under steady load runs at the clock that its power limit leaves, and at the bandwidth that a cache gives which nobody
         flushes: what an engine meets that is never idle, and single calls do not show.

@@ -118,9 +118,11 @@ class Families:
         return fused(self.torch, self.device.cuda)
 
     def shape(self, name: str) -> ModelShape:
+        """The shape of a model in the grid; `small` is that of smoke runs."""
         return SMALL if name == "small" else MODELS[name]
 
     def dense(self) -> Iterator[Case]:
+        """Cases of `gemm` and `elementwise`: the dense parts of a layer."""
         linear = self.torch.nn.functional.linear
         for name, shards in self.grid.models:
             shape = self.shape(name)
@@ -155,6 +157,7 @@ class Families:
                 yield case("elementwise", f"{shape.name} {part}", 0.0, ready, tokens=tokens)
 
     def moe(self) -> Iterator[Case]:
+        """Cases of `moe`: a layer of experts."""
         for variant, hidden, width, experts, top in self.grid.experts:
             for tokens in self.grid.tokens:
 
@@ -174,6 +177,7 @@ class Families:
                 yield case("moe", variant, needs, make, tokens=tokens)
 
     def attention(self) -> Iterator[Case]:
+        """Cases of `prefill_attention` and `decode_attention`."""
         shape = self.shape(self.grid.models[0][0])
         heads, d = shape.q_heads, shape.head_dim
         for batch in self.grid.batches[:2]:
@@ -206,6 +210,7 @@ class Families:
         return case(op, f"{heads} query heads, {kv_heads} key heads of {d}", needs, make, **shape)
 
     def paged(self) -> Iterator[Case]:
+        """Cases of `paged_decode`: decode attention over blocks of a cache."""
         shape = self.shape(self.grid.models[0][0])
         heads, kv_heads, d = shape.q_heads, shape.kv_heads, shape.head_dim
         for batch in self.grid.batches:
@@ -234,6 +239,7 @@ class Families:
                 yield case("paged_decode", variant, 4.0 * batch * kv * kv_heads * d, make, batch=batch, kv=kv)
 
     def afd(self) -> Iterator[Case]:
+        """Cases of `attention_part` and `ffn_part`: the halves of a layer."""
         linear = self.torch.nn.functional.linear
         add_norm, rotary, gate = self.fused
         for name, _ in self.grid.models:
@@ -280,6 +286,7 @@ class Families:
                 yield case("ffn_part", name, 6.0 * h * shape.intermediate, feed, tokens=tokens)
 
     def copies(self) -> Iterator[Case]:
+        """Cases of copies on the device, and to and from the host."""
         torch = self.torch
         for op in (
             ("copy_on_device", "copy_to_device", "copy_to_host") if self.device.cuda else ("copy_on_device",)
@@ -299,6 +306,7 @@ class Families:
                 yield case(op, "pinned" if op != "copy_on_device" else "device", 2.0 * size, make, bytes=size)
 
     def host(self) -> Iterator[Case]:
+        """Cases of `host_step`: what a step takes beside model and scheduler."""
         torch, vocab = self.torch, self.shape(self.grid.models[0][0]).vocab
         for sequences in self.grid.sequences:
 
@@ -318,6 +326,7 @@ class Families:
             yield case("host_step", "greedy", 0.0, make, sequences=sequences)._replace(graph=False)
 
     def power(self) -> Iterator[Case]:
+        """Cases of `power`: one layer over and over, and the board at rest."""
         torch = self.torch
         linear = torch.nn.functional.linear
         shape = self.shape(self.grid.models[0][0])
@@ -386,6 +395,7 @@ class Families:
         yield rest._replace(power=True, graph=False)
 
     def sustained(self) -> Iterator[Case]:
+        """Cases of `layer_products`: the products of a layer over and over."""
         linear = self.torch.nn.functional.linear
         for name, _ in self.grid.models:
             gemms = self.shape(name).gemms(1)

@@ -44,7 +44,7 @@ class Row(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, tuple[tuple[str, int], ...]]:
-        """What tells it from others."""
+        """Op, variant and shape: what tells a row from others."""
         return self.op, self.variant, self.shape
 
     def cells(self) -> list[str]:

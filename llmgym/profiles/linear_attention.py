@@ -118,9 +118,9 @@ def linear(torch: Any, q: Any, k: Any, v: Any, features: Callable[[Any], Any]) -
 
     Args:
         torch: the module.
-        q: [heads, length, head_dim]; the length is a multiple of `CHUNK`, or shorter than it.
-        k: as `q`.
-        v: as `q`.
+        q: queries [heads, length, head_dim]; the length is a multiple of `CHUNK`, or shorter than it.
+        k: keys [heads, length, head_dim].
+        v: values [heads, length, head_dim].
         features: maps [heads, length, head_dim] to [heads, length, m], no entry negative.
 
     Returns:

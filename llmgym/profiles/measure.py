@@ -224,7 +224,7 @@ def attention(torch: Any, q: Any, k: Any, v: Any) -> Any:
         torch: the module.
         q: [batch, queries, query heads, head_dim].
         k: [batch, keys, key heads, head_dim]; keys >= queries.
-        v: as `k`.
+        v: [batch, keys, key heads, head_dim].
 
     Returns:
         [batch, queries, query heads, head_dim].

@@ -19,6 +19,7 @@ def known(f: Families) -> dict[str, Callable[[], Iterator[Case]]]:
 
 
 def linear(f: Families) -> Iterator[Case]:
+    """Cases of `causal_attention`: fused, unfused and linear kernels."""
     torch, kernels = f.torch, linear_attention
     seed, where = f.device.generator, f.device.device
     for heads, d, longest in f.grid.heads:
@@ -87,6 +88,7 @@ def linear(f: Families) -> Iterator[Case]:
 
 
 def diffusion(f: Families) -> Iterator[Case]:
+    """Cases of `confidence`, `bidirectional_attention` and `denoiser_layer`: decoding by diffusion."""
     shape = f.shape(f.grid.models[0][0])
     sdpa = f.torch.nn.functional.scaled_dot_product_attention
     yield from _confidence(f)
@@ -174,6 +176,7 @@ def _layer(f: Families, batch: int, queries: int, keys: int) -> Callable[[], Any
 
 
 def segmented(f: Families) -> Iterator[Case]:
+    """Cases of `segment`: prefill of a segment with retrieved blocks."""
     torch, shape = f.torch, f.shape(f.grid.models[0][0])
     kv_heads, d, block = shape.kv_heads, shape.head_dim, 16
     for chunk in f.grid.chunks[1:]:
@@ -203,6 +206,7 @@ def segmented(f: Families) -> Iterator[Case]:
 
 
 def memory(f: Families) -> Iterator[Case]:
+    """Cases of `score`, `top_k`, `gather`, `sparse_attention` and `bm25`: retrieval from a long memory."""
     torch, where = f.torch, f.device.device
     index_heads, heads, d, chosen, pages = 16, 32, 128, 2048, 64
     for entries in f.grid.memory:

@@ -88,7 +88,7 @@ def anchor_kernel(
 
 
 def unit(torch: Any, x: Any) -> Any:
-    """Rows of length one."""
+    """The rows of `x` [..., size], scaled to length one."""
     return torch.nn.functional.normalize(x, dim=-1, eps=FLOOR)
 
 
@@ -243,7 +243,7 @@ def exact(
     Args:
         torch: the module.
         q: queries [..., length, head_dim].
-        k: keys, as the queries.
+        k: keys [..., length, head_dim].
         v: values [..., length, dv].
         kernel: scores of cosines; the exact spherical Yat kernel by default.
         causal: whether a token attends only to itself and those before it.
@@ -284,7 +284,7 @@ class Sums(NamedTuple):
 
     @classmethod
     def empty(cls, fk: Any, v: Any) -> "Sums":
-        """Before the first token of features [..., length, m] and values [..., length, dv]."""
+        """The sums before the first token of features [..., length, m] and values [..., length, dv]: all 0."""
         return cls(
             fk.new_zeros(*fk.shape[:-2], fk.shape[-1], v.shape[-1]),
             fk.new_zeros(*fk.shape[:-2], fk.shape[-1]),

@@ -182,7 +182,7 @@ def _same_look(env: Any, other: Any, before: list[NDArray[Any]], where: str) -> 
 
 
 def all_of_it_is_drawn_anew(env_id: str, cases: Mapping[str, Kwargs]) -> None:
-    """So that the other checks redraw the whole of it: in some case, at some moment, every declared field changes."""
+    """Every field declared hidden changes in some case at some moment, so that the other checks draw all of it anew."""
     left: set[str] = set(_declaring(env_id, next(iter(cases.values()))).simulation.hidden)
     for kwargs in cases.values():
         env = make(env_id, kwargs)

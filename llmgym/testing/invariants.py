@@ -421,7 +421,7 @@ def _try(env: Any, strict: Any, action: Any, allowed: bool, counted: bool, rng: 
 
 
 def return_with_masked_actions(env_id: str, kwargs: Kwargs, seed: int, action_seed: int) -> None:
-    """The return is its metric for a policy that knows no masks, too.
+    """The rewards of a policy that knows no masks add up to what its metrics stand for, too.
 
     Args:
         env_id: the environment.
