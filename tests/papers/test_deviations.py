@@ -15,7 +15,7 @@ MODULES = {
     "afd": "test_afd_ratio",
     "memory": "test_memory_pipeline",
     "kv": "test_kv_queue",
-    "dus": "test_dus",
+    "dus": "test_dus_phrases",
     "scout": "test_scout",
     "slay": "test_slay",
     "segmented": "test_segmented",
