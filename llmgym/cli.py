@@ -23,6 +23,7 @@ from llmgym.baselines.kv.plan import Kv, Law
 from llmgym.baselines.oserve.plan import Oserve
 from llmgym.core.checks import number, output_folder, whole
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
+from llmgym.profiles.convert_command import Convert
 from llmgym.serving.replay_command import Replay
 
 FAILED, USAGE = 1, 2
@@ -451,6 +452,7 @@ class Arguments:
         | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Profiles, tyro.conf.subcommand("profiles")]
         | Annotated[Measure, tyro.conf.subcommand("profile")]
+        | Annotated[Convert, tyro.conf.subcommand("convert")]
         | Annotated[Throughput, tyro.conf.subcommand("throughput")]
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[New, tyro.conf.subcommand("new")]

@@ -14,13 +14,14 @@ from scipy.optimize import brentq, minimize
 
 from fidelity import silicon
 from fidelity.cases import BLOCK_TOKENS, CASES, write_traffic
-from fidelity.kernels import HOST_S, columns, expert_layers_s, profile_of, rows_of, summed_step
+from fidelity.kernels import HOST_S, SHAPES, Nccl, columns, rows_of, summed_step
 from fidelity.report import Sheet, comparison
 from fidelity.runs import Engine, Floats, Run, own_runs, read_run
 from fidelity.serving import serve
 from llmgym import profiles, workloads
 from llmgym.errors import InvalidArgument
 from llmgym.profiles import Profile
+from llmgym.profiles.llmservingsim import Mixed, mixed_attention, table_path
 from llmgym.serving.capacity import critical_rate, exact_area, saturation
 
 H100 = "h100/llama-3.1-8b"
@@ -54,8 +55,14 @@ def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
     memory = int(specs[MODEL_SYSTEM]["mem_capacity_B"])
     effects: list[tuple[str, dict[str, dict[str, float]]]] = []
     for model, ranks in (("Llama-3.1-8B", 1), ("Qwen3-30B-A3B-Instruct-2507", 2)):
-        experts = expert_layers_s(data, MODEL_GPU, MODEL_SYSTEM, model, ranks) if ranks > 1 else None
-        profile, mixed = profile_of(folder, MODEL_GPU, model, memory, experts)
+        profile = profiles.from_llmservingsim(
+            folder / MODEL_GPU,
+            model,
+            SHAPES[model],
+            expert_ranks=ranks,
+            link=Nccl(data, MODEL_SYSTEM),
+            memory_bytes=memory,
+        )
         path = folder / "measured" / f"{MODEL_GPU}_{model}_requests.csv"
         run = read_run(path, Engine(seats=128, kv_tokens=profile.kv_capacity_tokens()), {})
         measured = run.figures()
@@ -86,7 +93,9 @@ def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
         groups[f"RTX PRO 6000, {model.partition('-Instruct')[0]}"] = _pairs(measured, ours)
         effects.append((model, variants | {"measured": measured}))
         if ranks == 1:
-            sheets.append(_mixed_sheet(mixed))
+            sheets.append(
+                _mixed_sheet(mixed_attention(table_path(folder / MODEL_GPU, model, 1, "attention")))
+            )
     rows = []
     for model, variants in effects:
         for name in ("ttft_p50_s", "tpot_p50_s", "makespan_s"):
@@ -104,7 +113,7 @@ def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
     )
 
 
-def _mixed_sheet(mixed: Any) -> Sheet:
+def _mixed_sheet(mixed: Mixed) -> Sheet:
     rows = []
     for batch in mixed.batch:
         ratio = mixed.ratio[mixed.rows[:, 2] == batch]

@@ -5,16 +5,21 @@
 
 from llmgym.profiles.cost import StepCost
 from llmgym.profiles.kernels import Kernels, check_kernels, kernel_names, load_kernels
+from llmgym.profiles.llmservingsim import Link, from_llmservingsim
+from llmgym.profiles.models import ModelShape
 from llmgym.profiles.named import check_name, load, names, profile_of
 from llmgym.profiles.profile import Profile, constant, linear
 
 __all__ = [
     "Kernels",
+    "Link",
+    "ModelShape",
     "Profile",
     "StepCost",
     "check_kernels",
     "check_name",
     "constant",
+    "from_llmservingsim",
     "kernel_names",
     "linear",
     "load",

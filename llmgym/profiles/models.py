@@ -1,4 +1,4 @@
-"""Shapes of the models the shipped profiles cover, from their public `config.json`.
+"""Shapes of the models the shipped profiles cover, from their public `config.json`; `llmgym.profiles.configs` reads others.
 
 Sources (Hugging Face, file `config.json` of each repository; the repository is in `source`):
 `num_hidden_layers`, `hidden_size`, `intermediate_size`, `num_attention_heads`, `num_key_value_heads`,
@@ -29,12 +29,16 @@ class ModelShape:
         source: where the numbers come from.
         layers: decoder layers.
         hidden: width of the residual stream.
-        intermediate: width of the gated MLP.
+        intermediate: width of the gated MLP, or of one expert.
         q_heads: query heads.
         kv_heads: key/value heads.
         head_dim: width of a head.
         vocab: rows of the output head.
         qkv_bias: whether the query, key and value projections have a bias.
+        qk_norm: whether each head's query and key are normalized.
+        tied: whether the output head is the embedding.
+        experts: of each layer; 0 for a dense model.
+        experts_per_token: that each token is sent to.
     """
 
     name: str
@@ -47,14 +51,26 @@ class ModelShape:
     head_dim: int
     vocab: int
     qkv_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
 
     @property
     def parameters(self) -> int:
-        """Number of weights: embedding, layers, final norm and an untied output head."""
+        """Number of weights: embedding, layers, final norm and the output head where it is not the embedding."""
         qkv = (self.q_heads + 2 * self.kv_heads) * self.head_dim
-        layer = self.hidden * (qkv + self.q_heads * self.head_dim + 3 * self.intermediate) + 2 * self.hidden
-        layer += qkv if self.qkv_bias else 0
-        return 2 * self.vocab * self.hidden + self.layers * layer + self.hidden
+        layer = self.hidden * (qkv + self.q_heads * self.head_dim) + 2 * self.hidden
+        layer += (qkv if self.qkv_bias else 0) + (2 * self.head_dim if self.qk_norm else 0)
+        layer += 0 if self.experts else 3 * self.hidden * self.intermediate
+        router = self.layers * self.hidden * self.experts
+        ends = (1 if self.tied else 2) * self.vocab * self.hidden + self.hidden
+        return ends + self.layers * layer + router + self.expert_parameters
+
+    @property
+    def expert_parameters(self) -> int:
+        """Number of weights in the experts of all layers; 0 for a dense model."""
+        return self.layers * self.experts * 3 * self.hidden * self.intermediate
 
     @property
     def weight_bytes(self) -> int:
@@ -69,7 +85,7 @@ class ModelShape:
         return 2 * self.layers * self.kv_heads * self.head_dim * BF16_BYTES
 
     def gemms(self, tensor_parallel: int) -> tuple[Gemm, ...]:
-        """Products of one layer on one of `tensor_parallel` GPUs, projections fused as serving engines do."""
+        """Products of a dense layer on one of `tensor_parallel` GPUs, projections fused as serving engines do."""
         q, kv = (
             self.q_heads * self.head_dim // tensor_parallel,
             self.kv_heads * self.head_dim // tensor_parallel,

@@ -10,7 +10,9 @@ context) may be missing, as memory ends there; a gap anywhere else is an error.
 """
 
 import csv
+import gzip
 import math
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -66,7 +68,7 @@ def read_csv(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[s
     """The rows of a CSV file by column, each with its place for messages.
 
     Args:
-        path: the file.
+        path: the file; its text is compressed where the name ends in .gz.
         columns: those that it must have.
 
     Raises:
@@ -75,7 +77,8 @@ def read_csv(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[s
     """
     above = 0  # the last line that was read well: where a quote is opened, not where the reader gives up
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file, strict=True)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
@@ -87,15 +90,16 @@ def read_csv(path: Path, columns: Collection[str]) -> Iterator[tuple[str, dict[s
                 if None in row or None in row.values():
                     raise ProfileError(f"{where}: expected {len(reader.fieldnames or ())} values")
                 yield where, row
-    except OSError as error:
-        raise ProfileError(f"{path} cannot be read: {error.strerror}") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ProfileError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except UnicodeDecodeError as error:
         raise ProfileError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
     except csv.Error as error:
         raise ProfileError(f"{path}, row {above + 1}: {error}") from None
 
 
-def _value(row: Mapping[str, str], field: str, where: str) -> float:
+def finite(row: Mapping[str, str], field: str, where: str) -> float:
+    """The number in a field of a row. Raises `ProfileError` where there is none."""
     text = row[field]
     try:
         value = float(text)
@@ -121,21 +125,21 @@ def read_tables(path: Path) -> dict[str, Table]:
             raise ProfileError(f"{where}: field 'op' is {op!r}; expected one of {', '.join(OPS)}")
         shape = []
         for name in OPS[op]:
-            size = _value(row, name, where)
+            size = finite(row, name, where)
             if size != int(size) or not (0 if name == "context" else 1) <= size < 2**63:
                 low = "0" if name == "context" else "1"
                 raise ProfileError(
                     f"{where}: field {name!r} is {row[name]!r}; expected a whole number >= {low}"
                 )
             shape.append(int(size))
-        latency, spread = _value(row, "latency_us", where), _value(row, "iqr_us", where)
+        latency, spread = finite(row, "latency_us", where), finite(row, "iqr_us", where)
         if latency <= 0:
             raise ProfileError(f"{where}: field 'latency_us' is {latency!r}; expected a number > 0")
         if spread < 0:
             raise ProfileError(f"{where}: field 'iqr_us' is {spread!r}; expected a number >= 0")
         power = math.nan
         if row.get("power_w"):
-            power = _value(row, "power_w", where)
+            power = finite(row, "power_w", where)
             if power <= 0:
                 raise ProfileError(f"{where}: field 'power_w' is {power!r}; expected a number > 0 or nothing")
         if op.startswith("decode_attention") and shape[1] % shape[0]:
