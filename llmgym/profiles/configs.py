@@ -78,9 +78,10 @@ def read_config(path: Path) -> ModelShape:
     widths = ("moe_intermediate_size", "intermediate_size") if experts else ("intermediate_size",)
     kind = content.get("model_type")
     real = path.resolve()
+    name = real.parent.name if real.name == "config.json" else real.stem
     return ModelShape(
-        real.parent.name if real.name == "config.json" else real.stem,
-        str(path),
+        name,
+        f"config.json of {name}",
         layers=_count(content, path, "num_hidden_layers"),
         hidden=hidden,
         intermediate=_count(content, path, *widths),
