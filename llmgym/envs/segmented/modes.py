@@ -166,7 +166,10 @@ def table(modes: tuple[str, ...], trained: tuple[str, ...], model: str, on: str)
     Raises:
         UnknownName: a mode, model or device that does not exist.
     """
-    return np.concatenate([_row(mode, trained, model, on) for mode in modes])
+    records: NDArray[np.void] = np.zeros(len(modes), Mode.dtype)
+    for i, mode in enumerate(modes):
+        records[i : i + 1] = _row(mode, trained, model, on)
+    return records
 
 
 def _row(mode: str, trained: tuple[str, ...], model: str, on: str) -> NDArray[np.void]:
