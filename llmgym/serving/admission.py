@@ -139,7 +139,7 @@ def admissible(state: EngineState, params: EngineParams, lane: int, most: int) -
     while count < most and count < engine.waiting and count < seats and left > 0:
         request = state.request[lane, queue.at(state, lane, 0, count)]
         prompt = request.prompt + request.kept
-        first = min(min(prompt, config.chunk), left)
+        first = min(min(prompt, engine.chunk), left)
         left -= first
         if config.first_stored == 1 and first == prompt:
             first += 1
@@ -152,11 +152,11 @@ def admissible(state: EngineState, params: EngineParams, lane: int, most: int) -
 
 @kernel
 def _decoding(state: EngineState, lane: int) -> bool:
-    """Whether any resident that is not paused has its prompt behind it."""
+    """Whether any resident that is not paused still decodes."""
     engine = state.lane[lane]
     for i in range(engine.residents):
         resident = state.resident[lane, i]
-        if resident.prefilled == resident.prompt and resident.paused == 0:
+        if resident.prefilled == resident.prompt and resident.paused == 0 and resident.gone == 0:
             return True
     return False
 
@@ -285,7 +285,7 @@ def _share(state: EngineState, params: EngineParams, lane: int, prefill: bool, w
         resident = state.resident[lane, i]
         if resident.paused == 1 or (resident.prefilled < resident.prompt) != prefill:
             continue
-        tokens = unit(config, resident, engine.budget_left)
+        tokens = unit(engine.chunk, resident, engine.budget_left)
         if whole and prefill:
             tokens = resident.prompt - resident.prefilled
             if tokens > engine.budget_left:

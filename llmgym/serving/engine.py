@@ -19,7 +19,7 @@ import numpy as np
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving import queue
-from llmgym.serving.overflow import PAUSE, RECOMPUTE, bring_back, clear, pause, preempt
+from llmgym.serving.overflow import PAUSE, RECOMPUTE, YOUNGEST, bring_back, clear, pause, preempt
 from llmgym.serving.requests import in_blocks, predicted_output
 from llmgym.serving.residents import decode_all, kv_of, stored_with, unit
 from llmgym.serving.state import FAR, EngineParams, EngineState, Resident
@@ -40,6 +40,7 @@ def start(state: EngineState, params: EngineParams, lane: int, key: np.uint64) -
     engine = state.lane[lane]
     engine.key = key
     engine.budget_left = params.config[0].budget
+    engine.chunk = params.config[0].chunk
     follow(state, params, lane, 0)
     queue.empty(state, params, lane)
 
@@ -58,6 +59,7 @@ def follow(state: EngineState, params: EngineParams, lane: int, number_of_rule: 
     rule = params.rules[number_of_rule]
     engine.overflow = rule.overflow
     engine.skip = rule.skip
+    engine.victim = rule.victim
     engine.clear_probability = rule.clear_probability
 
 
@@ -73,6 +75,9 @@ def plan(state: EngineState, params: EngineParams, lane: int) -> None:
     engine = state.lane[lane]
     config = params.config[0]
     engine.blocked = 0
+    engine.chunk = config.chunk
+    if config.alone == 1 and engine.residents + engine.waiting <= 1:
+        engine.chunk = config.budget
     # Nobody prefills, nobody is held back, everything fits: by far the most frequent case, so it is told apart first.
     if engine.paused == 0 and engine.walk == engine.residents and engine.walk <= config.budget:
         engine.growth = decode_all(state, params, lane)
@@ -96,7 +101,7 @@ def _plan_each(state: EngineState, params: EngineParams, lane: int) -> None:
         growth = decode_all(state, params, lane)
         for i in range(engine.walk, engine.residents):
             resident = residents[i]
-            tokens = unit(config, resident, left)
+            tokens = unit(engine.chunk, resident, left)
             resident.run = tokens
             left -= tokens
             growth += stored_with(config, engine.tick, resident, tokens)
@@ -128,7 +133,7 @@ def fits_now(state: EngineState, params: EngineParams, lane: int, number: int) -
         return False
     request = state.request[lane, number]
     prompt = request.prompt + request.kept
-    first = min(min(prompt, config.chunk), engine.budget_left)
+    first = min(min(prompt, engine.chunk), engine.budget_left)
     if config.first_stored == 1 and first == prompt:
         first += 1
     return engine.used + engine.growth + in_blocks(config, first) <= config.kv_capacity
@@ -157,7 +162,7 @@ def admit(state: EngineState, params: EngineParams, lane: int, number: int) -> N
     resident.prompt = request.prompt + request.kept
     resident.output = request.output
     resident.predicted = predicted_output(config, request.predicted)
-    resident.run = unit(config, resident, engine.budget_left)
+    resident.run = unit(engine.chunk, resident, engine.budget_left)
     engine.growth += stored_with(config, engine.tick, resident, resident.run)
     engine.budget_left -= resident.run
     engine.residents += 1
@@ -173,12 +178,50 @@ def empty(state: EngineState, lane: int) -> bool:
     return state.lane[lane].residents + state.lane[lane].waiting == 0
 
 
-@kernel(inline=True)
-def held_up_s(state: EngineState, lane: int, following_s: float, idle_s: float) -> float:
-    """For how long an engine that is held up waits before it plans again: `idle_s`, or until the next arrival if that is sooner.
+@kernel
+def release(state: EngineState, params: EngineParams, lane: int) -> bool:
+    """Let the residents that are held after they completed leave without a batch, since there was none to run.
 
     Args:
         state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+
+    Returns:
+        Whether there was any: then the engine plans again at once.
+    """
+    engine = state.lane[lane]
+    config = params.config[0]
+    residents = state.resident[lane]
+    if engine.leaving == 0:
+        return False
+    kept, walk = 0, engine.walk
+    for i in range(engine.residents):
+        resident = residents[i]
+        if resident.gone == 1:
+            engine.used -= in_blocks(config, kv_of(config, engine.tick, resident))
+            if i < engine.walk:
+                walk -= 1
+        else:
+            residents[kept] = resident
+            kept += 1
+    engine.residents = kept
+    engine.walk = walk
+    engine.leaving = 0
+    return True
+
+
+@kernel(inline=True)
+def held_up_s(
+    state: EngineState, params: EngineParams, lane: int, following_s: float, idle_s: float
+) -> float:
+    """For how long an engine that is held up waits before it plans again: `idle_s`, or until the next arrival if that is sooner.
+
+    Not at all if those that were in the way are gone now: they had completed, or were preempted last.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
         lane: number of the engine.
         following_s: time of the next arrival, s; infinite if nobody comes.
         idle_s: longest wait, s.
@@ -186,7 +229,11 @@ def held_up_s(state: EngineState, lane: int, following_s: float, idle_s: float) 
     Returns:
         Seconds.
     """
-    return min(idle_s, max(following_s - state.lane[lane].clock_s, 0.0))
+    engine = state.lane[lane]
+    made_way = engine.blocked == 1 and engine.overflow == RECOMPUTE and engine.victim != YOUNGEST
+    if release(state, params, lane) or made_way:
+        return 0.0
+    return min(idle_s, max(following_s - engine.clock_s, 0.0))
 
 
 @kernel(inline=True)
@@ -322,11 +369,11 @@ def _advance(state: EngineState, params: EngineParams, lane: int) -> None:
 
 @kernel(inline=True)
 def _complete(state: EngineState, params: EngineParams, lane: int) -> None:
-    """Remove the residents that have produced all their output and free their cache."""
+    """Residents that have produced all their output leave and free their cache; if they are held, one batch later."""
     engine = state.lane[lane]
     config = params.config[0]
     residents = state.resident[lane]
-    walk = engine.walk
+    before_walk, first_gone = 0, engine.residents
     nearest = FAR
     kept = 0
     while residents[kept].finish > engine.tick:
@@ -339,20 +386,39 @@ def _complete(state: EngineState, params: EngineParams, lane: int) -> None:
     for i in range(kept, engine.residents):
         resident = residents[i]
         if resident.finish <= engine.tick:
+            if resident.gone == 0:
+                _record(state, params, lane, resident)
+                if config.held == 1:
+                    resident.gone = 1
+                    engine.leaving += 1
+                    nearest = engine.tick + 1
+                    first_gone = min(first_gone, kept)
+                    residents[kept] = resident
+                    kept += 1
+                    continue
+            else:
+                engine.leaving -= 1
             engine.used -= in_blocks(config, kv_of(config, engine.tick, resident))
-            request = state.request[lane, resident.request]
-            e2e = engine.clock_s - request.arrival_s
-            ttft = request.ttft_s
-            request.e2e_s = e2e
-            engine.done += 1
-            if ttft <= config.ttft_slo_s and e2e - ttft <= config.tpot_slo_s * max(resident.output - 1, 1):
-                engine.met += 1
             if i < engine.walk:
-                walk -= 1
+                before_walk += 1
         else:
             nearest = min(nearest, resident.finish)
             residents[kept] = resident
             kept += 1
     engine.residents = kept
-    engine.walk = walk
+    engine.walk = min(engine.walk - before_walk, first_gone)
     engine.next_finish = nearest
+
+
+@kernel(inline=True)
+def _record(state: EngineState, params: EngineParams, lane: int, resident: Resident) -> None:
+    """Note when a request had its last token, and whether it was within the objectives."""
+    engine = state.lane[lane]
+    config = params.config[0]
+    request = state.request[lane, resident.request]
+    e2e = engine.clock_s - request.arrival_s
+    ttft = request.ttft_s
+    request.e2e_s = e2e
+    engine.done += 1
+    if ttft <= config.ttft_slo_s and e2e - ttft <= config.tpot_slo_s * max(resident.output - 1, 1):
+        engine.met += 1

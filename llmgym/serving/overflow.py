@@ -8,6 +8,15 @@ from llmgym.serving.state import EngineParams, EngineState
 
 PAUSE, RECOMPUTE, CLEAR = 0, 1, 2
 """Ways of dealing with an overflow."""
+YOUNGEST, OLDEST, LARGEST, LEAST_COMPUTED, WORST_PRIORITY = 0, 1, 2, 3, 4
+VICTIMS = {
+    "youngest": YOUNGEST,
+    "oldest": OLDEST,
+    "largest": LARGEST,
+    "least-computed": LEAST_COMPUTED,
+    "worst-priority": WORST_PRIORITY,
+}
+"""Whom preemption takes: by admission, by tokens in the cache, or by (priority, arrival) as vLLM does under `priority`."""
 
 
 @kernel
@@ -38,7 +47,7 @@ def pause(state: EngineState, params: EngineParams, lane: int) -> None:
     for i in range(engine.residents):
         resident = residents[i]
         kv = kv_of(config, engine.tick, resident)
-        tokens = unit(config, resident, left)
+        tokens = unit(engine.chunk, resident, left)
         # blocks of one token: pausing knows no others
         after = kv + stored_with(config, engine.tick, resident, tokens)
         if not stopped and total + after <= config.kv_capacity:
@@ -66,7 +75,10 @@ def pause(state: EngineState, params: EngineParams, lane: int) -> None:
 
 @kernel
 def preempt(state: EngineState, params: EngineParams, lane: int) -> None:
-    """Serve residents oldest first; while one does not fit, the youngest loses its cache and waits to be recomputed.
+    """Serve residents oldest first; while one does not fit, a victim loses its cache and waits to be recomputed.
+
+    A victim that has been served already gives back what it took. One that is the next to be served itself ends the batch: whoever
+    is younger is held back, as in vLLM.
 
     Args:
         state: the arrays of the engines.
@@ -76,29 +88,62 @@ def preempt(state: EngineState, params: EngineParams, lane: int) -> None:
     engine = state.lane[lane]
     config = params.config[0]
     residents = state.resident[lane]
+    for i in range(engine.residents):
+        residents[i].run = 0
     left = config.budget
     total = engine.used
-    walk = -1
     i = 0
-    while i < engine.residents:
-        resident = residents[i]
-        tokens = unit(config, resident, left)
-        need = stored_with(config, engine.tick, resident, tokens)
-        while engine.residents > i and total + need > config.kv_capacity:
-            total -= evict(state, params, lane, engine.residents - 1, True)
-        if engine.residents <= i:
-            break
-        resident.run = tokens
-        total += need
-        left -= tokens
-        if walk < 0 and (resident.decoding == 0 or tokens == 0):
-            walk = i
-        i += 1
-    engine.walk = walk if walk >= 0 else engine.residents
+    ended = False
+    while i < engine.residents and not ended:
+        tokens = unit(engine.chunk, residents[i], left)
+        need = stored_with(config, engine.tick, residents[i], tokens)
+        while total + need > config.kv_capacity and not ended:
+            index = _victim(state, params, lane)
+            ended = index == i
+            if index < i:
+                left += residents[index].run
+                total -= stored_with(config, engine.tick, residents[index], residents[index].run)
+                i -= 1
+            total -= evict(state, params, lane, index, True)
+        if not ended:
+            residents[i].run = tokens
+            total += need
+            left -= tokens
+            i += 1
+    engine.walk = 0
+    while engine.walk < engine.residents and (
+        residents[engine.walk].decoding == 1 and residents[engine.walk].run == 1
+    ):
+        engine.walk += 1
     decode_all(state, params, lane)
     engine.growth = total - engine.used
     engine.budget_left = left
     engine.blocked = 1
+
+
+@kernel
+def _victim(state: EngineState, params: EngineParams, lane: int) -> int:
+    """Index of the resident that is preempted next. Of several that are alike it is the youngest."""
+    engine = state.lane[lane]
+    config = params.config[0]
+    residents = state.resident[lane]
+    chosen = engine.residents - 1
+    if engine.victim == OLDEST:
+        return 0
+    if engine.victim == YOUNGEST:
+        return chosen
+    for i in range(engine.residents - 2, -1, -1):
+        one, best = residents[i], residents[chosen]
+        if engine.victim == WORST_PRIORITY:
+            mine = state.request[lane, one.request].priority
+            worst = state.request[lane, best.request].priority
+            if mine > worst or (mine == worst and one.request > best.request):
+                chosen = i
+        else:
+            mine, worst = kv_of(config, engine.tick, one), kv_of(config, engine.tick, best)
+            if (mine > worst) if engine.victim == LARGEST else (mine < worst):
+                chosen = i
+    return chosen
 
 
 @kernel
@@ -133,7 +178,7 @@ def _replan(state: EngineState, params: EngineParams, lane: int) -> bool:
     engine.walk = engine.residents
     for i in range(engine.residents):
         resident = residents[i]
-        resident.run = unit(config, resident, left)
+        resident.run = unit(engine.chunk, resident, left)
         left -= resident.run
         growth += stored_with(config, engine.tick, resident, resident.run)
         if engine.walk == engine.residents and (resident.decoding == 0 or resident.run == 0):
@@ -166,17 +211,22 @@ def evict(state: EngineState, params: EngineParams, lane: int, index: int, keep_
     freed = in_blocks(config, kv)
     request = resident.request
     state.request[lane, request].kept = output_so_far(engine.tick, resident) if keep_output else 0
+    gone = resident.gone == 1
     if resident.paused == 1:
         engine.swapped -= freed
         engine.paused -= 1
     else:
         engine.used -= freed
+    if gone:
+        engine.leaving -= 1
+    else:
+        engine.dropped += kv
     engine.preemptions += 1
-    engine.dropped += kv
     for i in range(index, engine.residents - 1):
         residents[i] = residents[i + 1]
     engine.residents -= 1
     if engine.walk > index:
         engine.walk -= 1
-    wait(state, params, lane, request)
+    if not gone:
+        wait(state, params, lane, request)
     return freed

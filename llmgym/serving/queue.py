@@ -10,7 +10,7 @@ from llmgym.core.jit import kernel
 from llmgym.serving.requests import predicted_output
 from llmgym.serving.state import EngineParams, EngineState
 
-BY_ARRIVAL, BY_OUTPUT, BY_AREA = 0, 1, 2
+BY_ARRIVAL, BY_OUTPUT, BY_AREA, BY_PRIORITY = 0, 1, 2, 3
 
 HEAD, TAIL, FIRST = 0, 1, 2
 
@@ -51,6 +51,8 @@ def _key(state: EngineState, params: EngineParams, lane: int, order: int, reques
         return 0
     if order == BY_OUTPUT:
         return predicted_output(params.config[0], state.request[lane, request].predicted)
+    if order == BY_PRIORITY:
+        return state.request[lane, request].priority
     return state.request[lane, request].area
 
 

@@ -11,7 +11,7 @@ Not every request ends: a rule may never run it (`vllm-prefill-only` waits for a
 still in the engine is *unfinished*. A rule that runs batch after batch and never finishes anybody is told as an error.
 """
 
-import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +19,28 @@ from numpy.typing import NDArray
 
 from llmgym.core.checks import choice, whole
 from llmgym.core.jit import kernel
-from llmgym.core.records import Record, Records, Records2, float64, int32, int64
 from llmgym.errors import InvalidArgument, NoProgress
-from llmgym.profiles.cost import StepCost
 from llmgym.profiles.profile import Profile
-from llmgym.serving.admission import SCRATCH_ROWS, admit_by_rule, compose
+from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import saturation, with_class_budgets
-from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, start
+from llmgym.serving.loop import (
+    FRUITLESS,
+    GOES_ON,
+    PATIENCE,
+    Config,
+    Loop,
+    Params,
+    Rank,
+    State,
+    begin,
+    end_step,
+    plan_step,
+    play,
+)
 from llmgym.serving.requests import FIRST_TOKENS, derived_limits, time_per_token
-from llmgym.serving.residents import wait
 from llmgym.serving.rules import Rule, pack, resolve
-from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, EngineSettings, cache_in_blocks
-from llmgym.serving.state import CompiledRule, Engine, Limits, Request, Resident
+from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, EngineSettings, cache_in_blocks
+from llmgym.serving.state import Request, Resident
 from llmgym.workloads import RequestClass, Workload
 from llmgym.workloads import replay as arrivals_of
 from llmgym.workloads.arrivals import Rows
@@ -39,58 +49,22 @@ from llmgym.workloads.workload import INFORMATION
 Floats = NDArray[np.float64]
 
 
-class Rank(Engine):
-    """An engine and its requests."""
+class Step(NamedTuple):
+    """One batch of one rank.
 
-    next: int = int32("Number of its next arrival.")
-    sent: int = int32("Requests whose arrival is known.")
-    requests: int = int32("Requests in all.")
+    Attributes:
+        time_s: when it began, s.
+        rank: which one.
+        run: (request, tokens) of everybody in it, oldest resident first; requests are rows.
+        preempted: requests that have lost their cache since the rank's batch before.
+        blocks: of the cache, in use while it runs.
+    """
 
-
-class Config(Limits):
-    """What is set for all ranks."""
-
-    ahead: int = int32("1 if a batch is planned while the one before it runs.")
-    clients: int = int32("Requests kept in flight on each rank; 0 if they arrive by themselves.")
-    idle_s: float = float64("Time after which an engine that is held up plans again, seconds.")
-
-
-class Loop(Record):
-    """Where the loop over the steps stands, so that it can be left and entered again."""
-
-    clock_s: float = float64("Simulated time, seconds.")
-    seen_s: float = float64("The schedulers know who arrived by this time, seconds.")
-    left: int = int64("Requests that have not finished.")
-    fruitless: int = int64("Steps since the last one that finished a request.")
-    patience: int = int64("So many fruitless steps are too many.")
-    still: int = int64("Steps in turn in which nothing ran, nobody was admitted and nobody was thrown out.")
-
-
-GOES_ON, OVER, STUCK, FRUITLESS = 0, 1, 2, 3
-PIECE_S = 0.1
-"""A compiled call takes about so long: Python sees to signals (Ctrl-C) in between."""
-PATIENCE = 1_000
-"""A rule may throw work away as often as it takes to serve the longest request so many times, without finishing anybody."""
-
-
-class State(NamedTuple):
-    """Arrays of a replay, an `EngineState`; the first axis is the rank."""
-
-    lane: Records[Rank]
-    resident: Records2[Resident]
-    request: Records2[Request]
-    queue: NDArray[np.int32]
-    scratch: NDArray[np.int32]
-
-
-class Params(NamedTuple):
-    """What the ranks share, an `EngineParams`."""
-
-    config: Records[Config]
-    rules: Records[CompiledRule]
-    class_budgets: NDArray[np.int32]
-    orders: NDArray[np.int64]
-    cost: StepCost
+    time_s: float
+    rank: int
+    run: tuple[tuple[int, int], ...]
+    preempted: tuple[int, ...]
+    blocks: int
 
 
 class Replayed(NamedTuple):
@@ -107,6 +81,7 @@ class Replayed(NamedTuple):
         batch_mean_s: mean duration of a step, s; NaN if there was none.
         kv_mean: tokens in the cache over its capacity, mean over the time that steps took and over ranks; NaN if there was none.
         kv_peak: the most of it that was used on any rank.
+        steps: every batch, if they were asked for.
     """
 
     arrival_s: Floats
@@ -119,6 +94,7 @@ class Replayed(NamedTuple):
     batch_mean_s: float
     kv_mean: float
     kv_peak: float
+    steps: tuple[Step, ...] = ()
 
 
 @kernel
@@ -166,123 +142,41 @@ def latency_figures(
     return figures
 
 
-@kernel
-def _arrive(state: State, params: Params, rank: int, seen_s: float) -> None:
-    """Queue what has arrived by then."""
-    engine = state.lane[rank]
-    while engine.next < engine.sent and state.request[rank, engine.next].arrival_s <= seen_s:
-        wait(state, params, rank, engine.next)
-        engine.next += 1
-
-
-@kernel
-def _send(state: State, rank: int, done_before: int) -> None:
-    """A closed loop sends a request for each that has ended since."""
-    engine = state.lane[rank]
-    for _ in range(engine.done - done_before):
-        if engine.sent < engine.requests:
-            state.request[rank, engine.sent].arrival_s = engine.clock_s
-            engine.sent += 1
-
-
-@kernel
-def _begin(state: State, params: Params, loop: Records[Loop]) -> None:
-    """Let every engine begin, empty, at time 0."""
-    config = params.config[0]
-    for rank in range(state.lane.shape[0]):
-        engine = state.lane[rank]
-        start(state, params, rank, np.uint64(rank))
-        engine.sent = min(config.clients, engine.requests) if config.clients > 0 else engine.requests
-        loop[0].left += engine.requests
-
-
-@kernel
-def _plan_step(state: State, params: Params, rank: int, clock_s: float, seen_s: float) -> bool:
-    """Put the next batch of a rank together; returns whether anybody was admitted or thrown out."""
-    engine = state.lane[rank]
-    rule = params.rules[0]
-    engine.clock_s = clock_s
-    before = engine.preemptions + engine.draws
-    admitted = 0
-    _arrive(state, params, rank, seen_s)
-    plan(state, params, rank)
-    if engine.waiting > 0 and engine.blocked == 0:
-        admitted = admit_by_rule(state, params, rank, 0, rule.watermark)
-    if rule.batch != 0:
-        compose(state, params, rank, rule.batch)
-    engine.batch_s = batch_time_s(state, params, rank)
-    return admitted > 0 or engine.preemptions + engine.draws != before
-
-
-@kernel
-def _idle(state: State, params: Params, loop: Loop) -> bool:
-    """Nobody has a batch to run: time goes on until somebody plans again. False if nothing will ever run again."""
-    following_s, again_s = np.inf, np.inf
-    for rank in range(state.lane.shape[0]):
-        engine = state.lane[rank]
-        arrival_s = state.request[rank, engine.next].arrival_s if engine.next < engine.sent else np.inf
-        following_s = min(following_s, arrival_s)
-        if not empty(state, rank):
-            again_s = min(again_s, held_up_s(state, rank, arrival_s, params.config[0].idle_s))
-    if again_s == np.inf or loop.still > 1:
-        # Empty engines wait for the next arrival and see it at once. So do those that have planned twice without a change: what
-        # was in the way of the first plan (somebody was thrown out, so nobody was let in) is not in that of the second.
-        if following_s == np.inf:
-            return False
-        loop.clock_s = max(loop.clock_s, following_s)
-    else:
-        loop.clock_s += min(again_s, max(following_s - loop.clock_s, 0.0))
-    loop.seen_s = loop.clock_s
-    return True
-
-
-@kernel
-def _run(state: State, params: Params, loops: Records[Loop], steps: int) -> int:
-    """Step all ranks together, so often; returns `GOES_ON`, `OVER` when every request is done, or why there is no end."""
-    config = params.config[0]
-    loop = loops[0]
-    ranks = state.lane.shape[0]
-    for _ in range(steps):
-        if loop.left == 0:
-            return OVER
-        if loop.fruitless > loop.patience:
-            return FRUITLESS
-        step_s, moved = -1.0, False
-        for rank in range(ranks):
-            moved = _plan_step(state, params, rank, loop.clock_s, loop.seen_s) or moved
-            step_s = max(step_s, state.lane[rank].batch_s)
-        loop.fruitless += 1
-        if step_s < 0.0:
-            loop.still = 0 if moved else loop.still + 1
-            if not _idle(state, params, loop):
-                return STUCK
-            continue
-        loop.still = 0
-        for rank in range(ranks):
-            engine = state.lane[rank]
-            if engine.batch_s >= 0.0:
-                done = engine.done
-                end_batch(state, params, rank, step_s)
-                if engine.done > done:
-                    loop.left -= engine.done - done
-                    loop.fruitless = 0
-                    if config.clients > 0:
-                        _send(state, rank, done)
-        loop.seen_s = loop.clock_s if config.ahead == 1 else loop.clock_s + step_s
-        loop.clock_s += step_s
-    return GOES_ON
-
-
-def _play(state: State, params: Params, loop: Records[Loop]) -> int:
-    """Run to the end, in pieces, however long a step takes; returns how it ended."""
-    _begin(state, params, loop)
-    status, steps = GOES_ON, 10
+def _steps(state: State, params: Params, loop: Any, outcome: list[int]) -> Iterator[Step]:
+    """Play to the end and tell every batch; how it ended is appended to `outcome`."""
+    begin(state, params, loop)
+    ranks = len(state.lane)
+    preempted: list[list[int]] = [[] for _ in range(ranks)]
+    status = GOES_ON
     while status == GOES_ON:
-        begun_s = time.perf_counter()
-        status = _run(state, params, loop, steps)
-        taken_s = max(time.perf_counter() - begun_s, 1e-6)
-        steps = max(1, min(2 * steps, int(steps * PIECE_S / taken_s)))
-    return status
+        before = [_residents(state, rank) for rank in range(ranks)]
+        status = plan_step(state, params, loop)
+        if status != GOES_ON:
+            break
+        for rank in range(ranks):
+            lane, now = state.lane[rank], _residents(state, rank)
+            preempted[rank] += sorted(set(before[rank]) - set(now))
+            if lane["batch_s"] >= 0.0:
+                tokens = np.where(
+                    np.arange(len(now)) < lane["walk"], 1, state.resident[rank, : len(now)]["run"]
+                )
+                yield Step(
+                    float(loop["clock_s"][0]),
+                    rank,
+                    tuple((number, int(run)) for number, run in zip(now, tokens, strict=True) if run > 0),
+                    tuple(preempted[rank]),
+                    int(lane["batch_used"]) // int(params.config["block"][0]),
+                )
+                preempted[rank] = []
+        status = end_step(state, params, loop)
+    outcome.append(status)
+
+
+def _residents(state: State, rank: int) -> list[int]:
+    """Their requests, as numbers of rows."""
+    ranks = len(state.lane)
+    local = state.resident[rank, : state.lane["residents"][rank]]["request"]
+    return [int(number) * ranks + rank for number in local]
 
 
 def _workload(rows: Rows) -> Workload:
@@ -319,6 +213,8 @@ def replay(
     *,
     kv_capacity: int | None = None,
     budget: int = 2048,
+    chunk: int | None = None,
+    chunk_alone: bool = True,
     seats: int = 256,
     block: int = 16,
     scheduling: str = "async",
@@ -329,17 +225,21 @@ def replay(
     clients: int | None = None,
     information: str | None = None,
     seed: int = 0,
+    log: bool = False,
 ) -> Replayed:
     """Replay requests on one engine, or on several that step together. The defaults are those of vLLM V1.
 
     Args:
-        rows: arrivals (s) and lengths (tokens), and what the scheduler is told of output lengths, if it is.
+        rows: arrivals (s) and lengths (tokens), and what the scheduler is told of output lengths and priorities, if it is.
         profile: what a step costs.
         kv_capacity: tokens that the cache of a rank holds; None: what the profile's memory leaves.
         budget: tokens of a batch.
+        chunk: longest chunk of one prompt in a batch, tokens, as vLLM's `long_prefill_token_threshold`; None: the budget.
+        chunk_alone: whether `chunk` also binds a request that is alone on its rank: so in vLLM 0.24, not in 0.32.
         seats: requests that run at once on a rank.
         block: tokens of a block of the cache, a power of two.
-        scheduling: `async`, a batch is planned while the one before it runs, or `sync`.
+        scheduling: `sync`, a batch is planned when the one before it has ended, `async`, while that one runs, or `async-held`, the
+            same, and a completed request holds its seat and its blocks for one plan more.
         overflow: `recompute` or `pause`, what happens when the next batch does not fit into the cache.
         first_token: a key of `llmgym.serving.requests.FIRST_TOKENS`.
         rule: who is admitted; a name of the catalogue (`llmgym.serving.rules`) or a `Rule`.
@@ -349,13 +249,14 @@ def replay(
         information: what the scheduler is told of output lengths, instead of the rows' predictions: `exact`, `noisy` (with the
             errors of a learned predictor), `mean` (of all rows) or `none`, see `llmgym.workloads.Workload.traffic`.
         seed: of the errors of `noisy`.
+        log: whether to tell every batch, which takes some hundred times longer.
 
     Returns:
         The times of every request, in the order of the rows, and what the ranks did.
 
     Raises:
         InvalidArgument: an argument out of range, a request that can never fit into the cache, or a rule that needs predicted
-            lengths and is told none.
+            lengths or priorities and is told none.
         UnknownName: no such rule, scheduling, overflow, first token or information.
         NoProgress: the rule goes on throwing work away and finishes nobody.
     """
@@ -365,12 +266,14 @@ def replay(
         whole("clients", clients)
     settings = EngineSettings(
         budget=budget,
+        **({} if chunk is None else {"chunk": chunk}),
         seats=seats,
         block=block,
         overflow=overflow,
         first_token=first_token,
         scheduling=scheduling,
     )
+    longest = budget if chunk is None else chunk
     capacity = cache_in_blocks(profile.kv_capacity_tokens() if kv_capacity is None else kv_capacity, block)
     reach = rows.prompt_tokens.astype(np.int64) + rows.output_tokens
     if reach.max() > capacity:
@@ -379,23 +282,23 @@ def replay(
             f"kv_capacity={capacity}: request {worst} needs {reach[worst]} tokens; no batch could ever hold it"
         )
     predicted = _predictions(rows, information, seed, capacity)
-    chosen_rule = _chosen_rule(rule, rows, predicted, capacity, budget)
-    records, class_budgets, orders = pack([chosen_rule], OVERFLOWS[overflow], 1)
+    chosen_rule = _chosen_rule(rule, rows, predicted, capacity, longest)
+    records, class_budgets, orders = pack([chosen_rule], OVERFLOWS[overflow], 1, rows.priority is not None)
     n = len(rows.arrival_s)
     most = -(-n // ranks)
     first, _ = FIRST_TOKENS[first_token]
     config = Config.pack(
         settings,
         kv_capacity=capacity,
-        chunk=budget,
+        chunk=longest,
         seats=min(seats, most),  # more than requests need no room
         default_output=int(rows.output_tokens.mean()),
         ttft_slo_s=np.inf,
         tpot_slo_s=np.inf,
-        ahead=SCHEDULINGS[scheduling],
+        ahead=int(SCHEDULINGS[scheduling] != SYNC),
         clients=clients or 0,
-        idle_s=saturation(_workload(rows), profile, capacity, budget, budget, seats, first).batch_s,
-        **derived_limits(budget, first_token),
+        idle_s=saturation(_workload(rows), profile, capacity, longest, budget, seats, first).batch_s,
+        **derived_limits(longest, first_token, SCHEDULINGS[scheduling] == HELD, not chunk_alone),
     )
     seats = min(seats, most)
     state = State(
@@ -413,12 +316,16 @@ def replay(
         requests["prompt"], requests["output"] = rows.prompt_tokens[chosen], rows.output_tokens[chosen]
         if predicted is not None:
             requests["predicted"] = predicted[chosen]
+        if rows.priority is not None:
+            requests["priority"] = rows.priority[chosen]
         state.lane[r]["requests"] = len(chosen)
     params = Params(config, records, class_budgets, orders, profile.step_cost())
-    serial = -(-rows.prompt_tokens.astype(np.int64) // budget) + rows.output_tokens
+    serial = -(-rows.prompt_tokens.astype(np.int64) // min(longest, budget)) + rows.output_tokens
     loop: Any = Loop.blank.copy()
     loop["patience"] = PATIENCE * int(serial.max()) + int(serial.sum())
-    if _play(state, params, loop) == FRUITLESS:
+    outcome: list[int] = []
+    steps = tuple(_steps(state, params, loop, outcome)) if log else ()
+    if (outcome[0] if log else play(state, params, loop)) == FRUITLESS:
         raise NoProgress(
             f"rule={chosen_rule.name!r}: {int(loop['fruitless'][0]):,} steps in turn have finished no request, with "
             f"{int(loop['left'][0])} of {n} unfinished and work thrown away {int(state.lane['preemptions'].sum()):,} times; give "
@@ -441,4 +348,5 @@ def replay(
         busy_s / batches if batches else np.nan,
         float(lanes["kv_s"].sum()) / busy_s / capacity if busy_s > 0.0 else np.nan,
         float(lanes["kv_peak"].max()) / capacity,
+        steps,
     )

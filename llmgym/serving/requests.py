@@ -16,10 +16,23 @@ OUTPUT_WEIGHT = 1e-3
 """Weight of an output token in the checksum of a world."""
 
 
-def derived_limits(chunk: int, first_token: str) -> dict[str, Any]:
-    """The fields of `Limits` that follow from a prefill chunk (tokens) and a key of `FIRST_TOKENS`."""
+def derived_limits(chunk: int, first_token: str, held: bool = False, alone: bool = False) -> dict[str, Any]:
+    """The fields of `Limits` that follow from other settings.
+
+    Args:
+        chunk: longest prefill chunk, tokens.
+        first_token: a key of `FIRST_TOKENS`.
+        held: whether a completed request keeps its seat and blocks while the next batch is planned.
+        alone: whether `chunk` does not bind a request that is alone in the engine.
+    """
     first, first_stored = FIRST_TOKENS[first_token]
-    return {"first": first, "first_stored": first_stored, "per_chunk": 1.0 / chunk}
+    return {
+        "first": first,
+        "first_stored": first_stored,
+        "held": int(held),
+        "alone": int(alone),
+        "per_chunk": 1.0 / chunk,
+    }
 
 
 @kernel(inline=True)

@@ -30,19 +30,21 @@ def kv_of(config: Limits, tick: int, resident: Resident) -> int:
 
 
 @kernel(inline=True)
-def unit(config: Limits, resident: Resident, left: int) -> int:
+def unit(chunk: int, resident: Resident, left: int) -> int:
     """What a resident takes of the next batch: a chunk of its prompt, or one output token.
 
     Args:
-        config: limits of the engine.
+        chunk: longest chunk of a prompt in this batch, tokens.
         resident: the resident.
         left: tokens of the budget that are free.
 
     Returns:
         Tokens.
     """
+    if resident.gone == 1:
+        return 0
     if resident.prefilled < resident.prompt:
-        return min(min(resident.prompt - resident.prefilled, config.chunk), left)
+        return min(min(resident.prompt - resident.prefilled, chunk), left)
     return min(1, left)
 
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from llmgym.core.checks import whole
 from llmgym.core.records import Records
 from llmgym.errors import InvalidArgument, UnknownName
-from llmgym.serving.overflow import CLEAR
-from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
+from llmgym.serving.overflow import CLEAR, PAUSE, VICTIMS
+from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT, BY_PRIORITY
 from llmgym.serving.state import CompiledRule
 
 LEAST_CLEARED = 0.001
@@ -23,7 +23,12 @@ LEAST_CLEARED = 0.001
 FIRST_CHUNK, WHOLE_PROMPT, PEAK, FUTURE, HEADROOM, CLASS_BUDGET = 0, 1, 2, 3, 4, 5
 AS_ADMITTED, DECODE_FIRST, PREFILL_FIRST, PREFILL_ONLY, DECODE_ONLY = 0, 1, 2, 3, 4
 
-ORDERS = {"arrival": BY_ARRIVAL, "shortest-output": BY_OUTPUT, "smallest-area": BY_AREA}
+ORDERS = {
+    "arrival": BY_ARRIVAL,
+    "shortest-output": BY_OUTPUT,
+    "smallest-area": BY_AREA,
+    "priority": BY_PRIORITY,
+}
 CHECKS = {
     "first-chunk": FIRST_CHUNK,
     "whole-prompt": WHOLE_PROMPT,
@@ -49,13 +54,16 @@ class Rule:
 
     Attributes:
         name: how tables call it.
-        order: in which waiting requests are looked at: `arrival`, `shortest-output` or `smallest-area` (predicted).
+        order: in which waiting requests are looked at: `arrival`, `shortest-output` or `smallest-area` (predicted), or `priority`
+            (lower ones first, then by arrival).
         check: what must hold for one to be admitted, besides room for its first chunk in the coming batch:
             `first-chunk` nothing more; `whole-prompt` cache + whole prompt + `watermark` * M <= M; `peak` the predicted peaks
             of all residents fit together; `future` no predicted completion time overflows; `headroom` cache + prompt
             <= (1 - `headroom`) * M; `class-budget` at most `class_budgets[class]` admissions a batch.
         batch: `as-admitted` (oldest resident first), `decode-first`, `prefill-first`, `prefill-only`, `decode-only`.
         skip: go on to the next request when one does not fit, and pause misfits alone (a maximal batch).
+        victim: who loses its cache on overflow, where residents are preempted: the `youngest`, `oldest`, `largest` or
+            `least-computed` (most and fewest tokens in the cache), or `worst-priority`, the last by priority and arrival.
         clears: on overflow each resident loses all progress with `clear_probability`, instead of what the environment does.
         most: admissions a batch.
         watermark: fraction of M kept free at admission (`whole-prompt` check).
@@ -70,6 +78,7 @@ class Rule:
     check: str = "first-chunk"
     batch: str = "as-admitted"
     skip: bool = False
+    victim: str = "youngest"
     clears: bool = False
     most: int = 2**31 - 1
     watermark: float = 0.0
@@ -82,6 +91,7 @@ class Rule:
             ("order", self.order, ORDERS),
             ("check", self.check, CHECKS),
             ("batch", self.batch, BATCHES),
+            ("victim", self.victim, VICTIMS),
         ):
             if value not in known:
                 raise UnknownName(f"{name} of a rule", value, known)
@@ -104,6 +114,11 @@ class Rule:
     def predicts(self) -> bool:
         """Whether the rule reckons with predicted output lengths, so that it has to be told some."""
         return self.order in PREDICTED or self.check in PREDICTED
+
+    @property
+    def prioritises(self) -> bool:
+        """Whether the rule looks at the priorities of requests, so that they have to have some."""
+        return self.order == "priority" or self.victim == "worst-priority"
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -150,12 +165,21 @@ CATALOGUE: dict[str, Rule] = {
     )
 }
 
+WITH_PRIORITIES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        # vLLM V1 with scheduling_policy="priority": by (priority, arrival), and the worst by these two is preempted.
+        Rule("vllm-priority", order="priority", check="whole-prompt", victim="worst-priority"),
+    )
+}
+"""Rules for requests that have priorities, as the rows of a replay may."""
+
 
 def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
-    """Rules from names of the catalogue (`"vllm:watermark=0.05"` changes a number) or from `Rule` objects.
+    """Rules from names of the catalogue or from `Rule` objects; `"vllm:most=4,victim=largest"` changes a number and the victim.
 
     Raises:
-        UnknownName: no rule or no number of that name.
+        UnknownName: no rule, no number or no victim of that name.
         InvalidArgument: no rules at all, two of one name, or a value that is not a number.
     """
     resolved = []
@@ -164,11 +188,15 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
             resolved.append(rule)
             continue
         name, changed, changes = str(rule).partition(":")
-        if name not in CATALOGUE:
-            raise UnknownName("rule", name, CATALOGUE)
-        made = CATALOGUE[name]
+        known = CATALOGUE | WITH_PRIORITIES
+        if name not in known:
+            raise UnknownName("rule", name, known)
+        made = known[name]
         for change in changes.split(",") if changed else ():
             key, _, text = change.partition("=")
+            if key == "victim" and not made.clears:
+                made = replace(made, name=str(rule), victim=text)
+                continue
             if key not in made.numbers:
                 raise UnknownName(f"number of rule {name!r}", key, made.numbers)
             try:
@@ -184,7 +212,7 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
 
 
 def pack(
-    rules: Sequence[Rule], overflow: int, classes: int
+    rules: Sequence[Rule], overflow: int, classes: int, priorities: bool = False
 ) -> tuple[Records[CompiledRule], NDArray[np.int32], NDArray[np.int64]]:
     """Rules as compiled code reads them.
 
@@ -192,23 +220,35 @@ def pack(
         rules: the rules, in the order of their numbers.
         overflow: PAUSE or RECOMPUTE, what the environment does on overflow.
         classes: number of request classes of the workload.
+        priorities: whether requests have priorities.
 
     Returns:
         Records [rules]; admissions to a batch by class, int32 [rules, classes]; the orders that must be kept, int64 [orders].
 
     Raises:
-        InvalidArgument: a class-budget rule that does not name a budget for each class.
+        InvalidArgument: a class-budget rule that does not name a budget for each class, a rule that looks at priorities where
+            requests have none, or one that chooses a victim where residents are paused.
     """
     orders = sorted({ORDERS[rule.order] for rule in rules})
     records = CompiledRule.zeros(len(rules))
     budgets = np.zeros((len(rules), classes), np.int32)
     for i, rule in enumerate(rules):
+        if rule.prioritises and not priorities:
+            raise InvalidArgument(
+                f"rule={rule.name!r}: it looks at the priorities of requests, and these have none; a replay of rows with a "
+                "priority has them"
+            )
+        if rule.victim != "youngest" and overflow == PAUSE and not rule.clears:
+            raise InvalidArgument(
+                f"victim={rule.victim!r} of rule {rule.name!r}: nobody is preempted with overflow='pause'; choose 'recompute'"
+            )
         records[i] = CompiledRule.pack(
             rule,
             row=orders.index(ORDERS[rule.order]),
             check=CHECKS[rule.check],
             batch=BATCHES[rule.batch],
             overflow=CLEAR if rule.clears else overflow,
+            victim=VICTIMS[rule.victim],
         )[0]
         if rule.check == "class-budget":
             if len(rule.class_budgets) != classes:

@@ -10,7 +10,8 @@ from llmgym.serving.overflow import PAUSE, RECOMPUTE
 from llmgym.serving.requests import FIRST_TOKENS
 
 OVERFLOWS = {"pause": PAUSE, "recompute": RECOMPUTE}
-SCHEDULINGS = {"sync": 0, "async": 1}
+SYNC, ASYNC, HELD = 0, 1, 2
+SCHEDULINGS = {"sync": SYNC, "async": ASYNC, "async-held": HELD}
 
 
 def _power_of_two(name: str, value: Any) -> None:
@@ -24,7 +25,8 @@ class EngineSettings:
 
     Raises:
         UnknownName: no such overflow, first token or scheduling.
-        InvalidArgument: a number out of range, a block that is no power of two, or blocks where residents are paused.
+        InvalidArgument: a number out of range, a block that is no power of two, or blocks or held requests where residents are
+            paused.
     """
 
     chunk: int = count(2048, "Longest prefill chunk of one request in one batch, tokens.", unit="tokens")
@@ -51,14 +53,15 @@ class EngineSettings:
     )
     scheduling: str = option(
         "async",
-        "When a batch is planned: after the one before it has ended, or while that one runs, so that whoever arrives during a "
-        "batch misses the next one too (vLLM V1).",
+        "When a batch is planned: after the one before it has ended (sync), or while that one runs, so that whoever arrives in a "
+        "batch misses the next one too (async). With async-held, as in vLLM V1, whoever completes also holds its seat and "
+        "blocks while the next one is planned.",
         SCHEDULINGS,
     )
 
     def __post_init__(self) -> None:
         check(self)
-        check_blocks(self.block, self.overflow)
+        check_overflow(self.overflow, self.block, self.scheduling)
 
 
 def engine_setting(name: str, default: Any) -> Any:
@@ -67,10 +70,16 @@ def engine_setting(name: str, default: Any) -> Any:
     return field(default=default, metadata=same.metadata)
 
 
-def check_blocks(block: int, overflow: str) -> None:
-    """Raises `InvalidArgument` for cache blocks of several tokens where residents are paused: pausing counts single tokens."""
-    if block > 1 and overflow == "pause":
+def check_overflow(overflow: str, block: int, scheduling: str = "sync") -> None:
+    """Raises `InvalidArgument` where residents are paused and the cache has blocks of several tokens (pausing counts single ones)
+    or completed requests are held.
+    """
+    if overflow != "pause":
+        return
+    if block > 1:
         raise InvalidArgument(f"block={block!r}: more than 1 needs overflow='recompute', not 'pause'")
+    if SCHEDULINGS[scheduling] == HELD:
+        raise InvalidArgument(f"scheduling={scheduling!r}: it needs overflow='recompute', not 'pause'")
 
 
 def cache_in_blocks(kv_capacity: int, block: int) -> int:

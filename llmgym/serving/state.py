@@ -26,6 +26,7 @@ class Request(Record):
     predicted: int = int32("Output length told to the scheduler, tokens; 0 if none is told.")
     kept: int = int32("Output that a preempted request has produced and keeps, tokens.")
     request_class: int = int32("Number of its class.")
+    priority: int = int32("Lower ones first, as in vLLM.")
     ttft_s: float = float32(
         "Time from arrival to the first output token, seconds; -1 until then.", blank=-1.0
     )
@@ -44,6 +45,8 @@ class Limits(Record):
     )
     first: int = int32("1 if the last prefill chunk yields the first output token, 0 if the next batch does.")
     first_stored: int = int32("1 if the KV of that token is stored in the same batch.")
+    held: int = int32("1 if a completed request keeps its seat and blocks while the next batch is planned.")
+    alone: int = int32("1 if a request that is alone in the engine may take the whole budget for its chunk.")
     per_chunk: float = float64("Reciprocal of `chunk`, 1/tokens.")
     default_output: int = int32("Stands in for a prediction where there is none, tokens.")
     ttft_slo_s: float = float64("Objective for the time to the first token, seconds.")
@@ -67,9 +70,12 @@ class Engine(Record):
     growth: int = int32("Blocks that the planned batch adds to the cache, tokens.")
     budget_left: int = int32("Tokens that the planned batch may still take.")
     next_finish: int = int32("No resident completes before this tick.", blank=FAR)
+    chunk: int = int32("Longest prefill chunk of one request in the planned batch, tokens.")
     blocked: int = int32("1 if the plan had to pause or preempt: nobody is admitted to this batch.")
     overflow: int = int32("PAUSE, RECOMPUTE or CLEAR, in force when the batch was planned.")
     skip: int = int32("1 if pausing skips those that do not fit, 0 if it pauses everybody younger too.")
+    victim: int = int32("Who is preempted, a value of `VICTIMS`.")
+    leaving: int = int32("Residents that have completed and still hold their seat and blocks.")
     clear_probability: float = float64("Probability with which clearing throws out a resident.")
     waiting: int = int32("Requests that wait for admission.")
     waiting_area: int = int64("Predicted area of the waiting requests, tokens x batches.")
@@ -104,6 +110,7 @@ class Resident(Record):
     run: int = int32("Tokens planned for the next batch.")
     decoding: int = int16("1 once its prompt is done and the tick counts its output.")
     paused: int = int16("1 while it is held back, with its cache swapped out.")
+    gone: int = int16("1 once it has completed, while it still holds its seat and blocks.")
 
 
 class CompiledRule(Record):
@@ -114,6 +121,7 @@ class CompiledRule(Record):
     batch: int = int32("How a batch is put together, a value of `BATCHES`.")
     skip: int = int32("1 if a request that does not fit is passed over.")
     overflow: int = int32("PAUSE, RECOMPUTE or CLEAR.")
+    victim: int = int32("Who is preempted, a value of `VICTIMS`.")
     most: int = int32("Most admissions to a batch.")
     watermark: float = float64("Share of the cache that the `whole-prompt` check keeps free.")
     headroom: float = float64("Share of the cache that the `headroom` check keeps free.")

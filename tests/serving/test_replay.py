@@ -81,9 +81,17 @@ def check_the_same(rows, rule, **settings):
     return result.preemptions
 
 
-@pytest.mark.parametrize("scheduling", ["sync", "async"])
+@pytest.mark.parametrize("scheduling", ["sync", "async", "async-held"])
 @pytest.mark.parametrize(
-    "rule", ["vllm:watermark=0.02", "mc-sf", "smallest-area", "faster-transformer", "class-budgets"]
+    "rule",
+    [
+        "vllm:watermark=0.02",
+        "vllm:victim=largest",
+        "mc-sf",
+        "smallest-area",
+        "faster-transformer",
+        "class-budgets",
+    ],
 )
 def test_a_replay_is_the_environment_that_follows_one_rule(scheduling, rule):
     preemptions = check_the_same(random_rows(1), rule, kv_capacity=8_000, budget=512, scheduling=scheduling)
@@ -210,14 +218,15 @@ def test_a_rule_that_serves_nobody_for_ever_is_told():
 
 LONG = """
     import signal
-    import llmgym.serving.replay as module
+    import llmgym.serving.loop as module
     from llmgym import profiles
+    from llmgym.serving.replay import replay
     from llmgym.workloads import Rows
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     run = module._run
     law = profiles.constant(1.0)
-    module.replay(Rows([0.0], [1], [3]), law, kv_capacity=64)  # now it is compiled
+    replay(Rows([0.0], [1], [3]), law, kv_capacity=64)  # now it is compiled
 
     def told(*arguments):
         module._run = run
@@ -225,7 +234,7 @@ LONG = """
         return run(*arguments)
 
     module._run = told
-    module.replay(Rows([0.0] * 50, [1] * 50, [2**30 - 65] * 50), law, kv_capacity=2**30, ranks=50)
+    replay(Rows([0.0] * 50, [1] * 50, [2**30 - 65] * 50), law, kv_capacity=2**30, ranks=50)
 """
 
 
@@ -405,3 +414,73 @@ def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys,
     assert main(["replay", some, "--out", str(tmp_path / out)]) == 2
     output = capsys.readouterr().err
     assert output.startswith("llmgym: out=") and output.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------- orders, victims, chunks, and every batch
+
+
+def test_priorities_come_before_arrivals():
+    rows = Rows([0.0] * 4, [4] * 4, [2] * 4, None, [3, -1, 3, 0])
+    found = replay(rows, SECOND, kv_capacity=64, seats=1, rule="vllm-priority", scheduling="sync", log=True)
+    assert [step.run[0][0] for step in found.steps[::2]] == [1, 3, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [("oldest", 0), ("largest", 1), ("least-computed", 2), ("worst-priority", 3), ("youngest", 4)],
+)
+def test_whom_preemption_takes(victim, number):
+    """Five requests come together, and the cache of eleven blocks is full after a few tokens."""
+    rows = Rows([0.0] * 5, [16, 60, 1, 24, 20], [40] * 5, None, [1, 2, 3, 9, 2])
+    rule = Rule("own", check="whole-prompt", victim=victim)
+    found = replay(rows, SECOND, kv_capacity=176, rule=rule, scheduling="sync", log=True)
+    preempted = [one for step in found.steps for one in step.preempted]
+    assert preempted[0] == number and found.unfinished == 0 and len(preempted) == found.preemptions
+
+
+@pytest.mark.parametrize("victim", ["youngest", "oldest", "largest", "least-computed", "worst-priority"])
+@pytest.mark.parametrize("scheduling", ["sync", "async", "async-held"])
+@pytest.mark.parametrize("seed", range(3))
+def test_every_request_is_served_whoever_is_preempted(victim, scheduling, seed):
+    rows = random_rows(seed, n=80, rate=40.0)
+    priority = np.random.default_rng(seed).integers(0, 5, 80)
+    rows = Rows(rows.arrival_s, rows.prompt_tokens, rows.output_tokens, None, priority)
+    rule = Rule("own", order="priority", check="whole-prompt", victim=victim)
+    shared = {"kv_capacity": 2_000, "budget": 512, "scheduling": scheduling, "rule": rule, "chunk": 200}
+    found = replay(rows, profiles.load(LAWS), log=True, **shared)
+    assert found.unfinished == 0 and found.preemptions > 10
+    tokens = sum(run for step in found.steps for _, run in step.run)
+    # whoever is preempted computes its prompt and what it had produced once more
+    assert tokens > int(rows.prompt_tokens.sum() + rows.output_tokens.sum() - 80)
+    assert max(run for step in found.steps for _, run in step.run) <= 200
+    assert max(step.blocks for step in found.steps) == round(found.kv_peak * 125)
+    again = replay(rows, profiles.load(LAWS), **shared)
+    np.testing.assert_array_equal(again.last_s, found.last_s)
+    assert again.steps == () and again.batches == len(found.steps) == found.batches
+
+
+def test_a_completed_request_may_hold_its_seat_for_one_plan():
+    """One seat: the second request begins a step later, in which nothing runs, so no time passes; with a third it is seen."""
+    rows = rows_of([0.0] * 3, [4] * 3, [3, 6, 2])
+    shared = {"kv_capacity": 160, "seats": 2, "log": True}
+    free, held = (
+        [[number for number, _ in step.run] for step in replay(rows, SECOND, scheduling=name, **shared).steps]
+        for name in ("async", "async-held")
+    )
+    assert free == [[0, 1], [0, 1], [0, 1], [1, 2], [1, 2], [1]]
+    assert held == [[0, 1], [0, 1], [0, 1], [1], [1, 2], [1, 2]]
+
+
+def test_chunks_bind_a_lone_prompt_or_not():
+    rows = rows_of([0.0, 50.0, 50.0], [40, 40, 40], [1, 1, 1])
+    for bound, expected in ((True, [16, 16, 8, 16, 16]), (False, [40, 16, 16])):
+        found = replay(
+            rows, SECOND, kv_capacity=160, chunk=16, chunk_alone=bound, scheduling="sync", log=True
+        )
+        runs = [run for step in found.steps for _, run in step.run]
+        assert runs[: len(expected)] == expected
+
+
+def test_priorities_that_are_not_there_are_told():
+    with pytest.raises(InvalidArgument, match="rule='vllm-priority': it looks at the priorities"):
+        replay(THREE, SECOND, kv_capacity=1_024, rule="vllm-priority")

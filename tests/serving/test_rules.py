@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llmgym.errors import InvalidArgument, UnknownName
-from llmgym.serving.overflow import CLEAR, PAUSE, RECOMPUTE
+from llmgym.serving.overflow import CLEAR, PAUSE, RECOMPUTE, VICTIMS
 from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT
 from llmgym.serving.rules import CATALOGUE, CHECKS, CLASS_BUDGET, FUTURE, WHOLE_PROMPT, Rule, pack, resolve
 
@@ -92,3 +92,26 @@ def test_packed_records() -> None:
     assert pack(resolve(("smallest-area",)), PAUSE, 1)[2].tolist() == [BY_AREA]
     with pytest.raises(InvalidArgument, match="rule 'c' has 2 class budgets, the workload has 3 classes"):
         pack(rules, PAUSE, 3)
+
+
+def test_a_victim_is_named_like_a_number():
+    (rule,) = resolve(("vllm:watermark=0,victim=largest",))
+    assert (rule.watermark, rule.victim) == (0.0, "largest")
+    with pytest.raises(UnknownName, match="victim of a rule 'eldest'"):
+        resolve(("vllm:victim=eldest",))
+    with pytest.raises(UnknownName, match="number of rule 'alpha-clearing' 'victim'"):
+        resolve(("alpha-clearing:victim=oldest",))
+
+
+def test_priorities_have_to_be_there():
+    for rule in (*resolve(("vllm-priority", "wc-fcfs:victim=worst-priority")), Rule("own", order="priority")):
+        with pytest.raises(InvalidArgument, match=f"rule='{rule.name}': it looks at the priorities"):
+            pack([rule], RECOMPUTE, 1)
+        assert pack([rule], RECOMPUTE, 1, priorities=True)[0]["victim"][0] == VICTIMS[rule.victim]
+
+
+def test_nobody_is_preempted_where_residents_are_paused():
+    with pytest.raises(
+        InvalidArgument, match="victim='oldest' of rule 'wc-fcfs:victim=oldest': nobody is pre"
+    ):
+        pack(resolve(("wc-fcfs:victim=oldest",)), PAUSE, 1)

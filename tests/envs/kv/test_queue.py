@@ -551,7 +551,7 @@ NAMES = [
     ("workload", "uniform-3:1", "unknown workload 'uniform-3:1'"),
     ("profile", "h100/llama-9", "h100/llama-9"),
     ("action", "choose", "unknown action 'choose'. Known: admit, pick, rule, watermark"),
-    ("scheduling", "later", "unknown scheduling 'later'. Known: async, sync"),
+    ("scheduling", "later", "unknown scheduling 'later'. Known: async, async-held, sync"),
     ("order", "random", "unknown order 'random'. Known: arrival, shortest-output, smallest-area"),
     ("reward", "money", "unknown reward 'money'. Known: latency, slo, stability"),
     ("overflow", "swap", "unknown overflow 'swap'. Known: pause, recompute"),

@@ -253,7 +253,7 @@ def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s:
         dt = run_batch(engine, params, e)
         if dt == 0.0:
             following_s = requests[replica.next].arrival_s if replica.next < replica.filled else math.inf
-            dt = held_up_s(engine, e, following_s, config.idle_s)
+            dt = held_up_s(engine, params, e, following_s, config.idle_s)
             replica.clock_s += dt
         elif replica.batch_used > BUSY * config.kv_capacity:
             replica.busy_batches += 1

@@ -47,7 +47,7 @@ from llmgym.serving.capacity import OUTPUT, PROMPT, exact_area, saturation, with
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
-from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, cache_in_blocks, check_blocks
+from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, cache_in_blocks, check_overflow
 from llmgym.serving.state import Request, Resident
 
 MOST_BATCHES = 2**16
@@ -100,10 +100,10 @@ class KVQueue(Simulation):
     ) -> None:
         super().__init__(invalid_action=invalid_action, invalid_cost=invalid_cost)
         chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVQueue", ("about", "workload", "profile"))
-        check_blocks(chosen.block, chosen.overflow)
+        check_overflow(chosen.overflow, chosen.block, chosen.scheduling)
         self.action_mode = choice("action", action, MODES)
         self.reward = choice("reward", reward, REWARDS)
-        choice("order", order, ORDERS)
+        choice("order", order, [name for name in ORDERS if name != "priority"])
         whole("slots", slots)
         whole("every", every, 1, MOST_BATCHES)
         if every > 1 and action not in ("rule", "watermark"):
@@ -203,7 +203,7 @@ class KVQueue(Simulation):
             default_output=max(1, round(mean_output)),
             mode=MODES[self.action_mode],
             every=every,
-            ahead=SCHEDULINGS[chosen.scheduling],
+            ahead=int(SCHEDULINGS[chosen.scheduling] != SYNC),
             visible=slots,
             reward=REWARDS[self.reward],
             idle_s=batch_s,
@@ -214,7 +214,7 @@ class KVQueue(Simulation):
             steps_per_bin=steps / HISTOGRAM,
             bins_per_step=math.ceil(2**BIN_SHIFT * HISTOGRAM / steps),
             bins_per_token=math.ceil(2**BIN_SHIFT * HISTOGRAM / (prompt + output)),
-            **derived_limits(chosen.chunk, chosen.first_token),
+            **derived_limits(chosen.chunk, chosen.first_token, SCHEDULINGS[chosen.scheduling] == HELD),
             **{f"per_{name}": 1.0 / scale for name, scale in scales.items()},
         )
         records, class_budgets, orders = pack(

@@ -160,14 +160,14 @@ def step_lane(
                 admit_by_rule(state, params, lane, rule, watermark)
             if params.rules[rule].batch != AS_ADMITTED:
                 compose(state, params, lane, params.rules[rule].batch)
-        population = episode.residents + episode.waiting
+        population = episode.residents - episode.leaving + episode.waiting
         queued = episode.waiting
         dt = run_batch(state, params, lane)
         if dt == 0.0:
             following_s = (
                 state.request[lane, episode.next].arrival_s if episode.next < episode.requests else math.inf
             )
-            dt = held_up_s(state, lane, following_s, config.idle_s)
+            dt = held_up_s(state, params, lane, following_s, config.idle_s)
             episode.clock_s += dt
             episode.seen_s = episode.clock_s
             episode.stability -= dt * config.per_batch
