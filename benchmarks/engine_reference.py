@@ -12,7 +12,7 @@ A case is an object with `name`, `policy` (fcfs, priority), `scheduling` (sync, 
 (requests that run), `blocks` (of 16 tokens that can be used), `threshold` (longest chunk of a prompt, tokens; 0 for no limit),
 `caching` (of prefixes), `step_s` and `token_s` (a step takes `step_s` + `token_s` for each token of the blocks in use, s), and
 `requests`: a list [arrival_s, prompt tokens, output tokens, priority, session] each. Requests of one session share their tokens
-from the first one on, as far as both go.
+from the first one on, as far as both go; those of session -1 share them with nobody.
 
 The output is a JSON line a step that has anything to run: `case` (its name), `time_s` (when it began), `run` (a list
 [request, tokens] each, in the scheduler's order), `preempted` (requests, since the step before), `blocks` (in use after it was
@@ -70,7 +70,7 @@ def draw(number: int) -> Case:
         arrival_s = int(clock * 2**12) / 2**12 + (2 * i + 1) * 2.0**-30
         prompt, output = rng.randint(1, longest), rng.randint(1, rng.choice((3, longest)))
         requests.append([arrival_s, prompt, output, rng.randrange(levels), -1])
-    return {
+    case: Case = {
         "name": str(number),
         "policy": rng.choice(("fcfs", "priority")),
         "scheduling": rng.choice(("sync", "async")),
@@ -83,6 +83,13 @@ def draw(number: int) -> Case:
         "token_s": TOKEN_S,
         "requests": requests,
     }
+    if rng.random() < 0.5:
+        case["caching"] = True
+        sessions = rng.choice((1, 3, 8))
+        for request in requests:
+            if rng.random() < 0.8:
+                request[4] = rng.randrange(sessions)
+    return case
 
 
 def build(case: Case, folder: str) -> Any:
@@ -94,11 +101,14 @@ def build(case: Case, folder: str) -> Any:
     """
     import torch
     from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+    from vllm.utils.hashing import sha256
+    from vllm.v1.core.kv_cache_utils import init_none_hash
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
     from vllm.v1.structured_output import StructuredOutputManager
 
+    init_none_hash(sha256)
     model = ModelConfig(model=folder, dtype="float32", skip_tokenizer_init=True, max_model_len=LONGEST_TOKENS)
     runs_ahead = case["scheduling"] == "async"
     config = VllmConfig(

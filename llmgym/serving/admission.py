@@ -79,6 +79,9 @@ def admit_by_rule(
         request = state.request[lane, number]
         kept = request.kept
         prompt = request.prompt + kept
+        more = in_blocks(config, prompt)
+        if config.prefix == 1:
+            more += engine.revived - engine.found
         need = 0
         if fits and rule.check == CLASS_BUDGET:
             request_class = request.request_class
@@ -88,14 +91,9 @@ def admit_by_rule(
             state.scratch[lane, 0, request_class] += 1
         elif fits and not alone:
             if rule.check == WHOLE_PROMPT:
-                fits = (
-                    engine.used + engine.growth + in_blocks(config, prompt) + watermark * capacity <= capacity
-                )
+                fits = engine.used + engine.growth + more + watermark * capacity <= capacity
             elif rule.check == HEADROOM:
-                fits = (
-                    engine.used + engine.growth + in_blocks(config, prompt)
-                    <= (1.0 - rule.headroom) * capacity
-                )
+                fits = engine.used + engine.growth + more <= (1.0 - rule.headroom) * capacity
             elif rule.check == FUTURE:
                 if not looked_ahead:
                     _look_ahead(state, params, lane)

@@ -18,7 +18,7 @@ import numpy as np
 
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
-from llmgym.serving import queue
+from llmgym.serving import prefix, queue
 from llmgym.serving.overflow import PAUSE, RECOMPUTE, YOUNGEST, bring_back, clear, pause, preempt
 from llmgym.serving.requests import in_blocks, predicted_output
 from llmgym.serving.residents import decode_all, kv_of, stored_with, unit
@@ -43,6 +43,8 @@ def start(state: EngineState, params: EngineParams, lane: int, key: np.uint64) -
     engine.chunk = params.config[0].chunk
     follow(state, params, lane, 0)
     queue.empty(state, params, lane)
+    if params.config[0].prefix == 1:
+        prefix.forget_all(state, lane)
 
 
 @kernel
@@ -83,6 +85,8 @@ def plan(state: EngineState, params: EngineParams, lane: int) -> None:
         engine.growth = decode_all(state, params, lane)
         engine.budget_left = config.budget - engine.walk
         if engine.used + engine.growth <= config.kv_capacity:
+            if config.prefix == 1:
+                _fill_all(state, params, lane)
             return
     _plan_each(state, params, lane)
 
@@ -108,6 +112,8 @@ def _plan_each(state: EngineState, params: EngineParams, lane: int) -> None:
         engine.growth = growth
         engine.budget_left = left
         if engine.used + growth <= config.kv_capacity:
+            if config.prefix == 1:
+                _fill_all(state, params, lane)
             return
     if engine.overflow == PAUSE:
         pause(state, params, lane)
@@ -115,6 +121,12 @@ def _plan_each(state: EngineState, params: EngineParams, lane: int) -> None:
         preempt(state, params, lane)
     else:
         clear(state, params, lane)
+
+
+@kernel
+def _fill_all(state: EngineState, params: EngineParams, lane: int) -> None:
+    for i in range(state.lane[lane].residents):
+        prefix.fill(state, params, lane, i)
 
 
 @kernel(inline=True)
@@ -133,10 +145,15 @@ def fits_now(state: EngineState, params: EngineParams, lane: int, number: int) -
         return False
     request = state.request[lane, number]
     prompt = request.prompt + request.kept
+    more = 0
+    if config.prefix == 1:
+        prefix.look_up(state, params, lane, number)
+        prompt -= engine.found
+        more = engine.revived
     first = min(min(prompt, engine.chunk), engine.budget_left)
     if config.first_stored == 1 and first == prompt:
         first += 1
-    return engine.used + engine.growth + in_blocks(config, first) <= config.kv_capacity
+    return engine.used + engine.growth + more + in_blocks(config, first) <= config.kv_capacity
 
 
 @kernel(inline=True)
@@ -162,9 +179,16 @@ def admit(state: EngineState, params: EngineParams, lane: int, number: int) -> N
     resident.prompt = request.prompt + request.kept
     resident.output = request.output
     resident.predicted = predicted_output(config, request.predicted)
+    if config.prefix == 1:
+        prefix.take_found(state, params, lane, engine.residents)
+        resident.prefilled = engine.found
+        engine.growth += engine.revived
+        engine.reused += engine.found
     resident.run = unit(engine.chunk, resident, engine.budget_left)
     engine.growth += stored_with(config, engine.tick, resident, resident.run)
     engine.budget_left -= resident.run
+    if config.prefix == 1:
+        prefix.fill(state, params, lane, engine.residents)
     engine.residents += 1
 
 
@@ -191,7 +215,6 @@ def release(state: EngineState, params: EngineParams, lane: int) -> bool:
         Whether there was any: then the engine plans again at once.
     """
     engine = state.lane[lane]
-    config = params.config[0]
     residents = state.resident[lane]
     if engine.leaving == 0:
         return False
@@ -199,7 +222,7 @@ def release(state: EngineState, params: EngineParams, lane: int) -> bool:
     for i in range(engine.residents):
         resident = residents[i]
         if resident.gone == 1:
-            engine.used -= in_blocks(config, kv_of(config, engine.tick, resident))
+            engine.used -= _freed(state, params, lane, resident)
             if i < engine.walk:
                 walk -= 1
         else:
@@ -299,7 +322,14 @@ def batch_time_s(state: EngineState, params: EngineParams, lane: int) -> float:
     engine.batch_used = used
     engine.batch_prefill = prefill
     engine.batch_decodes = decodes
-    return step_time_s(params.cost, prefill, prefill_s, decodes, engine.used - idle_kv, sequences, used)
+    read = engine.used - idle_kv
+    if config.prefix == 1:
+        read = 0
+        for i in range(engine.residents):
+            resident = residents[i]
+            if i < walk or (resident.run > 0 and resident.prefilled == resident.prompt):
+                read += kv_of(config, engine.tick, resident)
+    return step_time_s(params.cost, prefill, prefill_s, decodes, read, sequences, used)
 
 
 @kernel(inline=True)
@@ -314,6 +344,13 @@ def end_batch(state: EngineState, params: EngineParams, lane: int, seconds: floa
     """
     engine = state.lane[lane]
     used = engine.batch_used
+    config = params.config[0]
+    if config.prefix == 1 and config.held == 1:
+        # What the batch before has decoded is known by now, of those too that wait for a place in this one.
+        for i in range(engine.walk, engine.residents):
+            resident = state.resident[lane, i]
+            if resident.run == 0 and resident.gone == 0 and resident.decoding == 1:
+                prefix.name(state, params, lane, resident, kv_of(config, engine.tick, resident))
     engine.clock_s += seconds
     engine.tick += 1
     engine.batches += 1
@@ -398,7 +435,7 @@ def _complete(state: EngineState, params: EngineParams, lane: int) -> None:
                     continue
             else:
                 engine.leaving -= 1
-            engine.used -= in_blocks(config, kv_of(config, engine.tick, resident))
+            engine.used -= _freed(state, params, lane, resident)
             if i < engine.walk:
                 before_walk += 1
         else:
@@ -408,6 +445,17 @@ def _complete(state: EngineState, params: EngineParams, lane: int) -> None:
     engine.residents = kept
     engine.walk = min(engine.walk - before_walk, first_gone)
     engine.next_finish = nearest
+
+
+@kernel(inline=True)
+def _freed(state: EngineState, params: EngineParams, lane: int, resident: Resident) -> int:
+    """Tokens of the blocks that are free when a resident that has completed leaves."""
+    config = params.config[0]
+    kv = kv_of(config, state.lane[lane].tick, resident)
+    if config.prefix == 0:
+        return in_blocks(config, kv)
+    prefix.name(state, params, lane, resident, kv)
+    return prefix.let_go(state, params, lane, resident)
 
 
 @kernel(inline=True)

@@ -2,6 +2,7 @@
 
 from llmgym.core import rng
 from llmgym.core.jit import kernel
+from llmgym.serving import prefix
 from llmgym.serving.requests import in_blocks
 from llmgym.serving.residents import decode_all, kv_of, output_so_far, stored_with, unit, wait
 from llmgym.serving.state import EngineParams, EngineState
@@ -90,6 +91,7 @@ def preempt(state: EngineState, params: EngineParams, lane: int) -> None:
     residents = state.resident[lane]
     for i in range(engine.residents):
         residents[i].run = 0
+    engine.walk = 0
     left = config.budget
     total = engine.used
     i = 0
@@ -102,15 +104,18 @@ def preempt(state: EngineState, params: EngineParams, lane: int) -> None:
             ended = index == i
             if index < i:
                 left += residents[index].run
-                total -= stored_with(config, engine.tick, residents[index], residents[index].run)
+                if config.prefix == 0:
+                    # where prefixes are cached, `evict` frees these blocks with the others
+                    total -= stored_with(config, engine.tick, residents[index], residents[index].run)
                 i -= 1
             total -= evict(state, params, lane, index, True)
         if not ended:
             residents[i].run = tokens
+            if config.prefix == 1:
+                prefix.fill(state, params, lane, i)
             total += need
             left -= tokens
             i += 1
-    engine.walk = 0
     while engine.walk < engine.residents and (
         residents[engine.walk].decoding == 1 and residents[engine.walk].run == 1
     ):
@@ -208,7 +213,7 @@ def evict(state: EngineState, params: EngineParams, lane: int, index: int, keep_
     residents = state.resident[lane]
     resident = residents[index]
     kv = kv_of(config, engine.tick, resident)
-    freed = in_blocks(config, kv)
+    freed = prefix.let_go(state, params, lane, resident) if config.prefix == 1 else in_blocks(config, kv)
     request = resident.request
     state.request[lane, request].kept = output_so_far(engine.tick, resident) if keep_output else 0
     gone = resident.gone == 1

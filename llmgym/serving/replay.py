@@ -37,6 +37,7 @@ from llmgym.serving.loop import (
     plan_step,
     play,
 )
+from llmgym.serving.prefix import Block, Prefixes, no_prefixes
 from llmgym.serving.requests import FIRST_TOKENS, derived_limits, time_per_token
 from llmgym.serving.rules import Rule, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, EngineSettings, cache_in_blocks
@@ -81,6 +82,7 @@ class Replayed(NamedTuple):
         batch_mean_s: mean duration of a step, s; NaN if there was none.
         kv_mean: tokens in the cache over its capacity, mean over the time that steps took and over ranks; NaN if there was none.
         kv_peak: the most of it that was used on any rank.
+        reused: prompt tokens that were found in the cache and not computed; after a preemption also the output so far.
         steps: every batch, if they were asked for.
     """
 
@@ -94,6 +96,7 @@ class Replayed(NamedTuple):
     batch_mean_s: float
     kv_mean: float
     kv_peak: float
+    reused: int = 0
     steps: tuple[Step, ...] = ()
 
 
@@ -207,6 +210,35 @@ def _chosen_rule(
     return with_class_budgets(chosen, _workload(rows), capacity, chunk)
 
 
+def _check_prefixes(rows: Rows, rule: Rule, overflow: str) -> None:
+    if rows.session is None:
+        raise InvalidArgument(
+            "prefix_caching=True: the rows have no session, so that no request begins as another does"
+        )
+    if overflow != "recompute" or rule.clears or rule.batch != "as-admitted":
+        raise InvalidArgument(
+            f"prefix_caching=True needs overflow='recompute' and a rule that does not clear and runs batches as admitted, not "
+            f"overflow={overflow!r} and rule={rule.name!r}"
+        )
+
+
+def _prefixes(
+    rows: Rows, rank: NDArray[np.int32], ranks: int, blocks: int, seats: int, block: int
+) -> tuple[Prefixes, NDArray[np.int32]]:
+    """The arrays for cached prefixes, and the key of each request's first block, int32 [n]."""
+    assert rows.session is not None
+    most = -(-(rows.prompt_tokens.astype(np.int64) + rows.output_tokens) // block)
+    _, which = np.unique(rows.session, return_inverse=True)
+    longest = np.zeros(int(which.max()) + 1, np.int64)
+    np.maximum.at(longest, which, most)
+    ends = np.cumsum(longest)
+    if ends[-1] >= 2**31:
+        raise InvalidArgument(f"prefix_caching=True: {int(ends[-1]):,} different blocks are too many")
+    held = np.zeros((ranks, seats, 1 + int(most.max())), np.int32)
+    holder = np.zeros((ranks, int(ends[-1])), np.int32)
+    return Prefixes(Block.zeros(ranks, blocks + 1), held, holder), (ends - longest)[which].astype(np.int32)
+
+
 def replay(
     rows: Rows,
     profile: Profile,
@@ -225,6 +257,7 @@ def replay(
     clients: int | None = None,
     information: str | None = None,
     seed: int = 0,
+    prefix_caching: bool = False,
     log: bool = False,
 ) -> Replayed:
     """Replay requests on one engine, or on several that step together. The defaults are those of vLLM V1.
@@ -249,6 +282,8 @@ def replay(
         information: what the scheduler is told of output lengths, instead of the rows' predictions: `exact`, `noisy` (with the
             errors of a learned predictor), `mean` (of all rows) or `none`, see `llmgym.workloads.Workload.traffic`.
         seed: of the errors of `noisy`.
+        prefix_caching: whether full blocks are kept when requests leave, and found by others of the same session
+            (`llmgym.serving.prefix`).
         log: whether to tell every batch, which takes some hundred times longer.
 
     Returns:
@@ -256,7 +291,8 @@ def replay(
 
     Raises:
         InvalidArgument: an argument out of range, a request that can never fit into the cache, or a rule that needs predicted
-            lengths or priorities and is told none.
+            lengths or priorities and is told none, or cached
+            prefixes without sessions, or with a rule that clears or divides the batch anew.
         UnknownName: no such rule, scheduling, overflow, first token or information.
         NoProgress: the rule goes on throwing work away and finishes nobody.
     """
@@ -298,22 +334,30 @@ def replay(
         ahead=int(SCHEDULINGS[scheduling] != SYNC),
         clients=clients or 0,
         idle_s=saturation(_workload(rows), profile, capacity, longest, budget, seats, first).batch_s,
-        **derived_limits(longest, first_token, SCHEDULINGS[scheduling] == HELD, not chunk_alone),
+        **derived_limits(
+            longest, first_token, SCHEDULINGS[scheduling] == HELD, not chunk_alone, prefix_caching
+        ),
     )
     seats = min(seats, most)
+    rank = (np.arange(n) % ranks).astype(np.int32)
+    prefixes, first_key = no_prefixes(ranks), np.zeros(n, np.int32)
+    if prefix_caching:
+        _check_prefixes(rows, chosen_rule, overflow)
+        prefixes, first_key = _prefixes(rows, rank, ranks, capacity // block, seats, block)
     state = State(
         np.repeat(Rank.blank, ranks),  # type: ignore[arg-type]
         Resident.zeros(ranks, seats),
         np.full((ranks, most), Request.blank),  # type: ignore[arg-type]
         np.zeros((ranks, len(orders), most + 2), np.int32),
+        prefixes,
         np.zeros((ranks, SCRATCH_ROWS, seats + 1), np.int32),
     )
-    rank = (np.arange(n) % ranks).astype(np.int32)
     for r in range(ranks):
         chosen = np.flatnonzero(rank == r)
         requests = state.request[r, : len(chosen)]
         requests["arrival_s"] = 0.0 if clients is not None else rows.arrival_s[chosen]
         requests["prompt"], requests["output"] = rows.prompt_tokens[chosen], rows.output_tokens[chosen]
+        requests["first_key"] = first_key[chosen]
         if predicted is not None:
             requests["predicted"] = predicted[chosen]
         if rows.priority is not None:
@@ -348,5 +392,6 @@ def replay(
         busy_s / batches if batches else np.nan,
         float(lanes["kv_s"].sum()) / busy_s / capacity if busy_s > 0.0 else np.nan,
         float(lanes["kv_peak"].max()) / capacity,
+        int(lanes["reused"].sum()),
         steps,
     )

@@ -16,7 +16,9 @@ OUTPUT_WEIGHT = 1e-3
 """Weight of an output token in the checksum of a world."""
 
 
-def derived_limits(chunk: int, first_token: str, held: bool = False, alone: bool = False) -> dict[str, Any]:
+def derived_limits(
+    chunk: int, first_token: str, held: bool = False, alone: bool = False, prefix: bool = False
+) -> dict[str, Any]:
     """The fields of `Limits` that follow from other settings.
 
     Args:
@@ -24,6 +26,7 @@ def derived_limits(chunk: int, first_token: str, held: bool = False, alone: bool
         first_token: a key of `FIRST_TOKENS`.
         held: whether a completed request keeps its seat and blocks while the next batch is planned.
         alone: whether `chunk` does not bind a request that is alone in the engine.
+        prefix: whether prefixes are cached.
     """
     first, first_stored = FIRST_TOKENS[first_token]
     return {
@@ -31,6 +34,7 @@ def derived_limits(chunk: int, first_token: str, held: bool = False, alone: bool
         "first_stored": first_stored,
         "held": int(held),
         "alone": int(alone),
+        "prefix": int(prefix),
         "per_chunk": 1.0 / chunk,
     }
 

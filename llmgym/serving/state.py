@@ -4,13 +4,16 @@ An environment with engines bases its records on these (`class Episode(Engine)`,
 `EngineState` and `EngineParams` do, and can then call every function of this package.
 """
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.records import Record, Records, Records2, float32, float64, int16, int32, int64, uint64
 from llmgym.profiles.cost import StepCost
+
+if TYPE_CHECKING:
+    from llmgym.serving.prefix import Prefixes
 
 FAR = 2**31 - 1
 """A tick that never comes: the largest int32."""
@@ -27,6 +30,7 @@ class Request(Record):
     kept: int = int32("Output that a preempted request has produced and keeps, tokens.")
     request_class: int = int32("Number of its class.")
     priority: int = int32("Lower ones first, as in vLLM.")
+    first_key: int = int32("Key of its first block, where prefixes are cached; see `llmgym.serving.prefix`.")
     ttft_s: float = float32(
         "Time from arrival to the first output token, seconds; -1 until then.", blank=-1.0
     )
@@ -46,6 +50,7 @@ class Limits(Record):
     first: int = int32("1 if the last prefill chunk yields the first output token, 0 if the next batch does.")
     first_stored: int = int32("1 if the KV of that token is stored in the same batch.")
     held: int = int32("1 if a completed request keeps its seat and blocks while the next batch is planned.")
+    prefix: int = int32("1 if prefixes are cached.")
     alone: int = int32("1 if a request that is alone in the engine may take the whole budget for its chunk.")
     per_chunk: float = float64("Reciprocal of `chunk`, 1/tokens.")
     default_output: int = int32("Stands in for a prediction where there is none, tokens.")
@@ -78,6 +83,11 @@ class Engine(Record):
     leaving: int = int32("Residents that have completed and still hold their seat and blocks.")
     clear_probability: float = float64("Probability with which clearing throws out a resident.")
     waiting: int = int32("Requests that wait for admission.")
+    found: int = int32("Tokens of the request looked up last that are in the cache.")
+    revived: int = int32("Tokens of these in blocks that nobody holds.")
+    reused: int = int64("Tokens that were found in the cache and not computed.")
+    bare: int = int32("First free block without a key, where prefixes are cached.")
+    free_row: int = int32("First free row of blocks, where prefixes are cached.")
     waiting_area: int = int64("Predicted area of the waiting requests, tokens x batches.")
     done: int = int32("Requests that have completed.")
     met: int = int32("Completed requests whose TTFT and TPOT were both within their objectives.")
@@ -110,6 +120,9 @@ class Resident(Record):
     run: int = int32("Tokens planned for the next batch.")
     decoding: int = int16("1 once its prompt is done and the tick counts its output.")
     paused: int = int16("1 while it is held back, with its cache swapped out.")
+    row: int = int32("Row of its blocks, where prefixes are cached.")
+    blocks: int = int32("Blocks that it holds, where prefixes are cached.")
+    keyed: int = int32("Blocks of these, from the first on, that have keys.")
     gone: int = int16("1 once it has completed, while it still holds its seat and blocks.")
 
 
@@ -146,6 +159,10 @@ class EngineState(Protocol):
     @property
     def queue(self) -> NDArray[np.int32]:
         """Waiting requests, int32 [engines, orders, 2 + n]; see `llmgym.serving.queue`."""
+
+    @property
+    def prefix(self) -> "Prefixes":
+        """What is remembered of the blocks; `llmgym.serving.prefix.no_prefixes` where nothing is."""
 
     @property
     def scratch(self) -> NDArray[np.int32]:

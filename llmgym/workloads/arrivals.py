@@ -26,6 +26,8 @@ class Rows:
         output_tokens: int32 [n], at least 1.
         predicted_tokens: int32 [n], at least 1: the output lengths that a scheduler is told; None if it is told none.
         priority: int32 [n], lower ones first, as in vLLM; None if all are alike.
+        session: int32 [n], from 0 on: the requests of one session begin with the same tokens, as far as both go, such as the turns
+            of a conversation, whose prompts hold all that came before; None if no request has anything in common with another.
 
     Raises:
         InvalidArgument: arrays of different shapes or empty ones, a length that is no whole number from 1 on, or arrivals that
@@ -37,6 +39,7 @@ class Rows:
     output_tokens: npt.NDArray[np.int32]
     predicted_tokens: npt.NDArray[np.int32] | None = None
     priority: npt.NDArray[np.int32] | None = None
+    session: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         arrival_s = np.array(self.arrival_s, dtype=np.float64)
@@ -46,9 +49,10 @@ class Rows:
             ("output_tokens", 1),
             ("predicted_tokens", 1),
             ("priority", -(2**31)),
+            ("session", 0),
         ):
             value = getattr(self, name)
-            if value is None and name in ("predicted_tokens", "priority"):
+            if value is None and name in ("predicted_tokens", "priority", "session"):
                 continue
             given = np.asarray(value)
             if given.ndim != 1 or given.shape != arrival_s.shape or given.size == 0:

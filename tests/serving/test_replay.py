@@ -484,3 +484,61 @@ def test_chunks_bind_a_lone_prompt_or_not():
 def test_priorities_that_are_not_there_are_told():
     with pytest.raises(InvalidArgument, match="rule='vllm-priority': it looks at the priorities"):
         replay(THREE, SECOND, kv_capacity=1_024, rule="vllm-priority")
+
+
+# -------------------------------------------------------------------------------------------------- cached prefixes
+
+
+def turns(session, **settings):
+    """Three prompts, one after the other, in a cache of six blocks of 16 tokens; returns what each has to compute."""
+    rows = Rows([0.0, 100.0, 200.0], [40, 60, 40], [8, 4, 4], session=session)
+    shared = {"kv_capacity": 96, "rule": "vllm:watermark=0", "scheduling": "sync", "prefix_caching": True}
+    found = replay(rows, SECOND, log=True, **(shared | settings))
+    first = {}
+    for step in found.steps:
+        for number, tokens in step.run:
+            first.setdefault(number, tokens)
+    assert found.reused == sum(rows.prompt_tokens) - sum(first.values())
+    return [first[number] for number in range(3)]
+
+
+def test_a_turn_computes_what_is_new():
+    """The first leaves 47 tokens, two full blocks; the second has three of them and more when it leaves."""
+    assert turns([5, 5, 5]) == [40, 60 - 32, 40 - 32]
+    assert turns([0, 1, 2]) == [40, 60, 40]
+    assert turns([5, 5, 5], prefix_caching=False) == [40, 60, 40]
+
+
+def test_whoever_left_longest_ago_is_forgotten_first():
+    """The second needs four blocks: two that hold nothing, two free ones without a key, so one full block of the first is lost."""
+    assert turns([0, 1, 0]) == [40, 60, 40 - 32]
+    assert turns([0, 1, 0], kv_capacity=80) == [40, 60, 40 - 16]
+    assert turns([0, 1, 0], kv_capacity=64) == [40, 60, 40]
+
+
+def test_the_last_token_of_a_prompt_is_always_computed():
+    rows = Rows([0.0, 100.0], [32, 32], [2, 2], session=[0, 0])
+    found = replay(rows, SECOND, kv_capacity=96, prefix_caching=True, log=True)
+    assert found.reused == 16 and found.steps[2].run == ((1, 16),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"session": None}, "prefix_caching=True: the rows have no session"),
+        ({"rule": "vllm-prefill-only"}, "as admitted, not overflow='recompute' and rule='vllm-prefill-only'"),
+        ({"rule": "alpha-clearing"}, "and rule='alpha-clearing'"),
+        ({"overflow": "pause", "block": 1}, "prefix_caching=True needs overflow='recompute'"),
+        ({"kv_capacity": 15}, "kv_capacity=15: less than one block of 16 tokens"),
+        ({"block": 24}, "block=24: expected a power of two"),
+    ],
+)
+def test_prefixes_that_cannot_be_cached_are_told(changes, said):
+    rows = Rows([0.0], [8], [2], session=changes.pop("session", [0]))
+    with pytest.raises(InvalidArgument, match=said):
+        replay(rows, SECOND, **({"kv_capacity": 96, "prefix_caching": True} | changes))
+
+
+def test_a_session_is_a_number_from_0_on():
+    with pytest.raises(InvalidArgument, match="session: must be whole numbers from 0"):
+        Rows([0.0], [1], [1], session=[-1])

@@ -14,7 +14,7 @@ from typing import Any
 import engine_reference
 import numpy as np
 import pytest
-from engine_reference import BLOCK_TOKENS, draw, main
+from engine_reference import BLOCK_TOKENS, draw, main, token_of
 
 from llmgym import profiles
 from llmgym.serving.replay import replay
@@ -24,7 +24,7 @@ DATA = Path(__file__).parent / "data"
 VLLM = os.environ.get("LLMGYM_VLLM", "")
 needs_vllm = pytest.mark.skipif(not VLLM, reason="LLMGYM_VLLM names no Python with vllm")
 CASES = 200
-LIMIT_WITHOUT_THE_LONE = (0, 32)
+LIMIT_WITHOUT_THE_LONE = (0, 31)
 """From this version on, `long_prefill_token_threshold` does not bind a request that is alone."""
 
 
@@ -34,6 +34,7 @@ def steps_of(case: dict[str, Any], version: str) -> list[list[Any]]:
     rows = Rows(
         *(np.array([request[k] for request in requests]) for k in range(3)),
         priority=np.array([request[3] for request in requests]),
+        session=np.array([token_of(case, number) for number in range(len(requests))]),
     )
     lone = tuple(int(part) for part in version.split(".")[:2]) < LIMIT_WITHOUT_THE_LONE
     found = replay(
@@ -47,6 +48,7 @@ def steps_of(case: dict[str, Any], version: str) -> list[list[Any]]:
         block=BLOCK_TOKENS,
         scheduling={"sync": "sync", "async": "async-held"}[case["scheduling"]],
         rule={"fcfs": "vllm:watermark=0", "priority": "vllm-priority"}[case["policy"]],
+        prefix_caching=case["caching"],
         log=True,
     )
     # a replay begins at the first arrival
@@ -79,11 +81,22 @@ def test_the_engine_takes_the_steps_that_vllm_took(version, recorded):
 
 def test_the_recorded_cases_cover_what_can_be_set():
     cases = [param.values[1] for param in RECORDED]
-    for key, values in {"policy": {"fcfs", "priority"}, "scheduling": {"sync", "async"}}.items():
+    for key, values in {
+        "policy": {"fcfs", "priority"},
+        "scheduling": {"sync", "async"},
+        "caching": {False, True},
+    }.items():
         assert {one["case"][key] for one in cases} == values
     assert {param.values[0] for param in RECORDED} == {"0.24.0", "0.32.0"}
     assert sum(len(step[2]) for one in cases for step in one["steps"]) > 50
     assert any(one["case"]["threshold"] > 0 for one in cases)
+
+
+def test_a_prefix_is_found_in_the_recorded_cases():
+    """With caching, fewer tokens run than prompts and outputs have, although some are computed twice after a preemption."""
+    for one in (param.values[1] for param in RECORDED if param.values[1]["case"]["caching"]):
+        asked = sum(prompt + output - 1 for _, prompt, output, *_ in one["case"]["requests"])
+        assert sum(tokens for step in one["steps"] for _, tokens in step[1]) < asked
 
 
 def test_a_lone_prompt_is_where_two_versions_differ():

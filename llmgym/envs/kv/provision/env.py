@@ -53,6 +53,7 @@ from llmgym.serving.capacity import (
     with_class_budgets,
 )
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
+from llmgym.serving.prefix import no_prefixes
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import pack, resolve
 from llmgym.serving.settings import OVERFLOWS, cache_in_blocks
@@ -261,6 +262,7 @@ class KVProvision(Simulation):
                 resident=Resident.zeros(engines, seats),
                 request=Request.zeros(engines, slots),
                 queue=np.zeros((engines, len(self.params.orders), slots + 2), np.int32),
+                prefix=no_prefixes(engines),
                 scratch=np.zeros((engines, SCRATCH_ROWS, width), np.int32),
                 moved=np.zeros((engines, slots), np.int32),
             ),

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.records import Record, Records, Records2, float64, int32, metric, shown
 from llmgym.profiles.cost import StepCost
+from llmgym.serving.prefix import Prefixes
 from llmgym.serving.state import CompiledRule, Engine, Limits, Request, Resident
 from llmgym.workloads.traffic import Traffic
 
@@ -233,6 +234,7 @@ class Engines(NamedTuple):
         resident: its residents [seats].
         request: its requests by slot; when an epoch ends, the slots of completed ones are closed up.
         queue: its waiting requests.
+        prefix: nothing: prefixes are not cached.
         scratch: intermediate results.
         moved: int32 [replicas, slots], where the request of a slot goes when the slots are closed up.
     """
@@ -241,6 +243,7 @@ class Engines(NamedTuple):
     resident: Records2[Resident]
     request: Records2[Request]
     queue: NDArray[np.int32]
+    prefix: Prefixes
     scratch: NDArray[np.int32]
     moved: NDArray[np.int32]
 

@@ -45,6 +45,7 @@ from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import OUTPUT, PROMPT, exact_area, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
+from llmgym.serving.prefix import no_prefixes
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, cache_in_blocks, check_overflow
@@ -235,6 +236,7 @@ class KVQueue(Simulation):
             resident=Resident.zeros(lanes, seats),
             request=Request.zeros(lanes, n),
             queue=np.zeros((lanes, len(self.params.orders), n + 2), np.int32),
+            prefix=no_prefixes(lanes),
             scratch=np.zeros((lanes, SCRATCH_ROWS, width), np.int32),
         )
 

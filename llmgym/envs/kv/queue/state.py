@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.records import Record, Records, Records2, float64, int32, int64, metric, shown
 from llmgym.profiles.cost import StepCost
+from llmgym.serving.prefix import Prefixes
 from llmgym.serving.state import CompiledRule, Engine, Limits, Request, Resident
 from llmgym.workloads.traffic import Traffic
 
@@ -194,6 +195,7 @@ class State(NamedTuple):
     resident: Records2[Resident]
     request: Records2[Request]
     queue: NDArray[np.int32]
+    prefix: Prefixes
     scratch: NDArray[np.int32]
 
 
