@@ -37,10 +37,16 @@ class Replay:
     """Tokens of the cache of a rank; what the profile's memory leaves if left out."""
     budget: int = 2048
     """Tokens of a batch."""
+    chunk: int | None = None
+    """Longest chunk of one prompt in a batch, tokens (vLLM's long_prefill_token_threshold); the budget if left out."""
     seats: int = 256
     """Requests that run at once on a rank."""
+    scheduling: str = "async"
+    """When a batch is planned: sync, async, or async-held, as vLLM V1 does by default."""
+    prefix_caching: bool = False
+    """Let the turns of a session find their beginning in the cache; the trace needs a column session."""
     rule: str = "vllm:watermark=0"
-    """Admission rule."""
+    """Admission rule; vllm-priority needs a column priority in the trace (lower first)."""
     ranks: int = 1
     """Data-parallel engines that step together, at the pace of the slowest."""
     clients: int | None = None
@@ -71,7 +77,10 @@ class Replay:
             profiles.load(self.profile, dense=self.dense, host=self.host),
             kv_capacity=self.kv_capacity,
             budget=self.budget,
+            chunk=self.chunk,
             seats=self.seats,
+            scheduling=self.scheduling,
+            prefix_caching=self.prefix_caching,
             rule=self.rule,
             ranks=self.ranks,
             clients=self.clients,
@@ -90,6 +99,9 @@ class Replay:
         """The requests, with what the rule is told of their outputs."""
         workload = workloads.load(self.trace)
         most = self.requests
+        # a trace as it was recorded, request by request, may tell more of them than lengths
+        recorded = workload.classes[0].rows if len(workload.classes) == 1 else None
+        known = recorded if recorded is workload.arrivals.rows else None
         if workload.arrivals.rows is not None:
             most = min(most, len(workload.arrivals.rows))
             workload = workload.with_arrivals(workloads.replay(workload.arrivals.rows, from_start=True))
@@ -102,7 +114,8 @@ class Replay:
             drawn.prompt_tokens,
             drawn.output_tokens,
             None if information == "none" else drawn.predicted_tokens,
-            drawn.priority,
+            drawn.priority if known is not None and known.priority is not None else None,
+            known.session[:most] if known is not None and known.session is not None else None,
         )
 
     def _print(self, console: Console, rows: workloads.Rows, replayed: Replayed) -> None:
@@ -127,9 +140,15 @@ class Replay:
         rate = finished / makespan_s if makespan_s > 0.0 else np.nan
         console.print(
             f"{_shown(figures['output_tokens_per_s'], ',.0f')} output tokens/s, {_shown(rate, '.2f')} requests/s, "
-            f"{replayed.preemptions} preemptions, cache {100 * replayed.kv_mean:.0f} % full on average, "
+            f"{self._reused(rows, replayed)}{replayed.preemptions} preemptions, "
+            f"cache {100 * replayed.kv_mean:.0f} % full on average, "
             f"{100 * replayed.kv_peak:.0f} % at most, {replayed.batches:,} steps of {1e3 * replayed.batch_mean_s:.1f} ms"
         )
+
+    def _reused(self, rows: workloads.Rows, replayed: Replayed) -> str:
+        if not self.prefix_caching:
+            return ""
+        return f"{100 * replayed.reused / int(rows.prompt_tokens.sum(dtype=np.int64)):.1f} % of prompt tokens found in the cache, "
 
     @staticmethod
     def _write(out: Path, rows: workloads.Rows, replayed: Replayed) -> None:

@@ -5,7 +5,7 @@
   `output_length`; mooncake-s: the same with `timestamp` in seconds;
 - burstgpt (github.com/HPMLL/BurstGPT, 6 or 8 columns): `Timestamp` (s), `Request tokens`, `Response tokens`;
 - vidur (github.com/microsoft/vidur): `arrived_at` (s), `num_prefill_tokens`, `num_decode_tokens`;
-- csv: `arrival_s`, `prompt_tokens`, `output_tokens`.
+- csv: `arrival_s`, `prompt_tokens`, `output_tokens`, and where they are there `predicted_tokens`, `priority` and `session`.
 
 Columns are found by name in the first line; others are ignored. Header and rows of all but Mooncake are read by
 the same strict reader of CSV (RFC 4180), with one restriction: a row is one line, so that a quote that is never
@@ -62,6 +62,8 @@ _FORMATS = {
     ),
     "csv": _Format(("arrival_s", "prompt_tokens", "output_tokens"), 1.0, ""),
 }
+_MORE = {"predicted_tokens": 1, "priority": -(2**31), "session": 0}
+"""Columns that a file of the format csv may have besides, and their least values; one without any value is left out."""
 _JSON = ("mooncake", "mooncake-s")
 _FOUND = {name: form for name, form in _FORMATS.items() if name not in _JSON}  # by their header
 
@@ -102,18 +104,24 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
         raise InvalidArgument(f"format={format!r}: must be one of {', '.join(_FORMATS)}")
     file = Path(path)
     times, prompts, outputs = array("d"), array("i"), array("i")
+    more: dict[str, array[int]] = {}
     try:
         with file.open("rb") as raw:
             opener: Callable[..., IO[str]] = gzip.open if raw.read(2) == b"\x1f\x8b" else open
         # bytes that are no UTF-8 come through as surrogates, so that _lines can say where they are
         with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-            read_as = _read(file, text, format, times, prompts, outputs)
+            read_as = _read(file, text, format, times, prompts, outputs, more)
     except FileNotFoundError:
         raise TraceError(f"{file}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise TraceError(f"{file}: cannot be read: {why}") from error
-    rows = Rows(np.frombuffer(times), np.frombuffer(prompts, np.int32), np.frombuffer(outputs, np.int32))
+    rows = Rows(
+        np.frombuffer(times),
+        np.frombuffer(prompts, np.int32),
+        np.frombuffer(outputs, np.int32),
+        **{name: np.frombuffer(values, np.int32) for name, values in more.items()},
+    )
     arrivals = replay(rows)
     if read_as == "mooncake" and format is None and _PLAINLY_SECONDS_RPS < arrivals.rate_rps < math.inf:
         warnings.warn(
@@ -137,6 +145,7 @@ def _read(
     times: "array[float]",
     prompts: "array[int]",
     outputs: "array[int]",
+    more: "dict[str, array[int]]",
 ) -> str:
     lines = _lines(file, text)
     first = next(lines, None)
@@ -144,13 +153,15 @@ def _read(
         raise TraceError(f"{file}: is empty: no line with a header or a request")
     place, head = first
     rows: Iterator[tuple[_Place, list[Any]]]
+    others: tuple[str, ...] = ()
     if format in _JSON or (format is None and head.lstrip().startswith("{")):
         read_as = format or "mooncake"
         rows = _json_rows(chain([first], lines))
     else:
         header = [name.strip() for name in _cells(place, head, [])]
         read_as = format or _detect(place, header)
-        rows = _csv_rows(place, header, _FORMATS[read_as].columns, lines)
+        others = tuple(name for name in _MORE if read_as == "csv" and name in header)
+        rows = _csv_rows(place, header, (*_FORMATS[read_as].columns, *others), lines)
     (arrival, prompt, output), second = _FORMATS[read_as].columns, _FORMATS[read_as].second
     hint = (
         " (BurstGPT without failed requests: BurstGPT_without_fails_*.csv)" if read_as == "burstgpt" else ""
@@ -160,11 +171,17 @@ def _read(
         arrival_s = _seconds(place, arrival, values[0], second)
         if not times:
             start = before = arrival_s
+            more.update((name, array("i")) for name, value in zip(others, values[3:]) if value.strip(" \t"))
         if arrival_s < before:
             raise place.error(arrival, f"{_shown(values[0])} is before the row above; sort the file")
         before = arrival_s
         prompts.append(_count(place, prompt, values[1]))
         outputs.append(_count(place, output, values[2], hint))
+        for name, value in zip(others, values[3:]):
+            if name in more:
+                more[name].append(_whole(place, name, value, _MORE[name]))
+            elif value.strip(" \t"):
+                raise place.error(name, f"{_shown(value)} where the first row has no value")
         times.append(arrival_s - start)
     if not times:
         raise TraceError(f"{file}: is empty: a header but no request")
@@ -230,7 +247,7 @@ def _detect(place: _Place, header: list[str]) -> str:
 
 
 def _csv_rows(
-    place: _Place, header: list[str], columns: tuple[str, str, str], lines: Iterator[tuple[_Place, str]]
+    place: _Place, header: list[str], columns: tuple[str, ...], lines: Iterator[tuple[_Place, str]]
 ) -> Iterator[tuple[_Place, list[Any]]]:
     for name in columns:
         if name not in header:
@@ -312,6 +329,13 @@ def _seconds(place: _Place, column: str, value: object, second: float) -> float:
             column, f"{_shown(value)} is not a date and time such as 2023-11-16 18:15:46.6805900"
         ) from None
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _whole(place: _Place, column: str, value: object, least: int) -> int:
+    number = _number(value)
+    if not (number.is_integer() and least <= number <= 2**31 - 1):
+        raise place.error(column, f"{_shown(value)} is not a whole number from {least} to 2147483647")
+    return int(number)
 
 
 def _count(place: _Place, column: str, value: object, hint: str = "") -> int:

@@ -405,6 +405,25 @@ def test_the_command_tells_the_rule_what_is_known(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("llmgym: seed=-1: expected a whole number")
 
 
+def test_the_command_takes_priorities_and_sessions_from_the_trace(tmp_path, capsys):
+    path = tmp_path / "more.csv"
+    path.write_text(
+        "arrival_s,prompt_tokens,output_tokens,priority,session\n0,40,8,2,0\n0,40,8,1,1\n50,60,4,0,0\n"
+    )
+    out = tmp_path / "times.csv"
+    shared = ["replay", str(path), "--seats", "1", "--kv-capacity", "256", "--out", str(out), "--chunk", "16"]
+    assert main([*shared, "--rule", "vllm-priority", "--scheduling", "async-held", "--prefix-caching"]) == 0
+    # 32 of the 140 tokens of all prompts are those of the first turn
+    assert "22.9 % of prompt tokens found in the cache" in " ".join(capsys.readouterr().out.split())
+    last = np.genfromtxt(out, delimiter=",", names=True)["last_token_s"]
+    assert last[1] < last[0] < last[2]
+    plain = trace(tmp_path, "0,10,50\n")
+    assert main(["replay", plain, "--rule", "vllm-priority"]) == 2
+    assert "rule='vllm-priority': it looks at the priorities" in capsys.readouterr().err
+    assert main(["replay", plain, "--prefix-caching"]) == 2
+    assert "prefix_caching=True: the rows have no session" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("out", ["", "missing/times.csv", "trace.csv/times.csv"])
 def test_a_file_that_cannot_be_written_is_told_before_the_work(tmp_path, capsys, monkeypatch, out):
     some = trace(tmp_path, "0,10,50\n")

@@ -237,6 +237,50 @@ def test_a_bad_file_is_refused_with_its_place(kind, tmp_path):
     assert len(str(error.value)) < len(str(path)) + 400 and "\n" not in str(error.value)
 
 
+MORE = "arrival_s,prompt_tokens,priority,output_tokens,session,predicted_tokens\n"
+
+
+def test_a_table_may_tell_more_of_its_requests(tmp_path):
+    path = tmp_path / "more.csv"
+    path.write_text(MORE + "0,10,-3,1,7,2\n1,20,4,2,7,5\n")
+    rows = from_trace(path).arrivals.rows
+    assert rows.priority.tolist() == [-3, 4]
+    assert rows.session.tolist() == [7, 7]
+    assert rows.predicted_tokens.tolist() == [2, 5]
+
+
+def test_a_column_without_any_value_is_not_there(tmp_path):
+    path = tmp_path / "more.csv"
+    path.write_text(MORE + "0,10,,1,7, \n1,20,,2,8,\n")
+    rows = from_trace(path).arrivals.rows
+    assert rows.priority is None and rows.predicted_tokens is None
+    assert rows.session.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("1,20,4,2,-1,5", "line 3, column 'session': '-1' is not a whole number from 0 to 2147483647"),
+        ("1,20,0.5,2,1,5", "line 3, column 'priority': '0.5' is not a whole number from -2147483648"),
+        ("1,20,0,2,1,0", "line 3, column 'predicted_tokens': '0' is not a whole number from 1"),
+        ("1,20,,2,1,5", "line 3, column 'priority': '' is not a whole number"),
+        ("1,20,0,2,,5", "line 3, column 'session': '' is not a whole number"),
+    ],
+)
+def test_more_that_is_wrong_is_refused_with_its_place(tmp_path, row, message):
+    path = tmp_path / "more.csv"
+    path.write_text(MORE + "0,10,0,1,7,2\n" + row + "\n")
+    with pytest.raises(TraceError, match=re.escape(message)):
+        from_trace(path)
+
+
+def test_a_value_below_rows_that_have_none_is_refused(tmp_path):
+    path = tmp_path / "more.csv"
+    path.write_text(MORE + "0,10,,1,7,2\n1,20,4,2,7,5\n")
+    with pytest.raises(TraceError, match="line 3, column 'priority': '4' where the first row has no value"):
+        from_trace(path)
+
+
 def test_files_that_cannot_be_read(tmp_path):
     for read in (from_trace, lambda path: load(str(path))):
         with pytest.raises(TraceError, match=r"none\.csv: no such file"):
