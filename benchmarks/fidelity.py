@@ -4,9 +4,9 @@
     python benchmarks/fidelity.py --predict RUNS [--profile h200/llama-3.1-8b]
 
 The first prints tables, and writes them as `fidelity.md` with a picture, `fidelity.png`. DIR holds measurements that are not
-part of this project, in folders `llmservingsim`, `aiconfigurator` and `vllm_h100`; what is missing is left out. RUNS is a folder
-that `benchmarks/engine_vllm.py` filled. The second writes what llmgym predicts for the cases of that script, and the requests
-themselves, before anything is measured: `predictions.json` and `<case>_traffic.csv`.
+part of this project, in folders `llmservingsim`, `aiconfigurator`, `vllm_h100`, `vllm_h100_order` and `vllm_h100_sessions`; what
+is missing is left out. RUNS is a folder that `benchmarks/engine_vllm.py` filled. The second writes what llmgym predicts for the
+cases of that script, and the requests themselves, before anything is measured: `predictions.json` and `<case>_traffic.csv`.
 
 Requests are replayed with their own arrivals and lengths by the compiled engine of llmgym (`llmgym.serving.replay`). A second one
 in plain Python, `fidelity.prototype`, is there to test it.
@@ -18,7 +18,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from fidelity import validations
+from fidelity import orders, validations
 from fidelity.cases import CASES
 from fidelity.report import Sheet, picture
 from rich.console import Console
@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         if asked.data is not None:
             validations.published_runs(asked.data, sheets, groups)
             validations.published_servers(asked.data, sheets, groups, not asked.no_loop)
+            for name in ("vllm_h100_order", "vllm_h100_sessions"):
+                sheets += orders.sheets(asked.data / name)
         validations.own_engine(asked.data, asked.runs, asked.profile, sheets, groups)
     except InvalidArgument as error:
         parser.error(str(error))

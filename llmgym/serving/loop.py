@@ -11,9 +11,8 @@ from llmgym.core.records import Record, Records, Records2, float64, int32, int64
 from llmgym.profiles.cost import StepCost
 from llmgym.serving.admission import admit_by_rule, compose
 from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, release, start
-from llmgym.serving.prefix import Prefixes
 from llmgym.serving.residents import wait
-from llmgym.serving.state import CompiledRule, Engine, Limits, Request, Resident
+from llmgym.serving.state import CompiledRule, Engine, Limits, Prefixes, Request, Resident
 
 
 class Rank(Engine):

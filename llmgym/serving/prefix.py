@@ -13,50 +13,10 @@ residents have computed the same tokens at the same time; the oldest of them is 
 All of it applies where `Limits.prefix` is 1, and the arrays are empty elsewhere.
 """
 
-from typing import NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
-
 from llmgym.core.jit import kernel
-from llmgym.core.records import Record, Records2, int32
 from llmgym.serving.requests import in_blocks
 from llmgym.serving.residents import kv_of
-from llmgym.serving.state import EngineParams, EngineState, Resident
-
-NO_KEY = -1
-
-
-class Block(Record):
-    """One block of a cache. They are numbered from 1; number 0 is both ends of the line of free blocks with keys."""
-
-    key: int = int32("What is in it: a number of `holder`, or NO_KEY.", blank=NO_KEY)
-    held: int = int32("Residents that hold it.")
-    before: int = int32("The one before it in the line.")
-    after: int = int32("The one after it in the line, or the next one without a key.")
-    twin: int = int32("The next younger block of the same key, or 0.")
-
-
-class Prefixes(NamedTuple):
-    """What engines remember of their blocks; the first axis is the engine.
-
-    Attributes:
-        block: the blocks of each cache [engines, blocks + 1].
-        held: blocks of each row, int32 [engines, seats, 1 + blocks of the longest request]; a row belongs to a resident, or tells
-            the next free one.
-        holder: the oldest block of each key, or 0, int32 [engines, keys].
-    """
-
-    block: Records2[Block]
-    held: NDArray[np.int32]
-    holder: NDArray[np.int32]
-
-
-def no_prefixes(engines: int) -> Prefixes:
-    """Empty arrays, for engines that forget."""
-    return Prefixes(
-        Block.zeros(engines, 0), np.zeros((engines, 0, 0), np.int32), np.zeros((engines, 0), np.int32)
-    )
+from llmgym.serving.state import NO_KEY, EngineParams, EngineState, Resident
 
 
 @kernel

@@ -37,11 +37,10 @@ from llmgym.serving.loop import (
     plan_step,
     play,
 )
-from llmgym.serving.prefix import Block, Prefixes, no_prefixes
 from llmgym.serving.requests import FIRST_TOKENS, derived_limits, time_per_token
 from llmgym.serving.rules import Rule, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, EngineSettings, cache_in_blocks
-from llmgym.serving.state import Request, Resident
+from llmgym.serving.state import Block, Prefixes, Request, Resident, no_prefixes
 from llmgym.workloads import RequestClass, Workload
 from llmgym.workloads import replay as arrivals_of
 from llmgym.workloads.arrivals import Rows

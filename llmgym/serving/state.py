@@ -4,7 +4,7 @@ An environment with engines bases its records on these (`class Episode(Engine)`,
 `EngineState` and `EngineParams` do, and can then call every function of this package.
 """
 
-from typing import TYPE_CHECKING, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from llmgym.core.records import Record, Records, Records2, float32, float64, int16, int32, int64, uint64
 from llmgym.profiles.cost import StepCost
 
-if TYPE_CHECKING:
-    from llmgym.serving.prefix import Prefixes
-
 FAR = 2**31 - 1
 """A tick that never comes: the largest int32."""
+
+NO_KEY = -1
+"""Key of a block of the cache that holds nothing that could be found again."""
 
 
 class Request(Record):
@@ -141,6 +141,38 @@ class CompiledRule(Record):
     clear_probability: float = float64("Probability with which clearing throws out a resident.")
 
 
+class Block(Record):
+    """One block of a cache. They are numbered from 1; number 0 is both ends of the line of free blocks with keys."""
+
+    key: int = int32("What is in it: a number of `holder`, or NO_KEY.", blank=NO_KEY)
+    held: int = int32("Residents that hold it.")
+    before: int = int32("The one before it in the line.")
+    after: int = int32("The one after it in the line, or the next one without a key.")
+    twin: int = int32("The next younger block of the same key, or 0.")
+
+
+class Prefixes(NamedTuple):
+    """What engines remember of their blocks; the first axis is the engine.
+
+    Attributes:
+        block: the blocks of each cache [engines, blocks + 1].
+        held: blocks of each row, int32 [engines, seats, 1 + blocks of the longest request]; a row belongs to a resident, or tells
+            the next free one.
+        holder: the oldest block of each key, or 0, int32 [engines, keys].
+    """
+
+    block: Records2[Block]
+    held: NDArray[np.int32]
+    holder: NDArray[np.int32]
+
+
+def no_prefixes(engines: int) -> Prefixes:
+    """Empty arrays, for engines that forget."""
+    return Prefixes(
+        Block.zeros(engines, 0), np.zeros((engines, 0, 0), np.int32), np.zeros((engines, 0), np.int32)
+    )
+
+
 class EngineState(Protocol):
     """The arrays of several engines; the first axis is the engine, which the functions of this package call the lane."""
 
@@ -161,8 +193,8 @@ class EngineState(Protocol):
         """Waiting requests, int32 [engines, orders, 2 + n]; see `llmgym.serving.queue`."""
 
     @property
-    def prefix(self) -> "Prefixes":
-        """What is remembered of the blocks; `llmgym.serving.prefix.no_prefixes` where nothing is."""
+    def prefix(self) -> Prefixes:
+        """What is remembered of the blocks; `no_prefixes` where nothing is."""
 
     @property
     def scratch(self) -> NDArray[np.int32]:

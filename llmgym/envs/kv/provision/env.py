@@ -53,11 +53,10 @@ from llmgym.serving.capacity import (
     with_class_budgets,
 )
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
-from llmgym.serving.prefix import no_prefixes
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import pack, resolve
 from llmgym.serving.settings import OVERFLOWS, cache_in_blocks
-from llmgym.serving.state import Request, Resident
+from llmgym.serving.state import Request, Resident, no_prefixes
 from llmgym.workloads import Workload
 
 PARCELS = 100

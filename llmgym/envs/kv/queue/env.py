@@ -45,11 +45,10 @@ from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import OUTPUT, PROMPT, exact_area, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
-from llmgym.serving.prefix import no_prefixes
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, cache_in_blocks, check_overflow
-from llmgym.serving.state import Request, Resident
+from llmgym.serving.state import Request, Resident, no_prefixes
 
 MOST_BATCHES = 2**16
 """A decision lasts no more batches: it is one compiled call, in which Python sees no signal."""

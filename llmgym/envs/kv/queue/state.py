@@ -7,8 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.records import Record, Records, Records2, float64, int32, int64, metric, shown
 from llmgym.profiles.cost import StepCost
-from llmgym.serving.prefix import Prefixes
-from llmgym.serving.state import CompiledRule, Engine, Limits, Request, Resident
+from llmgym.serving.state import CompiledRule, Engine, Limits, Prefixes, Request, Resident
 from llmgym.workloads.traffic import Traffic
 
 ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3

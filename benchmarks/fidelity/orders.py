@@ -1,0 +1,137 @@
+"""What an order, or a cached prefix, is worth in vLLM and in the replay: the same requests, served in several ways.
+
+A folder holds `<run>_requests.csv` with `arrival_s`, `prompt_tokens`, `output_tokens`, `first_token_s`, `last_token_s` (one clock,
+s), `priority` where the engine had some and `session` where it cached prefixes, and `<run>_meta.json` with `blocks`, `block_size`,
+`batched` (tokens of a batch), `seqs` (seats) and, if so, `prefix_caching`.
+"""
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fidelity.report import Sheet, comparison
+from fidelity.runs import Floats
+from llmgym import profiles, workloads
+from llmgym.profiles import Profile
+from llmgym.serving.replay import latency_figures, replay
+from llmgym.workloads import Rows
+
+PROFILE = "h100/llama-3.1-8b"
+WAY_S = 0.3e-3
+"""A request's way in plus its tokens' way out, s: what the run `calibration` of `benchmarks/results/vllm_h100` says."""
+OWN_BLOCK = 1
+"""Blocks that vLLM keeps for itself."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """One way of serving, measured and replayed.
+
+    Attributes:
+        name: of the run.
+        measured: its figures, s.
+        replayed: the same of the replay.
+        cached: share of the prompt tokens that were found in the cache, measured and replayed; NaN where prefixes are not cached.
+    """
+
+    name: str
+    measured: dict[str, float]
+    replayed: dict[str, float]
+    cached: tuple[float, float]
+
+
+def figures(rows: Rows, arrival_s: Floats, first_s: Floats, last_s: Floats) -> dict[str, float]:
+    """`latency_figures` without the token rate, and the means of TTFT, TPOT and end-to-end time, s.
+
+    Args:
+        rows: the requests.
+        arrival_s: float64 [n], s.
+        first_s: float64 [n], when the first output token was there, s.
+        last_s: float64 [n], when the last one was, s.
+    """
+    found = latency_figures(arrival_s, first_s, last_s, rows.output_tokens)
+    del found["output_tokens_per_s"]
+    several = rows.output_tokens > 1
+    tpot_s = (last_s - first_s)[several] / (rows.output_tokens[several] - 1)
+    for name, times in (("ttft", first_s - arrival_s), ("tpot", tpot_s), ("e2e", last_s - arrival_s)):
+        found[f"{name}_mean_s"] = float(np.mean(times))
+    return dict(sorted(found.items()))
+
+
+def serve(path: Path, profile: Profile) -> Order:
+    """Replay one run with the settings of its engine.
+
+    Args:
+        path: its `<run>_requests.csv`.
+        profile: what a step costs.
+    """
+    name = path.name.removesuffix("_requests.csv")
+    meta = json.loads(path.with_name(f"{name}_meta.json").read_text(encoding="utf-8"))
+    rows = workloads.load(str(path)).arrivals.rows
+    assert rows is not None
+    with path.open(newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    columns = {key: np.array([float(row[key]) for row in table]) for key in ("first_token_s", "last_token_s")}
+    start_s = float(table[0]["arrival_s"])
+    found = replay(
+        rows,
+        profile,
+        kv_capacity=meta["block_size"] * (meta["blocks"] - OWN_BLOCK),
+        budget=meta["batched"],
+        seats=meta["seqs"],
+        block=meta["block_size"],
+        rule="vllm:watermark=0" if rows.priority is None else "vllm-priority",
+        scheduling="async-held",
+        prefix_caching=bool(meta.get("prefix_caching", False)),
+    )
+    measured = figures(
+        rows, rows.arrival_s, columns["first_token_s"] - start_s, columns["last_token_s"] - start_s
+    )
+    replayed = figures(rows, rows.arrival_s, found.first_s + WAY_S, found.last_s + WAY_S)
+    cached = (float("nan"), float("nan"))
+    if rows.session is not None:
+        tokens = float(rows.prompt_tokens.sum())
+        cached = (sum(float(row["cached_tokens"]) for row in table) / tokens, found.reused / tokens)
+    return Order(name, measured, replayed, cached)
+
+
+def differences(one: Order, other: Order) -> dict[str, tuple[float, float]]:
+    """By how many per cent the figures of one order are above those of another, measured and replayed."""
+    return {
+        key: (
+            100 * (one.measured[key] / other.measured[key] - 1),
+            100 * (one.replayed[key] / other.replayed[key] - 1),
+        )
+        for key in one.measured
+    }
+
+
+def sheets(folder: Path) -> list[Sheet]:
+    """A table for each run of a folder, and one for each pair of runs."""
+    profile = profiles.load(PROFILE, dense="sustained", host="vllm-0.24")
+    runs = [serve(path, profile) for path in sorted(folder.glob("*_requests.csv"))]
+    made = []
+    for run in runs:
+        note = ""
+        if not np.isnan(run.cached[0]):
+            note = f"{100 * run.cached[0]:.1f} % of the prompt tokens were found in the cache, replayed {100 * run.cached[1]:.1f} %"
+        made.append(comparison(f"{folder.name}, {run.name}", run.measured, {"llmgym": run.replayed}, note))
+    for i, one in enumerate(runs):
+        for other in runs[:i]:
+            found = differences(one, other)
+            rows = tuple(
+                (key, f"{measured:+.1f}", f"{replayed:+.1f}") for key, (measured, replayed) in found.items()
+            )
+            near = sum(abs(measured - replayed) <= 5.0 for measured, replayed in found.values())
+            made.append(
+                Sheet(
+                    f"{one.name} against {other.name}, per cent",
+                    ("figure", "measured", "llmgym"),
+                    rows,
+                    f"{near} of {len(found)} differences within 5 points.",
+                )
+            )
+    return made
