@@ -14,6 +14,7 @@ from llmgym import profiles, workloads
 from llmgym.core.checks import choice, output_folder, whole
 from llmgym.errors import InvalidArgument, NoProgress
 from llmgym.serving.replay import Replayed, latency_figures, replay
+from llmgym.serving.targets import Target, attained, check_targets
 from llmgym.workloads.workload import INFORMATION
 
 
@@ -55,6 +56,9 @@ class Replay:
     """What the rule is told of output lengths: exact, noisy, mean or none; the trace's own predictions, if any, if left out."""
     seed: int = 0
     """Of what is drawn from a workload, and of the errors of noisy predictions."""
+    targets: tuple[str, ...] = ()
+    """TTFT,TPOT[,WEIGHT] in seconds for each class of requests, such as 0.5,0.05 10,inf,0.2; classes are a column of the trace,
+    request_class."""
     out: Path | None = None
     """CSV file for the times of each request."""
 
@@ -71,7 +75,10 @@ class Replay:
         whole("seed", self.seed, 0, 2**63)
         if self.information is not None:
             choice("information", self.information, INFORMATION)
+        targets = [_target(text) for text in self.targets]
         rows = self._rows()
+        if targets:
+            check_targets(rows, targets)
         replayed = replay(
             rows,
             profiles.load(self.profile, dense=self.dense, host=self.host),
@@ -91,6 +98,13 @@ class Replay:
                 f"budget={self.budget} tokens"
             )
         self._print(console, rows, replayed)
+        if targets:
+            found = attained(rows, replayed, targets)
+            shares = ", ".join(_shown(100 * share, ".1f") for share in found.share)
+            console.print(
+                f"Within their targets, by class: {shares} %; weighted: {_shown(100 * found.weighted, '.1f')} %, "
+                f"{_shown(found.goodput_rps, '.2f')} requests/s"
+            )
         if self.out is not None:
             self._write(self.out, rows, replayed)
             console.print(f"Written: {self.out}")
@@ -116,6 +130,7 @@ class Replay:
             None if information == "none" else drawn.predicted_tokens,
             drawn.priority if known is not None and known.priority is not None else None,
             known.session[:most] if known is not None and known.session is not None else None,
+            known.request_class[:most] if known is not None and known.request_class is not None else None,
         )
 
     def _print(self, console: Console, rows: workloads.Rows, replayed: Replayed) -> None:
@@ -166,6 +181,16 @@ class Replay:
             np.savetxt(out, np.column_stack(columns), form, ",", header=header, comments="")
         except OSError as error:
             raise InvalidArgument(f"out={str(out)!r}: cannot be written ({error.strerror})") from None
+
+
+def _target(text: str) -> Target:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (2, 3):
+        raise InvalidArgument(f"targets={text!r}: expected TTFT,TPOT or TTFT,TPOT,WEIGHT in seconds")
+    return Target(*numbers)
 
 
 def check_writable(out: Path) -> None:

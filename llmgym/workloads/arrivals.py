@@ -28,6 +28,7 @@ class Rows:
         priority: int32 [n], lower ones first, as in vLLM; None if all are alike.
         session: int32 [n], from 0 on: the requests of one session begin with the same tokens, as far as both go, such as the turns
             of a conversation, whose prompts hold all that came before; None if no request has anything in common with another.
+        request_class: int32 [n], from 0 on: classes with objectives of their own (`llmgym.serving.targets`); None if there is one.
 
     Raises:
         InvalidArgument: arrays of different shapes or empty ones, a length that is no whole number from 1 on, or arrivals that
@@ -40,6 +41,7 @@ class Rows:
     predicted_tokens: npt.NDArray[np.int32] | None = None
     priority: npt.NDArray[np.int32] | None = None
     session: npt.NDArray[np.int32] | None = None
+    request_class: npt.NDArray[np.int32] | None = None
 
     def __post_init__(self) -> None:
         arrival_s = np.array(self.arrival_s, dtype=np.float64)
@@ -50,9 +52,10 @@ class Rows:
             ("predicted_tokens", 1),
             ("priority", -(2**31)),
             ("session", 0),
+            ("request_class", 0),
         ):
             value = getattr(self, name)
-            if value is None and name in ("predicted_tokens", "priority", "session"):
+            if value is None and name not in ("prompt_tokens", "output_tokens"):
                 continue
             given = np.asarray(value)
             if given.ndim != 1 or given.shape != arrival_s.shape or given.size == 0:

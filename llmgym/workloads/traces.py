@@ -5,7 +5,8 @@
   `output_length`; mooncake-s: the same with `timestamp` in seconds;
 - burstgpt (github.com/HPMLL/BurstGPT, 6 or 8 columns): `Timestamp` (s), `Request tokens`, `Response tokens`;
 - vidur (github.com/microsoft/vidur): `arrived_at` (s), `num_prefill_tokens`, `num_decode_tokens`;
-- csv: `arrival_s`, `prompt_tokens`, `output_tokens`, and where they are there `predicted_tokens`, `priority` and `session`.
+- csv: `arrival_s`, `prompt_tokens`, `output_tokens`, and where they are there `predicted_tokens`, `priority`, `session`
+  and `request_class`.
 
 Columns are found by name in the first line; others are ignored. Header and rows of all but Mooncake are read by
 the same strict reader of CSV (RFC 4180), with one restriction: a row is one line, so that a quote that is never
@@ -62,7 +63,7 @@ _FORMATS = {
     ),
     "csv": _Format(("arrival_s", "prompt_tokens", "output_tokens"), 1.0, ""),
 }
-_MORE = {"predicted_tokens": 1, "priority": -(2**31), "session": 0}
+_MORE = {"predicted_tokens": 1, "priority": -(2**31), "session": 0, "request_class": 0}
 """Columns that a file of the format csv may have besides, and their least values; one without any value is left out."""
 _JSON = ("mooncake", "mooncake-s")
 _FOUND = {name: form for name, form in _FORMATS.items() if name not in _JSON}  # by their header

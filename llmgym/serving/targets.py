@@ -1,0 +1,107 @@
+"""What a run is worth where requests have objectives of their own: targets for each class, such as interactive and batch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.core.checks import number
+from llmgym.errors import InvalidArgument
+from llmgym.serving.replay import Replayed
+from llmgym.workloads.arrivals import Rows
+
+
+@dataclass(frozen=True)
+class Target:
+    """Objectives of a class of requests.
+
+    Attributes:
+        ttft_s: time from arrival to the first output token, s; infinite for none.
+        tpot_s: time for each output token after the first, s; infinite for none.
+        weight: what a request that is within both counts.
+
+    Raises:
+        InvalidArgument: a time that is not above 0, or a weight below 0.
+    """
+
+    ttft_s: float = np.inf
+    tpot_s: float = np.inf
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("ttft_s", "tpot_s"):
+            if not getattr(self, name) > 0.0:
+                raise InvalidArgument(
+                    f"{name}={getattr(self, name)!r} of a target: expected a time above 0 s"
+                )
+        number("weight of a target", self.weight, zero=True)
+
+
+class Attained(NamedTuple):
+    """How many requests were within the targets of their class.
+
+    Attributes:
+        share: float64 [classes], of the requests of each class; NaN for a class without any.
+        weighted: of all requests, each counting with the weight of its class; NaN if no weight is above 0.
+        goodput_rps: weighted requests within their targets a second, from the first arrival to the last token; NaN over no time.
+    """
+
+    share: NDArray[np.float64]
+    weighted: float
+    goodput_rps: float
+
+
+def check_targets(rows: Rows, targets: Sequence[Target]) -> None:
+    """Whether there is a target for each class of the rows.
+
+    Raises:
+        InvalidArgument: no target, a class without one, or several where the rows have no classes.
+    """
+    if not targets:
+        raise InvalidArgument("targets: none was given; expected one for each class")
+    if rows.request_class is None:
+        if len(targets) > 1:
+            raise InvalidArgument(
+                f"targets: {len(targets)} were given for requests without a class; expected one"
+            )
+    elif rows.request_class.max() >= len(targets):
+        worst = int(rows.request_class.argmax())
+        raise InvalidArgument(
+            f"targets: {len(targets)} were given, and request {worst} is of class {rows.request_class[worst]}"
+        )
+
+
+def attained(rows: Rows, replayed: Replayed, targets: Sequence[Target]) -> Attained:
+    """Compare a replay with the targets of its requests. A request that never finishes is within none.
+
+    Args:
+        rows: the requests, with `request_class` if there is more than one target.
+        replayed: what became of them.
+        targets: of each class, in the order of their numbers.
+
+    Raises:
+        InvalidArgument: see `check_targets`.
+    """
+    check_targets(rows, targets)
+    of = np.zeros(len(rows), np.int32) if rows.request_class is None else rows.request_class
+    ttft_s = replayed.first_s - replayed.arrival_s
+    with np.errstate(invalid="ignore", divide="ignore"):
+        tpot_s = (replayed.last_s - replayed.first_s) / (rows.output_tokens - 1)
+    most = np.array([(target.ttft_s, target.tpot_s, target.weight) for target in targets])[of]
+    # a single token has no next one to wait for
+    met = (
+        np.isfinite(replayed.last_s)
+        & (ttft_s <= most[:, 0])
+        & ((rows.output_tokens == 1) | (tpot_s <= most[:, 1]))
+    )
+    size = np.bincount(of, minlength=len(targets)).astype(np.float64)
+    share = np.full(len(targets), np.nan)
+    np.divide(np.bincount(of, met, len(targets)), size, out=share, where=size > 0)
+    weight, good = float(most[:, 2].sum()), float(most[met, 2].sum())
+    ended = replayed.last_s[np.isfinite(replayed.last_s)]
+    makespan_s = float(ended.max() - np.nanmin(replayed.arrival_s)) if len(ended) else 0.0
+    return Attained(
+        share, good / weight if weight > 0.0 else np.nan, good / makespan_s if makespan_s > 0.0 else np.nan
+    )
