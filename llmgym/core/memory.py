@@ -1,10 +1,12 @@
-"""Whether the lanes of an environment fit into memory, told before the memory is asked for."""
+"""The arrays of lanes: whether they fit into memory, told before it is asked for, and copies of a lane in others."""
 
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmgym.core.lanes import Lanes, Simulation
 from llmgym.errors import InvalidArgument
@@ -44,21 +46,33 @@ def make_lanes(simulation: Simulation, count: int, threads: int = 1, limit: int 
         ) from error
 
 
+def arrays_of(state: Any) -> Iterator[NDArray[Any]]:
+    """All arrays of a state, in order, those in tuples within it too."""
+    for part in state:
+        if isinstance(part, tuple):
+            yield from arrays_of(part)
+        elif isinstance(part, np.ndarray):
+            yield part
+
+
+def copy_lane(source: Any, lane: int, target: Any, lanes: int | slice = slice(None)) -> None:
+    """Let lanes of other arrays stand where a lane stands now, to try there what could be done.
+
+    Args:
+        source: state arrays of all lanes, as `Simulation.allocate` makes them.
+        lane: which lane of it is copied.
+        target: state arrays of the same simulation, written to.
+        lanes: which lanes of `target`; all if left out.
+    """
+    for mine, theirs in zip(arrays_of(target), arrays_of(source), strict=True):
+        mine[lanes] = theirs[lane]
+
+
 def bytes_of_a_lane(simulation: Simulation) -> int:
     """Memory of one lane's state, and of what is read and written at a step (observations twice, and their bounds)."""
-
-    def size(part: Any) -> int:
-        return (
-            part.nbytes
-            if isinstance(part, np.ndarray)
-            else sum(map(size, part))
-            if isinstance(part, tuple)
-            else 0
-        )
-
-    state = size(simulation.allocate(2)) - size(simulation.allocate(1))
+    two, one = (sum(array.nbytes for array in arrays_of(simulation.allocate(n))) for n in (2, 1))
     rows = 16 * simulation.layout.size + 2 * simulation.mask_size + 8 * simulation.action_size
-    return max(state, 0) + rows + 8 * simulation.metric_size
+    return max(two - one, 0) + rows + 8 * simulation.metric_size
 
 
 def memory_bytes() -> float:

@@ -2,8 +2,8 @@
 
 The network is taught the rule's choices in the states that the rule meets, then in those that the network itself meets, so that
 it knows the way back from its own mistakes (as in DAgger: Ross, Gordon, Bagnell, "A reduction of imitation learning and structured
-prediction to no-regret online learning", AISTATS 2011; here what was seen is learned from once and not kept). What it has learned is what can be told from the observation; a rule that
-is drawn, or remembers, is imitated on average.
+prediction to no-regret online learning", AISTATS 2011; here what was seen is learned from once and not kept). What it has learned
+is what can be told from the observation; a rule that is drawn, or remembers, is imitated on average.
 """
 
 from typing import Any

@@ -23,6 +23,7 @@ from llmgym.baselines.distill.choosing import (
 from llmgym.baselines.distill.rollout import best_action
 from llmgym.baselines.rule import Factory, RandomPolicy, Rule
 from llmgym.core.checks import number, whole
+from llmgym.core.memory import copy_lane
 from llmgym.core.policy import Policy
 from llmgym.envs.distill.env import DistillProgramme
 
@@ -100,9 +101,7 @@ class OraclePolicy(PlannedPolicy):
         out = np.zeros(len(obs), np.int64)
         for lane in range(len(obs)):
             if not lanes.buffers.ended[lane]:
-                copies: tuple[NDArray[Any], ...] = self._copies
-                for copy, array in zip(copies, lanes.state, strict=True):
-                    copy[0] = array[lane]
+                copy_lane(lanes.state, lane, self._copies, 0)
                 out[lane] = self._best(self._copies, self._simulation.params, self.options)
         return out
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.baselines.rule import Rule
 from llmgym.core.lanes import HOLD, Lanes
+from llmgym.core.memory import copy_lane
 from llmgym.envs.forage.env import Forage
 from llmgym.envs.forage.state import (
     ANSWER,
@@ -66,8 +67,7 @@ class OraclePolicy(Rule[Forage]):
         return max(plans, key=lambda plan: self._played(lane, plan))
 
     def _load(self, lane: int) -> None:
-        for mine, theirs in zip(self._copy.state, self._env.lanes.state):
-            mine[0] = theirs[lane]
+        copy_lane(self._env.lanes.state, lane, self._copy.state)
         self._copy.buffers.ended[0] = False
 
     def _step(self, action: int) -> float:

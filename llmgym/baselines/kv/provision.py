@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import number, whole
 from llmgym.core.lanes import HOLD, Lanes
+from llmgym.core.memory import arrays_of
 from llmgym.core.policy import Policy
 from llmgym.envs.kv.provision.env import UTILIZATION, KVProvision
 from llmgym.errors import InvalidArgument
@@ -345,8 +346,8 @@ class _Copies:
         """Become what the lanes `which` of others are now."""
         replicas = (which[:, None] * len(self._replicas) + self._replicas).ravel()
         for mine, theirs in zip(self.lanes.state, lanes.state, strict=True):
-            if isinstance(mine, tuple):
-                for part, other in zip(mine, theirs, strict=True):
+            if isinstance(mine, tuple):  # the engines: their first axis is the replica
+                for part, other in zip(arrays_of(mine), arrays_of(theirs), strict=True):
                     np.take(other, replicas, axis=0, out=part, mode="clip")
             else:
                 np.take(theirs, which, axis=0, out=mine, mode="clip")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import number, whole
 from llmgym.core.lanes import HOLD, Lanes
+from llmgym.core.memory import copy_lane
 from llmgym.core.policy import Policy
 from llmgym.envs.ppd.weights.env import PPDWeights
 from llmgym.envs.ppd.weights.kernels import WEIGHTS
@@ -91,8 +92,7 @@ class WeightOraclePolicy(Rule[PPDWeights]):
         copies = self._copies
         best = np.zeros(len(obs), np.int64)
         for lane in range(len(obs)):
-            for copied, array in zip(copies.state, self._env.lanes.state, strict=True):
-                copied[:] = array[lane]
+            copy_lane(self._env.lanes.state, lane, copies.state)
             copies.buffers.ended[:] = False
             copies.buffers.action[:, 0] = np.arange(len(WEIGHTS))
             total = np.zeros(len(WEIGHTS))

@@ -10,6 +10,7 @@ from llmgym.baselines.rule import Rule
 from llmgym.baselines.segmented.rules import ServerRule
 from llmgym.baselines.segmented.triage import TriagePolicy
 from llmgym.core.lanes import HOLD, Lanes
+from llmgym.core.memory import copy_lane
 from llmgym.envs.segmented.env import SegmentedPrefill
 
 MOST_STEPS = 5000
@@ -69,8 +70,7 @@ class ClairvoyantPolicy(Rule[SegmentedPrefill]):
             Rewards to the end of the episode, float64 [n].
         """
         copies, n = self._copies, len(actions)
-        for mine, theirs in zip(copies.state, self._env.lanes.state, strict=True):
-            mine[:n] = theirs[lane]
+        copy_lane(self._env.lanes.state, lane, copies.state, slice(n))
         buffers = copies.buffers
         buffers.ended[:] = np.arange(copies.count) >= n
         buffers.action[:n, 0] = actions
