@@ -354,7 +354,11 @@ def test_wrong_tables(folder: Path, table: str, change: Callable[[str], str] | N
         from_llmservingsim(folder, "org/toy", SHAPE)
 
 
-@pytest.mark.parametrize("content", [b"layer,tokens,time_us\n", gzip.compress(b"layer,tokens" * 99)[:40]])
+@pytest.mark.parametrize(
+    "content",
+    [b"layer,tokens,time_us\n", gzip.compress(b"layer,tokens" * 99, mtime=0)[:40]],
+    ids=["no archive", "cut off"],
+)
 def test_a_broken_archive_is_told(folder: Path, content: bytes) -> None:
     (folder / "toy-moe_tp1_dense.csv.gz").write_bytes(content)
     with pytest.raises(ProfileError, match=r"dense\.csv\.gz cannot be read: "):
