@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import llmgym
+from llmgym.core.memory import arrays_of
 from llmgym.profiles.profile import Provenance, Source, from_law
 from llmgym.serving.rules import CATALOGUE
 from llmgym.testing import invariants
@@ -245,7 +246,7 @@ def play(env: Any, choose: Callable[[int], int]) -> float:
 def best_return(env: Any, idling: bool) -> tuple[float, int]:
     """The largest return over all sequences of unmasked actions, with `idling` also of 0, and how many there are."""
     env.reset(seed=0)
-    arrays = [*env.lanes.state, *env.lanes.buffers]
+    arrays = [*arrays_of(env.lanes.state), *env.lanes.buffers]
 
     def search() -> tuple[float, int]:
         kept = [array.copy() for array in arrays]

@@ -351,6 +351,7 @@ def test_9_ttft_and_tpot_want_different_clusters() -> None:
     assert won("ttft", "x=0") == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metric", "configuration"), [key for key in TABLE_2 if f"ppd/winners {' '.join(key)}" not in KNOWN]
 )
