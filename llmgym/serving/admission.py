@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
-from llmgym.serving import queue
+from llmgym.serving import prefix, queue
 from llmgym.serving.engine import admit, fits_now
 from llmgym.serving.requests import chunks_of, in_blocks, predicted_output
 from llmgym.serving.residents import kv_of, output_so_far, stored_with, unit
@@ -24,6 +24,8 @@ from llmgym.serving.rules import (
 from llmgym.serving.state import EngineParams, EngineState, Limits
 
 SCRATCH_ROWS = 6
+PREFIXES_COMPARED = 128
+"""So many waiting requests are compared by their cached prefixes; SGLang compares none where more than 128 wait."""
 _LEFT, _CHUNKS, _BASE, _DONE, _PROMPT, _TOTAL = 0, 1, 2, 3, 4, 5
 
 
@@ -62,6 +64,7 @@ def admit_by_rule(
                 + max(resident.predicted, output_so_far(engine.tick, resident) + 1),
             )
     looked_ahead = False
+    by_prefix = params.orders[rule.row].kind == queue.BY_PREFIX
     if rule.check == CLASS_BUDGET:
         for k in range(params.class_budgets.shape[1]):
             state.scratch[lane, 0, k] = 0
@@ -74,6 +77,8 @@ def admit_by_rule(
         and engine.budget_left > 0
     ):
         number = queue.at(state, lane, rule.row, position)
+        if by_prefix:
+            number = _longest_prefix(state, params, lane, rule.row)
         fits = fits_now(state, params, lane, number)
         alone = engine.residents == 0
         request = state.request[lane, number]
@@ -114,6 +119,43 @@ def admit_by_rule(
         else:
             break
     return count
+
+
+@kernel
+def _longest_prefix(state: EngineState, params: EngineParams, lane: int, row: int) -> int:
+    """The waiting request that finds most of its prompt in the cache, of the first ones by arrival; the earliest of several."""
+    engine = state.lane[lane]
+    chosen, most = queue.at(state, lane, row, 0), -1
+    for position in range(min(engine.waiting, PREFIXES_COMPARED)):
+        number = queue.at(state, lane, row, position)
+        prefix.look_up(state, params, lane, number)
+        if engine.found > most:
+            chosen, most = number, engine.found
+    return chosen
+
+
+@kernel
+def fits_whole(state: EngineState, params: EngineParams, lane: int, number: int) -> bool:
+    """Whether a waiting request may join the planned batch as vLLM lets it: its first chunk fits into the batch, and its whole
+    prompt into the cache, unless it is alone.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        number: of the request.
+    """
+    engine = state.lane[lane]
+    config = params.config[0]
+    if not fits_now(state, params, lane, number):
+        return False
+    if engine.residents == 0:
+        return True
+    request = state.request[lane, number]
+    more = in_blocks(config, request.prompt + request.kept)
+    if config.prefix == 1:
+        more += engine.revived - engine.found
+    return engine.used + engine.growth + more <= config.kv_capacity
 
 
 @kernel(inline=True)

@@ -19,7 +19,7 @@ import numpy as np
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.serving import prefix, queue
-from llmgym.serving.overflow import PAUSE, RECOMPUTE, YOUNGEST, bring_back, clear, pause, preempt
+from llmgym.serving.overflow import CHOSEN, PAUSE, RECOMPUTE, YOUNGEST, bring_back, clear, pause, preempt
 from llmgym.serving.requests import in_blocks, predicted_output
 from llmgym.serving.residents import decode_all, kv_of, stored_with, unit
 from llmgym.serving.state import FAR, EngineParams, EngineState, Resident
@@ -76,7 +76,7 @@ def plan(state: EngineState, params: EngineParams, lane: int) -> None:
     """
     engine = state.lane[lane]
     config = params.config[0]
-    engine.blocked = 0
+    engine.blocked, engine.short = 0, 0
     engine.chunk = config.chunk
     if config.alone == 1 and engine.residents + engine.waiting <= 1:
         engine.chunk = config.budget
@@ -118,7 +118,10 @@ def _plan_each(state: EngineState, params: EngineParams, lane: int) -> None:
     if engine.overflow == PAUSE:
         pause(state, params, lane)
     elif engine.overflow == RECOMPUTE:
-        preempt(state, params, lane)
+        if engine.victim == CHOSEN:
+            engine.short = 1
+        else:
+            preempt(state, params, lane)
     else:
         clear(state, params, lane)
 
@@ -462,11 +465,12 @@ def _freed(state: EngineState, params: EngineParams, lane: int, resident: Reside
 def _record(state: EngineState, params: EngineParams, lane: int, resident: Resident) -> None:
     """Note when a request had its last token, and whether it was within the objectives."""
     engine = state.lane[lane]
-    config = params.config[0]
     request = state.request[lane, resident.request]
     e2e = engine.clock_s - request.arrival_s
     ttft = request.ttft_s
     request.e2e_s = e2e
     engine.done += 1
-    if ttft <= config.ttft_slo_s and e2e - ttft <= config.tpot_slo_s * max(resident.output - 1, 1):
+    promised = params.objectives[request.request_class]
+    if ttft <= promised.ttft_s and e2e - ttft <= promised.tpot_s * max(resident.output - 1, 1):
         engine.met += 1
+        engine.met_weight += promised.weight

@@ -12,7 +12,7 @@ from llmgym.profiles.cost import StepCost
 from llmgym.serving.admission import admit_by_rule, compose
 from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, release, start
 from llmgym.serving.residents import wait
-from llmgym.serving.state import CompiledRule, Engine, Limits, Prefixes, Request, Resident
+from llmgym.serving.state import CompiledRule, Engine, Limits, Objective, Order, Prefixes, Request, Resident
 
 
 class Rank(Engine):
@@ -67,7 +67,8 @@ class Params(NamedTuple):
     config: Records[Config]
     rules: Records[CompiledRule]
     class_budgets: NDArray[np.int32]
-    orders: NDArray[np.int64]
+    orders: Records[Order]
+    objectives: Records[Objective]
     cost: StepCost
 
 

@@ -18,6 +18,8 @@ VICTIMS = {
     "worst-priority": WORST_PRIORITY,
 }
 """Whom preemption takes: by admission, by tokens in the cache, or by (priority, arrival) as vLLM does under `priority`."""
+CHOSEN = 5
+"""Nobody by itself: the plan stops as `Engine.short`, somebody chooses with `evict`, and plans again."""
 
 
 @kernel

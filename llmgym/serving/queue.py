@@ -8,9 +8,22 @@ anything else shifts the shorter side. `params.orders` says which orders are kep
 
 from llmgym.core.jit import kernel
 from llmgym.serving.requests import predicted_output
-from llmgym.serving.state import EngineParams, EngineState
+from llmgym.serving.state import EngineParams, EngineState, Order
 
-BY_ARRIVAL, BY_OUTPUT, BY_AREA, BY_PRIORITY = 0, 1, 2, 3
+BY_ARRIVAL, BY_OUTPUT, BY_AREA, BY_PRIORITY, BY_AGED_AREA, BY_DEADLINE, BY_AGED_PRIORITY, BY_PREFIX = range(8)
+ORDERS = {
+    "arrival": BY_ARRIVAL,
+    "shortest-output": BY_OUTPUT,
+    "smallest-area": BY_AREA,
+    "priority": BY_PRIORITY,
+    "aging": BY_AGED_AREA,
+    "deadline": BY_DEADLINE,
+    "priority-aging": BY_AGED_PRIORITY,
+    "longest-prefix": BY_PREFIX,
+}
+"""Kinds of orders by name. Requests wait in the order of a key that does not change while they wait: with aging, the key grows with
+the time of arrival, so that who has waited for long comes before who arrives now. The longest prefix does change, with the cache:
+there requests are kept by arrival, and looked through by `llmgym.serving.admission`."""
 
 HEAD, TAIL, FIRST = 0, 1, 2
 
@@ -46,14 +59,22 @@ def empty(state: EngineState, params: EngineParams, lane: int) -> None:
 
 
 @kernel
-def _key(state: EngineState, params: EngineParams, lane: int, order: int, request: int) -> int:
-    if order == BY_ARRIVAL:
-        return 0
-    if order == BY_OUTPUT:
-        return predicted_output(params.config[0], state.request[lane, request].predicted)
-    if order == BY_PRIORITY:
-        return state.request[lane, request].priority
-    return state.request[lane, request].area
+def _key(state: EngineState, params: EngineParams, lane: int, order: Order, number: int) -> float:
+    request = state.request[lane, number]
+    kind = order.kind
+    if kind in (BY_ARRIVAL, BY_PREFIX):
+        return 0.0
+    if kind == BY_OUTPUT:
+        return float(predicted_output(params.config[0], request.predicted))
+    if kind == BY_PRIORITY:
+        return float(request.priority)
+    if kind == BY_AGED_AREA:
+        return request.area + order.weight * request.arrival_s
+    if kind == BY_DEADLINE:
+        return request.arrival_s + params.objectives[request.request_class].ttft_s
+    if kind == BY_AGED_PRIORITY:
+        return request.arrival_s + order.weight * request.priority
+    return float(request.area)
 
 
 @kernel
@@ -87,7 +108,9 @@ def insert(state: EngineState, params: EngineParams, lane: int, request: int) ->
     for row in range(params.orders.shape[0]):
         line = state.queue[lane, row]
         tail = line[TAIL]
-        last = params.orders[row] == BY_ARRIVAL and (tail == line[HEAD] or request > line[FIRST + tail - 1])
+        last = params.orders[row].kind == BY_ARRIVAL and (
+            tail == line[HEAD] or request > line[FIRST + tail - 1]
+        )
         if last and FIRST + tail < line.shape[0]:
             line[FIRST + tail] = request
             line[TAIL] = tail + 1

@@ -11,7 +11,7 @@ Not every request ends: a rule may never run it (`vllm-prefill-only` waits for a
 still in the engine is *unfinished*. A rule that runs batch after batch and never finishes anybody is told as an error.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ from llmgym.serving.requests import FIRST_TOKENS, derived_limits, time_per_token
 from llmgym.serving.rules import Rule, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, EngineSettings, cache_in_blocks
 from llmgym.serving.state import Block, Prefixes, Request, Resident, no_prefixes
+from llmgym.serving.targets import Target, check_targets, objective_records
 from llmgym.workloads import RequestClass, Workload
 from llmgym.workloads import replay as arrivals_of
 from llmgym.workloads.arrivals import Rows
@@ -257,6 +258,7 @@ def replay(
     information: str | None = None,
     seed: int = 0,
     prefix_caching: bool = False,
+    targets: Sequence[Target] = (),
     log: bool = False,
 ) -> Replayed:
     """Replay requests on one engine, or on several that step together. The defaults are those of vLLM V1.
@@ -283,6 +285,7 @@ def replay(
         seed: of the errors of `noisy`.
         prefix_caching: whether full blocks are kept when requests leave, and found by others of the same session
             (`llmgym.serving.prefix`).
+        targets: objectives of each class of the rows, for rules that look at them.
         log: whether to tell every batch, which takes some hundred times longer.
 
     Returns:
@@ -299,6 +302,8 @@ def replay(
     whole("seed", seed, 0, 2**63)
     if clients is not None:
         whole("clients", clients)
+    if targets:
+        check_targets(rows, targets)
     settings = EngineSettings(
         budget=budget,
         **({} if chunk is None else {"chunk": chunk}),
@@ -318,21 +323,28 @@ def replay(
         )
     predicted = _predictions(rows, information, seed, capacity)
     chosen_rule = _chosen_rule(rule, rows, predicted, capacity, longest)
-    records, class_budgets, orders = pack([chosen_rule], OVERFLOWS[overflow], 1, rows.priority is not None)
     n = len(rows.arrival_s)
     most = -(-n // ranks)
     first, _ = FIRST_TOKENS[first_token]
+    batch_s = saturation(_workload(rows), profile, capacity, longest, budget, seats, first).batch_s
+    packed = pack(
+        [chosen_rule],
+        OVERFLOWS[overflow],
+        1,
+        area_per_s=capacity / batch_s,
+        priorities=rows.priority is not None,
+        objectives=bool(targets),
+        prefixes=prefix_caching,
+    )
     config = Config.pack(
         settings,
         kv_capacity=capacity,
         chunk=longest,
         seats=min(seats, most),  # more than requests need no room
         default_output=int(rows.output_tokens.mean()),
-        ttft_slo_s=np.inf,
-        tpot_slo_s=np.inf,
         ahead=int(SCHEDULINGS[scheduling] != SYNC),
         clients=clients or 0,
-        idle_s=saturation(_workload(rows), profile, capacity, longest, budget, seats, first).batch_s,
+        idle_s=batch_s,
         **derived_limits(
             longest, first_token, SCHEDULINGS[scheduling] == HELD, not chunk_alone, prefix_caching
         ),
@@ -347,7 +359,7 @@ def replay(
         np.repeat(Rank.blank, ranks),  # type: ignore[arg-type]
         Resident.zeros(ranks, seats),
         np.full((ranks, most), Request.blank),  # type: ignore[arg-type]
-        np.zeros((ranks, len(orders), most + 2), np.int32),
+        np.zeros((ranks, len(packed.orders), most + 2), np.int32),
         prefixes,
         np.zeros((ranks, SCRATCH_ROWS, seats + 1), np.int32),
     )
@@ -361,8 +373,10 @@ def replay(
             requests["predicted"] = predicted[chosen]
         if rows.priority is not None:
             requests["priority"] = rows.priority[chosen]
+        if targets and rows.request_class is not None:
+            requests["request_class"] = rows.request_class[chosen]
         state.lane[r]["requests"] = len(chosen)
-    params = Params(config, records, class_budgets, orders, profile.step_cost())
+    params = Params(config, *packed, objective_records(targets or [Target()]), profile.step_cost())
     serial = -(-rows.prompt_tokens.astype(np.int64) // min(longest, budget)) + rows.output_tokens
     loop: Any = Loop.blank.copy()
     loop["patience"] = PATIENCE * int(serial.max()) + int(serial.sum())

@@ -89,6 +89,7 @@ class Replay:
             scheduling=self.scheduling,
             prefix_caching=self.prefix_caching,
             rule=self.rule,
+            targets=targets,
             ranks=self.ranks,
             clients=self.clients,
         )

@@ -6,16 +6,17 @@ what happens when the cache overflows. `llmgym.serving.admission` carries it out
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.core.checks import whole
+from llmgym.core.checks import number, whole
 from llmgym.core.records import Records
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.serving.overflow import CLEAR, PAUSE, VICTIMS
-from llmgym.serving.queue import BY_AREA, BY_ARRIVAL, BY_OUTPUT, BY_PRIORITY
-from llmgym.serving.state import CompiledRule
+from llmgym.serving.queue import ORDERS
+from llmgym.serving.state import CompiledRule, Order
 
 LEAST_CLEARED = 0.001
 """A rule clears a resident with at least this probability, so that clearing comes to an end."""
@@ -23,12 +24,6 @@ LEAST_CLEARED = 0.001
 FIRST_CHUNK, WHOLE_PROMPT, PEAK, FUTURE, HEADROOM, CLASS_BUDGET = 0, 1, 2, 3, 4, 5
 AS_ADMITTED, DECODE_FIRST, PREFILL_FIRST, PREFILL_ONLY, DECODE_ONLY = 0, 1, 2, 3, 4
 
-ORDERS = {
-    "arrival": BY_ARRIVAL,
-    "shortest-output": BY_OUTPUT,
-    "smallest-area": BY_AREA,
-    "priority": BY_PRIORITY,
-}
 CHECKS = {
     "first-chunk": FIRST_CHUNK,
     "whole-prompt": WHOLE_PROMPT,
@@ -37,7 +32,7 @@ CHECKS = {
     "headroom": HEADROOM,
     "class-budget": CLASS_BUDGET,
 }
-PREDICTED = ("shortest-output", "smallest-area", "peak", "future")
+PREDICTED = ("shortest-output", "smallest-area", "aging", "peak", "future")
 """Orders and checks that reckon with the predicted output lengths of requests."""
 BATCHES = {
     "as-admitted": AS_ADMITTED,
@@ -54,8 +49,10 @@ class Rule:
 
     Attributes:
         name: how tables call it.
-        order: in which waiting requests are looked at: `arrival`, `shortest-output` or `smallest-area` (predicted), or `priority`
-            (lower ones first, then by arrival).
+        order: in which waiting requests are looked at: `arrival`; `shortest-output` or `smallest-area` (predicted), `aging` (the
+            same area less what has been waited, see there); `priority` (lower ones first, then by arrival), `priority-aging`
+            (by arrival plus `lead_s` for each step of priority); `deadline` (arrival plus the TTFT objective of the class);
+            `longest-prefix` (who finds most of its prompt in the cache, of the first 128 by arrival, as SGLang does).
         check: what must hold for one to be admitted, besides room for its first chunk in the coming batch:
             `first-chunk` nothing more; `whole-prompt` cache + whole prompt + `watermark` * M <= M; `peak` the predicted peaks
             of all residents fit together; `future` no predicted completion time overflows; `headroom` cache + prompt
@@ -65,6 +62,8 @@ class Rule:
         victim: who loses its cache on overflow, where residents are preempted: the `youngest`, `oldest`, `largest` or
             `least-computed` (most and fewest tokens in the cache), or `worst-priority`, the last by priority and arrival.
         clears: on overflow each resident loses all progress with `clear_probability`, instead of what the environment does.
+        aging: seconds of the whole engine, at its reference rate, that a second of waiting makes up for in the `aging` order.
+        lead_s: by how many seconds a step of priority comes before the next, in the `priority-aging` order.
         most: admissions a batch.
         watermark: fraction of M kept free at admission (`whole-prompt` check).
         headroom: fraction of M kept free at admission (`headroom` check).
@@ -80,6 +79,8 @@ class Rule:
     skip: bool = False
     victim: str = "youngest"
     clears: bool = False
+    aging: float = 0.05
+    lead_s: float = 10.0
     most: int = 2**31 - 1
     watermark: float = 0.0
     headroom: float = 0.0
@@ -100,6 +101,8 @@ class Rule:
                 raise InvalidArgument(
                     f"{name}={getattr(self, name)!r} of rule {self.name!r}: expected 0 <= {name} < 1"
                 )
+        for name in ("aging", "lead_s"):
+            number(f"{name} (rule {self.name!r})", getattr(self, name), zero=True)
         whole(f"most (rule {self.name!r})", self.most, 1, 2**31 - 1)
         if not LEAST_CLEARED <= self.clear_probability <= 1.0:
             raise InvalidArgument(
@@ -118,7 +121,7 @@ class Rule:
     @property
     def prioritises(self) -> bool:
         """Whether the rule looks at the priorities of requests, so that they have to have some."""
-        return self.order == "priority" or self.victim == "worst-priority"
+        return self.order in ("priority", "priority-aging") or self.victim == "worst-priority"
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -127,6 +130,8 @@ class Rule:
             "watermark": self.check == "whole-prompt",
             "headroom": self.check == "headroom",
             "clear_probability": self.clears,
+            "aging": self.order == "aging",
+            "lead_s": self.order == "priority-aging",
             "most": True,
         }
         return tuple(name for name, does in used.items() if does)
@@ -165,14 +170,26 @@ CATALOGUE: dict[str, Rule] = {
     )
 }
 
-WITH_PRIORITIES: dict[str, Rule] = {
+OF_ENGINES: dict[str, Rule] = {
     rule.name: rule
     for rule in (
         # vLLM V1 with scheduling_policy="priority": by (priority, arrival), and the worst by these two is preempted.
         Rule("vllm-priority", order="priority", check="whole-prompt", victim="worst-priority"),
+        # Shortest predicted output first, as vLLM's priority mode serves it when the prediction is the priority.
+        Rule("shortest-first", order="shortest-output", check="whole-prompt"),
+        # Shortest remaining work first, less what was waited (Kleinrock's accumulating priorities, Nav. Res. Logist. Q. 11, 1964).
+        Rule("area-aging", order="aging", check="whole-prompt"),
+        # Earliest deadline first (Liu and Layland, J. ACM 20, 1973), the deadline being that of the first token.
+        Rule("edf", order="deadline", check="whole-prompt"),
+        # Classes in turn, each some seconds ahead of the next: delay-dependent priorities with equal slopes (Jackson, 1960).
+        Rule("priority-aging", order="priority-aging", check="whole-prompt"),
+        # Whoever has computed least is preempted, since least is lost.
+        Rule("least-computed", check="whole-prompt", victim="least-computed"),
+        # Zheng et al., SGLang (arXiv 2312.07104), section 3: the longest cached prefix first.
+        Rule("longest-prefix", order="longest-prefix", check="whole-prompt"),
     )
 }
-"""Rules for requests that have priorities, as the rows of a replay may."""
+"""Rules of engines: orders with aging, by deadlines, priorities and cached prefixes, where requests have such."""
 
 
 def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
@@ -188,7 +205,7 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
             resolved.append(rule)
             continue
         name, changed, changes = str(rule).partition(":")
-        known = CATALOGUE | WITH_PRIORITIES
+        known = CATALOGUE | OF_ENGINES
         if name not in known:
             raise UnknownName("rule", name, known)
         made = known[name]
@@ -211,25 +228,49 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
     return tuple(resolved)
 
 
+class Packed(NamedTuple):
+    """Rules as compiled code reads them.
+
+    Attributes:
+        rules: records [rules].
+        class_budgets: admissions to a batch, int32 [rules, classes].
+        orders: those that must be kept, records [orders].
+    """
+
+    rules: Records[CompiledRule]
+    class_budgets: NDArray[np.int32]
+    orders: Records[Order]
+
+
 def pack(
-    rules: Sequence[Rule], overflow: int, classes: int, priorities: bool = False
-) -> tuple[Records[CompiledRule], NDArray[np.int32], NDArray[np.int64]]:
+    rules: Sequence[Rule],
+    overflow: int,
+    classes: int,
+    *,
+    area_per_s: float,
+    priorities: bool = False,
+    objectives: bool = False,
+    prefixes: bool = False,
+    orders: Sequence[str] = (),
+) -> Packed:
     """Rules as compiled code reads them.
 
     Args:
         rules: the rules, in the order of their numbers.
         overflow: PAUSE or RECOMPUTE, what the environment does on overflow.
         classes: number of request classes of the workload.
+        area_per_s: what the engine gets through at its reference rate, tokens x batches a second; `aging` is measured in it.
         priorities: whether requests have priorities.
-
-    Returns:
-        Records [rules]; admissions to a batch by class, int32 [rules, classes]; the orders that must be kept, int64 [orders].
+        objectives: whether classes have objectives.
+        prefixes: whether prefixes are cached.
+        orders: further orders to keep, by name, before those of the rules.
 
     Raises:
-        InvalidArgument: a class-budget rule that does not name a budget for each class, a rule that looks at priorities where
-            requests have none, or one that chooses a victim where residents are paused.
+        InvalidArgument: a class-budget rule that does not name a budget for each class, a rule that looks at priorities, objectives
+            or cached prefixes where there are none, or one that chooses a victim where residents are paused.
     """
-    orders = sorted({ORDERS[rule.order] for rule in rules})
+    first = [(ORDERS[name], 0.0) for name in orders]
+    kept = first + sorted({_order_of(rule, area_per_s) for rule in rules} - set(first))
     records = CompiledRule.zeros(len(rules))
     budgets = np.zeros((len(rules), classes), np.int32)
     for i, rule in enumerate(rules):
@@ -238,13 +279,19 @@ def pack(
                 f"rule={rule.name!r}: it looks at the priorities of requests, and these have none; a replay of rows with a "
                 "priority has them"
             )
+        if rule.order == "deadline" and not objectives:
+            raise InvalidArgument(
+                f"rule={rule.name!r}: it looks at the TTFT objectives of classes, and there are none; give targets"
+            )
+        if rule.order == "longest-prefix" and not prefixes:
+            raise InvalidArgument(f"rule={rule.name!r}: it looks at cached prefixes, and none are cached")
         if rule.victim != "youngest" and overflow == PAUSE and not rule.clears:
             raise InvalidArgument(
                 f"victim={rule.victim!r} of rule {rule.name!r}: nobody is preempted with overflow='pause'; choose 'recompute'"
             )
         records[i] = CompiledRule.pack(
             rule,
-            row=orders.index(ORDERS[rule.order]),
+            row=kept.index(_order_of(rule, area_per_s)),
             check=CHECKS[rule.check],
             batch=BATCHES[rule.batch],
             overflow=CLEAR if rule.clears else overflow,
@@ -256,4 +303,21 @@ def pack(
                     f"rule {rule.name!r} has {len(rule.class_budgets)} class budgets, the workload has {classes} classes"
                 )
             budgets[i] = rule.class_budgets
-    return records, budgets, np.array(orders, np.int64)
+    return Packed(records, budgets, order_records(kept))
+
+
+def _order_of(rule: Rule, area_per_s: float) -> tuple[int, float]:
+    weight = {"aging": rule.aging * area_per_s, "priority-aging": rule.lead_s}.get(rule.order, 0.0)
+    return ORDERS[rule.order], weight
+
+
+def order_records(orders: Sequence[tuple[int, float]]) -> Records[Order]:
+    """Orders as compiled code reads them.
+
+    Args:
+        orders: kind and weight of each, see `Order`.
+    """
+    records = Order.zeros(len(orders))
+    for i, (kind, weight) in enumerate(orders):
+        records[i]["kind"], records[i]["weight"] = kind, weight  # type: ignore[index]
+    return records

@@ -54,8 +54,6 @@ class Limits(Record):
     alone: int = int32("1 if a request that is alone in the engine may take the whole budget for its chunk.")
     per_chunk: float = float64("Reciprocal of `chunk`, 1/tokens.")
     default_output: int = int32("Stands in for a prediction where there is none, tokens.")
-    ttft_slo_s: float = float64("Objective for the time to the first token, seconds.")
-    tpot_slo_s: float = float64("Objective for the time per output token after the first, seconds.")
 
 
 class Engine(Record):
@@ -79,7 +77,8 @@ class Engine(Record):
     blocked: int = int32("1 if the plan had to pause or preempt: nobody is admitted to this batch.")
     overflow: int = int32("PAUSE, RECOMPUTE or CLEAR, in force when the batch was planned.")
     skip: int = int32("1 if pausing skips those that do not fit, 0 if it pauses everybody younger too.")
-    victim: int = int32("Who is preempted, a value of `VICTIMS`.")
+    victim: int = int32("Who is preempted, a value of `VICTIMS`, or CHOSEN.")
+    short: int = int32("1 if the next batch does not fit and waits for a victim to be chosen.")
     leaving: int = int32("Residents that have completed and still hold their seat and blocks.")
     clear_probability: float = float64("Probability with which clearing throws out a resident.")
     waiting: int = int32("Requests that wait for admission.")
@@ -90,7 +89,8 @@ class Engine(Record):
     free_row: int = int32("First free row of blocks, where prefixes are cached.")
     waiting_area: int = int64("Predicted area of the waiting requests, tokens x batches.")
     done: int = int32("Requests that have completed.")
-    met: int = int32("Completed requests whose TTFT and TPOT were both within their objectives.")
+    met: int = int32("Completed requests whose TTFT and TPOT were both within the objectives of their class.")
+    met_weight: float = float64("What they count together, by the weights of their classes.")
     preemptions: int = int32("How often a resident has lost its cache.")
     dropped: int = int64("Cache thrown away by preemption, tokens.")
     draws: int = int32("Random numbers drawn within the episode.")
@@ -124,6 +124,23 @@ class Resident(Record):
     blocks: int = int32("Blocks that it holds, where prefixes are cached.")
     keyed: int = int32("Blocks of these, from the first on, that have keys.")
     gone: int = int16("1 once it has completed, while it still holds its seat and blocks.")
+
+
+class Order(Record):
+    """An order in which waiting requests are kept."""
+
+    kind: int = int64("What it goes by, a value of `llmgym.serving.queue.ORDERS`.")
+    weight: float = float64(
+        "`aging`: what a second of waiting counts, tokens x batches; `priority-aging`: what a step of priority counts, seconds."
+    )
+
+
+class Objective(Record):
+    """What a class of requests is promised."""
+
+    ttft_s: float = float64("Time from arrival to the first token, seconds.")
+    tpot_s: float = float64("Time per output token after the first, seconds.")
+    weight: float = float64("What a request counts that is within both.")
 
 
 class CompiledRule(Record):
@@ -217,8 +234,12 @@ class EngineParams(Protocol):
         """Admissions to a batch, int32 [rules, classes]."""
 
     @property
-    def orders(self) -> NDArray[np.int64]:
-        """The orders in which waiting requests are kept, int64 [orders]."""
+    def orders(self) -> Records[Order]:
+        """The orders in which waiting requests are kept, [orders]."""
+
+    @property
+    def objectives(self) -> Records[Objective]:
+        """What each class of requests is promised, [classes]."""
 
     @property
     def cost(self) -> StepCost:

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.checks import number
+from llmgym.core.records import Records
 from llmgym.errors import InvalidArgument
-from llmgym.serving.replay import Replayed
+from llmgym.serving.state import Objective
 from llmgym.workloads.arrivals import Rows
 
 
@@ -37,6 +38,30 @@ class Target:
                     f"{name}={getattr(self, name)!r} of a target: expected a time above 0 s"
                 )
         number("weight of a target", self.weight, zero=True)
+
+
+class Times(Protocol):
+    """When requests arrived and had their tokens, such as `llmgym.serving.replay.Replayed`; float64 [n], s, NaN where never."""
+
+    @property
+    def arrival_s(self) -> NDArray[np.float64]:
+        """Arrival."""
+
+    @property
+    def first_s(self) -> NDArray[np.float64]:
+        """First output token."""
+
+    @property
+    def last_s(self) -> NDArray[np.float64]:
+        """Last one."""
+
+
+def objective_records(targets: Sequence[Target]) -> Records[Objective]:
+    """Targets of classes as compiled code reads them."""
+    records = Objective.zeros(len(targets))
+    for i, target in enumerate(targets):
+        records[i : i + 1] = Objective.pack(target)
+    return records
 
 
 class Attained(NamedTuple):
@@ -73,7 +98,7 @@ def check_targets(rows: Rows, targets: Sequence[Target]) -> None:
         )
 
 
-def attained(rows: Rows, replayed: Replayed, targets: Sequence[Target]) -> Attained:
+def attained(rows: Rows, replayed: Times, targets: Sequence[Target]) -> Attained:
     """Compare a replay with the targets of its requests. A request that never finishes is within none.
 
     Args:

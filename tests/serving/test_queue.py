@@ -9,11 +9,25 @@ from hypothesis import strategies as st
 
 from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.serving import queue, residents
+from llmgym.serving.overflow import RECOMPUTE
+from llmgym.serving.rules import pack, resolve
+from llmgym.serving.targets import Target, objective_records
 
 SIZE = 12
-RULES = ("wc-fcfs", "mc-sf", "smallest-area")  # one rule for each order
-SIMULATION = KVQueue(scenario="tiny", requests=SIZE, chunk=4, action="rule", rules=RULES)
-PARAMS = SIMULATION.params
+SIMULATION = KVQueue(scenario="tiny", requests=SIZE, chunk=4)
+RULES = resolve(
+    ("wc-fcfs", "mc-sf", "smallest-area", "area-aging:aging=0.5", "priority-aging:lead_s=3", "edf")
+)
+ORDERS = pack(RULES, RECOMPUTE, 2, area_per_s=10.0, priorities=True, objectives=True).orders
+TTFT_S = (1.0, 8.0)
+PARAMS = SIMULATION.params._replace(
+    orders=ORDERS, objectives=objective_records([Target(limit, 1.0) for limit in TTFT_S])
+)
+
+
+def allocate() -> Any:
+    state = SIMULATION.allocate(1)
+    return state._replace(queue=np.zeros((1, len(ORDERS), SIZE + 2), np.int32))
 
 
 def area(prompt: int, output: int, kept: int = 0, chunk: int = 4) -> int:
@@ -53,11 +67,14 @@ def test_every_order_is_that_of_a_sorted_list(
     world: tuple[list[tuple[int, int]], list[tuple[str, int]]],
 ) -> None:
     lengths, history = world
-    assert PARAMS.orders.tolist() == [queue.BY_ARRIVAL, queue.BY_OUTPUT, queue.BY_AREA]
-    state = SIMULATION.allocate(1)
+    kinds = [queue.BY_ARRIVAL, queue.BY_OUTPUT, queue.BY_AREA, queue.BY_AGED_AREA, queue.BY_DEADLINE]
+    assert PARAMS.orders["kind"].tolist() == [*kinds, queue.BY_AGED_PRIORITY]
+    state = allocate()
     default = int(PARAMS.config[0]["default_output"])
     state.request["prompt"][0], state.request["predicted"][0] = np.array(lengths).T
     state.request["output"][0] = 9
+    state.request["arrival_s"][0] = range(SIZE)
+    state.request["priority"][0] = state.request["request_class"][0] = np.arange(SIZE) % 2
     kept = [0] * SIZE
 
     def told(i: int) -> int:
@@ -82,6 +99,11 @@ def test_every_order_is_that_of_a_sorted_list(
             sorted(inside),
             sorted(inside, key=lambda i: (told(i), i)),
             sorted(inside, key=lambda i: (size(i), i)),
+            sorted(
+                inside, key=lambda i: (size(i) + 0.5 * 10.0 * i, i)
+            ),  # a second of waiting: half of what 1 s gets through
+            sorted(inside, key=lambda i: (i + TTFT_S[i % 2], i)),
+            sorted(inside, key=lambda i: (i + 3.0 * (i % 2), i)),
         ]
         assert state.lane[0]["waiting"] == len(inside)
         assert state.lane[0]["waiting_area"] == sum(map(size, inside))
@@ -90,13 +112,13 @@ def test_every_order_is_that_of_a_sorted_list(
 @pytest.mark.parametrize("backwards", [False, True])
 def test_a_full_line_holds_every_request_in_both_directions(backwards: bool) -> None:
     """Everybody waits at once, twice over: the line must not run out at either end of its array."""
-    state = SIMULATION.allocate(1)
+    state = allocate()
     state.request["prompt"][0], state.request["output"][0], state.request["predicted"][0] = 3, 9, 5
     numbers = range(SIZE - 1, -1, -1) if backwards else range(SIZE)
     for _ in range(3):
         for number in numbers:
             residents.wait(state, PARAMS, 0, number)
-        assert lines(state) == [list(range(SIZE))] * 3
+        assert lines(state) == [list(range(SIZE))] * len(ORDERS)
         for number in reversed(numbers):
             queue.remove(state, PARAMS, 0, number)
-        assert lines(state) == [[], [], []]
+        assert lines(state) == [[]] * len(ORDERS)

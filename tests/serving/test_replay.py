@@ -20,6 +20,7 @@ from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.errors import InvalidArgument, NoProgress, UnknownName
 from llmgym.serving.replay import latency_figures, replay
 from llmgym.serving.rules import CATALOGUE, Rule
+from llmgym.serving.targets import Target
 from llmgym.workloads import Rows
 
 LAWS = "h100/llama-3.1-8b"
@@ -442,6 +443,39 @@ def test_priorities_come_before_arrivals():
     rows = Rows([0.0] * 4, [4] * 4, [2] * 4, None, [3, -1, 3, 0])
     found = replay(rows, SECOND, kv_capacity=64, seats=1, rule="vllm-priority", scheduling="sync", log=True)
     assert [step.run[0][0] for step in found.steps[::2]] == [1, 3, 0, 2]
+
+
+def served(rows, rule, **others):
+    found = replay(rows, SECOND, kv_capacity=256, seats=1, rule=rule, scheduling="sync", log=True, **others)
+    return list(dict.fromkeys(step.run[0][0] for step in found.steps))
+
+
+def test_the_earliest_deadline_comes_first():
+    """A long request runs first; then two classes wait, whose first tokens are due after 100 and 10 s."""
+    rows = Rows([0.0, 0.1, 0.2, 0.3], [4] * 4, [30, 2, 2, 2], None, None, None, [0, 0, 1, 0])
+    assert served(rows, "edf", targets=[Target(100.0), Target(10.0)]) == [0, 2, 1, 3]
+    assert served(rows, "edf", targets=[Target(10.0), Target(10.0)]) == [0, 1, 2, 3]
+    with pytest.raises(InvalidArgument, match="rule='edf'"):
+        served(rows, "edf")
+
+
+def test_a_step_of_priority_is_some_seconds():
+    rows = Rows([0.0, 1.0, 9.0], [4] * 3, [30, 2, 2], None, [0, 1, 0])
+    assert served(rows, "priority-aging:lead_s=20") == [0, 2, 1]
+    assert served(rows, "priority-aging:lead_s=5") == [0, 1, 2]
+
+
+def test_waiting_makes_up_for_work():
+    rows = Rows([0.0, 1.0, 21.0], [4] * 3, [30, 60, 2], [30, 60, 2])
+    assert served(rows, "area-aging:aging=0") == [0, 2, 1]
+    assert served(rows, "area-aging:aging=10") == [0, 1, 2]
+
+
+def test_the_longest_cached_prefix_comes_first():
+    """The first turn of session 0 runs; then a stranger and its second turn wait."""
+    rows = Rows([0.0, 0.1, 0.2], [64, 64, 90], [8, 4, 4], session=[0, 1, 0])
+    assert served(rows, "longest-prefix", prefix_caching=True) == [0, 2, 1]
+    assert served(rows, "vllm:watermark=0", prefix_caching=True) == [0, 1, 2]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Rules as data: the catalogue, changed numbers, and what is refused."""
 
-import numpy as np
 import pytest
 
 from llmgym.errors import InvalidArgument, UnknownName
@@ -82,16 +81,16 @@ def test_a_rule_that_admits_nobody_is_refused(most: int) -> None:
 def test_packed_records() -> None:
     own = Rule("c", check="class-budget", class_budgets=(3, 4))
     rules = resolve(("wc-fcfs", "mc-sf", "vllm:watermark=0.1", "alpha-clearing", own))
-    records, budgets, orders = pack(rules, RECOMPUTE, 2)
-    assert orders.tolist() == [BY_ARRIVAL, BY_OUTPUT] and orders.dtype == np.int64
+    records, budgets, orders = pack(rules, RECOMPUTE, 2, area_per_s=1.0)
+    assert orders["kind"].tolist() == [BY_ARRIVAL, BY_OUTPUT] and orders["weight"].tolist() == [0.0, 0.0]
     assert records["row"].tolist() == [0, 1, 0, 0, 0]
     assert records["check"].tolist() == [0, FUTURE, WHOLE_PROMPT, CHECKS["headroom"], CLASS_BUDGET]
     assert records["overflow"].tolist() == [RECOMPUTE, RECOMPUTE, RECOMPUTE, CLEAR, RECOMPUTE]
     assert records["watermark"].tolist() == [0, 0, 0.1, 0, 0] and records["headroom"][3] == 0.2
     assert budgets.tolist() == [[0, 0]] * 4 + [[3, 4]]
-    assert pack(resolve(("smallest-area",)), PAUSE, 1)[2].tolist() == [BY_AREA]
+    assert pack(resolve(("smallest-area",)), PAUSE, 1, area_per_s=1.0).orders["kind"].tolist() == [BY_AREA]
     with pytest.raises(InvalidArgument, match="rule 'c' has 2 class budgets, the workload has 3 classes"):
-        pack(rules, PAUSE, 3)
+        pack(rules, PAUSE, 3, area_per_s=1.0)
 
 
 def test_a_victim_is_named_like_a_number():
@@ -106,12 +105,32 @@ def test_a_victim_is_named_like_a_number():
 def test_priorities_have_to_be_there():
     for rule in (*resolve(("vllm-priority", "wc-fcfs:victim=worst-priority")), Rule("own", order="priority")):
         with pytest.raises(InvalidArgument, match=f"rule='{rule.name}': it looks at the priorities"):
-            pack([rule], RECOMPUTE, 1)
-        assert pack([rule], RECOMPUTE, 1, priorities=True)[0]["victim"][0] == VICTIMS[rule.victim]
+            pack([rule], RECOMPUTE, 1, area_per_s=1.0)
+        assert (
+            pack([rule], RECOMPUTE, 1, area_per_s=1.0, priorities=True)[0]["victim"][0]
+            == VICTIMS[rule.victim]
+        )
+
+
+def test_objectives_and_prefixes_have_to_be_there():
+    (edf, longest) = resolve(("edf", "longest-prefix"))
+    with pytest.raises(InvalidArgument, match="rule='edf': it looks at the TTFT objectives"):
+        pack([edf], RECOMPUTE, 1, area_per_s=1.0)
+    with pytest.raises(InvalidArgument, match="rule='longest-prefix': it looks at cached prefixes"):
+        pack([longest], RECOMPUTE, 1, area_per_s=1.0)
+    assert len(pack([edf, longest], RECOMPUTE, 1, area_per_s=1.0, objectives=True, prefixes=True).orders) == 2
+
+
+def test_two_weights_of_one_order_are_two_orders():
+    rules = resolve(("area-aging:aging=0.1", "area-aging:aging=0.2", "area-aging"))
+    packed = pack(rules, RECOMPUTE, 1, area_per_s=100.0)
+    assert packed.orders["weight"].tolist() == [5.0, 10.0, 20.0] and packed.rules["row"].tolist() == [1, 2, 0]
+    with pytest.raises(InvalidArgument, match=r"aging \(rule 'slow'\)=-1"):
+        Rule("slow", order="aging", aging=-1)
 
 
 def test_nobody_is_preempted_where_residents_are_paused():
     with pytest.raises(
         InvalidArgument, match="victim='oldest' of rule 'wc-fcfs:victim=oldest': nobody is pre"
     ):
-        pack(resolve(("wc-fcfs:victim=oldest",)), PAUSE, 1)
+        pack(resolve(("wc-fcfs:victim=oldest",)), PAUSE, 1, area_per_s=1.0)

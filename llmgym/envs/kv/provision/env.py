@@ -57,6 +57,7 @@ from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
 from llmgym.serving.rules import pack, resolve
 from llmgym.serving.settings import OVERFLOWS, cache_in_blocks
 from llmgym.serving.state import Request, Resident, no_prefixes
+from llmgym.serving.targets import Target, objective_records
 from llmgym.workloads import Workload
 
 PARCELS = 100
@@ -210,10 +211,10 @@ class KVProvision(Simulation):
         )
         (rule,) = resolve((chosen.rule,))
         rules = (with_class_budgets(rule, self.workload, self.kv_capacity, chosen.chunk),)
-        records, class_budgets, orders = pack(rules, OVERFLOWS[chosen.overflow], len(self.workload.classes))
-        return Params(
-            config, records, class_budgets, orders, self.profile.step_cost(), traffic.traffic("mean"), work
-        )
+        classes = len(self.workload.classes)
+        packed = pack(rules, OVERFLOWS[chosen.overflow], classes, area_per_s=self.kv_capacity / batch_s)
+        objectives = objective_records([Target(chosen.ttft_slo_s, chosen.tpot_slo_s)] * classes)
+        return Params(config, *packed, objectives, self.profile.step_cost(), traffic.traffic("mean"), work)
 
     def _traffic(self, mean_rps: float) -> tuple[Workload, float]:
         """What arrives, requests or parcels of the fluid, and the requests that each stands for; sets the room for it."""

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.records import Record, Records, Records2, float64, int32, metric, shown
 from llmgym.profiles.cost import StepCost
-from llmgym.serving.state import CompiledRule, Engine, Limits, Prefixes, Request, Resident
+from llmgym.serving.state import CompiledRule, Engine, Limits, Objective, Order, Prefixes, Request, Resident
 from llmgym.workloads.traffic import Traffic
 
 EVENT, FLUID = 0, 1
@@ -274,7 +274,8 @@ class Params(NamedTuple):
         config: one record.
         rules: the rule of every replica.
         class_budgets: int32 [1, classes], admissions to a batch.
-        orders: int64 [1], the order of the waiting requests.
+        orders: the order of the waiting requests, [1].
+        objectives: of each class.
         cost: what a batch costs.
         traffic: the requests, or the parcels of the fluid.
         work: float64 [classes, 5], what a request of each class brings into the fluid, see `REQUESTS`.
@@ -283,7 +284,8 @@ class Params(NamedTuple):
     config: Records[Config]
     rules: Records[CompiledRule]
     class_budgets: NDArray[np.int32]
-    orders: NDArray[np.int64]
+    orders: Records[Order]
+    objectives: Records[Objective]
     cost: StepCost
     traffic: Traffic
     work: NDArray[np.float64]

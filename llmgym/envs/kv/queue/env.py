@@ -46,9 +46,10 @@ from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import OUTPUT, PROMPT, exact_area, saturation, with_class_budgets
 from llmgym.serving.hidden import redraw_arrivals, redraw_outputs
 from llmgym.serving.requests import FIRST_TOKENS, checksum_of, derived_limits
-from llmgym.serving.rules import CATALOGUE, ORDERS, Rule, pack, resolve
+from llmgym.serving.rules import CATALOGUE, Rule, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, cache_in_blocks, check_overflow
 from llmgym.serving.state import Request, Resident, no_prefixes
+from llmgym.serving.targets import Target, objective_records
 
 MOST_BATCHES = 2**16
 """A decision lasts no more batches: it is one compiled call, in which Python sees no signal."""
@@ -103,7 +104,7 @@ class KVQueue(Simulation):
         check_overflow(chosen.overflow, chosen.block, chosen.scheduling)
         self.action_mode = choice("action", action, MODES)
         self.reward = choice("reward", reward, REWARDS)
-        choice("order", order, [name for name in ORDERS if name != "priority"])
+        choice("order", order, ("arrival", "shortest-output", "smallest-area"))
         whole("slots", slots)
         whole("every", every, 1, MOST_BATCHES)
         if every > 1 and action not in ("rule", "watermark"):
@@ -217,11 +218,11 @@ class KVQueue(Simulation):
             **derived_limits(chosen.chunk, chosen.first_token, SCHEDULINGS[chosen.scheduling] == HELD),
             **{f"per_{name}": 1.0 / scale for name, scale in scales.items()},
         )
-        records, class_budgets, orders = pack(
-            self.rules, OVERFLOWS[chosen.overflow], len(self.workload.classes)
-        )
+        classes = len(self.workload.classes)
+        packed = pack(self.rules, OVERFLOWS[chosen.overflow], classes, area_per_s=capacity / batch_s)
+        objectives = objective_records([Target(chosen.ttft_slo_s, chosen.tpot_slo_s)] * classes)
         traffic = self.workload.traffic(chosen.information, chosen.noise_scale)
-        return Params(config, records, class_budgets, orders, self.profile.step_cost(), traffic)
+        return Params(config, *packed, objectives, self.profile.step_cost(), traffic)
 
     def _mean(self, f: Any) -> float:
         return self.workload.expectation(f, _even(self.workload))

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.records import Record, Records, Records2, float64, int32, int64, metric, shown
 from llmgym.profiles.cost import StepCost
-from llmgym.serving.state import CompiledRule, Engine, Limits, Prefixes, Request, Resident
+from llmgym.serving.state import CompiledRule, Engine, Limits, Objective, Order, Prefixes, Request, Resident
 from llmgym.workloads.traffic import Traffic
 
 ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3
@@ -204,6 +204,7 @@ class Params(NamedTuple):
     config: Records[Config]
     rules: Records[CompiledRule]
     class_budgets: NDArray[np.int32]
-    orders: NDArray[np.int64]
+    orders: Records[Order]
+    objectives: Records[Objective]
     cost: StepCost
     traffic: Traffic
