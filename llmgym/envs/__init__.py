@@ -15,11 +15,12 @@ def _ours(
     docs: str,
     baselines: str = "",
     audit: str = "",
+    version: int = 0,
 ) -> EnvSpec:
     """An environment of this package, whose parts are where all of them have them."""
     home = f"llmgym.envs.{folder}"
     return EnvSpec(
-        id=f"llmgym/{name}-v0",
+        id=f"llmgym/{name}-v{version}",
         env=f"{home}.env:{name}Env",
         vector_env=f"{home}.env:{name}VectorEnv",
         scenarios=f"llmgym.envs.{scenarios}",
@@ -41,6 +42,16 @@ ENVIRONMENTS = (
         source="Nie, Si, Zhou, ICML 2026, arXiv 2605.04595",
         docs="kv_queue",
         audit="kv.audit:queue",
+    ),
+    _ours(
+        "KVQueue",
+        "kv.queue_v1",
+        "kv.queue_v1.scenarios:SCENARIOS",
+        decision="which waiting request joins the batch of vLLM's engine, and which running one loses its cache",
+        source="Nie, Si, Zhou, ICML 2026, arXiv 2605.04595; vLLM V1",
+        docs="kv_queue_v1",
+        audit="kv.audit:queue",
+        version=1,
     ),
     _ours(
         "KVProvision",

@@ -64,7 +64,7 @@ def admit_by_rule(
                 + max(resident.predicted, output_so_far(engine.tick, resident) + 1),
             )
     looked_ahead = False
-    by_prefix = params.orders[rule.row].kind == queue.BY_PREFIX
+    by_prefix = config.prefix == 1 and params.orders[rule.row].kind == queue.BY_PREFIX
     if rule.check == CLASS_BUDGET:
         for k in range(params.class_budgets.shape[1]):
             state.scratch[lane, 0, k] = 0

@@ -471,6 +471,8 @@ def _record(state: EngineState, params: EngineParams, lane: int, resident: Resid
     request.e2e_s = e2e
     engine.done += 1
     promised = params.objectives[request.request_class]
-    if ttft <= promised.ttft_s and e2e - ttft <= promised.tpot_s * max(resident.output - 1, 1):
+    if e2e > promised.e2e_s:
+        engine.late += 1
+    elif ttft <= promised.ttft_s and e2e - ttft <= promised.tpot_s * max(resident.output - 1, 1):
         engine.met += 1
         engine.met_weight += promised.weight

@@ -7,7 +7,8 @@ computed anyway.
 
 A block counts the residents that hold it. When the last one leaves, a block without a key is the next to be handed out; one with
 a key goes to the end of a line, the last block of a request first. Blocks are handed out from the beginning of that line when no
-others are free, and lose their key then: whoever left longest ago is forgotten first. Several blocks may have one key, where two
+others are free, and lose their key then: whoever left longest ago is forgotten first. A resident that is marked (`Resident.forget`)
+is forgotten at once when it leaves. Several blocks may have one key, where two
 residents have computed the same tokens at the same time; the oldest of them is the one that is found.
 
 All of it applies where `Limits.prefix` is 1, and the arrays are empty elsewhere.
@@ -208,6 +209,8 @@ def let_go(state: EngineState, params: EngineParams, lane: int, resident: Reside
         if blocks[number].held > 0:
             continue
         freed += 1
+        if resident.forget == 1 and blocks[number].key != NO_KEY:
+            _forget(state, lane, number)
         if blocks[number].key == NO_KEY:
             blocks[number].after = engine.bare
             engine.bare = number

@@ -189,8 +189,10 @@ def _target(text: str) -> Target:
         numbers = [float(part) for part in text.split(",")]
     except ValueError:
         numbers = []
-    if len(numbers) not in (2, 3):
-        raise InvalidArgument(f"targets={text!r}: expected TTFT,TPOT or TTFT,TPOT,WEIGHT in seconds")
+    if len(numbers) not in (2, 3, 4):
+        raise InvalidArgument(
+            f"targets={text!r}: expected TTFT,TPOT or TTFT,TPOT,WEIGHT or TTFT,TPOT,WEIGHT,E2E, times in seconds"
+        )
     return Target(*numbers)
 
 

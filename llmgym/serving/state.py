@@ -89,7 +89,8 @@ class Engine(Record):
     free_row: int = int32("First free row of blocks, where prefixes are cached.")
     waiting_area: int = int64("Predicted area of the waiting requests, tokens x batches.")
     done: int = int32("Requests that have completed.")
-    met: int = int32("Completed requests whose TTFT and TPOT were both within the objectives of their class.")
+    late: int = int32("Completed requests that took longer than the end-to-end objective of their class.")
+    met: int = int32("Completed requests that were within all objectives of their class.")
     met_weight: float = float64("What they count together, by the weights of their classes.")
     preemptions: int = int32("How often a resident has lost its cache.")
     dropped: int = int64("Cache thrown away by preemption, tokens.")
@@ -123,6 +124,7 @@ class Resident(Record):
     row: int = int32("Row of its blocks, where prefixes are cached.")
     blocks: int = int32("Blocks that it holds, where prefixes are cached.")
     keyed: int = int32("Blocks of these, from the first on, that have keys.")
+    forget: int = int16("1 if its blocks lose their keys when it leaves, so that they are handed out next.")
     gone: int = int16("1 once it has completed, while it still holds its seat and blocks.")
 
 
@@ -140,6 +142,7 @@ class Objective(Record):
 
     ttft_s: float = float64("Time from arrival to the first token, seconds.")
     tpot_s: float = float64("Time per output token after the first, seconds.")
+    e2e_s: float = float64("Time from arrival to the last token, seconds.")
     weight: float = float64("What a request counts that is within both.")
 
 

@@ -21,7 +21,8 @@ class Target:
     Attributes:
         ttft_s: time from arrival to the first output token, s; infinite for none.
         tpot_s: time for each output token after the first, s; infinite for none.
-        weight: what a request that is within both counts.
+        weight: what a request that is within all counts.
+        e2e_s: time from arrival to the last token, s; infinite for none.
 
     Raises:
         InvalidArgument: a time that is not above 0, or a weight below 0.
@@ -30,9 +31,10 @@ class Target:
     ttft_s: float = np.inf
     tpot_s: float = np.inf
     weight: float = 1.0
+    e2e_s: float = np.inf
 
     def __post_init__(self) -> None:
-        for name in ("ttft_s", "tpot_s"):
+        for name in ("ttft_s", "tpot_s", "e2e_s"):
             if not getattr(self, name) > 0.0:
                 raise InvalidArgument(
                     f"{name}={getattr(self, name)!r} of a target: expected a time above 0 s"
@@ -114,11 +116,13 @@ def attained(rows: Rows, replayed: Times, targets: Sequence[Target]) -> Attained
     ttft_s = replayed.first_s - replayed.arrival_s
     with np.errstate(invalid="ignore", divide="ignore"):
         tpot_s = (replayed.last_s - replayed.first_s) / (rows.output_tokens - 1)
-    most = np.array([(target.ttft_s, target.tpot_s, target.weight) for target in targets])[of]
+    e2e_s = replayed.last_s - replayed.arrival_s
+    most = np.array([(one.ttft_s, one.tpot_s, one.weight, one.e2e_s) for one in targets])[of]
     # a single token has no next one to wait for
     met = (
         np.isfinite(replayed.last_s)
         & (ttft_s <= most[:, 0])
+        & (e2e_s <= most[:, 3])
         & ((rows.output_tokens == 1) | (tpot_s <= most[:, 1]))
     )
     size = np.bincount(of, minlength=len(targets)).astype(np.float64)

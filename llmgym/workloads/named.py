@@ -11,6 +11,7 @@ are independent, and the name gives the ratio of their means.
 
 import json
 import os
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ _LENGTHS = {  # prompt low, high; output low, high (tokens)
     "uniform-tiny": (5, 50, 5, 50),
 }
 _MIXED = "uniform-mixed"
+_TIERS = "chat-and-batch"
+_TIER_SHARES = (0.7, 0.3)
+"""Shares of interactive and of batch requests, chosen here."""
 _EXPECTED = "the name of a workload, a trace file, or a Workload"
 _PAPER = (
     "Nie, Si, Zhou: A Queueing-Theoretic Framework for Stability Analysis of LLM Inference with KV Cache "
@@ -52,7 +56,7 @@ _SOURCES = {
 
 def names() -> tuple[str, ...]:
     """Names of the workloads that `load` knows."""
-    return tuple(sorted([*TRACES, *_LENGTHS, _MIXED]))
+    return tuple(sorted([*TRACES, *_LENGTHS, _MIXED, _TIERS]))
 
 
 def load(name: str, format: str | None = None) -> Workload:
@@ -77,6 +81,17 @@ def load(name: str, format: str | None = None) -> Workload:
     if name == _MIXED:
         phases = (Phase(0.0, (1.0, 0.0)), Phase(0.5, (0.0, 1.0)))
         return _uniform(name, (_class("uniform-2:1"), _class("uniform-1:2")), phases)
+    if name == _TIERS:
+        chat, batch = load("azure-conv-2023"), load("sharegpt-8k")
+        return Workload(
+            name,
+            chat.arrivals,
+            (replace(chat.classes[0], name="interactive"), replace(batch.classes[0], name="batch")),
+            (Phase(0.0, _TIER_SHARES),),
+            description="Conversations of Azure 2023, and long documents as a second class; the shares are chosen here.",
+            source=f"{chat.source} {batch.source}",
+            licence=f"{chat.licence} {batch.licence}",
+        )
     raise UnknownName("workload", name, names())
 
 

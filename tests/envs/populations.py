@@ -34,6 +34,17 @@ def _kv_queue(env: Any, m: Counts) -> Counts:
     }
 
 
+def _kv_queue_v1(env: Any, m: Counts) -> Counts:
+    lane = env.lanes.state.lane[0]
+    return {
+        **_kv_queue(env, m),
+        "e2e_p90_s": m["completed"],
+        "late": m["requests"],
+        "goodput": float(lane["weight"]),
+        "reused": float(lane["prefilled"] + lane["reused"]),
+    }
+
+
 def _kv_provision(env: Any, m: Counts) -> Counts:
     counts = {
         "wait_mean_s": m["requests"] - m.get("rejected", 0.0),
@@ -192,6 +203,7 @@ def _distill(env: Any, m: Counts) -> Counts:
 
 _COUNTS: dict[str, Callable[[Any, Counts], Counts]] = {
     "llmgym/KVQueue-v0": _kv_queue,
+    "llmgym/KVQueue-v1": _kv_queue_v1,
     "llmgym/KVProvision-v0": _kv_provision,
     "llmgym/PPDRouting-v0": _ppd,
     "llmgym/PPDWeights-v0": _ppd,

@@ -71,6 +71,7 @@ def examples(count: int) -> Any:
 
 COUNTED = {
     "llmgym/KVQueue-v0": {"kv_used", "kv_planned", "distinct", "work_asked"},
+    "llmgym/KVQueue-v1": {"kv_used", "kv_planned", "distinct", "work_asked"},
     "llmgym/KVProvision-v0": {"kv_used", "distinct"},
     "llmgym/AFDRatio-v0": {"kv_used", "work_asked"},
     "llmgym/AFDRefill-v0": {"kv_used", "work_asked"},

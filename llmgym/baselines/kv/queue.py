@@ -107,7 +107,7 @@ class RulePolicy:
         """Nothing is remembered."""
 
 
-class _RuleFactory:
+class RuleFactory:
     def __init__(self, name: str) -> None:
         self.name = name
         self.env_kwargs = {"action": "rule", "rules": (name,)}
@@ -115,10 +115,10 @@ class _RuleFactory:
     def __call__(self, env: Any) -> RulePolicy:
         return RulePolicy(env, self.name)
 
-    def variant(self, name: str) -> "_RuleFactory":
+    def variant(self, name: str) -> "RuleFactory":
         """The same rule with other numbers, such as `vllm:watermark=0.05`."""
         resolve((name,))
-        return _RuleFactory(name)
+        return RuleFactory(name)
 
 
-BASELINES = {name: _RuleFactory(name) for name in CATALOGUE}
+BASELINES = {name: RuleFactory(name) for name in CATALOGUE}

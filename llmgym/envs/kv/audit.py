@@ -53,7 +53,7 @@ def inside(state: EngineState, lane: int, first_token: str, block: int = 1) -> I
 
 
 def queue(simulation: KVQueue, state: QueueState, lane: int) -> dict[str, float]:
-    """Requests, tokens and work of one lane of KVQueue.
+    """Requests, tokens and work of one lane of KVQueue, either version.
 
     Args:
         simulation: of the lane.
@@ -65,16 +65,19 @@ def queue(simulation: KVQueue, state: QueueState, lane: int) -> dict[str, float]
     """
     scenario, episode, requests = simulation.scenario, state.lane[lane], state.request[lane]
     residents, waiting, produced, kv = inside(state, lane, scenario.first_token, scenario.block)
+    lives = residents["gone"] == 0  # others have completed, and only hold their seats and blocks
+    living, produced = residents[lives], produced[lives]
     arrived = int(episode["next"])
     served = np.flatnonzero(requests["e2e_s"][:arrived] >= 0)
     rejected = np.flatnonzero(requests["prompt"][:arrived] >= scenario.longest)
-    everyone = np.concatenate([residents["request"], waiting, served, rejected])
+    everyone = np.concatenate([living["request"], waiting, served, rejected])
     outputs, kept = requests["output"], requests["kept"]
     return {
         "arrived": float(arrived),
         "waiting": float(len(waiting)),
         "waiting_counted": float(episode["waiting"]),
-        "running": float(episode["residents"]),
+        "running": float(len(living)),
+        "running_counted": float(episode["residents"] - episode["leaving"]),
         "done": float(len(served)),
         "done_counted": float(episode["done"]),
         "rejected": float(len(rejected)),
@@ -82,11 +85,12 @@ def queue(simulation: KVQueue, state: QueueState, lane: int) -> dict[str, float]
         "kv_used": float(episode["used"]),
         "kv_resident": float(kv[residents["paused"] == 0].sum()),
         "kv_capacity": float(scenario.kv_capacity or 0),
-        "kv_planned": float(episode["used"] + episode["growth"]),
+        # a plan that does not fit waits for a victim, and runs only then
+        "kv_planned": float(episode["used"] + (0 if episode["short"] else episode["growth"])),
         "clock_s": float(episode["clock_s"]),
         "work_asked": float(outputs[:arrived].sum() - outputs[rejected].sum()),
         "work_done": float(outputs[served].sum() + produced.sum() + kept[waiting].sum()),
-        "work_left": float((residents["output"] - produced).sum() + (outputs[waiting] - kept[waiting]).sum()),
+        "work_left": float((living["output"] - produced).sum() + (outputs[waiting] - kept[waiting]).sum()),
     }
 
 

@@ -80,6 +80,7 @@ class KVQueue(Simulation):
 
     kernels = KERNELS
     metrics = Metrics
+    headline: ClassVar[tuple[str, ...]] = HEADLINE
     view = "llmgym.envs.kv.queue.view"
 
     def __init__(
@@ -115,6 +116,32 @@ class KVQueue(Simulation):
 
         self.workload = workloads.workload_of("workload", chosen.workload if workload is None else workload)
         self.profile = profiles.profile_of("profile", chosen.profile if profile is None else profile)
+        self._resolve(chosen)
+        self.rules = self._resolve_rules(rules, order)
+        self.params = self._params(every, slots)
+        self.layout = Layout(
+            [
+                Field(
+                    "queue",
+                    PER_REQUEST * slots,
+                    0,
+                    1,
+                    "scales",
+                    "for each of the first waiting requests: prompt, predicted output, "
+                    "wait / (wait + 100 reference batches), predicted area",
+                )
+            ],
+            Observation,
+        )
+        if action == "watermark":
+            self.action_space: Discrete[Any] | Box = Box(0.0, MOST_WATERMARK, (1,), np.float64)
+        elif action == "rule":
+            self.action_space = Discrete(len(self.rules))
+        else:
+            self.action_space = Discrete(slots + 1)
+
+    def _resolve(self, chosen: Scenario) -> None:
+        """Set what follows from the settings, the workload and the profile: cache, lengths, rate and closed forms."""
         self.workload = self.workload.with_requests(chosen.requests)
         capacity = self.profile.kv_capacity_tokens() if chosen.kv_capacity is None else chosen.kv_capacity
         capacity = cache_in_blocks(capacity, chosen.block)
@@ -137,32 +164,10 @@ class KVQueue(Simulation):
         self.scenario = replace(
             chosen, kv_capacity=capacity, longest=longest, rate_rps=self.workload.mean_rate_rps
         )
-        self.rules = self._resolve_rules(rules, order)
-        self.params = self._params(every, slots)
         self.privileged_observation = chosen.information == "exact" or (
             chosen.information == "noisy" and chosen.noise_scale == 0.0
         )
-        self.headline_metrics = {name: Metrics.headline()[name] for name in HEADLINE}
-        self.layout = Layout(
-            [
-                Field(
-                    "queue",
-                    PER_REQUEST * slots,
-                    0,
-                    1,
-                    "scales",
-                    "for each of the first waiting requests: prompt, predicted output, "
-                    "wait / (wait + 100 reference batches), predicted area",
-                )
-            ],
-            Observation,
-        )
-        if action == "watermark":
-            self.action_space: Discrete[Any] | Box = Box(0.0, MOST_WATERMARK, (1,), np.float64)
-        elif action == "rule":
-            self.action_space = Discrete(len(self.rules))
-        else:
-            self.action_space = Discrete(slots + 1)
+        self.headline_metrics = {name: self.metrics.headline()[name] for name in self.headline}
 
     def _resolve_rules(self, rules: Sequence[str | Rule] | None, order: str) -> tuple[Rule, ...]:
         """The rules that can be in force: those to choose from, or the one that gives the order and the check."""
@@ -181,6 +186,23 @@ class KVQueue(Simulation):
         )
 
     def _params(self, every: int, slots: int) -> Params:
+        chosen, batch_s = self.scenario, self.predicted.batch_s
+        config = Config.pack(
+            chosen,
+            reward=REWARDS[self.reward],
+            drop_cost=self.drop_cost,
+            **self._of_engine(MODES[self.action_mode], every, slots),
+        )
+        classes = len(self.workload.classes)
+        packed = pack(
+            self.rules, OVERFLOWS[chosen.overflow], classes, area_per_s=chosen.kv_capacity / batch_s
+        )
+        objectives = objective_records([Target(chosen.ttft_slo_s, chosen.tpot_slo_s)] * classes)
+        traffic = self.workload.traffic(chosen.information, chosen.noise_scale)
+        return Params(config, *packed, objectives, self.profile.step_cost(), traffic)
+
+    def _of_engine(self, mode: int, every: int, visible: int, prefix: bool = False) -> dict[str, Any]:
+        """Fields of `Config` that follow from the engine, the workload and the scales of an observation."""
         chosen, capacity = self.scenario, self.scenario.kv_capacity
         mean_prompt, mean_output = self._mean(PROMPT), self._mean(OUTPUT)
         prompt = min(self.workload.max_prompt_tokens, LONG * mean_prompt, chosen.longest)
@@ -199,30 +221,23 @@ class KVQueue(Simulation):
             "area": float(exact_area(prompt, output, chosen.chunk)),
             "expected": max(min(chosen.requests, self.workload.mean_rate_rps * chosen.horizon_s), 1.0),
         }
-        config = Config.pack(
-            chosen,
-            default_output=max(1, round(mean_output)),
-            mode=MODES[self.action_mode],
-            every=every,
-            ahead=int(SCHEDULINGS[chosen.scheduling] != SYNC),
-            visible=slots,
-            reward=REWARDS[self.reward],
-            idle_s=batch_s,
-            batch_ref_s=batch_s,
-            window_s=BATCHES_OF_LOAD * batch_s,
-            drop_cost=self.drop_cost,
-            invalid_cost=self.invalid_cost,
-            steps_per_bin=steps / HISTOGRAM,
-            bins_per_step=math.ceil(2**BIN_SHIFT * HISTOGRAM / steps),
-            bins_per_token=math.ceil(2**BIN_SHIFT * HISTOGRAM / (prompt + output)),
-            **derived_limits(chosen.chunk, chosen.first_token, SCHEDULINGS[chosen.scheduling] == HELD),
+        held = SCHEDULINGS[chosen.scheduling] == HELD
+        return {
+            "default_output": max(1, round(mean_output)),
+            "mode": mode,
+            "every": every,
+            "ahead": int(SCHEDULINGS[chosen.scheduling] != SYNC),
+            "visible": visible,
+            "idle_s": batch_s,
+            "batch_ref_s": batch_s,
+            "window_s": BATCHES_OF_LOAD * batch_s,
+            "invalid_cost": self.invalid_cost,
+            "steps_per_bin": steps / HISTOGRAM,
+            "bins_per_step": math.ceil(2**BIN_SHIFT * HISTOGRAM / steps),
+            "bins_per_token": math.ceil(2**BIN_SHIFT * HISTOGRAM / (prompt + output)),
+            **derived_limits(chosen.chunk, chosen.first_token, held, prefix=prefix),
             **{f"per_{name}": 1.0 / scale for name, scale in scales.items()},
-        )
-        classes = len(self.workload.classes)
-        packed = pack(self.rules, OVERFLOWS[chosen.overflow], classes, area_per_s=capacity / batch_s)
-        objectives = objective_records([Target(chosen.ttft_slo_s, chosen.tpot_slo_s)] * classes)
-        traffic = self.workload.traffic(chosen.information, chosen.noise_scale)
-        return Params(config, *packed, objectives, self.profile.step_cost(), traffic)
+        }
 
     def _mean(self, f: Any) -> float:
         return self.workload.expectation(f, _even(self.workload))

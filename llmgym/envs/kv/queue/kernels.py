@@ -4,6 +4,7 @@ What they mean is in `llmgym.envs.kv.queue.env`; the arguments of those in `KERN
 """
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,9 +48,23 @@ EMPTY = Episode.blank
 @kernel
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode and wait for the first of them."""
+    state.lane[lane] = EMPTY[0]
+    begin_episode(state, params, lane, key)
+    _prepare(state, params, lane)
+
+
+@kernel(inline=True)
+def begin_episode(state: Any, params: Any, lane: int, key: np.uint64) -> None:
+    """Draw the requests of an episode, and let the first of them wait.
+
+    Args:
+        state: of KVQueue, any version; the record of the lane is blank.
+        params: the same.
+        lane: number of the engine.
+        key: of the world.
+    """
     episode = state.lane[lane]
     config = params.config[0]
-    state.lane[lane] = EMPTY[0]
     start(state, params, lane, key)
     episode.batch_estimate_s = config.batch_ref_s
     requests = state.request[lane]
@@ -63,7 +78,6 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
         episode.clock_s = requests[0].arrival_s
     episode.seen_s = episode.clock_s
     _arrive(state, params, lane, 0.0)
-    _prepare(state, params, lane)
 
 
 @kernel(inline=True)
@@ -160,32 +174,7 @@ def step_lane(
                 admit_by_rule(state, params, lane, rule, watermark)
             if params.rules[rule].batch != AS_ADMITTED:
                 compose(state, params, lane, params.rules[rule].batch)
-        population = episode.residents - episode.leaving + episode.waiting
-        queued = episode.waiting
-        dt = run_batch(state, params, lane)
-        if dt == 0.0:
-            following_s = (
-                state.request[lane, episode.next].arrival_s if episode.next < episode.requests else math.inf
-            )
-            dt = held_up_s(state, params, lane, following_s, config.idle_s)
-            episode.clock_s += dt
-            episode.seen_s = episode.clock_s
-            episode.stability -= dt * config.per_batch
-        else:
-            episode.batch_estimate_s += BATCH_WEIGHT * (dt - episode.batch_estimate_s)
-            episode.stability += episode.batch_used * config.per_capacity - 1.0
-            episode.seen_s = episode.clock_s - dt if config.ahead == 1 else episode.clock_s
-        episode.in_system_s += population * dt
-        episode.waiting_s += queued * dt
-        _arrive(state, params, lane, dt)
-        if empty(state, lane) and episode.next < episode.requests:
-            # An empty engine waits for the next arrival and sees it at once.
-            since_s = episode.clock_s
-            episode.clock_s = max(
-                episode.clock_s, min(state.request[lane, episode.next].arrival_s, config.horizon_s)
-            )
-            episode.seen_s = episode.clock_s
-            _arrive(state, params, lane, episode.clock_s - since_s)
+        run_once(state, params, lane)
         _prepare(state, params, lane)
         terminated = episode.done + episode.rejected >= episode.requests
         if not terminated:
@@ -212,6 +201,45 @@ def step_lane(
     return reward, terminated, truncated, episode.clock_s - start_s
 
 
+@kernel(inline=True)
+def run_once(state: Any, params: Any, lane: int) -> None:
+    """Run the planned batch, or wait where there is none to run, and see who has arrived since.
+
+    Args:
+        state: of KVQueue, any version.
+        params: the same.
+        lane: number of the engine.
+    """
+    episode = state.lane[lane]
+    config = params.config[0]
+    population = episode.residents - episode.leaving + episode.waiting
+    queued = episode.waiting
+    dt = run_batch(state, params, lane)
+    if dt == 0.0:
+        following_s = (
+            state.request[lane, episode.next].arrival_s if episode.next < episode.requests else math.inf
+        )
+        dt = held_up_s(state, params, lane, following_s, config.idle_s)
+        episode.clock_s += dt
+        episode.seen_s = episode.clock_s
+        episode.stability -= dt * config.per_batch
+    else:
+        episode.batch_estimate_s += BATCH_WEIGHT * (dt - episode.batch_estimate_s)
+        episode.stability += episode.batch_used * config.per_capacity - 1.0
+        episode.seen_s = episode.clock_s - dt if config.ahead == 1 else episode.clock_s
+    episode.in_system_s += population * dt
+    episode.waiting_s += queued * dt
+    _arrive(state, params, lane, dt)
+    if empty(state, lane) and episode.next < episode.requests:
+        # An empty engine waits for the next arrival and sees it at once.
+        since_s = episode.clock_s
+        episode.clock_s = max(
+            episode.clock_s, min(state.request[lane, episode.next].arrival_s, config.horizon_s)
+        )
+        episode.seen_s = episode.clock_s
+        _arrive(state, params, lane, episode.clock_s - since_s)
+
+
 @kernel
 def _one_fits(state: State, params: Params, lane: int) -> bool:
     """Whether any of the requests that an observation shows could be picked."""
@@ -235,6 +263,37 @@ def observe_lane(
     state: State, params: Params, lane: int, out: Observation, rest: NDArray[np.float32]
 ) -> None:
     """Write the observation; `rest` tells the first waiting requests, four numbers each."""
+    observe_engine(state, params, lane, out)
+    episode = state.lane[lane]
+    config = params.config[0]
+    clock_s, window_s = episode.clock_s, config.window_s
+    per_prompt, per_output, per_area = config.per_prompt, config.per_output, config.per_area
+    waiting = episode.waiting
+    i = 0
+    for k in range(config.visible):
+        if k < waiting:
+            request = state.request[lane, queue.at(state, lane, 0, k)]
+            waited = clock_s - request.arrival_s
+            rest[i] = min((request.prompt + request.kept) * per_prompt, 1.0)
+            rest[i + 1] = min(request.predicted * per_output, 1.0)
+            rest[i + 2] = waited / (waited + window_s)
+            rest[i + 3] = min(request.area * per_area, 1.0)
+        else:
+            for j in range(PER_REQUEST):
+                rest[i + j] = 0.0
+        i += PER_REQUEST
+
+
+@kernel(inline=True)
+def observe_engine(state: Any, params: Any, lane: int, out: Observation) -> None:
+    """Write what is seen of the engine and of its residents together.
+
+    Args:
+        state: of KVQueue, any version.
+        params: the same.
+        lane: number of the engine.
+        out: written to.
+    """
     episode = state.lane[lane]
     config = params.config[0]
     residents = state.resident[lane]
@@ -299,22 +358,6 @@ def observe_lane(
     out.progress = min(episode.done * config.per_expected, MOST_PROGRESS)
     out.time = min(episode.clock_s * config.per_horizon, 1.0)
     out.picked = episode.picked * seat
-    clock_s, window_s = episode.clock_s, config.window_s
-    per_prompt, per_output, per_area = config.per_prompt, config.per_output, config.per_area
-    waiting = episode.waiting
-    i = 0
-    for k in range(config.visible):
-        if k < waiting:
-            request = state.request[lane, queue.at(state, lane, 0, k)]
-            waited = clock_s - request.arrival_s
-            rest[i] = min((request.prompt + request.kept) * per_prompt, 1.0)
-            rest[i + 1] = min(request.predicted * per_output, 1.0)
-            rest[i + 2] = waited / (waited + window_s)
-            rest[i + 3] = min(request.area * per_area, 1.0)
-        else:
-            for j in range(PER_REQUEST):
-                rest[i + j] = 0.0
-        i += PER_REQUEST
 
 
 @kernel(inline=True)

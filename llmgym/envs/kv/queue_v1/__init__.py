@@ -1,0 +1,1 @@
+"""KVQueue, version 1: the same queue on the engine as vLLM runs it, request by request and victim by victim."""
