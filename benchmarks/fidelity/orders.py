@@ -1,13 +1,13 @@
 """What an order, or a cached prefix, is worth in vLLM and in the replay: the same requests, served in several ways.
 
 A folder holds `<run>_requests.csv` with `arrival_s`, `prompt_tokens`, `output_tokens`, `first_token_s`, `last_token_s` (one clock,
-s), `priority` where the engine had some and `session` where it cached prefixes, and `<run>_meta.json` with `blocks`, `block_size`,
-`batched` (tokens of a batch), `seqs` (seats) and, if so, `prefix_caching`.
+s), `priority` where the engine had some, `session` where it cached prefixes and `turn` with `think_s` in conversations, and
+`<run>_meta.json` with `blocks`, `block_size`, `batched` (tokens of a batch), `seqs` (seats) and, if so, `prefix_caching`.
 """
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -61,17 +61,20 @@ def figures(rows: Rows, arrival_s: Floats, first_s: Floats, last_s: Floats) -> d
     return dict(sorted(found.items()))
 
 
-def serve(path: Path, profile: Profile) -> Order:
+def serve(path: Path, profile: Profile, closed: bool = False) -> Order:
     """Replay one run with the settings of its engine.
 
     Args:
         path: its `<run>_requests.csv`.
         profile: what a step costs.
+        closed: whether a turn arrives `think_s` after the replayed answer to the turn before it, and not when it was measured.
     """
     name = path.name.removesuffix("_requests.csv")
     meta = json.loads(path.with_name(f"{name}_meta.json").read_text(encoding="utf-8"))
     rows = workloads.load(str(path)).arrivals.rows
     assert rows is not None
+    if not closed:
+        rows = replace(rows, turn=None, think_s=None)
     with path.open(newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     columns = {key: np.array([float(row[key]) for row in table]) for key in ("first_token_s", "last_token_s")}
@@ -90,7 +93,7 @@ def serve(path: Path, profile: Profile) -> Order:
     measured = figures(
         rows, rows.arrival_s, columns["first_token_s"] - start_s, columns["last_token_s"] - start_s
     )
-    replayed = figures(rows, rows.arrival_s, found.first_s + WAY_S, found.last_s + WAY_S)
+    replayed = figures(rows, found.arrival_s, found.first_s + WAY_S, found.last_s + WAY_S)
     cached = (float("nan"), float("nan"))
     if rows.session is not None:
         tokens = float(rows.prompt_tokens.sum())
@@ -118,7 +121,11 @@ def sheets(folder: Path) -> list[Sheet]:
         note = ""
         if not np.isnan(run.cached[0]):
             note = f"{100 * run.cached[0]:.1f} % of the prompt tokens were found in the cache, replayed {100 * run.cached[1]:.1f} %"
-        made.append(comparison(f"{folder.name}, {run.name}", run.measured, {"llmgym": run.replayed}, note))
+        columns = {"llmgym": run.replayed}
+        path = folder / f"{run.name}_requests.csv"
+        if "think_s" in path.read_text(encoding="utf-8").partition("\n")[0]:
+            columns["closed loop"] = serve(path, profile, closed=True).replayed
+        made.append(comparison(f"{folder.name}, {run.name}", run.measured, columns, note))
     for i, one in enumerate(runs):
         for other in runs[:i]:
             found = differences(one, other)

@@ -18,7 +18,7 @@ import numpy as np
 
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
-from llmgym.serving import prefix, queue
+from llmgym.serving import conversations, prefix, queue
 from llmgym.serving.overflow import CHOSEN, PAUSE, RECOMPUTE, YOUNGEST, bring_back, clear, pause, preempt
 from llmgym.serving.requests import in_blocks, predicted_output
 from llmgym.serving.residents import decode_all, kv_of, stored_with, unit
@@ -463,7 +463,7 @@ def _freed(state: EngineState, params: EngineParams, lane: int, resident: Reside
 
 @kernel(inline=True)
 def _record(state: EngineState, params: EngineParams, lane: int, resident: Resident) -> None:
-    """Note when a request had its last token, and whether it was within the objectives."""
+    """Note when a request had its last token, and whether it was within the objectives; then the next turn may come."""
     engine = state.lane[lane]
     request = state.request[lane, resident.request]
     e2e = engine.clock_s - request.arrival_s
@@ -476,3 +476,5 @@ def _record(state: EngineState, params: EngineParams, lane: int, resident: Resid
     elif ttft <= promised.ttft_s and e2e - ttft <= promised.tpot_s * max(resident.output - 1, 1):
         engine.met += 1
         engine.met_weight += promised.weight
+    if params.config[0].conversations == 1:
+        conversations.answer(state, params, lane, resident.request)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.records import Record, Records, Records2, float64, int32, int64
 from llmgym.profiles.cost import StepCost
+from llmgym.serving import conversations
 from llmgym.serving.admission import admit_by_rule, compose
 from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, release, start
 from llmgym.serving.residents import wait
@@ -76,9 +77,21 @@ class Params(NamedTuple):
 def _arrive(state: State, params: Params, rank: int, seen_s: float) -> None:
     """Queue what has arrived by then."""
     engine = state.lane[rank]
+    if params.config[0].conversations == 1:
+        while conversations.following_s(state, params, rank) <= seen_s:
+            wait(state, params, rank, conversations.take(state, params, rank))
     while engine.next < engine.sent and state.request[rank, engine.next].arrival_s <= seen_s:
         wait(state, params, rank, engine.next)
         engine.next += 1
+
+
+@kernel
+def _following_s(state: State, params: Params, rank: int) -> float:
+    """Time of the next arrival, s; infinite if nobody comes."""
+    engine = state.lane[rank]
+    if params.config[0].conversations == 1:
+        return conversations.following_s(state, params, rank)
+    return state.request[rank, engine.next].arrival_s if engine.next < engine.sent else np.inf
 
 
 @kernel
@@ -98,7 +111,10 @@ def begin(state: State, params: Params, loop: Records[Loop]) -> None:
     for rank in range(state.lane.shape[0]):
         engine = state.lane[rank]
         start(state, params, rank, np.uint64(rank))
-        engine.sent = min(config.clients, engine.requests) if config.clients > 0 else engine.requests
+        if config.conversations == 1:
+            conversations.begin(state, params, rank, engine.requests)
+        else:
+            engine.sent = min(config.clients, engine.requests) if config.clients > 0 else engine.requests
         loop[0].left += engine.requests
 
 
@@ -125,8 +141,7 @@ def _idle(state: State, params: Params, loop: Loop) -> bool:
     """Nobody has a batch to run: time goes on until somebody plans again. False if nothing will ever run again."""
     following_s, again_s = np.inf, np.inf
     for rank in range(state.lane.shape[0]):
-        engine = state.lane[rank]
-        arrival_s = state.request[rank, engine.next].arrival_s if engine.next < engine.sent else np.inf
+        arrival_s = _following_s(state, params, rank)
         following_s = min(following_s, arrival_s)
         if not empty(state, rank):
             again_s = min(again_s, held_up_s(state, params, rank, arrival_s, params.config[0].idle_s))

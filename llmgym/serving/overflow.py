@@ -2,7 +2,7 @@
 
 from llmgym.core import rng
 from llmgym.core.jit import kernel
-from llmgym.serving import prefix
+from llmgym.serving import prefix, queue
 from llmgym.serving.requests import in_blocks
 from llmgym.serving.residents import decode_all, kv_of, output_so_far, stored_with, unit, wait
 from llmgym.serving.state import EngineParams, EngineState
@@ -144,7 +144,9 @@ def _victim(state: EngineState, params: EngineParams, lane: int) -> int:
         if engine.victim == WORST_PRIORITY:
             mine = state.request[lane, one.request].priority
             worst = state.request[lane, best.request].priority
-            if mine > worst or (mine == worst and one.request > best.request):
+            if mine > worst or (
+                mine == worst and queue.earlier(state, params, lane, best.request, one.request)
+            ):
                 chosen = i
         else:
             mine, worst = kv_of(config, engine.tick, one), kv_of(config, engine.tick, best)

@@ -1,9 +1,10 @@
 """Waiting requests, kept sorted in every order a scheduler asks for.
 
 `state.queue` is int32 [engines, orders, 2 + n]: for each order the index of its first and one past its last entry, then the
-request numbers. Requests are numbered by arrival, so `BY_ARRIVAL` is the order of the numbers; a preempted request goes back
-to where its number puts it, which under first-come-first-served is the front of the line. Taking from the front is one step;
-anything else shifts the shorter side. `params.orders` says which orders are kept.
+request numbers. Requests are numbered by arrival, so `BY_ARRIVAL` is the order of the numbers; where conversations run it is that
+of the tickets (`llmgym.serving.conversations`). A preempted request goes back to where its arrival puts it, which under
+first-come-first-served is the front of the line. Taking from the front is one step; anything else shifts the shorter side.
+`params.orders` says which orders are kept.
 """
 
 from llmgym.core.jit import kernel
@@ -77,6 +78,22 @@ def _key(state: EngineState, params: EngineParams, lane: int, order: Order, numb
     return float(request.area)
 
 
+@kernel(inline=True)
+def earlier(state: EngineState, params: EngineParams, lane: int, one: int, other: int) -> bool:
+    """Whether a request arrived before another.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+        one: number of a request.
+        other: number of another one.
+    """
+    if params.config[0].conversations == 0:
+        return one < other
+    return state.request[lane, one].ticket < state.request[lane, other].ticket
+
+
 @kernel
 def _place(state: EngineState, params: EngineParams, lane: int, row: int, request: int) -> int:
     """Index of the first entry of an order that does not come before the request."""
@@ -88,7 +105,7 @@ def _place(state: EngineState, params: EngineParams, lane: int, row: int, reques
         middle = (low + high) // 2
         other = line[FIRST + middle]
         other_key = _key(state, params, lane, order, other)
-        if other_key < key or (other_key == key and other < request):
+        if other_key < key or (other_key == key and earlier(state, params, lane, other, request)):
             low = middle + 1
         else:
             high = middle
@@ -109,7 +126,7 @@ def insert(state: EngineState, params: EngineParams, lane: int, request: int) ->
         line = state.queue[lane, row]
         tail = line[TAIL]
         last = params.orders[row].kind == BY_ARRIVAL and (
-            tail == line[HEAD] or request > line[FIRST + tail - 1]
+            tail == line[HEAD] or earlier(state, params, lane, line[FIRST + tail - 1], request)
         )
         if last and FIRST + tail < line.shape[0]:
             line[FIRST + tail] = request

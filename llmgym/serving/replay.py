@@ -7,6 +7,9 @@ knows two things more:
   a cache, seats and waiting requests of its own, and the slowest sets the pace of every step. Requests go to them in turn.
 - *clients*: a closed loop that keeps so many requests in flight on each rank; a request arrives when one ends.
 
+Rows with turns are conversations (`llmgym.serving.conversations`): a turn arrives some time after the last token of the turn before
+it, and all turns of a conversation go to one rank.
+
 Not every request ends: a rule may never run it (`vllm-prefill-only` waits for a batch that holds a whole prompt). What is then
 still in the engine is *unfinished*. A rule that runs batch after batch and never finishes anybody is told as an error.
 """
@@ -72,7 +75,7 @@ class Replayed(NamedTuple):
     """What became of the requests.
 
     Attributes:
-        arrival_s: float64 [n], s; of a closed loop when each was sent, NaN if it never was.
+        arrival_s: float64 [n], s; of a closed loop or a turn when it was sent, NaN if it never was.
         first_s: float64 [n], when the first output token was there, s; NaN for unfinished requests.
         last_s: float64 [n], when the last one was, s; NaN for unfinished requests.
         rank: int32 [n], where each ran.
@@ -145,19 +148,21 @@ def latency_figures(
     return figures
 
 
-def _steps(state: State, params: Params, loop: Any, outcome: list[int]) -> Iterator[Step]:
-    """Play to the end and tell every batch; how it ended is appended to `outcome`."""
+def _steps(
+    state: State, params: Params, loop: Any, rows_of: list[NDArray[np.int64]], outcome: list[int]
+) -> Iterator[Step]:
+    """Play to the end and tell every batch; how it ended is appended to `outcome`. `rows_of` tells the rows of each rank."""
     begin(state, params, loop)
     ranks = len(state.lane)
     preempted: list[list[int]] = [[] for _ in range(ranks)]
     status = GOES_ON
     while status == GOES_ON:
-        before = [_residents(state, rank) for rank in range(ranks)]
+        before = [_residents(state, rank, rows_of[rank]) for rank in range(ranks)]
         status = plan_step(state, params, loop)
         if status != GOES_ON:
             break
         for rank in range(ranks):
-            lane, now = state.lane[rank], _residents(state, rank)
+            lane, now = state.lane[rank], _residents(state, rank, rows_of[rank])
             preempted[rank] += sorted(set(before[rank]) - set(now))
             if lane["batch_s"] >= 0.0:
                 tokens = np.where(
@@ -175,11 +180,18 @@ def _steps(state: State, params: Params, loop: Any, outcome: list[int]) -> Itera
     outcome.append(status)
 
 
-def _residents(state: State, rank: int) -> list[int]:
+def _residents(state: State, rank: int, rows_of: NDArray[np.int64]) -> list[int]:
     """Their requests, as numbers of rows."""
-    ranks = len(state.lane)
-    local = state.resident[rank, : state.lane["residents"][rank]]["request"]
-    return [int(number) * ranks + rank for number in local]
+    return [int(row) for row in rows_of[state.resident[rank, : state.lane["residents"][rank]]["request"]]]
+
+
+def _ranks(rows: Rows, ranks: int) -> NDArray[np.int32]:
+    """Where each request runs, int32 [n]: they go to the ranks in turn, and with turns conversations do."""
+    before = rows.turn_before()
+    rank = ((np.cumsum(before < 0) - 1) % ranks).astype(np.int32)
+    for row in np.flatnonzero(before >= 0):
+        rank[row] = rank[before[row]]
+    return rank
 
 
 def _workload(rows: Rows) -> Workload:
@@ -264,7 +276,8 @@ def replay(
     """Replay requests on one engine, or on several that step together. The defaults are those of vLLM V1.
 
     Args:
-        rows: arrivals (s) and lengths (tokens), and what the scheduler is told of output lengths and priorities, if it is.
+        rows: arrivals (s) and lengths (tokens), and what the scheduler is told of output lengths and priorities, if it is. Rows
+            with turns arrive as their conversations go; of the arrivals only those of first turns are used.
         profile: what a step costs.
         kv_capacity: tokens that the cache of a rank holds; None: what the profile's memory leaves.
         budget: tokens of a batch.
@@ -279,7 +292,7 @@ def replay(
         rule: who is admitted; a name of the catalogue (`llmgym.serving.rules`) or a `Rule`.
         ranks: engines that step together; requests go to them in turn.
         clients: None: requests arrive as the rows say. Else so many are kept in flight on each rank, and the rows' arrivals
-            are not used.
+            are not used; not with turns.
         information: what the scheduler is told of output lengths, instead of the rows' predictions: `exact`, `noisy` (with the
             errors of a learned predictor), `mean` (of all rows) or `none`, see `llmgym.workloads.Workload.traffic`.
         seed: of the errors of `noisy`.
@@ -293,15 +306,20 @@ def replay(
 
     Raises:
         InvalidArgument: an argument out of range, a request that can never fit into the cache, or a rule that needs predicted
-            lengths or priorities and is told none, or cached
-            prefixes without sessions, or with a rule that clears or divides the batch anew.
+            lengths or priorities and is told none, or cached prefixes without sessions, or with a rule that clears or divides
+            the batch anew, or `clients` of rows with turns.
         UnknownName: no such rule, scheduling, overflow, first token or information.
         NoProgress: the rule goes on throwing work away and finishes nobody.
     """
     whole("ranks", ranks, 1, len(rows.arrival_s))
     whole("seed", seed, 0, 2**63)
+    conversations = rows.turn is not None
     if clients is not None:
         whole("clients", clients)
+        if conversations:
+            raise InvalidArgument(
+                f"clients={clients}: the rows have turns, which arrive as their conversations go"
+            )
     if targets:
         check_targets(rows, targets)
     settings = EngineSettings(
@@ -324,7 +342,12 @@ def replay(
     predicted = _predictions(rows, information, seed, capacity)
     chosen_rule = _chosen_rule(rule, rows, predicted, capacity, longest)
     n = len(rows.arrival_s)
-    most = -(-n // ranks)
+    rank = _ranks(rows, ranks)
+    rows_of = [np.flatnonzero(rank == r) for r in range(ranks)]
+    most = max(map(len, rows_of))
+    local = np.zeros(n, np.int64)
+    for own in rows_of:
+        local[own] = np.arange(len(own))
     first, _ = FIRST_TOKENS[first_token]
     batch_s = saturation(_workload(rows), profile, capacity, longest, budget, seats, first).batch_s
     packed = pack(
@@ -346,11 +369,15 @@ def replay(
         clients=clients or 0,
         idle_s=batch_s,
         **derived_limits(
-            longest, first_token, SCHEDULINGS[scheduling] == HELD, not chunk_alone, prefix_caching
+            longest,
+            first_token,
+            SCHEDULINGS[scheduling] == HELD,
+            not chunk_alone,
+            prefix_caching,
+            conversations,
         ),
     )
     seats = min(seats, most)
-    rank = (np.arange(n) % ranks).astype(np.int32)
     prefixes, first_key = no_prefixes(ranks), np.zeros(n, np.int32)
     if prefix_caching:
         _check_prefixes(rows, chosen_rule, overflow)
@@ -359,12 +386,12 @@ def replay(
         np.repeat(Rank.blank, ranks),  # type: ignore[arg-type]
         Resident.zeros(ranks, seats),
         np.full((ranks, most), Request.blank),  # type: ignore[arg-type]
-        np.zeros((ranks, len(packed.orders), most + 2), np.int32),
+        np.zeros((ranks, len(packed.orders) + conversations, most + 2), np.int32),
         prefixes,
         np.zeros((ranks, SCRATCH_ROWS, seats + 1), np.int32),
     )
-    for r in range(ranks):
-        chosen = np.flatnonzero(rank == r)
+    before = rows.turn_before()
+    for r, chosen in enumerate(rows_of):
         requests = state.request[r, : len(chosen)]
         requests["arrival_s"] = 0.0 if clients is not None else rows.arrival_s[chosen]
         requests["prompt"], requests["output"] = rows.prompt_tokens[chosen], rows.output_tokens[chosen]
@@ -375,23 +402,29 @@ def replay(
             requests["priority"] = rows.priority[chosen]
         if targets and rows.request_class is not None:
             requests["request_class"] = rows.request_class[chosen]
+        if rows.think_s is not None:
+            later = before[chosen] >= 0
+            requests["think_s"] = rows.think_s[chosen]
+            requests["arrival_s"][later] = np.nan
+            requests["follower"][local[before[chosen[later]]]] = np.flatnonzero(later)
         state.lane[r]["requests"] = len(chosen)
     params = Params(config, *packed, objective_records(targets or [Target()]), profile.step_cost())
     serial = -(-rows.prompt_tokens.astype(np.int64) // min(longest, budget)) + rows.output_tokens
     loop: Any = Loop.blank.copy()
     loop["patience"] = PATIENCE * int(serial.max()) + int(serial.sum())
     outcome: list[int] = []
-    steps = tuple(_steps(state, params, loop, outcome)) if log else ()
+    steps = tuple(_steps(state, params, loop, rows_of, outcome)) if log else ()
     if (outcome[0] if log else play(state, params, loop)) == FRUITLESS:
         raise NoProgress(
             f"rule={chosen_rule.name!r}: {int(loop['fruitless'][0]):,} steps in turn have finished no request, with "
             f"{int(loop['left'][0])} of {n} unfinished and work thrown away {int(state.lane['preemptions'].sum()):,} times; give "
             f"the cache more than kv_capacity={capacity} tokens, or a rule that does not clear all of it"
         )
-    served = state.request[rank, np.arange(n) // ranks]
+    served = state.request[rank, local]
     done = served["e2e_s"] >= 0.0
     arrival_s = served["arrival_s"].copy()
-    arrival_s[np.arange(n) // ranks >= state.lane["sent"][rank]] = np.nan
+    if not conversations:
+        arrival_s[local >= state.lane["sent"][rank]] = np.nan
     lanes = state.lane
     busy_s, batches = float(lanes["busy_s"].sum()), int(lanes["batches"].sum())
     return Replayed(

@@ -23,7 +23,8 @@ class Replay:
     """Serve the requests of a trace on one engine, or on several that step together, and say how long users wait."""
 
     trace: Annotated[str, tyro.conf.Positional]
-    """A trace file (arrival_s, prompt_tokens, output_tokens, or another format that llmgym reads), or the name of a workload."""
+    """A trace file (arrival_s, prompt_tokens, output_tokens, or another format that llmgym reads), or the name of a workload. With
+    columns session, turn and think_s a turn arrives so long after the last token of the turn before it."""
     profile: str = "h100/llama-3.1-8b"
     """Cost profile: a name, or the path of its folder."""
     dense: str = "default"
@@ -124,14 +125,15 @@ class Replay:
             workload = workload.with_rate(self.rate)
         information = self.information or ("rows" if workload.has_predictions else "none")
         drawn = workload.sample(np.random.default_rng(self.seed), most, information=information)
+        more = ("session", "request_class", "turn", "think_s") if known is not None else ()
+        told = {name: getattr(known, name) for name in more}
         return workloads.Rows(
             drawn.arrival_s,
             drawn.prompt_tokens,
             drawn.output_tokens,
             None if information == "none" else drawn.predicted_tokens,
             drawn.priority if known is not None and known.priority is not None else None,
-            known.session[:most] if known is not None and known.session is not None else None,
-            known.request_class[:most] if known is not None and known.request_class is not None else None,
+            **{name: column[:most] for name, column in told.items() if column is not None},
         )
 
     def _print(self, console: Console, rows: workloads.Rows, replayed: Replayed) -> None:

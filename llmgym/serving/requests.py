@@ -17,7 +17,12 @@ OUTPUT_WEIGHT = 1e-3
 
 
 def derived_limits(
-    chunk: int, first_token: str, held: bool = False, alone: bool = False, prefix: bool = False
+    chunk: int,
+    first_token: str,
+    held: bool = False,
+    alone: bool = False,
+    prefix: bool = False,
+    conversations: bool = False,
 ) -> dict[str, Any]:
     """The fields of `Limits` that follow from other settings.
 
@@ -27,6 +32,7 @@ def derived_limits(
         held: whether a completed request keeps its seat and blocks while the next batch is planned.
         alone: whether `chunk` does not bind a request that is alone in the engine.
         prefix: whether prefixes are cached.
+        conversations: whether turns arrive after the turn before them.
     """
     first, first_stored = FIRST_TOKENS[first_token]
     return {
@@ -35,6 +41,7 @@ def derived_limits(
         "held": int(held),
         "alone": int(alone),
         "prefix": int(prefix),
+        "conversations": int(conversations),
         "per_chunk": 1.0 / chunk,
     }
 
@@ -118,6 +125,7 @@ def begin(request: Request, longest: int) -> None:
     request.predicted = min(request.predicted, room)
     request.kept = 0
     request.area = 0
+    request.ticket = -1
     request.ttft_s = -1.0
     request.e2e_s = -1.0
 

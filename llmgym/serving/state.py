@@ -31,6 +31,9 @@ class Request(Record):
     request_class: int = int32("Number of its class.")
     priority: int = int32("Lower ones first, as in vLLM.")
     first_key: int = int32("Key of its first block, where prefixes are cached; see `llmgym.serving.prefix`.")
+    follower: int = int32("Number of the next turn of its conversation; 0 if there is none.")
+    ticket: int = int32("Its place in the order of arrival, where conversations run; -1 before.", blank=-1)
+    think_s: float = float64("Time from the last token of the turn before it to its arrival, seconds.")
     ttft_s: float = float32(
         "Time from arrival to the first output token, seconds; -1 until then.", blank=-1.0
     )
@@ -51,6 +54,9 @@ class Limits(Record):
     first_stored: int = int32("1 if the KV of that token is stored in the same batch.")
     held: int = int32("1 if a completed request keeps its seat and blocks while the next batch is planned.")
     prefix: int = int32("1 if prefixes are cached.")
+    conversations: int = int32(
+        "1 if turns arrive after the turn before them; see `llmgym.serving.conversations`."
+    )
     alone: int = int32("1 if a request that is alone in the engine may take the whole budget for its chunk.")
     per_chunk: float = float64("Reciprocal of `chunk`, 1/tokens.")
     default_output: int = int32("Stands in for a prediction where there is none, tokens.")
@@ -85,6 +91,7 @@ class Engine(Record):
     found: int = int32("Tokens of the request looked up last that are in the cache.")
     revived: int = int32("Tokens of these in blocks that nobody holds.")
     reused: int = int64("Tokens that were found in the cache and not computed.")
+    tickets: int = int32("Requests that have arrived, where conversations run.")
     bare: int = int32("First free block without a key, where prefixes are cached.")
     free_row: int = int32("First free row of blocks, where prefixes are cached.")
     waiting_area: int = int64("Predicted area of the waiting requests, tokens x batches.")
@@ -206,11 +213,11 @@ class EngineState(Protocol):
 
     @property
     def request(self) -> Records2[Request]:
-        """Requests [engines, n], numbered by arrival."""
+        """Requests [engines, n], numbered by arrival; with conversations in any order, first turns by arrival."""
 
     @property
     def queue(self) -> NDArray[np.int32]:
-        """Waiting requests, int32 [engines, orders, 2 + n]; see `llmgym.serving.queue`."""
+        """Waiting requests, int32 [engines, orders, 2 + n]; see `llmgym.serving.queue`. With conversations one row more."""
 
     @property
     def prefix(self) -> Prefixes:

@@ -29,10 +29,15 @@ class Rows:
         session: int32 [n], from 0 on: the requests of one session begin with the same tokens, as far as both go, such as the turns
             of a conversation, whose prompts hold all that came before; None if no request has anything in common with another.
         request_class: int32 [n], from 0 on: classes with objectives of their own (`llmgym.serving.targets`); None if there is one.
+        turn: int32 [n], number of the turn in its session, from 0 on in the order of the rows. With turns the rows are a closed
+            loop: turn 0 arrives at `arrival_s`, a later one `think_s` after the last token of the turn before it, and its
+            prompt begins with the prompt and the output of that. None if every row arrives at `arrival_s`.
+        think_s: float64 [n], with `turn`: the wait before a turn, s; that of turn 0 is not used.
 
     Raises:
-        InvalidArgument: arrays of different shapes or empty ones, a length that is no whole number from 1 on, or arrivals that
-            decrease.
+        InvalidArgument: arrays of different shapes or empty ones, a length that is no whole number from 1 on, arrivals that
+            decrease, turns without sessions or times to think, turns that do not count up from 0, or a prompt that is shorter
+            than the conversation before it.
     """
 
     arrival_s: npt.NDArray[np.float64]
@@ -42,6 +47,8 @@ class Rows:
     priority: npt.NDArray[np.int32] | None = None
     session: npt.NDArray[np.int32] | None = None
     request_class: npt.NDArray[np.int32] | None = None
+    turn: npt.NDArray[np.int32] | None = None
+    think_s: npt.NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
         arrival_s = np.array(self.arrival_s, dtype=np.float64)
@@ -53,6 +60,7 @@ class Rows:
             ("priority", -(2**31)),
             ("session", 0),
             ("request_class", 0),
+            ("turn", 0),
         ):
             value = getattr(self, name)
             if value is None and name not in ("prompt_tokens", "output_tokens"):
@@ -68,6 +76,52 @@ class Rows:
         object.__setattr__(self, "arrival_s", arrival_s - arrival_s[0])
         for name, value in columns.items():
             object.__setattr__(self, name, value)
+        if self.turn is not None or self.think_s is not None:
+            self._check_turns()
+
+    def _check_turns(self) -> None:
+        """Raise `InvalidArgument` unless turns are those of conversations."""
+        if self.turn is None or self.think_s is None:
+            given, missing = ("think_s", "turn") if self.turn is None else ("turn", "think_s")
+            raise InvalidArgument(
+                f"{given}: without {missing}; a closed loop needs session, turn and think_s"
+            )
+        if self.session is None:
+            raise InvalidArgument(
+                "turn: a turn without its session; a closed loop needs session, turn and think_s"
+            )
+        think_s = np.array(self.think_s, dtype=np.float64)
+        if think_s.shape != self.turn.shape:
+            raise InvalidArgument(f"think_s: shape {think_s.shape}, must be that of arrival_s")
+        if not np.all(np.isfinite(think_s) & (think_s >= 0.0)):
+            worst = int(np.argmin(np.isfinite(think_s) & (think_s >= 0.0)))
+            raise InvalidArgument(f"think_s: {think_s[worst]} in row {worst}; must be seconds, 0 or more")
+        object.__setattr__(self, "think_s", think_s)
+        before = self.turn_before()
+        expected = np.where(before < 0, 0, self.turn[before] + 1)
+        if np.any(self.turn != expected):
+            worst = int(np.argmax(self.turn != expected))
+            raise InvalidArgument(
+                f"turn: {self.turn[worst]} in row {worst}, where turn {expected[worst]} of session {self.session[worst]} is "
+                "expected; the turns of a session count up from 0"
+            )
+        so_far = self.prompt_tokens[before].astype(np.int64) + self.output_tokens[before]
+        short = (before >= 0) & (self.prompt_tokens < so_far)
+        if np.any(short):
+            worst = int(np.argmax(short))
+            raise InvalidArgument(
+                f"prompt_tokens: {self.prompt_tokens[worst]} in row {worst}, shorter than the {so_far[worst]} tokens of the "
+                f"conversation before it (prompt and output of row {before[worst]})"
+            )
+
+    def turn_before(self) -> npt.NDArray[np.int64]:
+        """Row of the turn before each turn, int64 [n]; -1 for turn 0, and where the rows have no turns."""
+        before = np.full(len(self), -1, np.int64)
+        if self.turn is not None and self.session is not None:
+            order = np.argsort(self.session, kind="stable")
+            follows = self.session[order[1:]] == self.session[order[:-1]]
+            before[order[1:][follows]] = order[:-1][follows]
+        return before
 
     def __len__(self) -> int:
         return int(self.arrival_s.size)

@@ -5,8 +5,8 @@
   `output_length`; mooncake-s: the same with `timestamp` in seconds;
 - burstgpt (github.com/HPMLL/BurstGPT, 6 or 8 columns): `Timestamp` (s), `Request tokens`, `Response tokens`;
 - vidur (github.com/microsoft/vidur): `arrived_at` (s), `num_prefill_tokens`, `num_decode_tokens`;
-- csv: `arrival_s`, `prompt_tokens`, `output_tokens`, and where they are there `predicted_tokens`, `priority`, `session`
-  and `request_class`.
+- csv: `arrival_s`, `prompt_tokens`, `output_tokens`, and where they are there `predicted_tokens`, `priority`, `session`,
+  `request_class`, `turn` and `think_s`.
 
 Columns are found by name in the first line; others are ignored. Header and rows of all but Mooncake are read by
 the same strict reader of CSV (RFC 4180), with one restriction: a row is one line, so that a quote that is never
@@ -63,8 +63,17 @@ _FORMATS = {
     ),
     "csv": _Format(("arrival_s", "prompt_tokens", "output_tokens"), 1.0, ""),
 }
-_MORE = {"predicted_tokens": 1, "priority": -(2**31), "session": 0, "request_class": 0}
+_MORE = {
+    "predicted_tokens": 1,
+    "priority": -(2**31),
+    "session": 0,
+    "request_class": 0,
+    "turn": 0,
+    "think_s": 0,
+}
 """Columns that a file of the format csv may have besides, and their least values; one without any value is left out."""
+_TIMES = ("think_s",)
+"""Those of these that are seconds; the others are whole numbers."""
 _JSON = ("mooncake", "mooncake-s")
 _FOUND = {name: form for name, form in _FORMATS.items() if name not in _JSON}  # by their header
 
@@ -99,13 +108,14 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
         InvalidArgument: an unknown `format`.
         TraceError: there is no such file, or it cannot be read, is empty, is of no known format, lacks a column or has one twice,
             or has a row with too few or too many values, or a value that is not a number, is negative, goes back in time, is
-            beyond 1e12 s or has no prompt or no output token; names file, line and column.
+            beyond 1e12 s or has no prompt or no output token; names file, line and column. Or its turns are not those of
+            conversations (see `Rows`).
     """
     if format is not None and format not in _FORMATS:
         raise InvalidArgument(f"format={format!r}: must be one of {', '.join(_FORMATS)}")
     file = Path(path)
     times, prompts, outputs = array("d"), array("i"), array("i")
-    more: dict[str, array[int]] = {}
+    more: dict[str, array[Any]] = {}
     try:
         with file.open("rb") as raw:
             opener: Callable[..., IO[str]] = gzip.open if raw.read(2) == b"\x1f\x8b" else open
@@ -117,12 +127,15 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
     except (OSError, EOFError, zlib.error) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise TraceError(f"{file}: cannot be read: {why}") from error
-    rows = Rows(
-        np.frombuffer(times),
-        np.frombuffer(prompts, np.int32),
-        np.frombuffer(outputs, np.int32),
-        **{name: np.frombuffer(values, np.int32) for name, values in more.items()},
-    )
+    try:
+        rows = Rows(
+            np.frombuffer(times),
+            np.frombuffer(prompts, np.int32),
+            np.frombuffer(outputs, np.int32),
+            **{name: np.frombuffer(values, values.typecode) for name, values in more.items()},
+        )
+    except InvalidArgument as error:
+        raise TraceError(f"{file}: {error}") from None
     arrivals = replay(rows)
     if read_as == "mooncake" and format is None and _PLAINLY_SECONDS_RPS < arrivals.rate_rps < math.inf:
         warnings.warn(
@@ -146,7 +159,7 @@ def _read(
     times: "array[float]",
     prompts: "array[int]",
     outputs: "array[int]",
-    more: "dict[str, array[int]]",
+    more: "dict[str, array[Any]]",
 ) -> str:
     lines = _lines(file, text)
     first = next(lines, None)
@@ -172,7 +185,11 @@ def _read(
         arrival_s = _seconds(place, arrival, values[0], second)
         if not times:
             start = before = arrival_s
-            more.update((name, array("i")) for name, value in zip(others, values[3:]) if value.strip(" \t"))
+            more.update(
+                (name, array("d" if name in _TIMES else "i"))
+                for name, value in zip(others, values[3:])
+                if value.strip(" \t")
+            )
         if arrival_s < before:
             raise place.error(arrival, f"{_shown(values[0])} is before the row above; sort the file")
         before = arrival_s
@@ -180,7 +197,11 @@ def _read(
         outputs.append(_count(place, output, values[2], hint))
         for name, value in zip(others, values[3:]):
             if name in more:
-                more[name].append(_whole(place, name, value, _MORE[name]))
+                more[name].append(
+                    _seconds(place, name, value, 1.0)
+                    if name in _TIMES
+                    else _whole(place, name, value, _MORE[name])
+                )
             elif value.strip(" \t"):
                 raise place.error(name, f"{_shown(value)} where the first row has no value")
         times.append(arrival_s - start)
