@@ -14,10 +14,59 @@ residents have computed the same tokens at the same time; the oldest of them is 
 All of it applies where `Limits.prefix` is 1, and the arrays are empty elsewhere.
 """
 
+import numpy as np
+
 from llmgym.core.jit import kernel
 from llmgym.serving.requests import in_blocks
 from llmgym.serving.residents import kv_of
-from llmgym.serving.state import NO_KEY, EngineParams, EngineState, Resident
+from llmgym.serving.state import NO_KEY, Block, EngineParams, EngineState, Prefixes, Resident
+
+
+def allocate(engines: int, blocks: int, seats: int, longest: int, keys: int) -> Prefixes:
+    """Arrays for engines that remember; `forget_all` lets one begin.
+
+    Args:
+        engines: how many.
+        blocks: of each cache.
+        seats: residents of an engine at most.
+        longest: blocks of a request at most.
+        keys: keys of an engine at most, see `number_keys`.
+    """
+    return Prefixes(
+        Block.zeros(engines, blocks + 1),
+        np.zeros((engines, seats, 1 + longest), np.int32),
+        np.zeros((engines, keys), np.int32),
+    )
+
+
+@kernel
+def number_keys(state: EngineState, params: EngineParams, lane: int, count: int) -> int:
+    """Give the requests of a lane their first keys: those of a conversation begin with the same, other conversations after them.
+
+    Args:
+        state: the arrays of the engines; a follower has a higher number than the turn before it, and a longer prompt.
+        params: what the engines share.
+        lane: number of the engine.
+        count: requests of the lane.
+
+    Returns:
+        How many keys there are; at most `llmgym.workloads.conversations.most_keys`.
+    """
+    requests = state.request[lane]
+    keys = 0
+    for i in range(count):
+        requests[i].first_key = NO_KEY
+    for i in range(count):
+        if requests[i].first_key != NO_KEY:
+            continue
+        turn = i
+        requests[turn].first_key = keys
+        while requests[turn].follower > 0:
+            turn = requests[turn].follower
+            requests[turn].first_key = keys
+        longest = requests[turn].prompt + requests[turn].output
+        keys += in_blocks(params.config[0], longest) // params.config[0].block
+    return keys
 
 
 @kernel

@@ -40,10 +40,11 @@ from llmgym.serving.loop import (
     plan_step,
     play,
 )
+from llmgym.serving.prefix import allocate
 from llmgym.serving.requests import FIRST_TOKENS, derived_limits, time_per_token
 from llmgym.serving.rules import Rule, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, EngineSettings, cache_in_blocks
-from llmgym.serving.state import Block, Prefixes, Request, Resident, no_prefixes
+from llmgym.serving.state import Prefixes, Request, Resident, no_prefixes
 from llmgym.serving.targets import Target, check_targets, objective_records
 from llmgym.workloads import RequestClass, Workload
 from llmgym.workloads import replay as arrivals_of
@@ -246,9 +247,8 @@ def _prefixes(
     ends = np.cumsum(longest)
     if ends[-1] >= 2**31:
         raise InvalidArgument(f"prefix_caching=True: {int(ends[-1]):,} different blocks are too many")
-    held = np.zeros((ranks, seats, 1 + int(most.max())), np.int32)
-    holder = np.zeros((ranks, int(ends[-1])), np.int32)
-    return Prefixes(Block.zeros(ranks, blocks + 1), held, holder), (ends - longest)[which].astype(np.int32)
+    made = allocate(ranks, blocks, seats, int(most.max()), int(ends[-1]))
+    return made, (ends - longest)[which].astype(np.int32)
 
 
 def replay(

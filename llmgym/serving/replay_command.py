@@ -127,6 +127,8 @@ class Replay:
         drawn = workload.sample(np.random.default_rng(self.seed), most, information=information)
         more = ("session", "request_class", "turn", "think_s") if known is not None else ()
         told = {name: getattr(known, name) for name in more}
+        if workload.conversations is not None:
+            told = {name: getattr(drawn, name) for name in ("session", "turn", "think_s")}
         return workloads.Rows(
             drawn.arrival_s,
             drawn.prompt_tokens,

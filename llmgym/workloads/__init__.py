@@ -17,6 +17,7 @@ from llmgym.workloads.arrivals import (
     regular,
     replay,
 )
+from llmgym.workloads.conversations import Conversations, exponential_think, geometric, lognormal_think
 from llmgym.workloads.lengths import Lengths, RequestClass, fixed, lognormal, mixture, quantiles, uniform
 from llmgym.workloads.named import check_name, load, names, workload_of
 from llmgym.workloads.traces import from_trace
@@ -24,6 +25,7 @@ from llmgym.workloads.workload import Phase, Requests, Workload
 
 __all__ = [
     "Arrivals",
+    "Conversations",
     "Lengths",
     "Modulation",
     "Phase",
@@ -34,11 +36,14 @@ __all__ = [
     "Workload",
     "burst",
     "check_name",
+    "exponential_think",
     "fixed",
     "from_trace",
     "gamma",
+    "geometric",
     "load",
     "lognormal",
+    "lognormal_think",
     "mixture",
     "names",
     "on_off",

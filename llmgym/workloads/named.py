@@ -5,6 +5,8 @@ and the parameters of an arrival process; no row of a trace is in this package. 
 `benchmarks/build_workloads.py`. Mean, p50, p90 and p99 of the lengths, the rate and the index of dispersion of requests per
 minute are those of the trace; sessions, prefixes shared between requests and the hour of day are not modelled.
 
+`conversations` has laws of turns, lengths and times to think, fitted to a measured run of 90 conversations.
+
 The uniform laws are those of a study of stability under a KV-cache limit (Nie, Si and Zhou, ICML 2026): prompt and output lengths
 are independent, and the name gives the ratio of their means.
 """
@@ -19,7 +21,8 @@ from typing import Any
 from llmgym.core.checks import loaded
 from llmgym.errors import UnknownName
 from llmgym.workloads.arrivals import Arrivals, Modulation, poisson
-from llmgym.workloads.lengths import RequestClass, quantiles, uniform
+from llmgym.workloads.conversations import Conversations, exponential_think, geometric
+from llmgym.workloads.lengths import RequestClass, lognormal, quantiles, uniform
 from llmgym.workloads.traces import from_trace
 from llmgym.workloads.workload import Phase, Workload
 
@@ -43,6 +46,7 @@ _MIXED = "uniform-mixed"
 _TIERS = "chat-and-batch"
 _TIER_SHARES = (0.7, 0.3)
 """Shares of interactive and of batch requests, chosen here."""
+_TALK = "conversations"
 _EXPECTED = "the name of a workload, a trace file, or a Workload"
 _PAPER = (
     "Nie, Si, Zhou: A Queueing-Theoretic Framework for Stability Analysis of LLM Inference with KV Cache "
@@ -56,7 +60,7 @@ _SOURCES = {
 
 def names() -> tuple[str, ...]:
     """Names of the workloads that `load` knows."""
-    return tuple(sorted([*TRACES, *_LENGTHS, _MIXED, _TIERS]))
+    return tuple(sorted([*TRACES, *_LENGTHS, _MIXED, _TIERS, _TALK]))
 
 
 def load(name: str, format: str | None = None) -> Workload:
@@ -92,7 +96,26 @@ def load(name: str, format: str | None = None) -> Workload:
             source=f"{chat.source} {batch.source}",
             licence=f"{chat.licence} {batch.licence}",
         )
+    if name == _TALK:
+        return _conversations()
     raise UnknownName("workload", name, names())
+
+
+def _conversations() -> Workload:
+    """The laws of a run of 90 conversations and 323 turns; the parameters are estimates of their logarithms and means."""
+    opening = RequestClass(lognormal(6.66, 0.75, max=4000), lognormal(4.84, 0.67, max=1024), name="chat")
+    later = lognormal(5.56, 0.84, max=4000)
+    return Workload(
+        _TALK,
+        poisson(1.0),
+        (opening,),
+        description="Sessions of 1 to 8 turns, 3.6 on average: a first prompt of about 1,000 tokens, 370 new ones in every later "
+        "turn, answers of 160, exponential times to think of 2.9 s. A prompt is the conversation so far; 16,384 tokens at most. "
+        "Poisson at 1 session a second until another rate is set.",
+        source="Estimated from the 323 turns that vLLM 0.24 served on one H100 on 2026-11-28 (docs/engine.md), which were drawn "
+        "from laws of this form: synthetic, not from users.",
+        conversations=Conversations(geometric(0.25, 8), exponential_think(2.9), 16_384, later),
+    )
 
 
 def check_name(argument: str, value: Any) -> None:

@@ -25,7 +25,9 @@ import numpy.typing as npt
 from llmgym.errors import InvalidArgument
 from llmgym.workloads import traffic as t
 from llmgym.workloads.arrivals import Arrivals, Modulation, Rows
+from llmgym.workloads.conversations import Conversations
 from llmgym.workloads.lengths import Lengths, RequestClass
+from llmgym.workloads.turns import EXPONENTIAL, LOGNORMAL
 
 _PROCESS = {
     "renewal": t.RENEWAL,
@@ -36,6 +38,7 @@ _PROCESS = {
 }
 _INFORMATION = {"none": t.NO_PREDICTION, "exact": t.EXACT, "noisy": t.NOISY, "mean": t.CLASS_MEAN}
 _PHASE_BY = {"time_s": t.BY_TIME, "request": t.BY_REQUEST, "fraction": t.BY_FRACTION}
+_THINK = {"exponential": EXPONENTIAL, "lognormal": LOGNORMAL}
 _LEVEL_KNOTS = 1025
 _MOST_CHANGES = 1e6  # of the rate, from one request to the next: a draw goes from change to change
 _GAMMA_LEAST = 1e-6  # below this variance the two laws agree to 1e-3 of a standard deviation
@@ -131,6 +134,7 @@ def pack(
     phase_by: str,
     information: str,
     noise_scale: float,
+    conversations: Conversations | None = None,
 ) -> t.Traffic:
     """Write the parts of a validated workload into arrays.
 
@@ -141,6 +145,7 @@ def pack(
         phase_by: what the starts are: "time_s", "request" or "fraction".
         information: what is told of output lengths: "exact", "noisy", "mean" or "none".
         noise_scale: factor on the errors of "noisy".
+        conversations: what makes the requests turns, or None.
 
     Returns:
         The arrays that the compiled draw reads.
@@ -196,4 +201,11 @@ def pack(
     h["noise_scale"] = noise_scale
     if information == "noisy":
         h["noise_at"] = table.quantiles(*prediction_error())
+    if conversations is not None:
+        h["conversations"], h["longest"] = 1, conversations.longest
+        h["turns_at"] = table.law(conversations.turns)
+        h["new_at"] = -1 if conversations.new is None else table.law(conversations.new)
+        think = conversations.think
+        h["think_law"] = _THINK[think.law]
+        h["think_s"], h["think_sigma"] = think.mean_s, think.sigma
     return t.Traffic(head, np.concatenate(table.parts))

@@ -28,7 +28,8 @@ UNIFORM, QUANTILES = 0, 1  # first number of a law
 CLASS_WIDTH = 8
 LEVEL_SPAN = 6.0  # the table of random rate levels covers this many standard deviations either side
 
-_GAPS, _SWITCH, _LEVEL, _KIND, _LENGTH, _NOISE, _START = range(7)  # numbers of the streams of a key
+STREAMS = 7
+_GAPS, _SWITCH, _LEVEL, _KIND, _LENGTH, _NOISE, _START = range(STREAMS)  # numbers of the streams of a key
 _BELOW_ONE = 1.0 - 2.0**-53
 _LARGEST = 2147483647.0
 
@@ -68,6 +69,17 @@ class Head(Record):
     phase_by: int = int64("What a phase begins by: `BY_TIME`, `BY_REQUEST` or `BY_FRACTION`.")
     noise_at: int = int64("Where the law of prediction errors begins.")
     noise_scale: float = float64("Factor of the prediction errors.")
+    conversations: int = int64("1 where what arrives are sessions; see `llmgym.workloads.turns`.")
+    turns_at: int = int64("Where the law of the number of turns begins.")
+    new_at: int = int64(
+        "Where the law of new tokens after the first turn begins; -1: the prompts of its class."
+    )
+    think_law: int = int64(
+        "Law of the time to think: `EXPONENTIAL` or `LOGNORMAL` of `llmgym.workloads.turns`."
+    )
+    think_s: float = float64("Mean time to think, seconds.")
+    think_sigma: float = float64("Standard deviation of its logarithm.")
+    longest: int = int64("Prompt and output of a turn together, tokens at most.")
 
 
 class Drawn(Record):
@@ -119,7 +131,7 @@ def quantile(table: npt.NDArray[np.float64], at: int, u: float) -> float:
 
 
 @kernel(inline=True)
-def _tokens(x: float) -> int:
+def whole_tokens(x: float) -> int:
     """A length as a whole number of tokens, 1 or more."""
     return int(min(max(math.floor(x + 0.5), 1.0), _LARGEST))
 
@@ -244,6 +256,54 @@ def _arrivals(
     return len(requests)
 
 
+@kernel(inline=True)
+def scores(table: npt.NDArray[np.float64], at: int, lengths: np.uint64, i: int) -> tuple[float, float]:
+    """Probabilities of the prompt and the output of a request, correlated as its class says.
+
+    Args:
+        table: that of the traffic, float64 [m].
+        at: where the class begins.
+        lengths: stream of lengths, uint64.
+        i: number of the request in that stream.
+
+    Returns:
+        Two numbers from 0 to 1.
+    """
+    correlation = table[at + 1]
+    if correlation == 0.0:
+        return uniform(lengths, 2 * i), uniform(lengths, 2 * i + 1)
+    radius = math.sqrt(-2.0 * math.log(uniform(lengths, 2 * i)))
+    angle = 2.0 * math.pi * uniform(lengths, 2 * i + 1)
+    z_prompt = radius * math.cos(angle)
+    z_output = correlation * z_prompt + table[at + 2] * radius * math.sin(angle)
+    return 0.5 * math.erfc(-z_prompt * math.sqrt(0.5)), 0.5 * math.erfc(-z_output * math.sqrt(0.5))
+
+
+@kernel(inline=True)
+def told(head: Head, table: npt.NDArray[np.float64], kind: int, output: int, noise: np.uint64, i: int) -> int:
+    """What a scheduler is told of an output length.
+
+    Args:
+        head: that of the traffic.
+        table: that of the traffic, float64 [m].
+        kind: number of the request's class.
+        output: its output, tokens.
+        noise: stream of prediction errors, uint64.
+        i: number of the request in that stream.
+
+    Returns:
+        Tokens; 0 where nothing is told.
+    """
+    if head.information == EXACT:
+        return output
+    if head.information == NOISY:
+        error = quantile(table, head.noise_at, uniform(noise, i))
+        return whole_tokens(output * math.exp(head.noise_scale * error))
+    if head.information == CLASS_MEAN:
+        return whole_tokens(table[head.class_at + kind * CLASS_WIDTH + 3])
+    return 0
+
+
 @kernel
 def draw(
     traffic: Traffic,
@@ -290,18 +350,9 @@ def draw(
                 c += 1
         at = head.class_at + c * CLASS_WIDTH
         if table[at] == LAWS:
-            correlation = table[at + 1]
-            if correlation == 0.0:
-                u_prompt, u_output = uniform(lengths, 2 * i), uniform(lengths, 2 * i + 1)
-            else:
-                radius = math.sqrt(-2.0 * math.log(uniform(lengths, 2 * i)))
-                angle = 2.0 * math.pi * uniform(lengths, 2 * i + 1)
-                z_prompt = radius * math.cos(angle)
-                z_output = correlation * z_prompt + table[at + 2] * radius * math.sin(angle)
-                u_prompt = 0.5 * math.erfc(-z_prompt * math.sqrt(0.5))
-                u_output = 0.5 * math.erfc(-z_output * math.sqrt(0.5))
-            r.prompt = _tokens(quantile(table, int(table[at + 4]), u_prompt))
-            r.output = _tokens(quantile(table, int(table[at + 5]), u_output))
+            u_prompt, u_output = scores(table, at, lengths, i)
+            r.prompt = whole_tokens(quantile(table, int(table[at + 4]), u_prompt))
+            r.output = whole_tokens(quantile(table, int(table[at + 5]), u_output))
         else:
             rows = int(table[at + 7])
             if table[at] == ROWS_IN_ORDER:
@@ -311,13 +362,5 @@ def draw(
             r.prompt = int(table[int(table[at + 6]) + j])
             r.output = int(table[int(table[at + 6]) + rows + j])
         r.request_class = c
-        if head.information == EXACT:
-            r.predicted = r.output
-        elif head.information == NOISY:
-            error = quantile(table, head.noise_at, uniform(noise, i))
-            r.predicted = _tokens(r.output * math.exp(head.noise_scale * error))
-        elif head.information == CLASS_MEAN:
-            r.predicted = _tokens(table[at + 3])
-        else:
-            r.predicted = 0
+        r.predicted = told(head, table, c, r.output, noise, i)
     return count

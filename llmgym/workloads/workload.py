@@ -13,7 +13,8 @@ import numpy.typing as npt
 from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument
 from llmgym.workloads.arrivals import Arrivals, Rows
-from llmgym.workloads.lengths import RequestClass
+from llmgym.workloads.conversations import Conversations, points
+from llmgym.workloads.lengths import MAX_TOKENS, RequestClass
 
 if TYPE_CHECKING:
     from llmgym.workloads.traffic import Traffic
@@ -31,9 +32,11 @@ class Requests(NamedTuple):
         output_tokens: int32, at least 1; what a real scheduler learns only at the end.
         predicted_tokens: int32, output length told to the scheduler, at least 1; 0 with `information="none"`.
         request_class: int32, number of the request's class.
-        session: int32, number of its session; here each request is a session of its own.
+        session: int32, number of its session; without conversations each request is a session of its own.
         turn: int32, turn within the session, from 0.
         priority: int32, lower ones first; 0 for requests that are not rows of a trace with priorities.
+        think_s: float64, time (s) from the last token of the turn before it, when it really arrives; 0 of a first turn. The
+            `arrival_s` of a later turn is that of its session, and the turns of a session follow each other.
     """
 
     arrival_s: npt.NDArray[np.float64]
@@ -44,6 +47,7 @@ class Requests(NamedTuple):
     session: npt.NDArray[np.int32]
     turn: npt.NDArray[np.int32]
     priority: npt.NDArray[np.int32]
+    think_s: npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -89,10 +93,12 @@ class Workload:
         source: paper or data set, with its public address.
         licence: SPDX name and attribution line of the data, or "" for a synthetic law.
         date: when the data was recorded or released.
+        conversations: None, or what makes the requests turns of conversations: then sessions arrive, a class tells their first
+            prompts and all answers, and phases are by time.
 
     Raises:
         InvalidArgument: no class, phases that do not begin at 0 or do not increase, weights of the wrong
-            number, negative, or summing to nothing.
+            number, negative, or summing to nothing; conversations of rows of a trace, or with several phases by request.
 
     Example:
         >>> from llmgym.workloads import RequestClass, Workload, lognormal, poisson, uniform
@@ -110,6 +116,7 @@ class Workload:
     source: str = ""
     licence: str = ""
     date: str = ""
+    conversations: Conversations | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.arrivals, Arrivals):
@@ -135,17 +142,35 @@ class Workload:
             )
         if self.phase_by == "fraction" and starts[-1] >= 1.0:
             raise InvalidArgument(f"phases start at {starts}: fractions must be below 1")
+        if self.conversations is not None:
+            if any(c.rows is not None for c in classes) or self.arrivals.rows is not None:
+                raise InvalidArgument(
+                    "conversations: need laws of arrivals and lengths, not the rows of a trace"
+                )
+            if len(checked) > 1 and self.phase_by != "time_s":
+                raise InvalidArgument(f"phase_by={self.phase_by!r}: conversations need phases by 'time_s'")
         object.__setattr__(self, "classes", classes)
         object.__setattr__(self, "phases", tuple(checked))
 
     @property
     def mean_rate_rps(self) -> float:
-        """Long-run mean arrival rate (req/s); `inf` for a burst."""
-        return self.arrivals.rate_rps
+        """Long-run mean arrival rate (req/s); `inf` for a burst. Of conversations it is that of turns, if all are answered."""
+        return self.arrivals.rate_rps * self._turns_per_session
+
+    @property
+    def _turns_per_session(self) -> float:
+        """Mean number of turns of what arrives, over the phases alike; 1 without conversations."""
+        if self.conversations is None:
+            return 1.0
+        mixtures = np.array([p.weights for p in self.phases])
+        weights = (mixtures / mixtures.sum(axis=1, keepdims=True)).mean(axis=0)
+        return float(np.dot(weights, [points(self.conversations, c)[1] for c in self.classes]))
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Longest prompt of any class (tokens)."""
+        """Longest prompt of any class, or of a conversation so far (tokens)."""
+        if self.conversations is not None:
+            return self.conversations.longest - 1
         return max(c.max_prompt_tokens for c in self.classes)
 
     @property
@@ -154,8 +179,12 @@ class Workload:
         return max(c.max_output_tokens for c in self.classes)
 
     def with_rate(self, rate_rps: float) -> "Workload":
-        """A copy of this workload at another mean rate (req/s); time is scaled for a replay, the rate for all others."""
-        return replace(self, arrivals=self.arrivals.with_rate(rate_rps))
+        """A copy of this workload at another mean rate (req/s); time is scaled for a replay, the rate for all others.
+
+        Of conversations the rate is that of turns: the times to think stay, and sessions come more often or less.
+        """
+        rate = number("rate_rps", rate_rps) / self._turns_per_session
+        return replace(self, arrivals=self.arrivals.with_rate(rate))
 
     def with_arrivals(self, arrivals: Arrivals) -> "Workload":
         """A copy of this workload with other arrivals; the rows of a trace are then drawn at random, as pairs of lengths."""
@@ -169,7 +198,9 @@ class Workload:
         phases = tuple(Phase(float(math.floor(p.start * requests)), p.weights) for p in self.phases)
         return replace(self, phases=phases, phase_by="request")
 
-    def traffic(self, information: str = "exact", noise_scale: float = 1.0) -> "Traffic":
+    def traffic(
+        self, information: str = "exact", noise_scale: float = 1.0, conversations: bool = False
+    ) -> "Traffic":
         """Pack the workload for compiled code.
 
         Args:
@@ -177,16 +208,24 @@ class Workload:
                 exp(e) with e from the errors of a learned predictor; "mean", the mean of the request's class;
                 "none", 0.
             noise_scale: factor on e.
+            conversations: whether the caller knows conversations, that is draws with `llmgym.workloads.turns.draw_turns`.
 
         Raises:
-            InvalidArgument: `information` is none of these, or `noise_scale` is negative or not finite.
+            InvalidArgument: `information` is none of these, or `noise_scale` is negative or not finite, or the workload has
+                conversations and the caller does not know them.
         """
         from llmgym.workloads.packing import pack
 
         if information not in INFORMATION:
             raise InvalidArgument(f"information={information!r}: must be one of {', '.join(INFORMATION)}")
+        if self.conversations is not None and not conversations:
+            raise InvalidArgument(
+                f"workload={self.name!r}: its turns wait for the answer to the turn before them, which is not simulated here"
+            )
         scale = number("noise_scale", noise_scale, zero=True)
-        return pack(self.arrivals, self.classes, self.phases, self.phase_by, information, scale)
+        return pack(
+            self.arrivals, self.classes, self.phases, self.phase_by, information, scale, self.conversations
+        )
 
     def sample(
         self,
@@ -206,13 +245,13 @@ class Workload:
             noise_scale: see `traffic`.
 
         Returns:
-            The requests, in the order of arrival.
+            The requests, in the order of arrival; with conversations one session after the other, see `Requests`.
 
         Raises:
             InvalidArgument: neither `n` nor a finite `horizon_s`; a burst or phases by fraction without `n`; "rows" where a class
                 has no rows with predictions.
         """
-        from llmgym.workloads.traffic import Drawn, draw
+        from llmgym.workloads.turns import Turn, draw_turns
 
         if math.isnan(horizon_s) or horizon_s < 0.0:
             raise InvalidArgument(f"horizon_s={horizon_s!r}: must be zero or more")
@@ -229,12 +268,12 @@ class Workload:
             raise InvalidArgument(
                 "information='rows': needs classes of rows with predicted_tokens; give 'exact', 'noisy', 'mean' or 'none'"
             )
-        traffic = self.traffic(information if told else "none", noise_scale)
+        traffic = self.traffic(information if told else "none", noise_scale, conversations=True)
         key = rng.integers(0, 2**64, dtype=np.uint64)
         capacity = n if n is not None else 64 + int(1.1 * horizon_s * self.mean_rate_rps)
         while True:
-            drawn = Drawn.zeros(capacity)
-            count = draw(traffic, key, float(horizon_s), drawn)
+            drawn = Turn.zeros(capacity)
+            count = draw_turns(traffic, key, float(horizon_s), MAX_TOKENS, drawn)
             if n is not None or count < capacity:
                 break
             capacity *= 2
@@ -255,9 +294,10 @@ class Workload:
             drawn["output"][:count].copy(),
             predicted,
             request_class,
-            session=np.arange(count, dtype=np.int32),
-            turn=np.zeros(count, dtype=np.int32),
+            session=drawn["session"][:count].copy(),
+            turn=(np.arange(count) - np.searchsorted(*2 * (drawn["session"][:count],))).astype(np.int32),
             priority=priority,
+            think_s=drawn["think_s"][:count].copy(),
         )
 
     @property
@@ -293,11 +333,11 @@ class Workload:
         f: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.ArrayLike],
         phase_weights: Sequence[float] | None = None,
     ) -> float:
-        """E[f(prompt, output)] over the requests of the workload.
+        """E[f(prompt, output)] over the requests of the workload, turns of conversations included.
 
         Exact for rows of a trace and for uncorrelated uniform or fixed laws with at most 4 million pairs of
         lengths; otherwise a deterministic quadrature of 1024 x 1024 points (relative error about 1e-3 for
-        smooth f).
+        smooth f). Of conversations it is the mean over some 16,384 sessions, the same every time.
 
         Args:
             f: of prompt and output lengths, two int64 arrays of one shape [k] (tokens); returns k numbers. Means of a `Moment`
@@ -326,6 +366,12 @@ class Workload:
         mixtures = np.array([p.weights for p in self.phases])
         weights = (shares / shares.sum()) @ (mixtures / mixtures.sum(axis=1, keepdims=True))
         total = 0.0
+        if self.conversations is not None:
+            weights = weights * [points(self.conversations, c)[1] for c in self.classes]
+            for weight, c in zip(weights / weights.sum(), self.classes, strict=True):
+                prompt, output = points(self.conversations, c)[0]
+                total += float(weight) * float(np.asarray(f(prompt, output), dtype=np.float64).mean())
+            return total
         for weight, c in zip(weights, self.classes, strict=True):
             if weight > 0.0:
                 total += float(weight) * (_mean_once(c, f) if isinstance(f, Moment) else _mean(c, f))

@@ -13,10 +13,15 @@ from hypothesis import given, settings
 
 from llmgym import profiles, workloads
 from llmgym.cli import main
+from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.errors import InvalidArgument, TraceError
+from llmgym.serving import conversations, prefix
 from llmgym.serving.replay import latency_figures, replay
 from llmgym.serving.rules import Rule
+from llmgym.serving.state import Request
 from llmgym.workloads import Rows
+from llmgym.workloads.conversations import most_keys
+from llmgym.workloads.turns import draw_turns
 
 SECOND = profiles.constant(1.0)
 DATA = Path(os.environ.get("LLMGYM_DATA", "")) / "vllm_h100_sessions" / "light_requests.csv"
@@ -204,6 +209,76 @@ def test_a_trace_with_wrong_turns_is_told(tmp_path, rows, said):
     path.write_text(HEADER + rows)
     with pytest.raises(TraceError, match=rf"talk.csv.*{said}"):
         workloads.load(str(path))
+
+
+# ------------------------------------------------------------------------------------------- the functions themselves
+
+SIMULATION = KVQueue(scenario="tiny", requests=12, chunk=4)
+PARAMS = SIMULATION.params
+
+
+def arrays(followers):
+    """A lane of twelve requests, with a row for those that are coming."""
+    state = SIMULATION.allocate(1)
+    state.request["follower"][0] = followers
+    return state._replace(queue=np.zeros((1, len(PARAMS.orders) + 1, 14), np.int32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_who_comes_next_is_the_first_of_a_sorted_list(data):
+    """Three conversations of four turns, whose turns have any numbers but those of first turns, and ties among the times."""
+    rest = data.draw(st.permutations(range(3, 12)))
+    chains = [[head, *rest[3 * head : 3 * head + 3]] for head in range(3)]
+    follower = np.zeros(12, np.int32)
+    for chain in chains:
+        follower[chain[:-1]] = chain[1:]
+    state = arrays(follower)
+    times = st.integers(0, 3).map(float)
+    state.request["arrival_s"][0, :3] = sorted(data.draw(times) for _ in range(3))
+    state.request["think_s"][0] = [data.draw(times) for _ in range(12)]
+    conversations.begin(state, PARAMS, 0, 12)
+    coming = [(state.request["arrival_s"][0, head], head) for head in range(3)]
+    for ticket in range(12):
+        coming.sort()
+        assert conversations.following_s(state, PARAMS, 0) == coming[0][0]
+        expected = coming.pop(0)
+        number = conversations.take(state, PARAMS, 0)
+        assert (number, state.request["ticket"][0, number]) == (expected[1], ticket)
+        state.lane[0]["clock_s"] = max(state.lane[0]["clock_s"], expected[0]) + data.draw(times)
+        conversations.answer(state, PARAMS, 0, number)
+        if follower[number] > 0:
+            later = state.lane[0]["clock_s"] + state.request["think_s"][0, follower[number]]
+            coming.append((later, int(follower[number])))
+    assert conversations.following_s(state, PARAMS, 0) == np.inf
+
+
+def test_the_turns_of_a_conversation_have_the_same_keys():
+    """Blocks of one token; a conversation has a key for each token of its last turn."""
+    follower = np.zeros(12, np.int32)
+    follower[[0, 1, 4]] = [1, 2, 5]
+    state = arrays(follower)
+    state.request["prompt"][0], state.request["output"][0] = np.arange(1, 13), 2
+    assert prefix.number_keys(state, PARAMS, 0, 6) == 5 + 6 + 8
+    assert state.request["first_key"][0, :6].tolist() == [0, 0, 0, 5, 11, 11]
+    assert PARAMS.config["block"][0] == 1
+
+
+def test_drawn_keys_fit_into_what_is_kept_for_them():
+    workload = workloads.load("conversations")
+    traffic = workload.traffic("none", conversations=True)
+    state = SIMULATION.allocate(1)._replace(request=Request.zeros(1, 500))
+    for key in range(5):
+        assert draw_turns(traffic, np.uint64(key), np.inf, 2**30, state.request[0]) == 500
+        keys = prefix.number_keys(state, PARAMS, 0, 500)
+        first, reach = state.request["first_key"][0], state.request["prompt"][0] + state.request["output"][0]
+        assert keys <= most_keys(workload.conversations, workload.classes, 500, 2**30, 1)
+        session = state.request["session"][0]
+        for number in range(session[-1] + 1):
+            own = session == number
+            assert len(set(first[own])) == 1
+            last = first[session == number + 1][:1] if number < session[-1] else [keys]
+            assert first[own][0] + reach[own].max() == last[0]
 
 
 # ---------------------------------------------------------------------------------------------------- a measured run

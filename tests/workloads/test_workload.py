@@ -111,7 +111,7 @@ def test_sample_takes_one_number_and_repeats():
     b.integers(0, 2**64, dtype=np.uint64)
     assert a.integers(1 << 60) == b.integers(1 << 60)
     assert first.session.tolist() == list(range(50)) and not first.turn.any()
-    assert [x.dtype for x in first] == [np.float64] + [np.int32] * 7
+    assert [x.dtype for x in first] == [np.float64] + [np.int32] * 7 + [np.float64]
 
 
 def test_sample_by_horizon_grows_until_it_holds_every_request():
