@@ -3,6 +3,7 @@
     python benchmarks/engine_vllm.py --dry-run                       # what would be asked; needs no vllm
     python benchmarks/engine_vllm.py --traffic DIR --out RUNS        # measure what `fidelity.py --predict DIR` wrote
     python benchmarks/engine_vllm.py --out RUNS --cases calibration,bursty --minutes 8
+    python benchmarks/engine_vllm.py --traffic DIR --out RUNS --steps --minutes 7    # one engine, every step written down
 
 Needs a CUDA device and vllm 0.24 (https://github.com/vllm-project/vllm); no network, no weights, no tokenizer: weights are
 random, prompts are token ids, outputs end at the asked length. One engine serves all cases that share its settings, in a
@@ -14,6 +15,8 @@ run that was cut keeps what it had, and goes on with the rest when started again
   over), and as the engine's own process saw it `queued_s`, `scheduled_s`, `engine_first_s`, `engine_last_s`. One clock, s.
 - `<case>_steps.csv`, a row an engine step that yielded tokens: `time_s` (when the client had them), `running`, `waiting`,
   `kv_usage`, `output_tokens`, `prompt_tokens` (of prompts that ended), `preempted`.
+- `<case>_engine_steps.csv`, of cases that are logged: a row a step as the engine's own process sees it, see
+  `ENGINE_COLUMNS`.
 - `<case>_meta.json`: device, versions, date, settings, KV blocks, preemptions.
 - `skipped.jsonl`: cases that could not be measured, and why.
 """
@@ -35,9 +38,11 @@ from typing import Any
 
 import numpy as np
 from fidelity.cases import (
+    ALL_CASES,
     BLOCK_TOKENS,
     CASES,
     LONGEST_TOKENS,
+    STEP_CASES,
     Case,
     Traffic,
     describe,
@@ -47,6 +52,9 @@ from fidelity.cases import (
 )
 
 VOCABULARY = 128_256
+AT_THE_END = 2**30
+"""Tokens that are handed out together: all that follow the first. A client that reads them one by one takes longer than the
+engine."""
 DRAIN_S = 40.0
 """Time after the last arrival that a case is reckoned with."""
 
@@ -89,6 +97,35 @@ REQUEST_COLUMNS = (
     "engine_last_s",
 )
 STEP_COLUMNS = ("time_s", "running", "waiting", "kv_usage", "output_tokens", "prompt_tokens", "preempted")
+ENGINE_COLUMNS = (
+    "start_s",
+    "planned_s",
+    "launch_s",
+    "launched_s",
+    "sampled_s",
+    "done_s",
+    "tokens",
+    "sequences",
+    "prefill_tokens",
+    "chunks",
+    "chunk_cached",
+    "decode_cached",
+    "blocks",
+    "waiting",
+    "preempted",
+    "device_gap_ms",
+    "device_ms",
+)
+"""Columns of `<case>_engine_steps.csv`, a row a step, all times on the engine's monotonic clock:
+
+- `start_s`, `planned_s`: the scheduler began and had planned the step;
+- `launch_s`, `launched_s`, `sampled_s`: the worker began to launch it, had launched the model, and the sampler;
+- `done_s`: its tokens were back at the scheduler;
+- `tokens`, `sequences`: in the step; `prefill_tokens`, `chunks`: of these, tokens and sequences whose prompts are computed;
+- `chunk_cached`, `decode_cached`: tokens cached before the step, of the chunks and of the others, in total;
+- `blocks`: of the KV cache in use once it was planned; `waiting`: requests that wait; `preempted`: by this plan;
+- `device_gap_ms`, `device_ms`: the device was idle before the step, and busy with it, sampler and gaps between kernels included.
+"""
 
 
 async def measure(engine: Any, traffic: Traffic, name: str, seed: int) -> tuple[float, list[list[float]]]:
@@ -183,6 +220,23 @@ def _device() -> tuple[str, str]:
     return name, driver
 
 
+async def taken(engine: Any) -> list[list[float]]:
+    """The steps that an engine has written down since it was asked last, a row of `ENGINE_COLUMNS` each."""
+    await asyncio.sleep(0.3)
+    (rows,) = await engine.collective_rpc("take_steps")
+    return list(rows)
+
+
+def engine_row(row: Sequence[float], start_s: float) -> list[str]:
+    """A row of `<case>_engine_steps.csv`: six times from the start of the case, nine counts, two times of the device."""
+    times, counts, device = row[:6], row[6:15], row[15:]
+    return [
+        *(f"{value - start_s:.6f}" for value in times),
+        *(f"{value:.0f}" for value in counts),
+        *(f"{value:.4f}" for value in device),
+    ]
+
+
 def _skip(out: Path, case: str, reason: str) -> None:
     print(f"{case}: skipped, {reason}", flush=True)
     with (out / "skipped.jsonl").open("a", encoding="utf-8") as file:
@@ -226,7 +280,13 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
         def log_engine_initialized(self) -> None:
             pass
 
-    blocks, seats, budget_tokens = cases[0].engine
+    blocks, seats, budget_tokens, logged = cases[0].engine
+    own: dict[str, Any] = {}
+    if logged:
+        own = {
+            "scheduler_cls": "fidelity.engine_steps.Scheduler",
+            "worker_extension_cls": "fidelity.engine_steps.Steps",
+        }
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as model:
         (Path(model) / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
@@ -243,11 +303,10 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
                 num_gpu_blocks_override=blocks,
                 gpu_memory_utilization=0.9,
                 enable_prefix_caching=False,
-                # Tokens between the first and the last are not handed out one by one: a client that reads them all takes
-                # longer than the engine.
-                stream_interval=2**30,
+                stream_interval=AT_THE_END,
                 disable_log_stats=True,
                 seed=0,
+                **own,
             ),
             stat_loggers=[Steps],
         )
@@ -262,6 +321,9 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
                 if time.monotonic() + need_s > until:
                     _skip(out, case.name, f"needs about {need_s:.0f} s, which were not left")
                     continue
+                engine.output_processor.stream_interval = 1 if case.stream else AT_THE_END
+                if logged:
+                    await taken(engine)
                 steps.clear()
                 try:
                     start, rows = await measure(engine, asked, case.name, case.seed)
@@ -294,6 +356,13 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
                     STEP_COLUMNS,
                     ([f"{step[0] - start:.6f}", *step[1:3], f"{step[3]:.5f}", *step[4:]] for step in steps),
                 )
+                if logged:
+                    found_steps = await taken(engine)
+                    write_rows(
+                        out / f"{case.name}_engine_steps.csv",
+                        ENGINE_COLUMNS,
+                        (engine_row(row, start) for row in found_steps),
+                    )
                 (out / f"{case.name}_meta.json").write_text(
                     json.dumps(meta, indent=1) + "\n", encoding="utf-8"
                 )
@@ -321,6 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, help="folder for the runs")
     parser.add_argument("--cases", default=",".join(CASES), help="names, with commas (default: all)")
+    parser.add_argument("--steps", action="store_true", help=f"measure {', '.join(STEP_CASES)} instead")
     parser.add_argument("--minutes", type=float, default=30.0, help="start no case that would end later")
     parser.add_argument(
         "--traffic", type=Path, help="folder with <case>_traffic.csv; drawn with llmgym otherwise"
@@ -330,15 +400,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     until = time.monotonic() + 60 * asked.minutes
-    names = [name for name in asked.cases.split(",") if name]
-    unknown = [name for name in names if name not in CASES]
+    names = list(STEP_CASES) if asked.steps else [name for name in asked.cases.split(",") if name]
+    unknown = [name for name in names if name not in ALL_CASES]
     if unknown or not names:
-        parser.error(f"--cases {asked.cases!r}: expected names out of {', '.join(CASES)}")
+        parser.error(f"--cases {asked.cases!r}: expected names out of {', '.join(ALL_CASES)}")
     if not asked.minutes > 0:
         parser.error(f"--minutes {asked.minutes}: expected a number > 0")
     if asked.out is None and not asked.dry_run:
         parser.error("--out is needed, unless this is a --dry-run")
-    cases = [CASES[name] for name in names]
+    cases = [ALL_CASES[name] for name in names]
     traffic = {}
     for case in cases:
         path = asked.traffic / f"{case.name}_traffic.csv" if asked.traffic else None

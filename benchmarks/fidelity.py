@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fidelity import orders, validations
-from fidelity.cases import CASES
+from fidelity.cases import ALL_CASES, CASES
 from fidelity.report import Sheet, picture
 from rich.console import Console
 
@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(width=150)
     if asked.predict is not None:
         names = [name for name in asked.cases.split(",") if name]
-        unknown = [name for name in names if name not in CASES]
+        unknown = [name for name in names if name not in ALL_CASES]
         if unknown or not names:
-            parser.error(f"--cases {asked.cases!r}: expected names out of {', '.join(CASES)}")
+            parser.error(f"--cases {asked.cases!r}: expected names out of {', '.join(ALL_CASES)}")
         found = validations.predict(names, asked.profile or validations.H100, asked.predict)
         for sheet in found:
             sheet.show(console)

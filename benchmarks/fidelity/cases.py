@@ -7,7 +7,7 @@ conversations and 20.2 code completions a second, 9.1 conversations with the sma
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +35,8 @@ class Case:
         seats: requests that run at once (`max_num_seqs`).
         budget_tokens: tokens of a batch (`max_num_batched_tokens`).
         seed: of arrivals and lengths.
+        stream: the client gets every token on its own, not the first and then all others.
+        logged: the engine writes down every step it plans and launches.
     """
 
     name: str
@@ -47,11 +49,13 @@ class Case:
     seats: int = 256
     budget_tokens: int = 2_048
     seed: int = 0
+    stream: bool = False
+    logged: bool = False
 
     @property
-    def engine(self) -> tuple[int | None, int, int]:
+    def engine(self) -> tuple[int | None, int, int, bool]:
         """Settings that need an engine of their own."""
-        return self.blocks, self.seats, self.budget_tokens
+        return self.blocks, self.seats, self.budget_tokens, self.logged
 
 
 CASES = {
@@ -118,6 +122,50 @@ CASES = {
         ),
     )
 }
+
+UNSTREAMED = (
+    Case(
+        "steps_calibration",
+        "bursts of uniform lengths, for steps of all kinds; the only case to calibrate with",
+        (16, 1536, 16, 256),
+        11.0,
+        330,
+        cv=2.0,
+        blocks=SMALL_CACHE_BLOCKS,
+        seed=21,
+        logged=True,
+    ),
+    Case(
+        "steps_overload",
+        "uniform lengths, overload, bound by the KV cache",
+        (10, 640, 10, 640),
+        24.0,
+        600,
+        blocks=SMALL_CACHE_BLOCKS,
+        seed=22,
+        logged=True,
+    ),
+    Case(
+        "steps_preempting",
+        "conversations above the capacity of a cache so small that requests are preempted",
+        "azure-conv-2023",
+        11.0,
+        330,
+        blocks=SMALL_CACHE_BLOCKS,
+        seed=23,
+        logged=True,
+    ),
+)
+STEP_CASES = {
+    case.name: case
+    for case in (
+        *UNSTREAMED,
+        *(replace(once, name=f"{once.name}_streamed", stream=True) for once in UNSTREAMED),
+    )
+}
+"""The experiment on step times: three kinds of traffic on one warm engine, each with two kinds of client. Rates were chosen so
+that all of it takes less than seven minutes on an H200, the engine's start included."""
+ALL_CASES = CASES | STEP_CASES
 
 
 class Traffic(NamedTuple):

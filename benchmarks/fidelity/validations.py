@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import brentq, minimize
 
 from fidelity import silicon
-from fidelity.cases import BLOCK_TOKENS, CASES, write_traffic
+from fidelity.cases import ALL_CASES, BLOCK_TOKENS, CASES, write_traffic
 from fidelity.kernels import HOST_S, SHAPES, Nccl, columns, rows_of, summed_step
 from fidelity.report import Sheet, comparison
 from fidelity.runs import Engine, Floats, Run, own_runs, read_run
@@ -424,7 +424,7 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
     cases: dict[str, Any] = {}
     sheets = []
     for name in names:
-        case = CASES[name]
+        case = ALL_CASES[name]
         traffic = write_traffic(folder, case)
         nothing = np.full(len(traffic.asked_s), np.nan)
         blocks = case.blocks or profile.kv_capacity_tokens() // BLOCK_TOKENS

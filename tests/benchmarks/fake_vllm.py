@@ -20,6 +20,9 @@ class Engine:
             compilation_config=SimpleNamespace(cudagraph_mode="FULL_AND_PIECEWISE"),
         )
         self.loggers = [make(self.vllm_config) for make in loggers]
+        self.output_processor = SimpleNamespace(stream_interval=arguments.stream_interval)
+        self.intervals: list[int] = []
+        self.steps: list[list[float]] = []
         Engine.started.append(self)
 
     @classmethod
@@ -29,10 +32,12 @@ class Engine:
     async def generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
         if request_id.startswith("bursty"):
             raise RuntimeError("out of memory")
+        self.intervals.append(self.output_processor.stream_interval)
         prompt_tokens, left = len(prompt["prompt_token_ids"]), params.max_tokens
         now = time.monotonic()
         stats = SimpleNamespace(queued_ts=now, scheduled_ts=now, first_token_ts=now, last_token_ts=now)
         for tokens in filter(None, (1, left - 1)):
+            self.steps.append([time.monotonic()] * 6 + [float(prompt_tokens)] * 9 + [0.25, float("nan")])
             for logger in self.loggers:
                 logger.record(
                     SimpleNamespace(num_running_reqs=1, num_waiting_reqs=0, kv_cache_usage=0.25),
@@ -43,6 +48,11 @@ class Engine:
                     engine_idx=0,
                 )
             yield SimpleNamespace(outputs=[SimpleNamespace(token_ids=[7] * tokens)], metrics=stats)
+
+    async def collective_rpc(self, method: str) -> list[list[list[float]]]:
+        assert method == "take_steps"
+        found, self.steps = self.steps, []
+        return [found]
 
     def shutdown(self) -> None:
         self.stopped = True

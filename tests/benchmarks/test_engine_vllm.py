@@ -1,17 +1,23 @@
 """The traffic that is sent to vLLM, and what is written about it, with an engine that answers at once."""
 
+import csv
+import importlib
 import importlib.metadata
 import json
 import math
+import sys
 from dataclasses import replace
+from types import ModuleType, SimpleNamespace
 
 import engine_vllm
 import numpy as np
 import pytest
 from fidelity.cases import (
+    ALL_CASES,
     BLOCK_TOKENS,
     CASES,
     LONGEST_TOKENS,
+    STEP_CASES,
     Traffic,
     draw,
     read_traffic,
@@ -22,9 +28,9 @@ from fidelity.runs import own_runs
 from tests.benchmarks import fake_vllm
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL_CASES)
 def test_every_request_fits_into_its_engine(name):
-    case = CASES[name]
+    case = ALL_CASES[name]
     asked = draw(case)
     assert len(asked.asked_s) == case.requests
     assert asked.asked_s[0] == 0.0 and np.all(np.diff(asked.asked_s) >= 0)
@@ -52,6 +58,16 @@ def test_a_dry_run_needs_neither_vllm_nor_a_folder(capsys):
     assert engine_vllm.main(["--dry-run", "--cases", "small_kv,calibration"]) == 0
     said = capsys.readouterr().out
     assert "small_kv" in said and "calibration" in said and "2 engines" in said
+
+
+def test_the_experiment_on_steps_is_one_engine_with_two_clients(capsys):
+    assert engine_vllm.main(["--dry-run", "--steps"]) == 0
+    said = capsys.readouterr().out
+    assert "1 engines" in said and all(name in said for name in STEP_CASES)
+    for name, case in STEP_CASES.items():
+        assert case.logged and case.stream == name.endswith("_streamed")
+        for one, other in zip(draw(case), draw(STEP_CASES[name.removesuffix("_streamed")]), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +99,7 @@ def small(monkeypatch, tmp_path):
     )
     asked = Traffic(np.array([0.0, 0.01, 0.01]), np.array([5, 6, 7]), np.array([1, 4, 3]))
     rows = [",".join(map(str, row)) for row in zip(*asked, strict=True)]
-    for name in ("calibration", "bursty", "overload"):
+    for name in ("calibration", "bursty", "overload", *STEP_CASES):
         text = "\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n"
         (tmp_path / f"{name}_traffic.csv").write_text(text, encoding="utf-8")
     return tmp_path
@@ -111,6 +127,92 @@ def test_what_is_written_is_what_fidelity_reads(small):
     (engine,) = fake_vllm.Engine.started
     assert engine.stopped
     assert engine.arguments.load_format == "dummy" and engine.arguments.skip_tokenizer_init
+
+
+def test_every_step_of_a_logged_case_is_written(small):
+    assert run(small, "--cases", "calibration") == 0
+    assert run(small, "--steps") == 0
+    engine = fake_vllm.Engine.started[-1]
+    assert engine.arguments.scheduler_cls == "fidelity.engine_steps.Scheduler"
+    assert engine.arguments.worker_extension_cls == "fidelity.engine_steps.Steps"
+    assert not hasattr(fake_vllm.Engine.started[0].arguments, "scheduler_cls")
+    assert engine.intervals == [2**30] * 10 + [1] * 9  # the warm-up, three cases of three, three of three
+    for name in STEP_CASES:
+        with (small / "runs" / f"{name}_engine_steps.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 5 and tuple(rows[0]) == engine_vllm.ENGINE_COLUMNS
+        assert sorted({row["tokens"] for row in rows}) == ["5", "6", "7"]
+        assert {(row["device_gap_ms"], row["device_ms"]) for row in rows} == {("0.2500", "nan")}
+        assert all(0 <= float(row["start_s"]) < 5 for row in rows)
+        meta = json.loads((small / "runs" / f"{name}_meta.json").read_text(encoding="utf-8"))
+        assert meta["case"]["stream"] == name.endswith("_streamed")
+    assert not (small / "runs" / "calibration_engine_steps.csv").exists()
+
+
+def test_the_engine_notes_what_it_plans(monkeypatch):
+    """Two steps of a prompt and a decode, in vLLM's order: plan, launch, sample, plan the next, take the tokens."""
+    pytest.importorskip("torch")
+
+    class Plain:
+        def __init__(self):
+            self.waiting = ["c"]
+            self.requests = {
+                "a": SimpleNamespace(num_prompt_tokens=100, num_computed_tokens=0),
+                "b": SimpleNamespace(num_prompt_tokens=10, num_computed_tokens=25),
+            }
+            pool = SimpleNamespace(num_gpu_blocks=50, get_num_free_blocks=lambda: 40)
+            self.kv_cache_manager = SimpleNamespace(block_pool=pool)
+            self.plans = [{"a": 64, "b": 1}, {"a": 36}, {}]
+            self.taken = []
+
+        def schedule(self):
+            run = self.plans.pop(0)
+            for name, tokens in run.items():
+                self.requests[name].num_computed_tokens += tokens
+            gone = {"b"} if run == {"a": 36} else None
+            return SimpleNamespace(
+                num_scheduled_tokens=run, total_num_scheduled_tokens=sum(run.values()), preempted_req_ids=gone
+            )
+
+        def update_from_output(self, scheduler_output, model_runner_output):
+            self.taken.append(model_runner_output)
+
+    class Worker:
+        def execute_model(self, scheduler_output):
+            return "executed"
+
+        def sample_tokens(self, grammar):
+            return "sampled"
+
+    for name, content in (
+        ("vllm.v1.core.sched.async_scheduler", {"AsyncScheduler": Plain}),
+        ("vllm.v1.worker.gpu_worker", {"Worker": Worker}),
+    ):
+        module = ModuleType(name)
+        vars(module).update(content)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.delitem(sys.modules, "fidelity.engine_steps", raising=False)
+    steps = importlib.import_module("fidelity.engine_steps")
+    monkeypatch.delitem(sys.modules, "fidelity.engine_steps")
+    scheduler, worker = steps.Scheduler(), Worker()
+    plans = []
+    for _ in range(3):
+        plans.append(scheduler.schedule())
+        assert worker.execute_model(plans[-1]) == "executed" and worker.sample_tokens(None) == "sampled"
+        if len(plans) > 1:
+            scheduler.update_from_output(plans[-2], len(plans))
+    assert scheduler.taken == [2, 3]
+    rows = [dict(zip(engine_vllm.ENGINE_COLUMNS, row, strict=True)) for row in steps.Steps().take_steps()]
+    counts = ("tokens", "sequences", "prefill_tokens", "chunks", "chunk_cached", "decode_cached", "blocks")
+    assert [[row[key] for key in counts] for row in rows] == [
+        [65, 2, 64, 1, 0, 25, 9],
+        [36, 1, 36, 1, 64, 0, 9],
+    ]
+    assert [row["preempted"] for row in rows] == [0, 1] and [row["waiting"] for row in rows] == [1, 1]
+    times = ("start_s", "planned_s", "launch_s", "launched_s", "sampled_s", "done_s")
+    for row in rows:
+        assert sorted(row[key] for key in times) == [row[key] for key in times]
+    assert steps.Steps().take_steps() == []
 
 
 def test_a_case_that_fails_leaves_the_others(small):
