@@ -99,6 +99,13 @@ VLLM_NOTE = (
     "benchmarks/fidelity.py); what it predicts of other runs is in docs/fidelity.md."
 )
 VLLM_HOSTS = {("h100", "llama-3.1-8b"): VLLM_NOTE, ("h200", "llama-3.1-8b"): f"{VLLM_NOTE} Assumed for H200."}
+RESULTS = Path(__file__).parent / "results"
+STEPS_NOTE = (
+    "Option host='vllm-0.24-steps': what {decode:,} steps that decode take beyond the device time, by sequences, and the launches "
+    "of {launch} steps of more than 512 tokens and of {floor} smaller ones with a prompt, counted from the plan of the step. For "
+    "dense='sustained'. Medians of the step logs in benchmarks/results/vllm_{gpu} (benchmarks/fit_host.py), of the GPU itself; "
+    "nothing was fitted to what clients saw."
+)
 SUSTAINED_GPUS = ("h100", "h200")
 
 
@@ -577,6 +584,9 @@ def build(
             {"law": "launch", **term, "base_ms": VLLM_LAUNCH_MS, "above_tokens": VLLM_GRAPH_TOKENS},
         ]
         notes.append(VLLM_HOSTS[gpu, model.name])
+        fitted = json.loads((RESULTS / f"vllm_{gpu}" / "host.json").read_text(encoding="utf-8"))
+        laws["host"]["vllm-0.24-steps"] = fitted["laws"]
+        notes.append(STEPS_NOTE.format(**fitted["steps"], gpu=gpu))
     sustained = sustained_terms(data, gpu, model) if tp == 1 else None
     if sustained:
         laws["dense"]["sustained"] = sustained[0]

@@ -8,8 +8,8 @@ environment is compiled once whichever profile it runs on:
 - staircase: `c0_s + tile_s * ceil(batch_tokens / tile_tokens)`, batch_tokens = prefill_tokens + decodes;
 - tables: dense work by token count, attention of a prefill chunk by (chunk, context), attention of the decodes by (batch, cached
   tokens a sequence) and host time by sequence count, added up. Where it is known, what decodes cost beside a prefill chunk is a
-  grid of its own (in one kernel the two are not the sum of each alone), and a step of more tokens than the engine's largest CUDA
-  graph takes no less than the host needs to launch its kernels one by one.
+  grid of its own (in one kernel the two are not the sum of each alone), and a step that the host launches in pieces takes no less
+  than that: one of more tokens than the engine's largest CUDA graph, kernel by kernel, or one with a prompt, between the graphs.
 
 Dense and host time are stored for every whole count, so a lookup is one load. Attention is stored as the
 natural logarithm of seconds on axes that are uniform in log2, so a cell is found without a search, and is
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
-from llmgym.core.records import Record, Records, float64, int64
+from llmgym.core.records import Record, Records, float64, int32, int64
 
 CONSTANT, LINEAR, STAIRCASE, TABLES = 0, 1, 2, 3
 NEVER_TOKENS = 2**62
@@ -52,6 +52,12 @@ class Head(Record):
     )
     launch_s: float = float64(
         "Time that the host needs to launch the kernels of such a step one by one, seconds."
+    )
+    floor_s: float = float64(
+        "The same of a step with a prompt and no more tokens than that, seconds; 0 if it is none."
+    )
+    launch_ahead: int = int32(
+        "1 if launches begin when the step is planned, which may be while the one before it runs."
     )
     chunk_low: float = float64("First knot of the chunk, log2 of tokens.")
     chunk_knots: int = int64("Knots of the chunk.")
@@ -240,8 +246,13 @@ def step_time_s(
             row = (batch - head.batch_low) * head.per_octave
             column = (each - head.kv_low) * head.per_octave
             seconds += _read(cost.grids, decode_at, head.batch_knots, head.kv_knots, row, column)
+        launch_s = 0.0
         if tokens > head.launch_above:
-            launch_s = head.launch_s + cost.lines[head.host_at + sequences_in]
+            launch_s = head.launch_s
+        elif prefill_tokens > 0:
+            launch_s = head.floor_s
+        if launch_s > 0.0:
+            launch_s += cost.lines[head.host_at + sequences_in]
             if sequences > sequences_in:
                 launch_s += (sequences - sequences_in) * head.host_slope_s
             seconds = max(seconds, launch_s)
@@ -316,6 +327,38 @@ def scalar_cost(
     return _frozen(head, np.zeros(1, np.float32), np.zeros(4, np.float32))
 
 
+class Launches(NamedTuple):
+    """What the host takes to launch a step in pieces.
+
+    Attributes:
+        above_tokens: a step of more tokens is no CUDA graph.
+        launch_s: its launches, s.
+        floor_s: those of a step with a prompt and no more tokens, s; 0 for none.
+        ahead: whether they begin when the step is planned; a replay with asynchronous scheduling then counts from there.
+    """
+
+    above_tokens: int = NEVER_TOKENS
+    launch_s: float = 0.0
+    floor_s: float = 0.0
+    ahead: bool = False
+
+
+NO_LAUNCHES = Launches()
+
+
+def without_launches(cost: StepCost) -> tuple[StepCost, Launches]:
+    """A cost whose steps take their device and host time alone, and the launches that it had."""
+    head = cost.head.copy()
+    found = Launches(
+        int(head["launch_above"][0]),
+        float(head["launch_s"][0]),
+        float(head["floor_s"][0]),
+        bool(head["launch_ahead"][0]),
+    )
+    head["launch_above"], head["launch_s"], head["floor_s"], head["launch_ahead"] = NEVER_TOKENS, 0.0, 0.0, 0
+    return _frozen(head, cost.lines, cost.grids), found
+
+
 class Axes(NamedTuple):
     """Where the tables of a `StepCost` have their knots; all in tokens or sequences.
 
@@ -377,7 +420,7 @@ def table_cost(
     knots: Axes,
     measured: Range,
     beside: NDArray[np.float64] | None = None,
-    launch: tuple[int, float] = (NEVER_TOKENS, 0.0),
+    launch: Launches = NO_LAUNCHES,
 ) -> StepCost:
     """A `StepCost` of tables.
 
@@ -389,7 +432,7 @@ def table_cost(
         knots: where the knots are.
         measured: what `outside` compares with.
         beside: seconds of decode attention beside a prefill chunk, as `decode`; None: as without one.
-        launch: tokens above which a step takes the host's launches or longer, and these, s.
+        launch: what the host takes to launch a step in pieces.
 
     Returns:
         The cost.
@@ -416,8 +459,10 @@ def table_cost(
         context_to=measured.context[1],
         decode_at=prefill.size,
         kv_total_to=measured.kv_total,
-        launch_above=launch[0],
-        launch_s=launch[1],
+        launch_above=launch.above_tokens,
+        launch_s=launch.launch_s,
+        floor_s=launch.floor_s,
+        launch_ahead=int(launch.ahead),
         beside_at=-1 if beside is None else prefill.size + decode.size,
     )
     lines = np.concatenate([dense, host]).astype(np.float32)

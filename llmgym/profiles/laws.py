@@ -11,13 +11,19 @@ their parameters:
 - `chunk`: (t0^p + (flops/F + io/B + cached/C)^p)^(1/p), flops = flops_per_pair chunk (context + chunk/2), io
   and cached bytes proportional to chunk and to context: attention of a prefill chunk;
 - `decode`: (t0^p + (per_kv_token batch kv + per_sequence batch)^p)^(1/p);
-- `affine`: base + per_sequence n, host time.
+- `affine`: base + per_sequence n, host time;
+- `by_sequences`: host time at some numbers of sequences, linear between them and constant beyond;
 - `launch`: base, what the host takes to launch the kernels of a step of more than `above_tokens` tokens one by one, as an
-  engine does whose largest CUDA graph has so many: with the host time of `affine`, the shortest that such a step takes.
+  engine does whose largest CUDA graph has so many: with the host time of the other laws, the shortest that such a step takes;
+- `floor`: base, the same of a step with a prompt and no more tokens, which is several graphs with work of the host between them.
+
+With `ahead` in `launch`, an engine that plans a step while the one before runs has begun to launch it by then, so both count
+from the plan on; where nothing is known of plans, as in the cost of a single step, they count in full.
 
 Each is multiplied by `count`, the calls of one step. Times in the parameters are ms, rates are per ms.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -29,9 +35,9 @@ from llmgym.errors import ProfileError
 from llmgym.profiles.cost import (
     CONSTANT,
     LINEAR,
-    NEVER_TOKENS,
     STAIRCASE,
     Axes,
+    Launches,
     Range,
     StepCost,
     axes,
@@ -103,8 +109,13 @@ def _affine(law: Law, sequences: Floats) -> Floats:
     return result
 
 
-def _launch(law: Law, tokens: Floats) -> Floats:
-    return np.where(tokens > law["above_tokens"], law["base_ms"], 0.0)
+def _by_sequences(law: Law, sequences: Floats) -> Floats:
+    result: Floats = np.interp(sequences, law["sequences"], law["knots_ms"])
+    return result
+
+
+def _constant(law: Law, sequences: Floats) -> Floats:
+    return np.full_like(sequences, law["base_ms"])
 
 
 _Formula = Callable[..., Floats]
@@ -133,7 +144,9 @@ _LAWS: dict[str, dict[str, tuple[_Formula, tuple[str, ...]]]] = {
     "decode_attention": {"decode": (_decode, ("t0_ms", "per_kv_token_ms", "per_sequence_ms", "p"))},
     "host": {
         "affine": (_affine, ("base_ms", "per_sequence_ms")),
-        "launch": (_launch, ("base_ms", "above_tokens")),
+        "by_sequences": (_by_sequences, ("sequences", "knots_ms")),
+        "launch": (_constant, ("base_ms", "above_tokens")),
+        "floor": (_constant, ("base_ms",)),
     },
 }
 _MAY_BE_ZERO = frozenset({"per_sequence_ms", "base_ms", "c_kv_s", "c_tok_s", "kv_bytes_per_token"})
@@ -176,10 +189,48 @@ def _seconds(part: str, terms: object, where: str, *variables: Floats) -> Floats
                 for gemm in term[field]:
                     number(gemm[1], f"{here}: n of {gemm[0]!r}")
                     number(gemm[2], f"{here}: k of {gemm[0]!r}")
-            else:
+            elif field == "knots_ms":
+                _check_knots(term["sequences"], term[field], here)
+            elif field != "sequences":
                 number(term[field], f"{here}: field {field!r}", zero=field in _MAY_BE_ZERO)
         total += term["count"] * formula(term, *variables) * 1e-3
     return total
+
+
+def _check_knots(sequences: object, knots_ms: object, where: str) -> None:
+    for name, values in (("sequences", sequences), ("knots_ms", knots_ms)):
+        if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+            raise ProfileError(f"{where}: field {name!r} is {values!r}; expected a list of numbers")
+        for at, value in enumerate(values):
+            number(value, f"{where}: {name}[{at}]", zero=name == "knots_ms")
+    assert isinstance(sequences, Sequence) and isinstance(knots_ms, Sequence)
+    if len(sequences) != len(knots_ms) or any(a >= b for a, b in itertools.pairwise(sequences)):
+        raise ProfileError(
+            f"{where}: field 'sequences' is {sequences!r}; expected {len(knots_ms)} numbers, one for each of knots_ms, that grow"
+        )
+
+
+def _launches(terms: list[Law], host: str, where: str) -> Launches:
+    """The laws `launch` and `floor` of a host option."""
+    found: dict[str, Law] = {}
+    for term in terms:
+        if term["law"] in found:
+            several = sum(one["law"] == term["law"] for one in terms)
+            raise ProfileError(
+                f"{where}: host option {host!r} has {several} laws {term['law']!r}; expected one at most"
+            )
+        found[term["law"]] = term
+    if not found:
+        return Launches()
+    if "launch" not in found:
+        raise ProfileError(f"{where}: host option {host!r} has a law 'floor'; expected a law 'launch' too")
+    ahead = found["launch"].get("ahead", False)
+    if not isinstance(ahead, bool):
+        raise ProfileError(
+            f"{where}: host option {host!r}: field 'ahead' is {ahead!r}; expected true or false"
+        )
+    times = {name: float(_seconds("host", [term], where, np.ones(1))[0]) for name, term in found.items()}
+    return Launches(int(found["launch"]["above_tokens"]), times["launch"], times.get("floor", 0.0), ahead)
 
 
 def option(laws: Law, part: str, name: str, where: str) -> object:
@@ -260,19 +311,13 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
     sequences = np.arange(1.0, MAX_SEQUENCES + 1)
     dense_time = _seconds("dense", option(laws, "dense", dense, where), where, tokens)
     every: Any = option(laws, "host", host, where)
-    launches = []
+    launches: list[Law] = []
     if isinstance(every, Sequence):
-        launches = [law for law in every if isinstance(law, Mapping) and law.get("law") == "launch"]
+        launches = [
+            law for law in every if isinstance(law, Mapping) and law.get("law") in ("launch", "floor")
+        ]
         every = [law for law in every if law not in launches]
-    if len(launches) > 1:
-        raise ProfileError(
-            f"{where}: host option {host!r} has {len(launches)} laws 'launch'; expected one at most"
-        )
     host_time = _seconds("host", every, where, sequences)
-    launch = (NEVER_TOKENS, 0.0)
-    if launches:
-        launch_s = float(_seconds("host", launches, where, np.full(1, np.inf))[0])
-        launch = (int(launches[0]["above_tokens"]), launch_s)
     return table_cost(
         dense=np.concatenate([[0.0], dense_time]),
         prefill=prefill_law_s(laws, where, knots.chunk[:, None], knots.context[None, :]),
@@ -280,7 +325,7 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
         host=np.concatenate([[0.0], host_time]),
         knots=knots,
         measured=measured,
-        launch=launch,
+        launch=_launches(launches, host, where),
     )
 
 

@@ -30,6 +30,9 @@ class Config(Limits):
     ahead: int = int32("1 if a batch is planned while the one before it runs.")
     clients: int = int32("Requests kept in flight on each rank; 0 if they arrive by themselves.")
     idle_s: float = float64("Time after which an engine that is held up plans again, seconds.")
+    launch_above: int = int64("Steps of more tokens are launched kernel by kernel.")
+    launch_s: float = float64("What the host takes for that from the plan on, seconds.")
+    floor_s: float = float64("The same of steps with a prompt and no more tokens, seconds.")
 
 
 class Loop(Record):
@@ -38,6 +41,7 @@ class Loop(Record):
     clock_s: float = float64("Simulated time, seconds.")
     seen_s: float = float64("The schedulers know who arrived by this time, seconds.")
     left: int = int64("Requests that have not finished.")
+    launched_s: float = float64("The host has launched the planned step by this time, seconds.")
     step_s: float = float64("Duration of the planned step, seconds; -1 if nobody has anything to run.")
     fruitless: int = int64("Steps since the last one that finished a request.")
     patience: int = int64("So many fruitless steps are too many.")
@@ -137,6 +141,35 @@ def _plan_rank(state: State, params: Params, rank: int, clock_s: float, seen_s: 
 
 
 @kernel
+def _launch(state: State, params: Params, loop: Loop, rank: int) -> None:
+    """Let the planned step of a rank take as long as the host's launches, which began when it was planned."""
+    engine = state.lane[rank]
+    config = params.config[0]
+    launch_s = 0.0
+    if engine.batch_prefill + engine.batch_decodes > config.launch_above:
+        launch_s = config.launch_s
+    elif engine.batch_prefill > 0:
+        launch_s = config.floor_s
+    if launch_s > 0.0:
+        launched_s = loop.seen_s + launch_s
+        engine.batch_s = max(engine.batch_s, launched_s - loop.clock_s)
+        loop.launched_s = max(loop.launched_s, launched_s)
+
+
+@kernel
+def _show(state: State, rank: int, later_s: float) -> None:
+    """The tokens of the step before are known later: the host was launching. Those count that are the first or the last."""
+    engine = state.lane[rank]
+    for i in range(engine.residents):
+        resident = state.resident[rank, i]
+        request = state.request[rank, resident.request]
+        if resident.decoding == 1 and resident.kept == 0 and engine.tick - resident.base == 1:
+            request.ttft_s += later_s
+        if resident.gone == 1:
+            request.e2e_s += later_s
+
+
+@kernel
 def _idle(state: State, params: Params, loop: Loop) -> bool:
     """Nobody has a batch to run: time goes on until somebody plans again. False if nothing will ever run again."""
     following_s, again_s = np.inf, np.inf
@@ -175,9 +208,15 @@ def plan_step(state: State, params: Params, loops: Records[Loop]) -> int:
     if loop.fruitless > loop.patience:
         return FRUITLESS
     loop.step_s, moved = -1.0, False
+    loop.launched_s = loop.seen_s
     for rank in range(state.lane.shape[0]):
         moved = _plan_rank(state, params, rank, loop.clock_s, loop.seen_s) or moved
+        if state.lane[rank].batch_s >= 0.0:
+            _launch(state, params, loop, rank)
         loop.step_s = max(loop.step_s, state.lane[rank].batch_s)
+    if loop.launched_s > loop.clock_s:
+        for rank in range(state.lane.shape[0]):
+            _show(state, rank, loop.launched_s - loop.clock_s)
     loop.still = loop.still + 1 if loop.step_s < 0.0 and not moved else 0
     loop.fruitless += 1
     return GOES_ON
@@ -210,7 +249,7 @@ def end_step(state: State, params: Params, loops: Records[Loop]) -> int:
                 _send(state, rank, done)
     if step_s < 0.0:
         return GOES_ON if _idle(state, params, loop) else STUCK
-    loop.seen_s = loop.clock_s if config.ahead == 1 else loop.clock_s + step_s
+    loop.seen_s = max(loop.clock_s, loop.launched_s) if config.ahead == 1 else loop.clock_s + step_s
     loop.clock_s += step_s
     return GOES_ON
 

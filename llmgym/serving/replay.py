@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from llmgym.core.checks import choice, whole
 from llmgym.core.jit import kernel
 from llmgym.errors import InvalidArgument, NoProgress
+from llmgym.profiles.cost import NO_LAUNCHES, without_launches
 from llmgym.profiles.profile import Profile
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import saturation, with_class_budgets
@@ -359,6 +360,9 @@ def replay(
         objectives=bool(targets),
         prefixes=prefix_caching,
     )
+    cost, launches = profile.step_cost(), NO_LAUNCHES
+    if SCHEDULINGS[scheduling] != SYNC and cost.head["launch_ahead"][0]:
+        cost, launches = without_launches(cost)
     config = Config.pack(
         settings,
         kv_capacity=capacity,
@@ -367,6 +371,9 @@ def replay(
         default_output=int(rows.output_tokens.mean()),
         ahead=int(SCHEDULINGS[scheduling] != SYNC),
         clients=clients or 0,
+        launch_above=launches.above_tokens,
+        launch_s=launches.launch_s,
+        floor_s=launches.floor_s,
         idle_s=batch_s,
         **derived_limits(
             longest,
@@ -408,7 +415,7 @@ def replay(
             requests["arrival_s"][later] = np.nan
             requests["follower"][local[before[chosen[later]]]] = np.flatnonzero(later)
         state.lane[r]["requests"] = len(chosen)
-    params = Params(config, *packed, objective_records(targets or [Target()]), profile.step_cost())
+    params = Params(config, *packed, objective_records(targets or [Target()]), cost)
     serial = -(-rows.prompt_tokens.astype(np.int64) // min(longest, budget)) + rows.output_tokens
     loop: Any = Loop.blank.copy()
     loop["patience"] = PATIENCE * int(serial.max()) + int(serial.sum())

@@ -277,6 +277,56 @@ def test_a_step_that_is_no_graph_takes_the_launches_or_longer() -> None:
         replace(law, laws=twice).step_cost()
 
 
+def test_a_step_with_a_prompt_takes_the_floor_or_longer() -> None:
+    """Beside the launches; neither is there in the cost that a replay counts them apart from."""
+    law = profiles.load("h100/llama-3.1-8b", dense="sustained", host="vllm-0.24-steps")
+    knots, launch, floor = law.laws["host"]["vllm-0.24-steps"]
+    bare_cost, found = kernels.without_launches(law.step_cost())
+    assert found == (512, 1e-3 * launch["base_ms"], 1e-3 * floor["base_ms"], True)
+    step = kernels.step_time_s
+    for prompt, decodes in ((0, 8), (0, 400), (64, 0), (500, 12), (513, 0), (505, 8), (600, 100), (8192, 0)):
+        sequences = decodes + (prompt > 0)
+        shape = (prompt, 0.0, decodes, 1000 * decodes, sequences, 0)
+        host_s = 1e-3 * np.interp(sequences, knots["sequences"], knots["knots_ms"])
+        assert kernels.host_s(bare_cost, sequences) == pytest.approx(host_s, rel=1e-6)
+        least_s = found.launch_s if prompt + decodes > 512 else found.floor_s if prompt > 0 else 0.0
+        expected = max(step(bare_cost, *shape), least_s + host_s)
+        assert step(law.step_cost(), *shape) == pytest.approx(expected, rel=1e-6)
+    assert step(bare_cost, 64, 0.0, 0, 0, 1, 0) < found.floor_s < step(bare_cost, 500, 0.0, 12, 12_000, 13, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"launch": None}, "has a law 'floor'; expected a law 'launch' too"),
+        ({"launch": {"ahead": 1}}, "field 'ahead' is 1; expected true or false"),
+        ({"launch": {"base_ms": -1.0}}, r"host\[0\]: field 'base_ms' is -1.0; expected a number >= 0"),
+        ({"by_sequences": {"sequences": [1, 3, 2]}}, r"field 'sequences' is \[1, 3, 2\]; expected 3 numbers"),
+        ({"by_sequences": {"sequences": [1, 2]}}, "expected 3 numbers, one for each of knots_ms, that grow"),
+        ({"by_sequences": {"knots_ms": [0.1, "x", 0.2]}}, r"knots_ms\[1\] is 'x'; expected a finite number"),
+        ({"by_sequences": {"knots_ms": 0.1}}, "field 'knots_ms' is 0.1; expected a list of numbers"),
+        ({"by_sequences": {"sequences": None}}, "field 'sequences' is missing"),
+    ],
+)
+def test_wrong_laws_of_the_host_are_told(changes, said) -> None:
+    law = profiles.load("h100/llama-3.1-8b")
+    terms = {
+        "by_sequences": {"count": 1, "sequences": [1, 2, 4], "knots_ms": [0.0, 0.2, 0.1]},
+        "launch": {"count": 1, "base_ms": 30.0, "above_tokens": 512, "ahead": True},
+        "floor": {"count": 1, "base_ms": 11.0},
+    }
+    for name, change in changes.items():
+        terms[name] = None if change is None else {**terms[name], **change}
+    host = [
+        {"law": name, **{key: value for key, value in term.items() if value is not None}}
+        for name, term in terms.items()
+        if term is not None
+    ]
+    laws = {**law.laws, "host": {"default": host}}
+    with pytest.raises(ProfileError, match=said):
+        replace(law, laws=laws).step_cost()
+
+
 def test_products_under_steady_load_are_slower_where_they_are_bound_by_arithmetic() -> None:
     for name in ("h100/llama-3.1-8b", "h200/qwen2.5-14b"):
         steady, single = (profiles.load(name, dense=dense).step_cost() for dense in ("sustained", "default"))

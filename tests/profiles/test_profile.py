@@ -422,7 +422,7 @@ def test_a_measured_profile_states_its_versions(folder):
         (
             ["host", "default"],
             KeyError,
-            r"host has no option 'default'; it has \['vidur-2024', 'vllm-0.24'\]",
+            r"host has no option 'default'; it has \['vidur-2024', 'vllm-0.24', 'vllm-0.24-steps'\]",
         ),
         (["dense", "default"], [], r"field 'dense' must be a list"),
         (["dense", "default", 0, "law"], "magic", r"dense\[0\] must name a law"),

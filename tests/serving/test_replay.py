@@ -132,6 +132,47 @@ def test_with_asynchronous_scheduling_an_arrival_misses_a_step():
     np.testing.assert_allclose(result.first_s, [1.0, 3.0])
 
 
+def launching(launch_s, floor_s=0.0):
+    """Steps of a second, launched from their plan on in so many s if they hold more than 512 tokens or else a prompt."""
+    cost = SECOND.step_cost()
+    head = cost.head.copy()
+    head["launch_above"], head["launch_s"], head["floor_s"], head["launch_ahead"] = 512, launch_s, floor_s, 1
+    profile = profiles.constant(1.0)
+    object.__setattr__(profile, "step_cost", lambda: cost._replace(head=head))
+    return profile
+
+
+def test_launches_count_from_the_plan_and_hide_the_tokens_of_the_step_before():
+    """Steps of A alone begin at 0, 1, 2, 3. B is seen at 3, when the step after is planned: launched at 5.5, so that step lasts
+    from 4 to 5.5. The next is planned then, with C, and launched at 8; what the step to 5.5 gave is seen at 8 too: B's first token,
+    A's last.
+    """
+    rows = rows_of([0.0, 2.5, 5.2], [4, 600, 600], [5, 3, 2])
+    kept = replay(rows, launching(2.5), kv_capacity=4_096, scheduling="async-held")
+    np.testing.assert_allclose(kept.first_s, [1.0, 8.0, 8.0], rtol=1e-6)
+    np.testing.assert_allclose(kept.last_s, [8.0, 9.0, 9.0], rtol=1e-6)
+    freed = replay(rows, launching(2.5), kv_capacity=4_096, scheduling="async")
+    np.testing.assert_allclose(freed.first_s, [1.0, 8.0, 8.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        freed.last_s, [5.5, 9.0, 9.0], rtol=1e-6
+    )  # whoever is done has left, and is not told later
+    # No step takes longer, but C's step is planned at 6 and launched at 7.9, and only then B's last token is seen, of 7.
+    quick = replay(rows, launching(1.9), kv_capacity=4_096, scheduling="async-held")
+    np.testing.assert_allclose(quick.first_s, [1.0, 5.0, 8.0], rtol=1e-6)
+    np.testing.assert_allclose(quick.last_s, [5.0, 7.9, 9.0], rtol=1e-6)
+
+
+def test_a_small_prompt_has_a_floor():
+    """An idle engine launches it in full; beside a step that runs, half of it is over when that ends."""
+    rows = rows_of([0.0, 3.25], [4, 5], [6, 1])
+    result = replay(rows, launching(9.0, 1.5), kv_capacity=4_096)
+    # A's steps end at 1.5, 2.5, 3.5; the step to 4.5 was planned at 2.5, that to 5.5 at 3.5.
+    np.testing.assert_allclose(result.first_s, [1.5, 5.5], rtol=1e-6)
+    late = replay(rows, launching(9.0, 2.25), kv_capacity=4_096)
+    # A's steps end at 2.25, 3.25; B is there when the step from 3.25 begins, at which the one after is planned: 5.5, not 5.25.
+    np.testing.assert_allclose(late.first_s, [2.25, 5.5], rtol=1e-6)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
