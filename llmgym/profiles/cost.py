@@ -359,6 +359,17 @@ def without_launches(cost: StepCost) -> tuple[StepCost, Launches]:
     return _frozen(head, cost.lines, cost.grids), found
 
 
+def slower(cost: StepCost, seconds: float) -> StepCost:
+    """A cost whose every step takes so many seconds more; less if negative, down to no host time (tables) or no constant."""
+    head, lines = cost.head.copy(), cost.lines.copy()
+    if head["kind"][0] == TABLES:
+        at = int(head["host_at"][0]) + 1
+        lines[at:] = np.maximum(lines[at:] + seconds, 0.0)
+    else:
+        head["c0_s"] = max(head["c0_s"][0] + seconds, 0.0)
+    return _frozen(head, lines, cost.grids)
+
+
 class Axes(NamedTuple):
     """Where the tables of a `StepCost` have their knots; all in tokens or sequences.
 

@@ -30,6 +30,7 @@ class Config(Limits):
     ahead: int = int32("1 if a batch is planned while the one before it runs.")
     clients: int = int32("Requests kept in flight on each rank; 0 if they arrive by themselves.")
     idle_s: float = float64("Time after which an engine that is held up plans again, seconds.")
+    way_s: float = float64("A client has its tokens so much later, seconds.")
     launch_above: int = int64("Steps of more tokens are launched kernel by kernel.")
     launch_s: float = float64("What the host takes for that from the plan on, seconds.")
     floor_s: float = float64("The same of steps with a prompt and no more tokens, seconds.")
@@ -99,12 +100,12 @@ def _following_s(state: State, params: Params, rank: int) -> float:
 
 
 @kernel
-def _send(state: State, rank: int, done_before: int) -> None:
-    """A closed loop sends a request for each that has ended since."""
+def _send(state: State, rank: int, done_before: int, way_s: float) -> None:
+    """A closed loop sends a request for each that has ended since, once its client knows."""
     engine = state.lane[rank]
     for _ in range(engine.done - done_before):
         if engine.sent < engine.requests:
-            state.request[rank, engine.sent].arrival_s = engine.clock_s
+            state.request[rank, engine.sent].arrival_s = engine.clock_s + way_s
             engine.sent += 1
 
 
@@ -246,7 +247,7 @@ def end_step(state: State, params: Params, loops: Records[Loop]) -> int:
             loop.left -= engine.done - done
             loop.fruitless = 0
             if config.clients > 0:
-                _send(state, rank, done)
+                _send(state, rank, done, config.way_s)
     if step_s < 0.0:
         return GOES_ON if _idle(state, params, loop) else STUCK
     loop.seen_s = max(loop.clock_s, loop.launched_s) if config.ahead == 1 else loop.clock_s + step_s

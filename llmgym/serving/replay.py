@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.core.checks import choice, whole
+from llmgym.core.checks import choice, number, whole
 from llmgym.core.jit import kernel
 from llmgym.errors import InvalidArgument, NoProgress
-from llmgym.profiles.cost import NO_LAUNCHES, without_launches
+from llmgym.profiles.cost import NO_LAUNCHES, slower, without_launches
 from llmgym.profiles.profile import Profile
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import saturation, with_class_budgets
@@ -53,6 +53,23 @@ from llmgym.workloads.arrivals import Rows
 from llmgym.workloads.workload import INFORMATION
 
 Floats = NDArray[np.float64]
+
+
+WAYS = {"none": 0.0, "in-process": 0.3e-3, "streaming": 2.7e-3}
+"""How much later than the engine a client has its tokens, s: not at all; where it gets the first one and then all others, as in
+the runs of `benchmarks/results/vllm_h100`; where it reads every token of every request, as in the runs of 2026-11-23. In the
+process that started the engine, without a network: with vLLM 0.24, on the machines of these runs."""
+
+
+def way_seconds(way: str | float) -> float:
+    """Seconds of a name of `WAYS`, or of a number. Raises `UnknownName` or `InvalidArgument` if it is neither, or below 0."""
+    if isinstance(way, str):
+        return WAYS[choice("way", way, WAYS)]
+    return number("way", way, zero=True)
+
+
+LONGEST_S = 1e3
+"""The most that a step may be told to take longer, s."""
 
 
 class Step(NamedTuple):
@@ -272,6 +289,8 @@ def replay(
     seed: int = 0,
     prefix_caching: bool = False,
     targets: Sequence[Target] = (),
+    way: str | float = "none",
+    slower_s: float = 0.0,
     log: bool = False,
 ) -> Replayed:
     """Replay requests on one engine, or on several that step together. The defaults are those of vLLM V1.
@@ -300,6 +319,9 @@ def replay(
         prefix_caching: whether full blocks are kept when requests leave, and found by others of the same session
             (`llmgym.serving.prefix`).
         targets: objectives of each class of the rows, for rules that look at them.
+        way: how much later a client has its tokens: a name of `WAYS` or s. It is in first and last tokens, and a closed loop sends
+            its next request that much later.
+        slower_s: what every step takes more than the profile says, s; negative for less.
         log: whether to tell every batch, which takes some hundred times longer.
 
     Returns:
@@ -360,7 +382,10 @@ def replay(
         objectives=bool(targets),
         prefixes=prefix_caching,
     )
+    way_s = way_seconds(way)
     cost, launches = profile.step_cost(), NO_LAUNCHES
+    if number("slower_s", slower_s, low=-LONGEST_S, high=LONGEST_S):
+        cost = slower(cost, slower_s)
     if SCHEDULINGS[scheduling] != SYNC and cost.head["launch_ahead"][0]:
         cost, launches = without_launches(cost)
     config = Config.pack(
@@ -371,6 +396,7 @@ def replay(
         default_output=int(rows.output_tokens.mean()),
         ahead=int(SCHEDULINGS[scheduling] != SYNC),
         clients=clients or 0,
+        way_s=way_s,
         launch_above=launches.above_tokens,
         launch_s=launches.launch_s,
         floor_s=launches.floor_s,
@@ -411,7 +437,7 @@ def replay(
             requests["request_class"] = rows.request_class[chosen]
         if rows.think_s is not None:
             later = before[chosen] >= 0
-            requests["think_s"] = rows.think_s[chosen]
+            requests["think_s"] = rows.think_s[chosen] + way_s
             requests["arrival_s"][later] = np.nan
             requests["follower"][local[before[chosen[later]]]] = np.flatnonzero(later)
         state.lane[r]["requests"] = len(chosen)
@@ -436,8 +462,8 @@ def replay(
     busy_s, batches = float(lanes["busy_s"].sum()), int(lanes["batches"].sum())
     return Replayed(
         arrival_s,
-        np.where(done, arrival_s + served["ttft_s"].astype(np.float64), np.nan),
-        np.where(done, arrival_s + served["e2e_s"].astype(np.float64), np.nan),
+        np.where(done, arrival_s + served["ttft_s"].astype(np.float64) + way_s, np.nan),
+        np.where(done, arrival_s + served["e2e_s"].astype(np.float64) + way_s, np.nan),
         rank,
         int(n - done.sum()),
         int(lanes["preemptions"].sum()),

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -14,6 +14,7 @@ from llmgym import profiles, workloads
 from llmgym.core.checks import choice, output_folder, whole
 from llmgym.errors import InvalidArgument, NoProgress
 from llmgym.serving.replay import Replayed, latency_figures, replay
+from llmgym.serving.sensitivity import NEAR, STEP_S, band, load
 from llmgym.serving.targets import Target, attained, check_targets
 from llmgym.workloads.workload import INFORMATION
 
@@ -60,6 +61,8 @@ class Replay:
     targets: tuple[str, ...] = ()
     """TTFT,TPOT[,WEIGHT] in seconds for each class of requests, such as 0.5,0.05 10,inf,0.2; classes are a column of the trace,
     request_class."""
+    way: str = "none"
+    """How much later a client has its tokens: none, in-process, streaming (it reads every token), or seconds."""
     out: Path | None = None
     """CSV file for the times of each request."""
 
@@ -80,26 +83,23 @@ class Replay:
         rows = self._rows()
         if targets:
             check_targets(rows, targets)
-        replayed = replay(
-            rows,
-            profiles.load(self.profile, dense=self.dense, host=self.host),
-            kv_capacity=self.kv_capacity,
-            budget=self.budget,
-            chunk=self.chunk,
-            seats=self.seats,
-            scheduling=self.scheduling,
-            prefix_caching=self.prefix_caching,
-            rule=self.rule,
-            targets=targets,
-            ranks=self.ranks,
-            clients=self.clients,
-        )
+        profile = profiles.load(self.profile, dense=self.dense, host=self.host)
+        engine: dict[str, Any] = {
+            name: getattr(self, name) for name in ("kv_capacity", "budget", "chunk", "seats", "ranks")
+        }
+        others: dict[str, Any] = {
+            name: getattr(self, name) for name in ("scheduling", "prefix_caching", "rule", "clients")
+        } | {"targets": targets}
+        others["way"] = _way(self.way)
+        replayed = replay(rows, profile, **engine, **others)
         if replayed.unfinished == len(rows):
             raise NoProgress(
                 f"none of {len(rows)} requests finishes: what is in the engine cannot be run by rule={self.rule!r} in batches of "
                 f"budget={self.budget} tokens"
             )
         self._print(console, rows, replayed)
+        if self.clients is None and (share := load(rows, profile, **engine)) >= NEAR:
+            self._band(console, share, band(rows, profile, **engine, **others))
         if targets:
             found = attained(rows, replayed, targets)
             shares = ", ".join(_shown(100 * share, ".1f") for share in found.share)
@@ -165,6 +165,18 @@ class Replay:
             f"{100 * replayed.kv_peak:.0f} % at most, {replayed.batches:,} steps of {1e3 * replayed.batch_mean_s:.1f} ms"
         )
 
+    @staticmethod
+    def _band(console: Console, share: float, found: dict[str, tuple[float, float]]) -> None:
+        def pair(key: str) -> str:
+            return " to ".join(_shown(value, ".3g") for value in found[key])
+
+        console.print(
+            f"The requests come at {100 * share:.0f} % of the rate that saturates the engine, so small errors of a step decide how "
+            f"long they wait. With {1e3 * STEP_S:.1f} ms a step less and more: first token p50 {pair('ttft_p50_s')} s, p90 "
+            f"{pair('ttft_p90_s')} s; time per output token p50 {pair('tpot_p50_s')} s; end to end p50 {pair('e2e_p50_s')} s, "
+            f"p90 {pair('e2e_p90_s')} s; {pair('output_tokens_per_s')} output tokens/s."
+        )
+
     def _reused(self, rows: workloads.Rows, replayed: Replayed) -> str:
         if not self.prefix_caching:
             return ""
@@ -186,6 +198,13 @@ class Replay:
             np.savetxt(out, np.column_stack(columns), form, ",", header=header, comments="")
         except OSError as error:
             raise InvalidArgument(f"out={str(out)!r}: cannot be written ({error.strerror})") from None
+
+
+def _way(text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _target(text: str) -> Target:
