@@ -24,6 +24,7 @@ from llmgym.baselines.oserve.plan import Oserve
 from llmgym.core.checks import number, output_folder, whole
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
 from llmgym.profiles.convert_command import Convert
+from llmgym.profiles.measure_command import Measure, Profiles
 from llmgym.serving.replay_command import Replay
 
 FAILED, USAGE = 1, 2
@@ -180,131 +181,6 @@ class Plan:
 
     def run(self, console: Console) -> None:
         self.what.run(console)
-
-
-@dataclass(frozen=True)
-class Profiles:
-    """Show a cost profile: where its numbers come from, and what a step costs."""
-
-    name: Annotated[str | None, tyro.conf.Positional] = None
-    """Name of a profile or path of its folder; all of them if left out."""
-
-    def run(self, console: Console) -> None:
-        from llmgym import profiles
-        from llmgym.profiles.cost import prefill_attention_s, step_time_s
-
-        if self.name is None:
-            console.print("\n".join(profiles.names()))
-            return
-        profile = profiles.load(self.name)
-        cost = profile.step_cost()
-        console.print(
-            f"[bold]{profile.name}[/bold]: {profile.model}, {profile.gpu}, TP {profile.tensor_parallel}, {profile.dtype}"
-        )
-        console.print(f"method: {profile.provenance.method}, {profile.provenance.date}")
-        for source in profile.provenance.sources:
-            console.print(f"- {source.title} ({source.licence}), {source.url}: {source.used_for}")
-        for note in profile.provenance.notes:
-            console.print(f"- {note}")
-        table = Table(title="step cost, ms")
-        for title in ("decodes", "1,000 cached tokens each", "+ a 512-token chunk", "+ a 2,048-token chunk"):
-            table.add_column(title, justify="right")
-        for batch in (1, 8, 32, 128, 256):
-            row = [f"{1e3 * step_time_s(cost, 0, 0.0, batch, 1000 * batch, batch, 1000 * batch):.2f}"]
-            for chunk in (512, 2048):
-                attention = prefill_attention_s(cost, chunk, 0)
-                kv = 1000 * batch
-                row.append(
-                    f"{1e3 * step_time_s(cost, chunk, attention, batch, kv, batch + 1, kv + chunk):.2f}"
-                )
-            table.add_row(str(batch), *row)
-        console.print(table)
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Measure what a model costs on a device of this machine, and write a profile that every environment takes.
-
-    With --kernels, measure single kernels of many systems instead (see docs/kernels.md).
-    """
-
-    out: Annotated[Path, tyro.conf.Positional]
-    """Folder to write; a run that was stopped goes on in it."""
-    model: str = "llama-3.1-8b"
-    """Shape to measure (weights are random)."""
-    tensor_parallel: int = 1
-    """Measure the shard of one of so many GPUs."""
-    device: str = "cuda"
-    """Torch device: cuda, cuda:1, cpu."""
-    minutes: float = 8.0
-    """Time to spend; more repetitions, not more points."""
-    quick: bool = False
-    """A few points of a toy shape: seconds, even on a CPU."""
-    host_from: str = "h100/llama-3.1-8b"
-    """Profile whose host time is taken over: kernels do not show it."""
-    kernels: bool = False
-    """Measure a kernel set instead of a model."""
-    families: tuple[str, ...] = ()
-    """With --kernels: which families; all if left out."""
-    progress: bool = True
-    """Show progress on stderr."""
-
-    def run(self, console: Console) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        from llmgym.profiles.measure import Settings, measure
-        from llmgym.profiles.measure_kernels import measure_kernels
-
-        if self.families and not self.kernels:
-            raise InvalidArgument(f"families={self.families!r}: needs --kernels")
-        settings = Settings(
-            self.model, self.tensor_parallel, self.device, self.minutes, self.quick, self.host_from
-        )
-        columns = (
-            TextColumn("{task.description:36}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        bar = Progress(*columns, console=Console(stderr=True), disable=not self.progress)
-        task = bar.add_task("")
-
-        def told(done: int, total: int, what: str) -> None:
-            if (
-                not bar.live.is_started
-            ):  # a mistake of the caller, told before the first case, is one line alone
-                bar.start()
-            bar.update(task, completed=done, total=total, description=what)
-
-        try:
-            if self.kernels:
-                measured = measure_kernels(
-                    self.out,
-                    device=self.device,
-                    minutes=self.minutes,
-                    families=self.families,
-                    quick=self.quick,
-                    progress=told,
-                )
-            else:
-                profile = measure(settings, self.out, progress=told)
-        finally:
-            if bar.live.is_started:
-                bar.stop()
-        if self.kernels:
-            table = Table(title=f"{self.out}: {measured.meta['device']}", title_justify="left")
-            for name in ("op", "variants", "cases"):
-                table.add_column(name)
-            for op, variants in measured.ops().items():
-                table.add_row(op, str(len(variants)), str(sum(row.op == op for row in measured.rows)))
-            console.print(table)
-            console.print(
-                f"{len(measured.meta['skipped'])} cases were skipped; why is told in {self.out / 'meta.json'}"
-            )
-            return
-        console.print(f"Written: {self.out} ({profile.name})")
-        Profiles(str(self.out)).run(console)
 
 
 @dataclass(frozen=True)
