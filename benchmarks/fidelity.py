@@ -8,8 +8,7 @@ part of this project, in folders `llmservingsim`, `aiconfigurator`, `vllm_h100`,
 is missing is left out. RUNS is a folder that `benchmarks/engine_vllm.py` filled. The second writes what llmgym predicts for the
 cases of that script, and the requests themselves, before anything is measured: `predictions.json` and `<case>_traffic.csv`.
 
-Requests are replayed with their own arrivals and lengths by the compiled engine of llmgym (`llmgym.serving.replay`). A second one
-in plain Python, `fidelity.prototype`, is there to test it.
+Requests are replayed with their own arrivals and lengths by the compiled engine of llmgym (`llmgym.serving.replay`).
 """
 
 import argparse
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from fidelity import orders, validations
 from fidelity.cases import ALL_CASES, CASES
-from fidelity.report import Sheet, picture
+from fidelity.report import picture, summary
 from rich.console import Console
 
 from llmgym.errors import InvalidArgument
@@ -60,19 +59,24 @@ def main(argv: list[str] | None = None) -> int:
         for folder in folders:
             if not folder.is_dir():
                 parser.error(f"--{name} {folder}: there is no such folder")
-    sheets: list[Sheet] = []
-    groups: dict[str, list[tuple[float, float]]] = {}
+    report = validations.Report()
+    options = {"vllm-0.24": validations.OLD_OPTIONS, "llmgym": validations.BEST_OPTIONS}
     try:
         if asked.data is not None:
-            validations.published_runs(asked.data, sheets, groups)
-            validations.published_servers(asked.data, sheets, groups, not asked.no_loop)
+            validations.published_runs(asked.data, report)
+            validations.published_servers(asked.data, report, not asked.no_loop)
             for name in ("vllm_h100_order", "vllm_h100_sessions"):
-                sheets += orders.sheets(asked.data / name)
-        validations.own_engine(asked.data, asked.runs, asked.profile, sheets, groups)
+                tables, tallies = orders.sheets(asked.data / name, validations.UNSEEN, options)
+                report.sheets += tables
+                report.tallies += tallies
+        validations.own_engine(asked.data, asked.runs, asked.profile, report)
     except InvalidArgument as error:
         parser.error(str(error))
+    sheets = report.sheets
     if not sheets:
         parser.error("nothing to compare was found in the folders given")
+    if report.tallies:
+        sheets.insert(0, summary(report.tallies))
     for sheet in sheets:
         sheet.show(console)
     asked.out.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     (asked.out / "fidelity.md").write_text(
         head + "\n".join(sheet.markdown() for sheet in sheets), encoding="utf-8"
     )
-    picture(asked.out / "fidelity.png", groups)
+    picture(asked.out / "fidelity.png", report.groups)
     console.print(f"written to {asked.out / 'fidelity.md'} and {asked.out / 'fidelity.png'}")
     return 0
 

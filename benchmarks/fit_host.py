@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fidelity.runs import own_runs
-from fidelity.steps import fit, read_log
+from fidelity.steps import fit, log_of
 from fidelity.validations import profile_for
 
 from llmgym.errors import InvalidArgument
@@ -38,11 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         missing = [name for name in chosen or [] if name not in found]
         if missing:
             parser.error(f"--cases {asked.cases!r}: expected names out of {', '.join(found)}")
-        logs = [
-            (run, read_log(asked.runs / f"{name}_steps.csv"))
-            for name, run in found.items()
-            if (chosen is None or name in chosen) and (asked.runs / f"{name}_steps.csv").is_file()
+        all_logs = [
+            (run, log_of(asked.runs, run)) for name, run in found.items() if chosen is None or name in chosen
         ]
+        logs = [(run, log) for run, log in all_logs if log is not None]
         if not logs:
             parser.error(f"RUNS {str(asked.runs)!r}: no <case>_steps.csv there")
         run = logs[0][0]

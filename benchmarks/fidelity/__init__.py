@@ -4,7 +4,8 @@
 - `runs`: measured runs as arrays, and the figures compared;
 - `kernels`: step costs from published kernel tables;
 - `serving`: a run replayed by the compiled engine of llmgym;
-- `prototype`: the same in plain Python, with mechanics of vLLM V1 that can be switched one by one;
+- `steps`: host times from the log of an engine's steps; `engine_steps` writes such a log inside vLLM;
+- `orders`: what an order or a cached prefix is worth;
 - `aiconfigurator`, `silicon`: closed forms against many measured servers;
 - `validations`, `report`: the comparisons, as tables and a picture.
 """

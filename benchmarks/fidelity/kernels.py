@@ -2,19 +2,20 @@
 
 import csv
 import gzip
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fidelity.prototype import Step
 from llmgym.errors import InvalidArgument
 from llmgym.profiles import Profile
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
 from llmgym.profiles.models import BF16_BYTES, MODELS, ModelShape
 
+Step = Callable[[Sequence[tuple[int, int]], int, int], float]
+"""Seconds of a batch: chunks as (tokens, tokens of the request cached before), number of decodes, tokens they read in total."""
 HOST_S = 0.85e-3
 """Host time of a step: the default host law of `h100/llama-3.1-8b`, from a run on another GPU with another version of vLLM."""
 SHAPES = {

@@ -12,18 +12,18 @@ from pathlib import Path
 
 import numpy as np
 
-from fidelity.report import Sheet, comparison
-from fidelity.runs import Floats
+from fidelity.report import Sheet, Tally, comparison
+from fidelity.runs import OWN_BLOCKS, Floats
 from llmgym import profiles, workloads
 from llmgym.profiles import Profile
 from llmgym.serving.replay import latency_figures, replay
 from llmgym.workloads import Rows
 
 PROFILE = "h100/llama-3.1-8b"
-WAY_S = 0.3e-3
-"""A request's way in plus its tokens' way out, s: what the run `calibration` of `benchmarks/results/vllm_h100` says."""
-OWN_BLOCK = 1
-"""Blocks that vLLM keeps for itself."""
+POINTS = 5.0
+"""Differences between two orders are met up to here, per cent."""
+WAY = "in-process"
+"""How the clients were: whether they read every token is not told."""
 
 
 @dataclass(frozen=True)
@@ -82,18 +82,19 @@ def serve(path: Path, profile: Profile, closed: bool = False) -> Order:
     found = replay(
         rows,
         profile,
-        kv_capacity=meta["block_size"] * (meta["blocks"] - OWN_BLOCK),
+        kv_capacity=meta["block_size"] * (meta["blocks"] - OWN_BLOCKS),
         budget=meta["batched"],
         seats=meta["seqs"],
         block=meta["block_size"],
         rule="vllm:watermark=0" if rows.priority is None else "vllm-priority",
         scheduling="async-held",
         prefix_caching=bool(meta.get("prefix_caching", False)),
+        way=WAY,
     )
     measured = figures(
         rows, rows.arrival_s, columns["first_token_s"] - start_s, columns["last_token_s"] - start_s
     )
-    replayed = figures(rows, found.arrival_s, found.first_s + WAY_S, found.last_s + WAY_S)
+    replayed = figures(rows, found.arrival_s, found.first_s, found.last_s)
     cached = (float("nan"), float("nan"))
     if rows.session is not None:
         tokens = float(rows.prompt_tokens.sum())
@@ -112,33 +113,52 @@ def differences(one: Order, other: Order) -> dict[str, tuple[float, float]]:
     }
 
 
-def sheets(folder: Path) -> list[Sheet]:
-    """A table for each run of a folder, and one for each pair of runs."""
-    profile = profiles.load(PROFILE, dense="sustained", host="vllm-0.24")
-    runs = [serve(path, profile) for path in sorted(folder.glob("*_requests.csv"))]
-    made = []
-    for run in runs:
+def sheets(folder: Path, kind: str, options: dict[str, dict[str, str]]) -> tuple[list[Sheet], list[Tally]]:
+    """A table for each run of a folder, and one for each pair of runs.
+
+    Args:
+        folder: with the runs.
+        kind: of runs, for the table of all runs.
+        options: of the profile, for each column; pairs are compared in all of them. A run of conversations has a further column, of
+            the last options in a closed loop.
+
+    Returns:
+        The tables, and the runs.
+    """
+    served = {
+        label: [
+            serve(path, profiles.load(PROFILE, **chosen)) for path in sorted(folder.glob("*_requests.csv"))
+        ]
+        for label, chosen in options.items()
+    }
+    made, tallies = [], []
+    for same in zip(*served.values(), strict=True):
+        run = same[-1]
         note = ""
         if not np.isnan(run.cached[0]):
             note = f"{100 * run.cached[0]:.1f} % of the prompt tokens were found in the cache, replayed {100 * run.cached[1]:.1f} %"
-        columns = {"llmgym": run.replayed}
+        columns = {label: one.replayed for label, one in zip(options, same, strict=True)}
         path = folder / f"{run.name}_requests.csv"
         if "think_s" in path.read_text(encoding="utf-8").partition("\n")[0]:
-            columns["closed loop"] = serve(path, profile, closed=True).replayed
+            last = list(options.values())[-1]
+            columns["closed loop"] = serve(path, profiles.load(PROFILE, **last), closed=True).replayed
         made.append(comparison(f"{folder.name}, {run.name}", run.measured, columns, note))
-    for i, one in enumerate(runs):
-        for other in runs[:i]:
-            found = differences(one, other)
+        tallies.append(Tally(kind, f"{folder.name}, {run.name}", run.measured, columns))
+    count = len(next(iter(served.values())))
+    for i in range(count):
+        for j in range(i):
+            found = {label: differences(runs[i], runs[j]) for label, runs in served.items()}
+            first = next(iter(found.values()))
             rows = tuple(
-                (key, f"{measured:+.1f}", f"{replayed:+.1f}") for key, (measured, replayed) in found.items()
+                (key, f"{first[key][0]:+.1f}", *(f"{pairs[key][1]:+.1f}" for pairs in found.values()))
+                for key in first
             )
-            near = sum(abs(measured - replayed) <= 5.0 for measured, replayed in found.values())
-            made.append(
-                Sheet(
-                    f"{one.name} against {other.name}, per cent",
-                    ("figure", "measured", "llmgym"),
-                    rows,
-                    f"{near} of {len(found)} differences within 5 points.",
-                )
+            near = "; ".join(
+                f"{label}: {sum(abs(a - b) <= POINTS for a, b in pairs.values())} of {len(pairs)} differences within "
+                f"{POINTS:.0f} points"
+                for label, pairs in found.items()
             )
-    return made
+            runs = next(iter(served.values()))
+            title = f"{runs[i].name} against {runs[j].name}, per cent"
+            made.append(Sheet(title, ("figure", "measured", *options), rows, f"{near}."))
+    return made, tallies

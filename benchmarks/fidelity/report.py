@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-BAR_PCT = 10.0
-"""Error up to which a figure of a replay is said to be met."""
+BARS_PCT = (5.0, 10.0)
+"""Errors up to which figures of a replay are counted."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,68 @@ def comparison(
         for predicted in columns.values():
             row += [f"{predicted[figure]:.4g}", f"{100 * (predicted[figure] / value - 1):+.1f}"]
         rows.append(tuple(row))
-    met = []
-    for name, predicted in columns.items():
-        within = sum(
-            abs(100 * (predicted[figure] / value - 1)) <= BAR_PCT for figure, value in measured.items()
-        )
-        met.append(f"{name}: {within} of {len(measured)} figures within {BAR_PCT:.0f} %")
+    met = [f"{name}: {counted(measured, predicted)}" for name, predicted in columns.items()]
     return Sheet(title, tuple(header), tuple(rows), " ".join(filter(None, (note, "; ".join(met) + "."))))
+
+
+def within(measured: Mapping[str, float], predicted: Mapping[str, float]) -> tuple[int, ...]:
+    """How many figures are met within each of `BARS_PCT`."""
+    errors = [100 * abs(predicted[figure] / value - 1) for figure, value in measured.items()]
+    return tuple(sum(error <= bar for error in errors) for bar in BARS_PCT)
+
+
+def counted(measured: Mapping[str, float], predicted: Mapping[str, float]) -> str:
+    """`within` in words."""
+    near, far = within(measured, predicted)
+    return f"{near} and {far} of {len(measured)} figures within {BARS_PCT[0]:.0f} and {BARS_PCT[1]:.0f} %"
+
+
+@dataclass(frozen=True)
+class Tally:
+    """A run in the table of all runs.
+
+    Attributes:
+        kind: of runs that are summed up together.
+        run: its name.
+        measured: figure to value.
+        columns: name of a prediction to its figures.
+    """
+
+    kind: str
+    run: str
+    measured: Mapping[str, float]
+    columns: Mapping[str, Mapping[str, float]]
+
+
+def summary(tallies: Sequence[Tally]) -> Sheet:
+    """How many figures of each run, of each kind of runs and of all are met; empty where a run has no such prediction."""
+    names = tuple(max((tally.columns for tally in tallies), key=len))
+    rows = []
+    for kind in dict.fromkeys(tally.kind for tally in tallies):
+        members = [tally for tally in tallies if tally.kind == kind]
+        rows += [(kind, tally.run, *_cells([tally], names)) for tally in members]
+        rows.append((kind, "all of these", *_cells(members, names)))
+    rows.append(("all", "", *_cells(tallies, names)))
+    header = [
+        "kind",
+        "run",
+        "figures",
+        *(f"{name}: within {bar:.0f} %" for name in names for bar in BARS_PCT),
+    ]
+    return Sheet("Figures within 5 and 10 per cent, run by run", tuple(header), tuple(rows))
+
+
+def _cells(tallies: Sequence[Tally], names: Sequence[str]) -> list[str]:
+    figures = sum(len(tally.measured) for tally in tallies)
+    cells = [str(figures)]
+    for name in names:
+        if all(name in tally.columns for tally in tallies):
+            found = [within(tally.measured, tally.columns[name]) for tally in tallies]
+            counts = [sum(column) for column in zip(*found, strict=True)]
+            cells += [f"{count} ({100 * count / figures:.0f} %)" for count in counts]
+        else:
+            cells += [""] * len(BARS_PCT)
+    return cells
 
 
 def picture(path: Path, groups: Mapping[str, Sequence[tuple[float, float]]]) -> None:

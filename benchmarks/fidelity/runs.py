@@ -24,6 +24,10 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
+OWN_BLOCKS = 1
+"""Blocks that vLLM keeps for itself."""
+
+
 @dataclass(frozen=True)
 class Engine:
     """Settings of a serving engine.
@@ -141,7 +145,7 @@ def own_runs(folder: Path) -> list[Run]:
         engine = Engine(
             budget_tokens=meta["max_num_batched_tokens"],
             seats=meta["max_num_seqs"],
-            kv_tokens=meta["blocks"] * meta["block_size"],
+            kv_tokens=(meta["blocks"] - OWN_BLOCKS) * meta["block_size"],
             block_tokens=meta["block_size"],
         )
         found.append(read_run(requests, engine, meta))

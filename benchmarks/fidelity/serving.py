@@ -1,7 +1,6 @@
 """A run replayed by the compiled engine of llmgym, `llmgym.serving.replay`, with the settings of the engine that was measured.
 
-What the engine does not know is how long a request takes on its way to the scheduler and its tokens on their way back; a
-constant for that moves every request alike, so it is added to the token times.
+What the engine does not know is how long tokens take to the client: see `llmgym.serving.replay.WAYS`.
 """
 
 from typing import Any
@@ -13,23 +12,25 @@ from llmgym.workloads.arrivals import Rows
 
 
 def settings(engine: Engine) -> dict[str, Any]:
-    """Arguments of the replay for an engine: vLLM V1, which plans a batch while the one before runs."""
+    """Arguments of the replay for an engine: vLLM V1, which plans a batch while the one before runs, and frees what a completed
+    request held one plan later.
+    """
     return {
         "kv_capacity": engine.kv_tokens,
         "budget": engine.budget_tokens,
         "seats": engine.seats,
         "block": engine.block_tokens,
+        "scheduling": "async-held",
         "rule": f"vllm:watermark={engine.watermark}",
     }
 
 
-def serve(run: Run, profile: Profile, way_s: float = 0.0, **changes: Any) -> tuple[Floats, Floats, Replayed]:
+def serve(run: Run, profile: Profile, **changes: Any) -> tuple[Floats, Floats, Replayed]:
     """Replay the requests of a run.
 
     Args:
         run: the requests and the engine's settings.
         profile: what a step costs.
-        way_s: a request's way in plus its tokens' way out, s.
         changes: arguments of the replay that differ from `settings`.
 
     Returns:
@@ -38,5 +39,4 @@ def serve(run: Run, profile: Profile, way_s: float = 0.0, **changes: Any) -> tup
     """
     rows = Rows(run.arrival_s, run.prompt_tokens, run.output_tokens)
     found = replay(rows, profile, **(settings(run.engine) | changes))
-    later_s = run.arrival_s[0] + way_s
-    return found.first_s + later_s, found.last_s + later_s, found
+    return found.first_s + run.arrival_s[0], found.last_s + run.arrival_s[0], found

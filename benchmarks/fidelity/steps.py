@@ -85,6 +85,29 @@ def read_log(path: Path) -> Log:
     return Log(*found, np.diff(found[0], prepend=found[0][:1]))
 
 
+def read_engine_log(path: Path, blocks: int) -> Log:
+    """Read `<case>_engine_steps.csv` of `benchmarks/engine_vllm.py`, which knows every chunk of a prompt and what is recomputed.
+
+    Args:
+        path: of the file.
+        blocks: of the cache that can be used.
+    """
+    names = ("done_s", "sequences", "chunks", "prefill_tokens", "blocks", "preempted")
+    done_s, sequences, chunks, prefill, used, preempted = columns(path, *names).T
+    output = sequences - chunks + (chunks > 0)
+    taken_s = np.diff(done_s, prepend=done_s[:1])
+    return Log(done_s, sequences, used / blocks, output, prefill, preempted, taken_s)
+
+
+def log_of(folder: Path, run: Run) -> Log | None:
+    """The better of the logs that there are of a run."""
+    engine = folder / f"{run.name}_engine_steps.csv"
+    if engine.is_file():
+        return read_engine_log(engine, run.engine.kv_tokens // run.engine.block_tokens)
+    steps = folder / f"{run.name}_steps.csv"
+    return read_log(steps) if steps.is_file() else None
+
+
 def decoding(log: Log) -> Any:
     """Which steps only decode, and follow a step of a busy engine: bool [n].
 

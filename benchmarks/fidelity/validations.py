@@ -3,42 +3,53 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq, minimize
 
 from fidelity import silicon
 from fidelity.cases import ALL_CASES, BLOCK_TOKENS, CASES, write_traffic
 from fidelity.kernels import HOST_S, SHAPES, Nccl, columns, rows_of, summed_step
-from fidelity.report import Sheet, comparison
+from fidelity.report import Sheet, Tally, comparison, counted
 from fidelity.runs import Engine, Floats, Run, own_runs, read_run
 from fidelity.serving import serve
+from fidelity.steps import GRAPH_TOKENS, Log, decoding, log_of
 from llmgym import profiles, workloads
 from llmgym.errors import InvalidArgument
 from llmgym.profiles import Profile
 from llmgym.profiles.llmservingsim import Mixed, mixed_attention, table_path
 from llmgym.serving.capacity import critical_rate, exact_area, saturation
+from llmgym.serving.replay import WAYS
 
 H100 = "h100/llama-3.1-8b"
 PREDICTIONS = "predictions.json"
-BEST_OPTIONS = {"dense": "sustained", "host": "vllm-0.24"}
-"""Options of a profile that predict vLLM best; those that it has are used in predictions."""
-WAY_S = 0.3e-3
-"""A request's way in and its first token's way out: median of what TTFT exceeds the replay by in the run 'calibration' of vLLM
-0.24.0 on one H100, with the host time of that run and products as under steady load."""
-GRAPH_TOKENS = 512
-"""Tokens of the largest batch that vLLM 0.24 captures as a CUDA graph: two for each of 256 sequences, at most 512."""
-STEPS_OF_A_PROMPT = 5
-"""Steps before the end of a prompt that may hold chunks of it: the longest is 8,192 tokens, a batch 2,048."""
+OLD_OPTIONS = {"dense": "sustained", "host": "vllm-0.24"}
+"""Fitted to the times per token of one run of the H100."""
+BEST_OPTIONS = {"dense": "sustained", "host": "vllm-0.24-steps"}
+"""Options of a profile that predict vLLM best; those that it has are used."""
+UNSEEN = "not seen before"
+"""Runs to which nothing was fitted that `BEST_OPTIONS` is made of."""
 MODEL_GPU = "RTXPRO6000"
 MODEL_SYSTEM = "rtx_pro_6000_server"
 
-Groups = dict[str, list[tuple[float, float]]]
+
+@dataclass
+class Report:
+    """What is written.
+
+    Attributes:
+        sheets: tables, in order.
+        groups: name to pairs (measured, predicted) of the picture, s.
+        tallies: runs of the table of all runs.
+    """
+
+    sheets: list[Sheet] = field(default_factory=list)
+    groups: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    tallies: list[Tally] = field(default_factory=list)
 
 
 def _pairs(measured: dict[str, float], predicted: dict[str, float]) -> list[tuple[float, float]]:
@@ -46,7 +57,7 @@ def _pairs(measured: dict[str, float], predicted: dict[str, float]) -> list[tupl
     return [(measured[key], predicted[key]) for key in measured if key != "output_tokens_per_s"]
 
 
-def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
+def published_runs(data: Path, report: Report) -> None:
     """Two runs of vLLM 0.19 on RTX PRO 6000 that LLMServingSim publishes, from kernel tables of the same GPU."""
     folder = data / "llmservingsim"
     if not folder.is_dir():
@@ -89,11 +100,12 @@ def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
         )
         if ranks > 1:
             note += " Two data-parallel GPUs share the experts; requests go to them in turn, as the router's choice is not known."
-        sheets.append(comparison(f"vLLM 0.19, RTX PRO 6000, {model}", measured, ways, note))
-        groups[f"RTX PRO 6000, {model.partition('-Instruct')[0]}"] = _pairs(measured, ours)
+        report.sheets.append(comparison(f"vLLM 0.19, RTX PRO 6000, {model}", measured, ways, note))
+        report.groups[f"RTX PRO 6000, {model.partition('-Instruct')[0]}"] = _pairs(measured, ours)
+        report.tallies.append(Tally("published, vLLM 0.19", model, measured, {"llmgym": ours}))
         effects.append((model, variants | {"measured": measured}))
         if ranks == 1:
-            sheets.append(
+            report.sheets.append(
                 _mixed_sheet(mixed_attention(table_path(folder / MODEL_GPU, model, 1, "attention")))
             )
     rows = []
@@ -103,7 +115,7 @@ def published_runs(data: Path, sheets: list[Sheet], groups: Groups) -> None:
                 if variant != "measured":
                     wrong = 100 * (figures[name] / variants["measured"][name] - 1)
                     rows.append((model, name, variant, f"{wrong:+.1f}"))
-    sheets.append(
+    report.sheets.append(
         Sheet(
             "What the mechanics are worth in these runs",
             ("run", "figure", "replay", "error %"),
@@ -129,7 +141,7 @@ def _mixed_sheet(mixed: Mixed) -> Sheet:
     )
 
 
-def published_servers(data: Path, sheets: list[Sheet], groups: Groups, with_loop: bool) -> None:
+def published_servers(data: Path, report: Report, with_loop: bool) -> None:
     """Dense servers that AIConfigurator publishes, from kernel tables of the same GPUs."""
     if not (data / "aiconfigurator").is_dir():
         return
@@ -154,92 +166,12 @@ def published_servers(data: Path, sheets: list[Sheet], groups: Groups, with_loop
         ),
         ("Published servers", ()),
     ):
-        sheets.append(Sheet(title, (*by, *figures), tuple(silicon.errors(found, by)), note))
-    groups["published servers, TPOT"] = [(p.tpot_s[1], p.tpot_s[0]) for p in found]
+        report.sheets.append(Sheet(title, (*by, *figures), tuple(silicon.errors(found, by)), note))
+    report.groups["published servers, TPOT"] = [(p.tpot_s[1], p.tpot_s[0]) for p in found]
     if with_loop:
-        groups["published servers, TTFT (loop)"] = [
+        report.groups["published servers, TTFT (loop)"] = [
             (p.ttft_s[1], p.loop_ttft_s) for p in found if np.isfinite(p.loop_ttft_s)
         ]
-
-
-def with_host(profile: Profile, host_s: float, launch_s: float = 0.0) -> Profile:
-    """The profile with another host time a step, and with launches of so many s in steps that are no CUDA graph.
-
-    Raises:
-        InvalidArgument: the profile is not made of laws.
-    """
-    if "host" not in profile.laws:
-        raise InvalidArgument(
-            f"profile {profile.name!r}: only the host time of a profile of laws can be changed"
-        )
-    laws: list[dict[str, Any]] = [
-        {"law": "affine", "count": 1, "base_ms": 1e3 * host_s, "per_sequence_ms": 0.0}
-    ]
-    if launch_s:
-        laws.append({"law": "launch", "count": 1, "base_ms": 1e3 * launch_s, "above_tokens": GRAPH_TOKENS})
-    chosen = profile.host
-    return replace(profile, laws={**profile.laws, "host": {**profile.laws["host"], chosen: laws}})
-
-
-def calibrate(run: Run, profile: Profile) -> tuple[Profile, float]:
-    """Host time and a request's way from one run, to predict others with.
-
-    Returns:
-        The profile with the host time that gives the run's median TPOT (unchanged if no time from 0 to 5 ms does), and the
-        median of what TTFT then exceeds the replay by, s.
-    """
-    target = run.figures()["tpot_p50_s"]
-
-    def off(host_s: float) -> float:
-        return run.figures(*serve(run, with_host(profile, host_s))[:2])["tpot_p50_s"] - target
-
-    if off(0.0) < 0.0 < off(5e-3):
-        profile = with_host(profile, float(brentq(off, 0.0, 5e-3, xtol=1e-6)))
-    first, _, _ = serve(run, profile)
-    return profile, max(float(np.median(run.first_s - first)), 0.0)
-
-
-@dataclass(frozen=True)
-class Launches:
-    """What a run says of the host beside the kernels of a profile, s.
-
-    Attributes:
-        every_s: host time of every step.
-        launch_s: of a step of more than `GRAPH_TOKENS` tokens: its kernels are launched one by one, and it takes that long if the
-            device is not slower.
-        way_s: a request's way, with these.
-    """
-
-    every_s: float
-    launch_s: float
-    way_s: float
-
-    def profile(self, profile: Profile) -> Profile:
-        """The profile with these as its host times."""
-        return with_host(profile, self.every_s, self.launch_s)
-
-    def figures(self, run: Run, profile: Profile) -> dict[str, float]:
-        """A prediction with it."""
-        return run.figures(*serve(run, self.profile(profile), self.way_s)[:2])
-
-
-def launches(run: Run, profile: Profile) -> Launches:
-    """Fit `Launches` to the times per output token of a run: least mean absolute log error."""
-    several = run.output_tokens > 1
-
-    def wrong(x: Floats) -> float:
-        if min(x) < 0:
-            return 1.0
-        first, last, _ = serve(run, Launches(1e-3 * x[0], 1e-3 * x[1], 0.0).profile(profile))
-        ratio = (last - first)[several] / (run.last_s - run.first_s)[several]
-        return float(np.abs(np.log(ratio)).mean())
-
-    start = np.array([[0.5, 24.0], [0.2, 24.0], [0.5, 30.0]])
-    options = {"initial_simplex": start, "xatol": 0.05, "fatol": 1e-4, "maxfev": 60}
-    every_ms, launch_ms = minimize(wrong, start[0], method="Nelder-Mead", options=options).x
-    fitted = Launches(1e-3 * float(every_ms), 1e-3 * float(launch_ms), 0.0)
-    first, _, _ = serve(run, fitted.profile(profile))
-    return replace(fitted, way_s=max(float(np.median(run.first_s - first)), 0.0))
 
 
 def profile_for(run: Run, name: str | None, dense: str = "default") -> Profile:
@@ -254,114 +186,140 @@ def profile_for(run: Run, name: str | None, dense: str = "default") -> Profile:
     return profiles.load(name, dense=dense)
 
 
-def best(profile: Profile) -> Profile:
-    """The profile with those of `BEST_OPTIONS` that it has."""
-    return replace(
-        profile, **{part: name for part, name in BEST_OPTIONS.items() if name in profile.options[part]}
-    )
+def with_options(profile: Profile, options: dict[str, str]) -> Profile:
+    """The profile with those of the options that it has."""
+    return replace(profile, **{part: name for part, name in options.items() if name in profile.options[part]})
 
 
-def own_engine(
-    data: Path | None, runs: Sequence[Path], name: str | None, sheets: list[Sheet], groups: Groups
-) -> None:
+def own_engine(data: Path | None, runs: Sequence[Path], name: str | None, report: Report) -> None:
     """Runs of vLLM 0.24 with Llama-3.1-8B shapes: the two runs of 2026-11-23, and whatever `benchmarks/engine_vllm.py` measured."""
-    pair = own_runs(data / "vllm_h100") if data is not None and (data / "vllm_h100").is_dir() else []
-    for run in pair:
-        profile = profile_for(run, name)
-        other = next((found for found in pair if found.name != run.name), None)
-        way_s = 0.0
-        if other is not None:
-            first, _, _ = serve(other, profile)
-            way_s = max(float(np.median(other.first_s - first)), 0.0)
-        note = (
-            f"{profile.name}; a request's way of {1e3 * way_s:.1f} ms, the median of the other run, is part of llmgym's column. "
-            "The host time of the profile was fitted to the TPOT of conv_light. The engine was not warmed up."
-        )
-        ways = {
-            "llmgym, synchronous, no way": run.figures(*serve(run, profile, scheduling="sync", block=1)[:2]),
-            "llmgym": run.figures(*serve(run, profile, way_s)[:2]),
-        }
-        if other is not None:
-            steady = profile_for(run, name, dense="sustained")
-            ways["launches, steady load"] = launches(other, steady).figures(run, steady)
-        sheets.append(comparison(f"vLLM 0.24.0, {run.meta['gpu']}, {run.name}", run.figures(), ways, note))
-        groups.setdefault("vLLM 0.24, earlier runs", []).extend(_pairs(run.figures(), ways["llmgym"]))
+    if data is not None and (data / "vllm_h100").is_dir():
+        for run in own_runs(data / "vllm_h100"):
+            note = "The engine was not warmed up, and a client read every token."
+            _vllm(run, name, "streaming", note, {}, UNSEEN, report)
     for folder in runs:
-        _measured_here(folder, name, sheets, groups)
-
-
-def _measured_here(runs: Path, name: str | None, sheets: list[Sheet], groups: Groups) -> None:
-    """The runs of one engine and GPU that `benchmarks/engine_vllm.py` measured."""
-    stored = runs / PREDICTIONS
-    before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {"cases": {}}
-    measured = own_runs(runs)
-    reference = next((run for run in measured if run.name == "calibration"), None)
-    calibrated: dict[str, tuple[Profile, float, Launches]] = {}
-    for run in measured:
-        profile = profile_for(run, name)
-        figures = run.figures()
-        ways = {}
-        if run.name in before["cases"]:
-            ways["stored before"] = before["cases"][run.name]["figures"]
-        note = f"{profile.name}; {run.meta.get('preemptions', 'unknown')} preemptions measured"
-        if reference is not None and run.name != "calibration":
-            if profile.name not in calibrated:
-                steady = profile_for(run, name, dense="sustained")
-                calibrated[profile.name] = (*calibrate(reference, profile), launches(reference, steady))
-            fitted, one_way_s, host = calibrated[profile.name]
-            ways["one host time"] = run.figures(*serve(run, fitted, one_way_s)[:2])
-            profile, way_s = host.profile(profile_for(run, name, dense="sustained")), host.way_s
-            note += (
-                f"; products as under steady load; from the run 'calibration': {1e3 * host.every_s:.2f} ms of host time a step, "
-                f"{1e3 * host.launch_s:.1f} ms of launches in steps of more than {GRAPH_TOKENS} tokens, a request's way of "
-                f"{1e3 * way_s:.1f} ms ('one host time': products as in single calls, no launches, {1e3 * one_way_s:.1f} ms)"
+        stored = folder / PREDICTIONS
+        before = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {"cases": {}}
+        found = own_runs(folder)
+        report.sheets += [sheet for sheet in (twice(found), launched(folder, found)) if sheet.rows]
+        for run in found:
+            way = way_of(run.meta.get("case", {}).get("stream", False))
+            columns = (
+                {"stored before": before["cases"][run.name]["figures"]} if run.name in before["cases"] else {}
             )
-        else:
-            profile, way_s = best(profile), WAY_S
-            note += f"; options of the profile: {profile.dense}, {profile.host}"
-        first, last, replayed = serve(run, profile, way_s)
-        ways["llmgym"] = run.figures(first, last)
-        note += f", {replayed.preemptions} in the replay."
-        sheets.append(comparison(f"{run.meta['engine']}, {run.meta['gpu']}, {run.name}", figures, ways, note))
-        groups.setdefault(f"vLLM 0.24, {run.meta['gpu']}", []).extend(_pairs(figures, ways["llmgym"]))
-        steps = runs / f"{run.name}_steps.csv"
-        if steps.is_file():
-            sheets.append(step_times(steps, run, profile))
-        if run.name == "queue_paper":
-            sheets.append(_rates(run, profile, first, last))
+            # nothing was fitted to the experiment on steps: host times come from the logs of the other runs
+            fitted_to = not run.meta.get("case", {}).get("logged", False)
+            kind = f"the project's own, {folder.name}" if fitted_to else f"{UNSEEN}, {folder.name}"
+            profile = _vllm(run, name, way, "", columns, kind, report)
+            log = log_of(folder, run)
+            if log is not None:
+                report.sheets.append(step_times(log, run, profile))
+            if run.name == "queue_paper":
+                report.sheets.append(_rates(run, profile, *serve(run, profile, way=way)[:2]))
 
 
-def step_times(path: Path, run: Run, profile: Profile) -> Sheet:
-    """Steps of a run that only decode, by their number of decodes: measured, and as the profile has them.
+def twice(runs: Sequence[Run]) -> Sheet:
+    """How far two runs of the same requests on one engine are apart, of which only one had a client that reads every token."""
+    by_name = {run.name: run for run in runs}
+    pairs = [name for name in by_name if f"{name}_streamed" in by_name]
+    figures = {name: (by_name[name].figures(), by_name[f"{name}_streamed"].figures()) for name in pairs}
+    keys = next(iter(figures.values()))[0] if figures else {}
+    rows = [
+        (key, *(f"{100 * (again[key] / first[key] - 1):+.1f}" for first, again in figures.values()))
+        for key in keys
+    ]
+    said = "; ".join(f"{name}: {counted(*pair)}" for name, pair in figures.items())
+    title = "The same requests twice: the second run over the first, less 1, per cent"
+    return Sheet(title, ("figure", *pairs), tuple(rows), said)
 
-    A step is the time between two outputs of a busy engine. Steps near the end of a prompt are left out: an engine notes a
-    prompt when it ends, not with the chunks that it was computed in, and with asynchronous scheduling the time that the host
-    takes to launch them shows in the step before.
-    """
-    names = ("time_s", "running", "kv_usage", "output_tokens", "prompt_tokens", "preempted")
-    time_s, running, usage, output, prompt, preempted = columns(path, *names).T
-    taken_s = np.diff(time_s)
-    at = np.arange(1, len(time_s))
-    near = prompt > 0
-    for ahead in range(1, STEPS_OF_A_PROMPT + 1):
-        near[:-ahead] |= prompt[ahead:] > 0
-    alone = (running[at - 1] > 0) & (output[at - 1] > 0) & (output[at] > 0) & (preempted[at] == 0)
-    alone &= (taken_s > 0) & ~near[at] & ~near[at - 1]
+
+def launched(folder: Path, runs: Sequence[Run]) -> Sheet:
+    """What the host takes for steps of three kinds in runs that were logged in the engine's process."""
+    rows = []
+    for run in runs:
+        path = folder / f"{run.name}_engine_steps.csv"
+        if not path.is_file():
+            continue
+        names = (
+            "start_s",
+            "planned_s",
+            "launch_s",
+            "launched_s",
+            "sampled_s",
+            "tokens",
+            "chunks",
+            "device_ms",
+        )
+        start, planned, launch, done, sampled, tokens, chunks, device_ms = columns(path, *names).T
+        for kind, chosen in (
+            ("decodes", chunks == 0),
+            (f"a prompt, to {GRAPH_TOKENS} tokens", (chunks > 0) & (tokens <= GRAPH_TOKENS)),
+            (f"above {GRAPH_TOKENS} tokens", tokens > GRAPH_TOKENS),
+        ):
+            low, mid, high = np.quantile(1e3 * (done - launch)[chosen], (0.1, 0.5, 0.9))
+            parts = (1e3 * (planned - start), 1e3 * (sampled - done), device_ms)
+            medians = (f"{np.nanmedian(part[chosen]):.2f}" for part in parts)
+            rows.append(
+                (run.name, kind, str(int(chosen.sum())), f"{mid:.1f} ({low:.1f} to {high:.1f})", *medians)
+            )
+    header = (
+        "run",
+        "steps with",
+        "steps",
+        "launch, ms (10th to 90th)",
+        "plan, ms",
+        "sampler, ms",
+        "on the device, ms",
+    )
+    return Sheet("What the host takes for a step", header, tuple(rows), "In vLLM's own process; medians.")
+
+
+def way_of(stream: bool) -> str:
+    """A client's way, by whether it reads every token."""
+    return "streaming" if stream else "in-process"
+
+
+def _vllm(
+    run: Run, name: str | None, way: str, note: str, predicted: dict[str, Any], kind: str, report: Report
+) -> Profile:
+    """Compare one run with the replays of both host options; returns the profile that predicts best."""
+    figures = run.figures()
+    for label, options in (("vllm-0.24", OLD_OPTIONS), ("llmgym", BEST_OPTIONS)):
+        profile = with_options(profile_for(run, name), options)
+        first, last, replayed = serve(run, profile, way=way)
+        predicted[label] = run.figures(first, last)
+    note = (
+        f"{profile.name}, {profile.dense}, {profile.host}; way {way}; preemptions: "
+        f"{run.meta.get('preemptions', 'unknown')} measured, {replayed.preemptions} replayed. {note}".strip()
+    )
+    title = f"{run.meta.get('engine', 'vllm 0.24.0')}, {run.meta['gpu']}, {run.name}"
+    report.sheets.append(comparison(title, figures, predicted, note))
+    gpu = run.meta["gpu"]
+    group = "vLLM 0.24, not seen before" if kind.startswith(UNSEEN) else f"vLLM 0.24, {gpu}"
+    report.groups.setdefault(group, []).extend(_pairs(figures, predicted["llmgym"]))
+    kept = {label: predicted[label] for label in ("vllm-0.24", "llmgym")}
+    report.tallies.append(Tally(kind, run.name, figures, kept))
+    return profile
+
+
+def step_times(log: Log, run: Run, profile: Profile) -> Sheet:
+    """Steps of a run that only decode, by their number of decodes: measured, and as the profile has them."""
+    alone = decoding(log)
     step = summed_step(profile)
     rows = []
-    for low, high in ((1, 4), (4, 16), (16, 48), (48, 96), (96, 160), (160, 256), (256, 1024)):
-        found = at[alone & (output[at] >= low) & (output[at] < high)]
+    for low, high in ((1, 4), (4, 8), (8, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 1024)):
+        found = np.flatnonzero(alone & (log.output >= low) & (log.output < high))
         if len(found) < 5:
             continue
-        predicted = [step([], int(output[i]), int(usage[i] * run.engine.kv_tokens)) for i in found]
-        measured_ms = 1e3 * float(np.median(taken_s[found - 1]))
+        predicted = [step([], int(log.output[i]), int(log.usage[i] * run.engine.kv_tokens)) for i in found]
+        measured_ms = 1e3 * float(np.median(log.taken_s[found]))
         predicted_ms = 1e3 * float(np.median(predicted))
         error = f"{100 * (predicted_ms / measured_ms - 1):+.1f}"
         row = (f"{low} to {high - 1}", str(len(found)), f"{measured_ms:.2f}", f"{predicted_ms:.2f}", error)
         rows.append(row)
     header = ("decodes", "steps", "measured ms", "predicted ms", "error %")
     title = f"Steps without a prompt, {run.meta['gpu']}, {run.name}"
-    return Sheet(title, header, tuple(rows), f"Medians; predicted with {profile.name}.")
+    return Sheet(title, header, tuple(rows), f"Medians; predicted with {profile.name}, {profile.host}.")
 
 
 def completion_rate(arrival_s: Floats, last_s: Floats) -> float:
@@ -420,7 +378,7 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
     Returns:
         What was predicted, for the terminal.
     """
-    profile = best(profiles.load(profile_name))
+    profile = with_options(profiles.load(profile_name), BEST_OPTIONS)
     cases: dict[str, Any] = {}
     sheets = []
     for name in names:
@@ -432,7 +390,7 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
         run = Run(
             name, traffic.asked_s, traffic.prompt_tokens, traffic.output_tokens, nothing, nothing, engine
         )
-        first, last, replayed = serve(run, profile, WAY_S)
+        first, last, replayed = serve(run, profile, way=way_of(case.stream))
         figures = run.figures(first, last)
         kept = ("preemptions", "batches", "batch_mean_s", "kv_mean", "kv_peak")
         cases[name] = {
@@ -449,7 +407,7 @@ def predict(names: list[str], profile_name: str, folder: Path) -> list[Sheet]:
         "llmgym": version("llmgym"),
         "profile": profile_name,
         "options": {"dense": profile.dense, "host": profile.host},
-        "way_s": WAY_S,
+        "ways": WAYS,
         "cases": cases,
     }
     (folder / PREDICTIONS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

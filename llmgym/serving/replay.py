@@ -55,10 +55,11 @@ from llmgym.workloads.workload import INFORMATION
 Floats = NDArray[np.float64]
 
 
-WAYS = {"none": 0.0, "in-process": 0.3e-3, "streaming": 2.7e-3}
-"""How much later than the engine a client has its tokens, s: not at all; where it gets the first one and then all others, as in
-the runs of `benchmarks/results/vllm_h100`; where it reads every token of every request, as in the runs of 2026-11-23. In the
-process that started the engine, without a network: with vLLM 0.24, on the machines of these runs."""
+WAYS = {"none": 0.0, "in-process": 2.7e-3, "streaming": 2.9e-3}
+"""How much later than the engine a client has its tokens, s: not at all; in the process that started the engine, without a network,
+where it gets the first token and then all others; where it reads every token of every request. From the stamps of vLLM 0.24 in
+`benchmarks/results`: at least 1.0 ms until the engine has a request, 1.2 to 2.1 ms (median of runs with 5 to 50 requests running)
+until the client has a token, and 0.05 to 0.4 ms more with every token read. With 150 to 200 running it is 5 to 6 ms, not 2."""
 
 
 def way_seconds(way: str | float) -> float:

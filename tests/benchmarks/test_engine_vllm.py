@@ -118,7 +118,7 @@ def test_what_is_written_is_what_fidelity_reads(small):
     np.testing.assert_array_equal(np.sort(found.prompt_tokens), [5, 6, 7])
     np.testing.assert_array_equal(found.output_tokens[np.argsort(found.prompt_tokens)], [1, 4, 3])
     assert np.all(found.first_s >= found.arrival_s) and np.all(found.last_s >= found.first_s)
-    assert found.engine.kv_tokens == 28_171 * BLOCK_TOKENS
+    assert found.engine.kv_tokens == 28_170 * BLOCK_TOKENS  # vLLM keeps one block for itself
     assert (found.engine.seats, found.engine.budget_tokens, found.engine.block_tokens) == (256, 2048, 16)
     assert found.meta["preemptions"] == 5  # one each time the engine spoke
     assert found.meta["asynchronous_scheduling"] is True

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fidelity import kernels, silicon, validations
-from fidelity.prototype import Mechanics, replay, replay_together
-from fidelity.report import Sheet, comparison, picture
+from fidelity.report import Sheet, Tally, comparison, picture, summary, within
 from fidelity.runs import Engine, Run, own_runs, read_run
 from fidelity.serving import serve
+from fidelity.steps import log_of, read_log
 
 from llmgym import profiles
 from llmgym.errors import InvalidArgument
@@ -46,10 +46,6 @@ def random_run(seed, n=120, rate=15.0, longest=640, engine=None):
     rng = np.random.default_rng(seed)
     arrival = np.cumsum(rng.exponential(1 / rate, n))
     return run_of(arrival - arrival[0], rng.integers(1, longest, n), rng.integers(1, longest, n), engine)
-
-
-def one_second(chunks, decodes, kv_tokens):
-    return 1.0
 
 
 # --- figures ---
@@ -87,142 +83,13 @@ def test_what_cannot_be_read_is_named(tmp_path):
         own_runs(tmp_path)
 
 
-# --- the prototype, by hand and against the compiled engine ---
-
-
-def test_synchronous_scheduling_by_hand():
-    """The second request arrives during the first step and runs in the second."""
-    run = run_of([0.0, 0.5], [4, 4], [2, 1])
-    found = replay(run, one_second, Mechanics(asynchronous=False))
-    np.testing.assert_allclose(found.first_s, [1.0, 2.0])
-    np.testing.assert_allclose(found.last_s, [2.0, 2.0])
-
-
-def test_with_asynchronous_scheduling_it_misses_a_step():
-    run = run_of([0.0, 0.5], [4, 4], [3, 1])
-    found = replay(run, one_second, Mechanics(way_out_s=0.25))
-    np.testing.assert_allclose(found.first_s, [1.25, 3.25])
-    np.testing.assert_allclose(found.last_s, [3.25, 3.25])
-
-
-def test_a_seat_is_free_one_step_later_with_asynchronous_scheduling():
-    run = run_of([0.0, 0.0], [4, 4], [1, 1], Engine(seats=1))
-    assert replay(run, one_second, Mechanics(asynchronous=False)).last_s[1] == 2.0
-    found = replay(run, lambda *_: 1.0, Mechanics())
-    assert found.last_s[1] == 2.0  # nothing else ran, so no step was missed
-    busy = run_of([0.0, 0.0, 0.0], [4, 4, 4], [5, 1, 1], Engine(seats=2))
-    assert replay(busy, one_second, Mechanics(asynchronous=False)).first_s[2] == 2.0
-    assert replay(busy, one_second, Mechanics()).first_s[2] == 3.0
-
-
-def test_the_token_budget_is_shared_in_order_of_admission():
-    run = run_of([0.0, 0.0], [10, 10], [2, 1], Engine(budget_tokens=8))
-    seen = []
-
-    def step(chunks, decodes, kv_tokens):
-        seen.append((tuple(chunks), decodes, kv_tokens))
-        return 1.0
-
-    replay(run, step, Mechanics(asynchronous=False))
-    assert seen == [
-        (((8, 0),), 0, 0),
-        (((2, 8), (6, 0)), 0, 0),
-        (((4, 6),), 1, 10),
-    ]
-
-
-def test_the_youngest_is_preempted_and_recomputed():
-    """Two requests of 4 + 4 tokens in a cache of 12: the younger loses its cache and starts over with what it has produced."""
-    run = run_of([0.0, 0.0], [4, 4], [4, 4], Engine(kv_tokens=12))
-    seen = []
-
-    def step(chunks, decodes, kv_tokens):
-        seen.append((tuple(chunks), decodes))
-        return 1.0
-
-    found = replay(run, step, Mechanics(asynchronous=False, blocks=False))
-    assert found.preemptions == 1
-    assert seen == [
-        (((4, 0), (4, 0)), 0),
-        ((), 2),
-        ((), 2),
-        ((), 1),  # 7 and 6 tokens do not fit
-        (((7, 0),), 0),  # 4 of the prompt and 3 kept; yields the fourth
-    ]
-    np.testing.assert_allclose(found.last_s, [4.0, 5.0])
-
-
-@pytest.mark.parametrize("scheduling", ["sync", "async"])
-def test_the_prototype_is_the_compiled_engine_where_memory_is_plenty(scheduling):
-    profile = profiles.load(LAWS)
-    run = random_run(3, longest=900, engine=Engine(budget_tokens=512))
-    found = replay(run, kernels.summed_step(profile), Mechanics(scheduling == "async"))
-    first, last, metrics = serve(run, profile, scheduling=scheduling)
-    np.testing.assert_allclose(first, found.first_s, atol=1e-6)
-    np.testing.assert_allclose(last, found.last_s, atol=1e-6)
-    assert metrics.batches == found.batches
-
-
-@pytest.mark.parametrize("block", [1, 16])
-@pytest.mark.parametrize("watermark", [0.0, 0.05])
-def test_the_prototype_is_the_compiled_engine_when_it_preempts(block, watermark):
-    profile = profiles.load(LAWS)
-    engine = Engine(kv_tokens=8_000, seats=40, block_tokens=block, watermark=watermark)
-    run = random_run(5, rate=30.0, engine=engine)
-    found = replay(run, kernels.summed_step(profile), Mechanics(asynchronous=False))
-    first, last, metrics = serve(run, profile, scheduling="sync")
-    assert metrics.preemptions == found.preemptions > (0 if watermark else 10)
-    np.testing.assert_allclose(first, found.first_s, atol=1e-6)
-    np.testing.assert_allclose(last, found.last_s, atol=1e-6)
-
-
-def test_a_way_moves_every_token_alike():
+def test_a_client_has_every_token_later():
     profile = profiles.load(LAWS)
     run = random_run(7, n=30)
     first, last, _ = serve(run, profile)
-    later, latest, _ = serve(run, profile, way_s=0.004)
+    later, latest, _ = serve(run, profile, way=0.004)
     np.testing.assert_allclose(later - first, 0.004)
     np.testing.assert_allclose(latest - last, 0.004)
-    split = replay(run, kernels.summed_step(profile), Mechanics(way_in_s=0.003, way_out_s=0.001))
-    np.testing.assert_allclose(split.first_s, later, atol=1e-6)
-
-
-def test_ranks_in_step_wait_for_the_slowest():
-    def step(chunks, decodes, kv_tokens):
-        return 3.0 if chunks else 1.0
-
-    busy, late = run_of([0.0], [4], [6]), run_of([3.5], [4], [1])
-    together = replay_together([busy, late], step, Mechanics(asynchronous=False))
-    alone = replay(busy, step, Mechanics(asynchronous=False))
-    assert alone.last_s[0] == 8.0
-    assert together[0].last_s[0] == 10.0  # one of its steps took as long as the other's prefill
-    assert together[1].first_s[0] == 7.0
-
-
-def test_a_closed_loop_keeps_its_requests_in_flight():
-    run = run_of([0.0] * 6, [4] * 6, [3] * 6)
-    found = replay(run, one_second, Mechanics(asynchronous=False), in_flight=2)
-    np.testing.assert_allclose(found.arrival_s, [0, 0, 3, 3, 6, 6])
-    np.testing.assert_allclose(found.last_s, [3, 3, 6, 6, 9, 9])
-
-
-@pytest.mark.parametrize("in_flight", [None, 3])
-def test_the_prototype_is_the_compiled_replay_of_ranks_and_clients(in_flight):
-    """Three ranks of unequal work that step together; with clients, arrivals follow from completions."""
-    profile = profiles.load(LAWS)
-    engine = Engine(budget_tokens=512, seats=16)
-    run = random_run(17, n=90, rate=25.0, longest=400, engine=engine)
-    parts = [run.part(np.arange(90) % 3 == rank) for rank in range(3)]
-    together = replay_together(parts, kernels.summed_step(profile), Mechanics(asynchronous=False), in_flight)
-    first, last, found = serve(run, profile, scheduling="sync", ranks=3, clients=in_flight)
-    for rank, part in enumerate(together):
-        mine = found.rank == rank
-        if in_flight is not None:
-            np.testing.assert_allclose(found.arrival_s[mine], part.arrival_s, atol=1e-5)
-        np.testing.assert_allclose(first[mine], part.first_s, atol=1e-5)
-        np.testing.assert_allclose(last[mine], part.last_s, atol=1e-5)
-    alone = serve(run.part(np.arange(90) % 3 == 0), profile, scheduling="sync", clients=in_flight)[1]
-    assert (last[found.rank == 0] >= alone - 1e-5).all() and (last[found.rank == 0] > alone + 1e-3).any()
 
 
 # --- kernel tables ---
@@ -348,35 +215,7 @@ def test_medians_of_groups():
     assert rows[1] == ("b", "1", "0.0", "+0.0", "50.0", "-50.0", "-", "-", "0")
 
 
-# --- calibration, rates, steps ---
-
-
-def test_calibration_finds_the_host_time_and_the_way():
-    profile = validations.with_host(profiles.load(LAWS), 1.7e-3)
-    run = random_run(11, n=60, rate=5.0, longest=300)
-    first, last, _ = serve(run, profile, way_s=0.005)
-    measured = Run(**{**vars(run), "first_s": first, "last_s": last})
-    found, way_s = validations.calibrate(measured, profiles.load(LAWS))
-    assert way_s == pytest.approx(0.005, abs=1e-4)
-    assert found.laws["host"]["default"][0]["base_ms"] == pytest.approx(1.7, abs=0.01)
-    with pytest.raises(InvalidArgument, match="only the host time of a profile of laws"):
-        validations.with_host(profiles.load("h100/llama-3.1-8b-measured"), 1e-3)
-
-
-def test_launches_are_found():
-    """Prompts of up to 1,500 tokens: some steps are CUDA graphs and some are not."""
-    profile = profiles.load(LAWS)
-    run = random_run(13, rate=12.0, longest=1500)
-    run = Run(**{**vars(run), "output_tokens": run.output_tokens // 5 + 1})
-    first, last, _ = serve(run, validations.with_host(profile, 0.7e-3, 26e-3), way_s=0.003)
-    measured = Run(**{**vars(run), "first_s": first, "last_s": last})
-    fitted = validations.launches(measured, profile)
-    assert fitted.every_s == pytest.approx(0.7e-3, abs=0.05e-3)
-    assert fitted.launch_s == pytest.approx(26e-3, rel=0.05)
-    assert fitted.way_s == pytest.approx(3e-3, abs=1e-3)
-    assert fitted.figures(run, profile)["tpot_p50_s"] == pytest.approx(
-        measured.figures()["tpot_p50_s"], rel=0.01
-    )
+# --- rates, steps ---
 
 
 def test_the_completion_rate_leaves_out_both_ends():
@@ -406,9 +245,9 @@ def test_steps_are_compared_by_their_decodes(tmp_path):
     rows = [f"{i * step_s:.9f},8,0,0.08,8,{900 * (i == 20)},0" for i in range(30)]
     header = "time_s,running,waiting,kv_usage,output_tokens,prompt_tokens,preempted"
     path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
-    sheet = validations.step_times(path, run, profile)
+    sheet = validations.step_times(read_log(path), run, profile)
     (row,) = sheet.rows
-    assert row[0] == "4 to 15" and row[-1] == "-20.0"
+    assert row[0] == "8 to 15" and row[-1] == "-20.0"
     assert row[1] == str(29 - 7)  # the end of a prompt at 20, five steps before it and the one after
 
 
@@ -416,13 +255,65 @@ def test_steps_are_compared_by_their_decodes(tmp_path):
 
 
 def test_a_comparison_counts_what_is_within_the_bar():
-    sheet = comparison("t", {"a_s": 2.0, "b_s": 1.0}, {"model": {"a_s": 2.1, "b_s": 2.0}}, "Note.")
-    assert sheet.rows[0] == ("a_s", "2", "2.1", "+5.0")
-    assert sheet.note == "Note. model: 1 of 2 figures within 10 %."
+    sheet = comparison("t", {"a_s": 2.0, "b_s": 1.0}, {"model": {"a_s": 2.08, "b_s": 2.0}}, "Note.")
+    assert sheet.rows[0] == ("a_s", "2", "2.08", "+4.0")
+    assert sheet.note == "Note. model: 1 and 1 of 2 figures within 5 and 10 %."
     assert sheet.markdown().splitlines()[4:6] == [
         "| figure | measured | model | error % |",
         "|---|---|---|---|",
     ]
+
+
+def test_runs_are_summed_up_by_kind():
+    """An error below 5 % counts within both; a run without a prediction leaves its column empty, and so does the sum of all."""
+    figures = {"a_s": 2.0, "b_s": 1.0}
+    near, far = {"a_s": 2.09, "b_s": 1.08}, {"a_s": 3.0, "b_s": 0.97}
+    sheet = summary(
+        [
+            Tally("own", "one", figures, {"old": far, "new": near}),
+            Tally("own", "two", figures, {"old": far, "new": far}),
+            Tally("other", "three", figures, {"new": near}),
+        ]
+    )
+    assert sheet.header[3:] == ("old: within 5 %", "old: within 10 %", "new: within 5 %", "new: within 10 %")
+    assert sheet.rows == (
+        ("own", "one", "2", "1 (50 %)", "1 (50 %)", "1 (50 %)", "2 (100 %)"),
+        ("own", "two", "2", "1 (50 %)", "1 (50 %)", "1 (50 %)", "1 (50 %)"),
+        ("own", "all of these", "4", "2 (50 %)", "2 (50 %)", "2 (50 %)", "3 (75 %)"),
+        ("other", "three", "2", "", "", "1 (50 %)", "2 (100 %)"),
+        ("other", "all of these", "2", "", "", "1 (50 %)", "2 (100 %)"),
+        ("all", "", "6", "", "", "3 (50 %)", "5 (83 %)"),
+    )
+
+
+def test_the_experiment_on_steps_tells_what_the_host_takes_and_how_alike_two_runs_are(tmp_path):
+    """Every tenth step has a prompt, and every twentieth one of 600 tokens; the second run is a tenth slower."""
+    header = (
+        "start_s,planned_s,launch_s,launched_s,sampled_s,done_s,tokens,sequences,prefill_tokens,chunks,chunk_cached,"
+        "decode_cached,blocks,waiting,preempted,device_gap_ms,device_ms"
+    )
+    rows = []
+    for i in range(100):
+        prompt = 600 if i % 20 == 10 else 90 if i % 20 == 0 else 0
+        launch_ms = {0: 2.0, 90: 12.0, 600: 30.0}[prompt]
+        stamps = np.cumsum([0.05 * i, 0.5e-3, 1e-4, 1e-3 * launch_ms, 1e-3, 2e-3])
+        counts = [prompt + 5, 5 + (prompt > 0), prompt, int(prompt > 0), 0, 500, 50, 0, 0]
+        rows.append(",".join(map(repr, [*map(float, stamps), *counts, 0.0, 7.0])))
+    (tmp_path / "a_engine_steps.csv").write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    run = run_of([0.0, 1.0], [5, 5], [3, 3], first=[2.0, 3.0], last=[4.0, 5.0], name="a")
+    slow = run_of([0.0, 1.0], [5, 5], [3, 3], first=[2.2, 3.2], last=[4.4, 5.4], name="a_streamed")
+    sheet = validations.launched(tmp_path, [run, slow])
+    assert [row[1:5] for row in sheet.rows] == [
+        ("decodes", "90", "2.0 (2.0 to 2.0)", "0.50"),
+        ("a prompt, to 512 tokens", "5", "12.0 (12.0 to 12.0)", "0.50"),
+        ("above 512 tokens", "5", "30.0 (30.0 to 30.0)", "0.50"),
+    ]
+    again = validations.twice([slow, run])
+    assert dict(again.rows)["ttft_p50_s"] == "+10.0" and again.header == ("figure", "a")
+    assert validations.twice([run]).rows == ()
+    log = log_of(tmp_path, Run(**{**vars(run), "engine": Engine(kv_tokens=1_600)}))
+    assert log.prompt.sum() == 5 * 690 and set(log.output) == {5.0, 6.0} and set(log.usage) == {0.5}
+    assert log_of(tmp_path, slow) is None
 
 
 def test_a_table_may_hold_brackets(capsys):
@@ -459,7 +350,9 @@ def test_predictions_are_those_that_are_compared_later(tmp_path):
     asked = draw(CASES["queue_paper"])
     engine = Engine(kv_tokens=CASES["queue_paper"].blocks * 16)
     run = run_of(*asked, engine)
-    first, last, _ = serve(run, validations.best(profiles.load(LAWS)), stored["way_s"])
+    best = validations.with_options(profiles.load(LAWS), stored["options"])
+    assert (best.dense, best.host) == ("sustained", "vllm-0.24-steps")
+    first, last, _ = serve(run, best, way=stored["ways"]["in-process"])
     rows = zip(*asked, first, last, strict=True)
     header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s"
     text = "\n".join([header, *(",".join(map(repr, map(float, row))) for row in rows)]) + "\n"
@@ -469,14 +362,15 @@ def test_predictions_are_those_that_are_compared_later(tmp_path):
         "gpu": "NVIDIA H100 80GB HBM3",
         "max_num_batched_tokens": 2048,
         "max_num_seqs": 256,
-        "blocks": CASES["queue_paper"].blocks,
+        "blocks": CASES["queue_paper"].blocks + 1,
         "block_size": 16,
     }
     (tmp_path / "queue_paper_meta.json").write_text(json.dumps(meta), encoding="utf-8")
     done = fidelity("--runs", str(tmp_path), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     written = (tmp_path / "out" / "fidelity.md").read_text(encoding="utf-8")
-    assert "stored before: 11 of 11 figures within 10 %; llmgym: 11 of 11 figures within 10 %." in written
+    assert "stored before: 11 and 11 of 11 figures within 5 and 10 %" in written
+    assert "llmgym: 11 and 11 of 11 figures within 5 and 10 %." in written
     assert "critical rate" in written
     assert (tmp_path / "out" / "fidelity.png").is_file()
 
@@ -506,11 +400,10 @@ def test_an_empty_folder_is_told(tmp_path):
 @needs_data
 def test_the_published_overload_run_is_met_once_mixed_batches_cost_what_they_cost():
     """LLMServingSim's run of vLLM 0.19, Llama-3.1-8B on RTX PRO 6000: every figure within 10 %."""
-    sheets: list[Sheet] = []
-    validations.published_runs(Path(DATA), sheets, {})
-    note = sheets[0].note
-    assert "llmgym: 11 of 11 figures within 10 %" in note
-    assert "llmgym: 8 of 11 figures within 10 %" in sheets[2].note  # experts shared by two GPUs
+    report = validations.Report()
+    validations.published_runs(Path(DATA), report)
+    met = [within(tally.measured, tally.columns["llmgym"]) for tally in report.tallies]
+    assert met == [(9, 11), (0, 8)]  # the second shares its experts among two GPUs
 
 
 @pytest.mark.data

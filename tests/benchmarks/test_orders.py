@@ -10,7 +10,7 @@ import pytest
 from fidelity import orders
 
 from llmgym import profiles
-from llmgym.serving.replay import replay
+from llmgym.serving.replay import WAYS, replay
 from llmgym.workloads import Rows
 
 DATA = Path(os.environ.get("LLMGYM_DATA", ""))
@@ -22,7 +22,7 @@ SETTINGS = {"blocks": 101, "block_size": 16, "batched": 512, "seqs": 8}
 
 
 def write(folder, name, caching, rule):
-    """A run that went as the replay says, in the form of a measured one; a client sees every token `WAY_S` later."""
+    """A run that went as the replay says, in the form of a measured one; a client sees every token `orders.WAY` later."""
     rng = np.random.default_rng(3)
     arrival = np.cumsum(rng.exponential(0.01, 40))
     prompt, output = rng.integers(1, 400, 40), rng.integers(1, 60, 40)
@@ -38,7 +38,7 @@ def write(folder, name, caching, rule):
         scheduling="async-held",
         prefix_caching=caching,
     )
-    later = arrival[0] + orders.WAY_S
+    later = arrival[0] + WAYS[orders.WAY]
     header = "arrival_s,prompt_tokens,output_tokens,first_token_s,last_token_s,cached_tokens"
     columns = [
         arrival,
@@ -74,11 +74,14 @@ def test_a_run_that_went_as_replayed_is_met(tmp_path, caching, rule):
 def test_pairs_of_orders_are_compared(tmp_path):
     write(tmp_path, "a", False, "vllm:watermark=0")
     write(tmp_path, "b", False, "vllm-priority")
-    one, two, pair = orders.sheets(tmp_path)
-    assert "llmgym: 13 of 13 figures within 10 %" in one.note and "13 of 13" in two.note
-    assert pair.title.startswith("b against a") and pair.note == "13 of 13 differences within 5 points."
+    options = {"old": {"dense": "sustained"}, "new": {"dense": "sustained", "host": "vllm-0.24"}}
+    (one, two, pair), tallies = orders.sheets(tmp_path, "x", options)
+    assert "new: 13 and 13 of 13 figures within 5 and 10 %" in one.note and "13 and 13 of 13" in two.note
+    assert pair.title.startswith("b against a")
+    assert pair.note.endswith("new: 13 of 13 differences within 5 points.")
     assert any(abs(float(row[1])) > 5.0 for row in pair.rows)
-    assert orders.sheets(tmp_path / "nowhere") == []
+    assert [tally.run.split(", ")[1] for tally in tallies] == ["a", "b"]
+    assert orders.sheets(tmp_path / "nowhere", "x", options) == ([], [])
 
 
 @pytest.mark.data
