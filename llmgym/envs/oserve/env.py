@@ -256,6 +256,7 @@ class OServe(Simulation):
             ends=np.zeros((lanes, 4), np.int32),
             candidate=Candidate.zeros(lanes, len(self.menu)),
             served=np.zeros((lanes, 3, n), np.float32),
+            times=np.zeros((lanes, n), np.float32),
             history=Past.zeros(lanes, epochs),
         )
 

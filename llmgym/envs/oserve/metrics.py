@@ -4,7 +4,7 @@ import math
 
 from llmgym.core.jit import kernel
 from llmgym.core.records import Record, metric
-from llmgym.core.statistics import mean, quantile, ratio
+from llmgym.core.statistics import copy_numbers, mean, quantile, ratio
 from llmgym.envs.oserve.state import Params, State
 
 
@@ -74,7 +74,7 @@ class Metrics(Record):
     world_checksum: float = metric("Sum over the requests of arrival time (seconds) and class.")
 
 
-@kernel(allocates=True)
+@kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     """Write the metrics of the episode so far.
 
@@ -86,15 +86,7 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     """
     episode, config = state.lane[lane], params.config[0]
     duration_s = episode.epoch * config.epoch_s
-    e2e = state.served[lane, 0, : episode.done].copy()
-    ttft = state.served[lane, 1, : episode.done].copy()
-    tpot = state.served[lane, 2, : episode.done].copy()
-    several = 0
-    for i in range(episode.done):
-        if not math.isnan(tpot[i]):
-            tpot[several] = tpot[i]
-            several += 1
-    tpot = tpot[:several]
+    served, times = state.served[lane], state.times[lane]  # `times` for one kind after the other
     busy_gpu_s, kv_share_s = episode.busy_gpu_s, episode.kv_share_s
     for k in range(state.slot.shape[1]):
         slot = state.slot[lane, k]
@@ -105,12 +97,15 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     out.completed = episode.done
     out.waiting_end = episode.waiting
     out.waiting_peak = episode.waiting_peak
+    e2e = times[: copy_numbers(served[0, : episode.done], times)]
     out.e2e_mean_s = mean(e2e)
     out.e2e_p50_s = quantile(e2e, 0.5)
     out.e2e_p90_s = quantile(e2e, 0.9)
     out.e2e_p99_s = quantile(e2e, 0.99)
+    ttft = times[: copy_numbers(served[1, : episode.done], times)]
     out.ttft_mean_s = mean(ttft)
     out.ttft_p99_s = quantile(ttft, 0.99)
+    tpot = times[: copy_numbers(served[2, : episode.done], times)]
     out.tpot_mean_s = mean(tpot)
     out.tpot_p99_s = quantile(tpot, 0.99)
     out.system_mean_s = ratio(episode.counted_s, episode.requests)

@@ -194,6 +194,7 @@ class State(NamedTuple):
         candidate: records [lanes, K].
         served: float32 [lanes, 3, n], end-to-end time, time to the first token and time per output token of completed
             requests, seconds.
+        times: float32 [lanes, n], seconds of one of these kinds while metrics are taken of them.
         history: records [lanes, epochs + 1], by the epochs that have passed.
     """
 
@@ -220,6 +221,7 @@ class State(NamedTuple):
     ends: NDArray[np.int32]
     candidate: Records2[Candidate]
     served: NDArray[np.float32]
+    times: NDArray[np.float32]
     history: Records2[Past]
 
 

@@ -268,6 +268,7 @@ class KVProvision(Simulation):
             ),
             request=Request.zeros(lanes, n),
             served=np.zeros((lanes, TIMES, served), np.float32),
+            times=np.zeros((lanes, served), np.float32),
             fluid=np.zeros((lanes, QUANTITIES)),
             history=np.zeros((lanes, chosen.epochs + 1, HISTORY), np.float32),
         )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import substream
-from llmgym.core.statistics import mean, quantile, ratio
+from llmgym.core.statistics import copy_numbers, mean, quantile, ratio
 from llmgym.envs.kv.provision.epoch import flow, serve
 from llmgym.envs.kv.provision.state import (
     DRAINING,
@@ -272,7 +272,7 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
         out[target] = 1 if target >= params.config[0].least else 0
 
 
-@kernel(allocates=True)
+@kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     """Write the metrics of the episode so far, in fluid mode the common ones; NaN where there is nothing to take one of.
 
@@ -310,15 +310,6 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     out.world_checksum = episode.checksum
     if config.mode == FLUID:
         return
-    ttft = state.served[lane, TTFT_S, : episode.served].copy()
-    e2e = state.served[lane, E2E_S, : episode.served].copy()
-    tpot = state.served[lane, TPOT_S, : episode.served].copy()
-    several = 0
-    for i in range(episode.served):
-        if not math.isnan(tpot[i]):
-            tpot[several] = tpot[i]
-            several += 1
-    tpot = tpot[:several]
     kv_s, busy_s, preemptions, dropped = 0.0, 0.0, 0, 0
     for g in range(config.replicas):
         replica = state.engine.lane[lane * config.replicas + g]
@@ -327,12 +318,16 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
         preemptions += replica.preemptions
         dropped += replica.dropped
     out.rejected = episode.rejected
+    served, times = state.served[lane], state.times[lane]  # `times` for one kind after the other
+    e2e = times[: copy_numbers(served[E2E_S, : episode.served], times)]
     out.e2e_mean_s = mean(e2e)
     out.e2e_p50_s = quantile(e2e, 0.5)
     out.e2e_p99_s = quantile(e2e, 0.99)
+    ttft = times[: copy_numbers(served[TTFT_S, : episode.served], times)]
     out.ttft_mean_s = mean(ttft)
     out.ttft_p50_s = quantile(ttft, 0.5)
     out.ttft_p99_s = quantile(ttft, 0.99)
+    tpot = times[: copy_numbers(served[TPOT_S, : episode.served], times)]
     out.tpot_mean_s = mean(tpot)
     out.tpot_p99_s = quantile(tpot, 0.99)
     out.goodput_rps = ratio(episode.met, duration)

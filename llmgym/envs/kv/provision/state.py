@@ -255,6 +255,7 @@ class State(NamedTuple):
         engine: the replicas.
         request: every request of the episode; a rejected one has a prompt of 0.
         served: float32 [lanes, 3, n], TTFT, E2E and time per output token of completed requests, seconds.
+        times: float32 [lanes, n], seconds of one of these kinds while metrics are taken of them.
         fluid: float64 [lanes, 5], what waits in the fluid, by the columns of `Params.work`.
         history: float32 [lanes, epochs + 1, 5], for pictures: rate (req/s), on, starting, draining, waiting after each epoch.
     """
@@ -263,6 +264,7 @@ class State(NamedTuple):
     engine: Engines
     request: Records2[Request]
     served: NDArray[np.float32]
+    times: NDArray[np.float32]
     fluid: NDArray[np.float64]
     history: NDArray[np.float32]
 

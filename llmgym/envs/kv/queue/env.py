@@ -253,6 +253,7 @@ class KVQueue(Simulation):
             queue=np.zeros((lanes, len(self.params.orders), n + 2), np.int32),
             prefix=no_prefixes(lanes),
             scratch=np.zeros((lanes, SCRATCH_ROWS, width), np.int32),
+            times=np.zeros((lanes, n), np.float32),
         )
 
     hidden: ClassVar[dict[str, str]] = {

@@ -15,6 +15,7 @@ from llmgym.core.statistics import mean, quantile, ratio
 from llmgym.envs.kv.queue.state import (
     ADMIT,
     BIN_SHIFT,
+    E2E_S,
     HISTOGRAM,
     LATENCY,
     MOST,
@@ -23,6 +24,8 @@ from llmgym.envs.kv.queue.state import (
     PICK,
     SLO,
     STABILITY,
+    TPOT_S,
+    TTFT_S,
     WATERMARK,
     Episode,
     Metrics,
@@ -382,41 +385,43 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
             out[k] = 1
 
 
-@kernel(allocates=True)
+@kernel
+def _take_times(state: State, lane: int, kind: int) -> int:
+    """Write times of one kind, TTFT_S, E2E_S or TPOT_S, of the requests that have one, to `state.times`; returns how many."""
+    times = state.times[lane]
+    count = 0
+    for i in range(state.lane[lane].next):
+        request = state.request[lane, i]
+        time_s = request.ttft_s if kind == TTFT_S else request.e2e_s
+        if time_s >= 0.0:
+            if kind == TPOT_S:
+                time_s = time_per_token(request.ttft_s, request.e2e_s, request.output)
+            if not math.isnan(time_s):
+                times[count] = time_s
+                count += 1
+    return count
+
+
+@kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     """Write the metrics of the episode so far; NaN where there is nothing to take one of."""
     episode = state.lane[lane]
     config = params.config[0]
     duration = episode.clock_s - state.request[lane, 0].arrival_s if episode.requests > 0 else 0.0
-    e2e = np.empty(episode.done, np.float32)
-    tpot = np.empty(episode.done, np.float32)
-    ttft = np.empty(episode.next, np.float32)
-    finished, started, several = 0, 0, 0
-    for i in range(episode.next):
-        request = state.request[lane, i]
-        first = request.ttft_s
-        last = request.e2e_s
-        if first >= 0.0:
-            ttft[started] = first
-            started += 1
-        if last >= 0.0:
-            e2e[finished] = last
-            finished += 1
-            each = time_per_token(first, last, request.output)
-            if not math.isnan(each):
-                tpot[several] = each
-                several += 1
-    e2e, ttft, tpot = e2e[:finished], ttft[:started], tpot[:several]
     out.requests = episode.requests
     out.completed = episode.done
     out.rejected = episode.rejected
     out.waiting_end = episode.waiting
+    times = state.times[lane]  # for one kind after the other
+    e2e = times[: _take_times(state, lane, E2E_S)]
     out.e2e_mean_s = mean(e2e)
     out.e2e_p50_s = quantile(e2e, 0.5)
     out.e2e_p99_s = quantile(e2e, 0.99)
+    ttft = times[: _take_times(state, lane, TTFT_S)]
     out.ttft_mean_s = mean(ttft)
     out.ttft_p50_s = quantile(ttft, 0.5)
     out.ttft_p99_s = quantile(ttft, 0.99)
+    tpot = times[: _take_times(state, lane, TPOT_S)]
     out.tpot_mean_s = mean(tpot)
     out.tpot_p99_s = quantile(tpot, 0.99)
     out.latency_mean_s = math.nan

@@ -12,6 +12,8 @@ from llmgym.workloads.traffic import Traffic
 
 ADMIT, PICK, WATERMARK, RULE = 0, 1, 2, 3
 LATENCY, SLO, STABILITY = 0, 1, 2
+TTFT_S, E2E_S, TPOT_S = 0, 1, 2
+"""Kinds of times that metrics are taken of."""
 HISTOGRAM = 8
 """Bins of a histogram of the residents."""
 PER_REQUEST = 4
@@ -188,7 +190,17 @@ HEADLINE = (
 
 
 class State(NamedTuple):
-    """Arrays of KVQueue, an `EngineState`; the first axis is the lane."""
+    """Arrays of KVQueue, an `EngineState`; the first axis is the lane.
+
+    Attributes:
+        lane: one record for each lane.
+        resident: its residents [seats].
+        request: every request of the episode [n].
+        queue: its waiting requests.
+        prefix: nothing: prefixes are not cached.
+        scratch: intermediate results.
+        times: float32 [lanes, n], seconds of one kind while metrics are taken of them.
+    """
 
     lane: Records[Episode]
     resident: Records2[Resident]
@@ -196,6 +208,7 @@ class State(NamedTuple):
     queue: NDArray[np.int32]
     prefix: Prefixes
     scratch: NDArray[np.int32]
+    times: NDArray[np.float32]
 
 
 class Params(NamedTuple):
