@@ -179,7 +179,7 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         return self.simulation.render(self.lanes.state, 0, self.render_mode)
 
     def _check_began(self, what: str) -> None:
-        if (self.lanes.buffers.episode < 0).any():
+        if self.lanes.never_began().any():
             raise ResetNeeded(f"call reset() before {what}()")
 
     def close(self) -> None:
@@ -198,10 +198,17 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         threads: number of threads the lanes are divided among, at most 1,024; results do not depend on it.
         max_episode_steps: truncate after this many steps; None leaves it to the environment.
         render_mode: as for the single environment; `render` returns a tuple with one frame a lane.
+        device: `"cpu"` (default), or a GPU, such as `"cuda"`: lanes as tensors there, `llmgym.core.device_env.DeviceVectorEnv`.
         **kwargs: the environment's own arguments.
     """
 
     simulation_class: ClassVar[type[Simulation]]
+
+    def __new__(cls, *args: Any, device: Any = "cpu", **kwargs: Any) -> "LaneVectorEnv":
+        if device != "cpu":
+            made = importlib.import_module("llmgym.core.device_env")
+            return super().__new__(made.on_device(cls))
+        return super().__new__(cls)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -216,12 +223,25 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         threads: int = 1,
         max_episode_steps: int | None = None,
         render_mode: str | None = None,
+        device: str = "cpu",
         **kwargs: Any,
     ) -> None:
         whole("num_envs", num_envs)
         threads = min(whole("threads", threads, 1, MOST_THREADS), num_envs)
         if max_episode_steps is not None:
             whole("max_episode_steps", max_episode_steps)
+        self._describe(num_envs, autoreset_mode, copy, render_mode, kwargs)
+        self.lanes = make_lanes(self.simulation, self.num_envs, threads, max_episode_steps)
+
+    def _describe(
+        self,
+        num_envs: int,
+        autoreset_mode: AutoresetMode | str,
+        copy: bool,
+        render_mode: str | None,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Make the simulation, and say what a vector environment of it is."""
         self.simulation = self.simulation_class(**kwargs)
         _check_render_mode(self.simulation, render_mode)
         self.num_envs = int(num_envs)
@@ -233,7 +253,6 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         }
         self.render_mode = render_mode
         self.copy = copy
-        self.lanes = make_lanes(self.simulation, self.num_envs, threads, max_episode_steps)
         self.single_observation_space = self.simulation.layout.box()
         self.single_action_space = self.simulation.action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -289,7 +308,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
                 f"seed has {len(seeds)} entries, expected one for each of {self.num_envs} lanes"
             )
         keys = [None if s is None else seeded_key(s) for s in seeds]
-        never_began = self.lanes.buffers.episode < 0
+        never_began = self.lanes.never_began()
         if not never_began.any():
             return keys
         fresh = np.random.SeedSequence().generate_state(self.num_envs, np.uint64)
@@ -410,7 +429,7 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         )
 
     def _check_began(self, what: str) -> None:
-        if (self.lanes.buffers.episode < 0).any():
+        if self.lanes.never_began().any():
             raise ResetNeeded(f"call reset() before {what}()")
 
     def _check_open(self, what: str) -> None:

@@ -8,6 +8,7 @@ Whoever holds a frame must keep the arrays alive and in place; compiled code tha
 them or free them (it cannot: the arrays it sees belong to nobody).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -56,30 +57,42 @@ def unpacking(arrays: Any) -> Callable[[NDArray[np.int64]], Any]:
     def unpack(typing: Any, frame: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             numbers = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-            at = 0
-
-            def number() -> Any:
-                nonlocal at
-                at += 1
-                return builder.load(cgutils.gep_inbounds(builder, numbers, at - 1))
-
-            def part(kind: Any) -> Any:
-                if isinstance(kind, types.BaseTuple):  # type: ignore[attr-defined]
-                    return context.make_tuple(builder, kind, [part(inner) for inner in kind.types])
-                if isinstance(kind, types.Float):  # type: ignore[attr-defined]
-                    double = builder.bitcast(number(), context.get_value_type(types.float64))
-                    return context.cast(builder, double, types.float64, kind)
-                if isinstance(kind, (types.Integer, types.Boolean)):  # type: ignore[attr-defined]
-                    return context.cast(builder, number(), types.int64, kind)
-                array = context.make_array(kind)(context, builder)
-                address = builder.inttoptr(number(), array.data.type)
-                shape = [number() for _ in range(kind.ndim)]
-                strides = [number() for _ in range(kind.ndim)]
-                populate_array(array, address, shape, strides, get_itemsize(context, kind), None)
-                return array._getvalue()
-
-            return part(kind)
+            return put_together(
+                context, builder, kind, lambda at: builder.load(cgutils.gep_inbounds(builder, numbers, at))
+            )
 
         return kind(frame), build
 
     return unpack  # type: ignore[no-any-return]
+
+
+def put_together(context: Any, builder: Any, kind: Any, number: Callable[[int], Any]) -> Any:
+    """Write the machine code that makes arrays of the numbers of a frame.
+
+    Args:
+        context: numba's target.
+        builder: where the code goes.
+        kind: numba's type of what was taken apart by `frame_of`.
+        number: gives the number at a place of the frame as a value of 64 bits.
+
+    Returns:
+        The value of the tuple.
+    """
+    places = itertools.count()
+
+    def part(kind: Any) -> Any:
+        if isinstance(kind, types.BaseTuple):  # type: ignore[attr-defined]
+            return context.make_tuple(builder, kind, [part(inner) for inner in kind.types])
+        if isinstance(kind, types.Float):  # type: ignore[attr-defined]
+            double = builder.bitcast(number(next(places)), context.get_value_type(types.float64))
+            return context.cast(builder, double, types.float64, kind)
+        if isinstance(kind, (types.Integer, types.Boolean)):  # type: ignore[attr-defined]
+            return context.cast(builder, number(next(places)), types.int64, kind)
+        array = context.make_array(kind)(context, builder)
+        address = builder.inttoptr(number(next(places)), array.data.type)
+        shape = [number(next(places)) for _ in range(kind.ndim)]
+        strides = [number(next(places)) for _ in range(kind.ndim)]
+        populate_array(array, address, shape, strides, get_itemsize(context, kind), None)
+        return array._getvalue()
+
+    return part(kind)

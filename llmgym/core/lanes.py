@@ -433,6 +433,10 @@ class Lanes:
                 '(invalid_action="raise" is on; "penalize" makes it a counted no-op)'
             )
 
+    def never_began(self) -> NDArray[np.bool_]:
+        """Which lanes have had no episode yet, bool [lanes]."""
+        return self.buffers.episode < 0
+
     def metrics(self, lane: int) -> dict[str, float]:
         """Metrics of the episode that ended last in this lane."""
         return self._named(self.buffers.metrics[lane])

@@ -34,7 +34,7 @@ def make_lanes(simulation: Simulation, count: int, threads: int = 1, limit: int 
         needed, there = count * bytes_of_a_lane(simulation), memory_bytes()
         if needed > there:
             raise InvalidArgument(
-                f"num_envs={count}: the arrays of the lanes take {_gib(needed)}, this machine has {_gib(there)} of memory"
+                f"num_envs={count}: the arrays of the lanes take {gib(needed)}, this machine has {gib(there)} of memory"
             )
     try:
         return Lanes(simulation, count, threads=threads, limit=limit)
@@ -87,5 +87,6 @@ def memory_bytes() -> float:
         return math.inf
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """Bytes as a text in GiB, such as `"1.5 GiB"`."""
     return f"{size / 2**30:,.3g} GiB" if size < 2**30 * 1000 else f"{size / 2**30:,.0f} GiB"
