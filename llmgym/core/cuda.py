@@ -11,6 +11,8 @@ and a launch costs the same for two arrays as for sixty.
 
 import contextlib
 import ctypes
+import dis
+import functools
 import hashlib
 import json
 import os
@@ -134,22 +136,24 @@ class Compiler:
             "cc": (*capability, ""),
         }
         self._kernels, self._records = kernels, (head, metrics)
+        self._devices: dict[Any, _Device] = {}
 
     def _part(self, function: Any, inline: bool = True) -> _Device:
         return _Device(function, {**self._options, "forceinline": inline})
 
     def _for_device(self, kernels: list[Any]) -> None:
         """Let numba-cuda compile kernels, and all that they call, as `_Device`: it asks each for its form on a device."""
-        seen: set[int] = set()
         while kernels:
             one = kernels.pop()
-            if id(one) not in seen:
-                seen.add(id(one))
+            if one not in self._devices:
+                if any(step.opname == "RAISE_VARARGS" for step in dis.get_instructions(one.py_func)):
+                    raise KernelError(f"{one.py_func.__qualname__} raises an error, which a device cannot")
                 inline = bool(one.targetoptions.get("forceinline"))
-                one._CUDATypingContext__dispatcher = self._part(one.py_func, inline)
+                self._devices[one] = self._part(one.py_func, inline)
                 kernels.extend(_referred(one.py_func))
 
-    def threads(self) -> threads.Threads:
+    @functools.cached_property
+    def _threads(self) -> threads.Threads:
         """What threads do, as functions of arrays that are ready to be compiled."""
         reset_lane, step_lane, observe_lane, mask_lane, metrics_lane = self._kernels
         head, metrics = self._records
@@ -193,7 +197,10 @@ class Compiler:
         found = _kept(path)
         if found is None:
             try:
-                ptx, name = self._ptx(getattr(self.threads(), thread), kind)
+                one = getattr(self._threads, thread)
+                for kernel, device in self._devices.items():  # another compiler may have been here
+                    kernel._CUDATypingContext__dispatcher = device
+                ptx, name = self._ptx(one, kind)
             except Exception as error:
                 if (told := explained(error)) is error:
                     raise

@@ -61,7 +61,9 @@ class Card:
         if not torch.cuda.is_available():
             raise InvalidArgument(f"device={device!r}: torch finds no NVIDIA GPU here; 'cpu' always works")
         if (self.device.index or 0) >= torch.cuda.device_count():
-            raise InvalidArgument(f"device={device!r}: this machine has {torch.cuda.device_count()} GPUs")
+            raise InvalidArgument(
+                f"device={device!r}: this machine has {(n := torch.cuda.device_count())} GPU{'s' if n > 1 else ''}"
+            )
         self._cuda = importlib.import_module("llmgym.core.cuda")
         if self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
@@ -121,6 +123,7 @@ class DeviceLanes:
 
     Attributes:
         buffers: tensors of the device, by the names of `Buffers`.
+        bytes_of_a_lane: of the memory of the device.
 
     Raises:
         InvalidArgument: the arrays do not fit into the memory of the device.
@@ -132,7 +135,8 @@ class DeviceLanes:
         self._torch = importlib.import_module("torch")
         state, params, buffers, work = self._one = one_lane(simulation)
         grows = _growing(simulation)
-        self._check_fits(self._one)
+        self.bytes_of_a_lane = lane_bytes(self._one)
+        self._check_fits()
         self._state, self._params = [], []
         numbers: list[int] = []
         for array, many in zip(_leaves(state), grows, strict=True):
@@ -157,9 +161,8 @@ class DeviceLanes:
         self._entries = card.entries(simulation, self._one, np.array(numbers))
         self._wrong_here = self._wrong.numpy()
 
-    def _check_fits(self, arrays: Any) -> None:
-        each = lane_bytes(arrays)
-        free = self.card.free_bytes()
+    def _check_fits(self) -> None:
+        each, free = self.bytes_of_a_lane, self.card.free_bytes()
         if self.count * each > free:
             raise InvalidArgument(
                 f"num_envs={self.count}: the arrays of the lanes take {gib(self.count * each)}, {self.card.device} has {gib(free)} "
