@@ -12,7 +12,7 @@ nothing more
 """
 
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,44 +79,163 @@ def train_ppo(plan: Plan) -> TrainingResult:
         return run.result()
 
 
+class Batch(NamedTuple):
+    """What an update learns from; the first axis is the transition.
+
+    Attributes:
+        states: normalised observations, float32 [n, inputs].
+        masks: what was allowed, bool [n, actions]; None where actions have no masks.
+        actions: as `ActorCritic.sample` gives them, [n, parts].
+        log_probabilities: of these actions when they were taken, float32 [n].
+        targets: returns as estimated, float32 [n].
+        weights: advantages, normalised, float32 [n].
+    """
+
+    states: torch.Tensor
+    masks: torch.Tensor | None
+    actions: torch.Tensor
+    log_probabilities: torch.Tensor
+    targets: torch.Tensor
+    weights: torch.Tensor
+
+
+class Learner:
+    """What is learned, and all the state there is.
+
+    Args:
+        plan: of the run.
+        run: gives the environment, and what a checkpoint has of it.
+
+    Attributes:
+        net: policy and value.
+        optimizer: of their weights.
+        obs_moments: of the observations.
+        return_moments: of the discounted returns.
+        generator: draws weights and actions.
+        shuffler: orders transitions, and draws when lanes are restarted.
+        device: where the networks live.
+    """
+
+    def __init__(self, plan: Plan, run: Run) -> None:
+        config, env = plan.config, run.env
+        self._plan, self._run = plan, run
+        self.generator = torch.Generator().manual_seed(plan.seed)
+        self.shuffler = np.random.Generator(np.random.PCG64(plan.seed))
+        tables = env.layout.tables() if config.network == "scorer" else None
+        self.device = learning_device(config.device)
+        self.net = ActorCritic(
+            env.layout.size, env.single_action_space, config.hidden, config.activation, self.generator, tables
+        )
+        self.net.to(self.device)
+        self.optimizer = torch.optim.Adam(
+            self.net.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
+        )
+        self.obs_moments = RunningMoments(env.layout.size, tables or ())
+        self.return_moments = RunningMoments(1)
+        if run.stored is not None:
+            self._restore(run.stored)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a checkpoint stores."""
+        return {
+            "model": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "normaliser": {
+                "observations": self.obs_moments.state(),
+                "returns": self.return_moments.state(),
+                "enabled": self._plan.config.normalise_observations,
+                "variance_floor": VARIANCE_FLOOR,
+                "clip": CLIP,
+            },
+            "rng": {"torch": self.generator.get_state(), "numpy": _numpy_state(self.shuffler)},
+        }
+
+    def _restore(self, stored: dict[str, Any]) -> None:
+        try:
+            self.net.load_state_dict(stored["model"])
+            self.optimizer.load_state_dict(stored["optimizer"])
+            self.obs_moments.restore(stored["normaliser"]["observations"])
+            self.return_moments.restore(stored["normaliser"]["returns"])
+            self.generator.set_state(stored["rng"]["torch"])
+            state = dict(stored["rng"]["numpy"])
+            state["state"] = {key: int(value) for key, value in state["state"].items()}
+            self.shuffler.bit_generator.state = state
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"the training state in the checkpoint cannot be restored: {error}"
+            ) from error
+
+    def learn(self, batch: Batch, judging: bool) -> dict[str, float]:
+        """Take the gradient steps of an update.
+
+        Args:
+            batch: its transitions.
+            judging: whether the value network alone learns.
+
+        Returns:
+            Columns of the learning curve: means of losses, `learning_rate` and `epochs`.
+        """
+        config, net, optimizer = self._plan.config, self.net, self.optimizer
+        size = len(batch.targets)
+        rate = config.learning_rate
+        if config.anneal:
+            rate *= max(0.0, 1.0 - (self._run.steps - size) / self._plan.timesteps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        sums, count, epochs = np.zeros(5), 0, 0
+        for _ in range(config.epochs):
+            epochs += 1
+            kl_sum, kl_count = 0.0, 0
+            order = torch.from_numpy(self.shuffler.permutation(size)).to(self.device)
+            for pick in order.split(min(config.minibatch, size)):
+                mask = batch.masks[pick] if batch.masks is not None else None
+                state_rows = batch.states[pick]
+                log_p, entropy = net.evaluate(state_rows, mask, batch.actions[pick])
+                log_ratio = log_p - batch.log_probabilities[pick]
+                ratio = log_ratio.exp()
+                weight = batch.weights[pick]
+                policy_loss = -torch.min(
+                    weight * ratio, weight * ratio.clamp(1 - config.clip, 1 + config.clip)
+                ).mean()
+                value_loss = 0.5 * (net.value(state_rows) - batch.targets[pick]).square().mean()
+                bonus = entropy.mean()
+                loss = config.value_weight * value_loss
+                if not judging:
+                    loss = loss + policy_loss - config.entropy * bonus
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
+                optimizer.step()
+                with torch.no_grad():
+                    kl = (
+                        ratio - 1 - log_ratio
+                    ).mean()  # Schulman's low-variance estimate, joschu.net/blog/kl-approx.html
+                    clipped = ((ratio - 1).abs() > config.clip).float().mean()
+                    numbers = torch.stack([policy_loss, value_loss, bonus, kl, clipped]).cpu().numpy()
+                sums += numbers
+                count += 1
+                kl_sum, kl_count = kl_sum + float(numbers[3]), kl_count + 1
+            if config.target_kl is not None and kl_sum / kl_count > config.target_kl:
+                break
+        means = dict(zip(LOSS_COLUMNS[:5], (sums / count).tolist()))
+        return {**means, "learning_rate": rate, "epochs": float(epochs)}
+
+
 def _train(plan: Plan, run: Run) -> None:
     config, env = plan.config, run.env
     T, N, d = config.rollout_steps, plan.lanes, env.layout.size
     actions_total = env.simulation.mask_size
-    batch, minibatch = T * N, min(config.minibatch, T * N)
+    batch = T * N
     clock = time.perf_counter
-
-    # ---- what is learned, and all the state there is
-    generator = torch.Generator().manual_seed(plan.seed)
-    shuffler = np.random.Generator(np.random.PCG64(plan.seed))
-    tables = env.layout.tables() if config.network == "scorer" else None
-    device = learning_device(config.device)
-    net = ActorCritic(d, env.single_action_space, config.hidden, config.activation, generator, tables)
-    net.to(device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=config.learning_rate, eps=1e-5, fused=True)
-    obs_moments, return_moments = RunningMoments(d, tables or ()), RunningMoments(1)
-    if run.stored is not None:
-        _restore(run.stored, net, optimizer, obs_moments, return_moments, generator, shuffler)
-
-    def state() -> dict[str, Any]:
-        return {
-            "model": net.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "normaliser": {
-                "observations": obs_moments.state(),
-                "returns": return_moments.state(),
-                "enabled": config.normalise_observations,
-                "variance_floor": VARIANCE_FLOOR,
-                "clip": CLIP,
-            },
-            "rng": {"torch": generator.get_state(), "numpy": _numpy_state(shuffler)},
-        }
+    learner = Learner(plan, run)
+    net, obs_moments, return_moments = learner.net, learner.obs_moments, learner.return_moments
+    generator, shuffler, device = learner.generator, learner.shuffler, learner.device
 
     def seen(rows: NDArray[np.float32]) -> torch.Tensor:
         return normalised(rows, obs_moments, config.normalise_observations, device)
 
     if config.teacher and run.stored is None:
-        imitate(run, net, optimizer, obs_moments, generator, shuffler, device)
+        imitate(run, net, learner.optimizer, obs_moments, generator, shuffler, device)
     # ---- the rollout, [steps, lanes, ...]
     obs = np.empty((T + 1, N, d), np.float32)
     masks = np.empty((T, N, actions_total), np.bool_)
@@ -194,65 +313,31 @@ def _train(plan: Plan, run: Run) -> None:
         weights = torch.from_numpy(((gae - gae.mean()) / (gae.std() + 1e-8)).reshape(-1)).to(device)
 
         # ---- learn
-        rate = config.learning_rate
-        if config.anneal:
-            rate *= max(0.0, 1.0 - (run.steps - batch) / plan.timesteps)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        judging = run.stored is None and taken <= config.value_first * T
-        flat_actions, flat_old = (
-            actions.reshape(batch, parts).to(device),
-            log_probabilities.reshape(batch).to(device),
+        learned = learner.learn(
+            Batch(
+                states,
+                torch.from_numpy(masks.reshape(batch, -1)).to(device) if actions_total else None,
+                actions.reshape(batch, parts).to(device),
+                log_probabilities.reshape(batch).to(device),
+                targets,
+                weights,
+            ),
+            judging=run.stored is None and taken <= config.value_first * T,
         )
-        flat_masks = torch.from_numpy(masks.reshape(batch, -1)).to(device) if actions_total else None
-        sums, count, epochs = np.zeros(5), 0, 0
-        for _ in range(config.epochs):
-            epochs += 1
-            kl_sum, kl_count = 0.0, 0
-            order = torch.from_numpy(shuffler.permutation(batch)).to(device)
-            for pick in order.split(minibatch):
-                mask = flat_masks[pick] if flat_masks is not None else None
-                state_rows = states[pick]
-                log_p, entropy = net.evaluate(state_rows, mask, flat_actions[pick])
-                log_ratio = log_p - flat_old[pick]
-                ratio = log_ratio.exp()
-                weight = weights[pick]
-                policy_loss = -torch.min(
-                    weight * ratio, weight * ratio.clamp(1 - config.clip, 1 + config.clip)
-                ).mean()
-                value_loss = 0.5 * (net.value(state_rows) - targets[pick]).square().mean()
-                bonus = entropy.mean()
-                loss = config.value_weight * value_loss
-                if not judging:
-                    loss = loss + policy_loss - config.entropy * bonus
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
-                optimizer.step()
-                with torch.no_grad():
-                    kl = (
-                        ratio - 1 - log_ratio
-                    ).mean()  # Schulman's low-variance estimate, joschu.net/blog/kl-approx.html
-                    clipped = ((ratio - 1).abs() > config.clip).float().mean()
-                    numbers = torch.stack([policy_loss, value_loss, bonus, kl, clipped]).cpu().numpy()
-                sums += numbers
-                count += 1
-                kl_sum, kl_count = kl_sum + float(numbers[3]), kl_count + 1
-            if config.target_kl is not None and kl_sum / kl_count > config.target_kl:
-                break
         # acting and learning of one update see the same moments, so they move between updates
         if config.normalise_observations:
             obs_moments.update(obs[:T].reshape(-1, d))
         run.seconds["learning"] += clock() - began
 
         # ---- report
-        means = dict(zip(LOSS_COLUMNS[:5], (sums / count).tolist()))
         aims = targets.cpu().numpy()
         spread = float(aims.var())
-        means["explained_variance"] = 1.0 - float((aims - values[:-1].reshape(-1)).var()) / max(spread, 1e-12)
-        run.record({**means, "learning_rate": rate, "epochs": float(epochs), **episodes.averages()})
+        learned["explained_variance"] = 1.0 - float((aims - values[:-1].reshape(-1)).var()) / max(
+            spread, 1e-12
+        )
+        run.record({**learned, **episodes.averages()})
         episodes.clear()
-        run.end_update(state, run.finished)
+        run.end_update(learner.state, run.finished)
 
 
 def learning_device(name: str) -> torch.device:
@@ -276,25 +361,3 @@ def _numpy_state(generator: np.random.Generator) -> dict[str, Any]:
     state = dict(generator.bit_generator.state)
     inner = state["state"]  # 128-bit integers, which only a text stores everywhere
     return {**state, "state": {key: str(value) for key, value in inner.items()}}
-
-
-def _restore(
-    stored: dict[str, Any],
-    net: ActorCritic,
-    optimizer: torch.optim.Optimizer,
-    obs_moments: RunningMoments,
-    return_moments: RunningMoments,
-    generator: torch.Generator,
-    shuffler: np.random.Generator,
-) -> None:
-    try:
-        net.load_state_dict(stored["model"])
-        optimizer.load_state_dict(stored["optimizer"])
-        obs_moments.restore(stored["normaliser"]["observations"])
-        return_moments.restore(stored["normaliser"]["returns"])
-        generator.set_state(stored["rng"]["torch"])
-        state = dict(stored["rng"]["numpy"])
-        state["state"] = {key: int(value) for key, value in state["state"].items()}
-        shuffler.bit_generator.state = state
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"the training state in the checkpoint cannot be restored: {error}") from error
