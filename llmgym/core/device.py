@@ -200,7 +200,7 @@ class DeviceLanes:
             which: bool [lanes], of numpy or a tensor of the device; None: all.
             keys: a lane with a key starts its stream anew, others go on with their next episode.
         """
-        torch, buffers, shared = self._torch, self.buffers, self._shared
+        torch, buffers = self._torch, self.buffers
         self.check()
         chosen = np.ones(self.count, np.bool_) if which is None else which
         chosen = torch.as_tensor(chosen, device=self.card.device)
@@ -211,9 +211,14 @@ class DeviceLanes:
             torch.where(anew, torch.from_numpy(values).to(self.card.device), buffers.seed_key)
         )
         buffers.episode.masked_fill_(anew, -1)
+        self.begin(chosen)
+
+    def begin(self, which: Any) -> None:
+        """Start the next episode in some lanes, bool [lanes], a tensor of the device."""
+        torch, buffers, shared = self._torch, self.buffers, self._shared
         for name in ("reward", "dt", "terminated", "truncated", "ended"):
-            getattr(buffers, name).masked_fill_(chosen, 0)
-        lanes = chosen.nonzero().reshape(-1).to(torch.int32)
+            getattr(buffers, name).masked_fill_(which, 0)
+        lanes = which.nonzero().reshape(-1).to(torch.int32)
         shared.begun[: len(lanes)] = lanes
         shared.counts[self._turn, BEGUN] = len(lanes)
         self._mode = 0
@@ -300,6 +305,10 @@ class DeviceLanes:
     def never_began(self) -> NDArray[np.bool_]:
         """Which lanes have had no episode yet, bool [lanes]."""
         return (self.buffers.episode < 0).cpu().numpy()  # type: ignore[no-any-return]
+
+    def metric_columns(self) -> Any:
+        """Metrics of the episodes that ended last, float64 [lanes, metrics], in the order of `metric_names`."""
+        return self.buffers.metrics[:, : len(self.simulation.metric_names)]
 
     def metrics_now(self) -> Any:
         """Metrics of the running episodes so far, float64 [lanes, metrics], on the device."""

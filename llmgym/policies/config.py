@@ -75,7 +75,9 @@ class PPOConfig:
     every day. So each lane is restarted once, after a number of steps drawn up to this one; the learner takes it as a cut-off. 0
     leaves them in step. Own trainer only."""
     device: str = "cpu"
-    """Where the networks live: a device of torch such as `cuda:1`. The environment stays on the CPU. Own trainer only."""
+    """Where the networks live: a device of torch such as `cuda:1`. Own trainer only."""
+    env_device: str = "cpu"
+    """Where the lanes live: `cpu`, or a GPU, the same as `device`, so that rollouts never leave it. Own trainer only."""
     threads: int = 0
     """Threads of the learning library. 0 takes all cores, at most 4, if the environment variable
     `OMP_WAIT_POLICY` is `passive` (train.py sets it), else 1: threads that wait actively lose all speed when

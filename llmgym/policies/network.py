@@ -47,8 +47,10 @@ class RunningMoments:
 
     def update(self, rows: NDArray[Any]) -> None:
         """Take in rows [n, size]."""
-        n = len(rows)
-        mean, var = rows.mean(axis=0, dtype=np.float64), rows.var(axis=0, dtype=np.float64)
+        self.take(len(rows), rows.mean(axis=0, dtype=np.float64), rows.var(axis=0, dtype=np.float64))
+
+    def take(self, n: int, mean: NDArray[np.float64], var: NDArray[np.float64]) -> None:
+        """Take in so many rows of which somebody else has taken mean and variance, float64 [size]; both are written to."""
         for table in self._tables:
             part = slice(table.start, table.start + table.rows * table.width)
             means, spread = (x[part].reshape(table.rows, table.width) for x in (mean, var))
@@ -260,6 +262,8 @@ class ActorCritic(nn.Module):
             outputs = int(np.prod(space.shape))
             self.log_std = nn.Parameter(torch.full((outputs,), -0.5))
             self.low, self.high = space.low, space.high
+            self.register_buffer("least", torch.from_numpy(space.low.ravel()).double(), False)
+            self.register_buffer("most", torch.from_numpy(space.high.ravel()).double(), False)
             self.register_buffer(
                 "middle", torch.from_numpy((space.high + space.low).ravel() / 2).float(), False
             )
@@ -308,18 +312,19 @@ class ActorCritic(nn.Module):
         Args:
             obs: normalised observations, float32 [n, inputs].
             mask: what is allowed, bool [n, actions], flat over the parts; None: everything. A Box does not look at it.
-            generator: of torch, on the CPU; source of the draws.
+            generator: of torch; source of the draws.
 
         Returns:
             Actions [n, parts], int64, or float32 in bound units for a Box, and their log probabilities, float32 [n].
         """
         if self.continuous:
             mean = self.actor(obs)
-            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+            noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device)
             return mean + noise * self.log_std.exp(), self._gaussian(noise)
         log_p = self.log_probabilities(obs, mask)
         # Gumbel's trick; the clamp keeps the noise finite, so that a masked action can never win
-        noise = torch.rand(log_p.shape, generator=generator).to(log_p.device).clamp_(min=1e-12)
+        noise = torch.rand(log_p.shape, generator=generator, device=generator.device)
+        noise = noise.to(log_p.device).clamp_(min=1e-12)
         action = (log_p - noise.log_().neg_().log_()).argmax(dim=-1)
         return action, log_p.gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
 
@@ -352,3 +357,10 @@ class ActorCritic(nn.Module):
             return bounded
         discrete: NDArray[Any] = action.cpu().numpy().reshape(len(action), *self.shape)
         return discrete
+
+    def bounded(self, action: Tensor) -> Tensor:
+        """Sampled actions as an environment on the same device takes them, [n, *shape of the space]."""
+        if self.continuous:
+            units = (action * self.half_width + self.middle).double()
+            action = torch.minimum(torch.maximum(units, self.least), self.most)
+        return action.reshape(len(action), *self.shape)

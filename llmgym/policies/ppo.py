@@ -11,6 +11,7 @@ nothing more
 - the values of a whole rollout are computed in one pass after it.
 """
 
+import importlib
 import time
 from typing import Any, NamedTuple
 
@@ -75,7 +76,10 @@ def train_ppo(plan: Plan) -> TrainingResult:
     """
     with Run(plan, (*EPISODE_COLUMNS, *LOSS_COLUMNS)) as run:
         with learning_threads(plan.config.threads):
-            _train(plan, run)
+            if plan.config.env_device == "cpu":
+                _train(plan, run)
+            else:
+                importlib.import_module("llmgym.policies.ppo_device").train(plan, run)
         return run.result()
 
 

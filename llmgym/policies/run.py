@@ -73,13 +73,14 @@ class TrainingResult(NamedTuple):
     seconds: dict[str, float]
 
 
-def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVectorEnv:
+def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any], device: str = "cpu") -> LaneVectorEnv:
     """Make the native vector environment a policy is trained on, in `SAME_STEP` mode and without copies.
 
     Args:
         env_id: a registered id.
         lanes: number of lanes.
         env_kwargs: arguments of the environment, plain values by name.
+        device: where the lanes live.
 
     Returns:
         The environment.
@@ -96,9 +97,14 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVe
     entry = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
     if not (inspect.isclass(entry) and issubclass(entry, LaneVectorEnv)):
         raise InvalidArgument(f"env_id={env_id!r}: training needs an environment of lanes (a LaneVectorEnv)")
+    where: dict[str, Any] = {} if device == "cpu" else {"device": device}
     try:
         env = gymnasium.make_vec(
-            env_id, num_envs=lanes, autoreset_mode=AutoresetMode.SAME_STEP, copy=False, **dict(env_kwargs)
+            env_id,
+            num_envs=lanes,
+            autoreset_mode=AutoresetMode.SAME_STEP,
+            copy=False,
+            **{**env_kwargs, **where},
         )
     except TypeError as error:
         if isinstance(error, LlmgymError) or "unexpected keyword argument" not in str(error):
@@ -111,7 +117,7 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVe
     return env
 
 
-OWN_KWARGS = frozenset({"num_envs", "autoreset_mode", "copy"})
+OWN_KWARGS = frozenset({"num_envs", "autoreset_mode", "copy", "device"})
 """Arguments of a vector environment that the training sets."""
 
 WORLD = ("scenario", "workload", "profile")
@@ -198,7 +204,7 @@ class Run:
             self.stored = checkpoint.load_latest(self.path)
         elif self.path.exists():
             raise InvalidArgument(f"{plan.out} already holds a run: resume it, or choose another folder")
-        self.env = make_lanes(plan.env_id, plan.lanes, plan.env_kwargs)
+        self.env = make_lanes(plan.env_id, plan.lanes, plan.env_kwargs, plan.config.env_device)
         metrics = [name for name in self.env.simulation.metric_names if name not in (*columns, CHECKSUM)]
         self.columns = ["steps", "wall_s", "steps_per_s", *columns, *metrics]
         self.steps, self.earlier_s = 0, 0.0

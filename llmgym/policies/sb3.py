@@ -268,6 +268,10 @@ def train_sb3(plan: Plan) -> TrainingResult:
         raise InvalidArgument(
             f'device="{plan.config.device}": with stable-baselines3 it is the cpu here; use algo="ppo"'
         )
+    if plan.config.env_device != "cpu":
+        raise InvalidArgument(
+            f'env_device="{plan.config.env_device}": with stable-baselines3 it is the cpu here; use algo="ppo"'
+        )
     if plan.config.discount == "second":
         raise InvalidArgument('discount="second": stable-baselines3 discounts by steps; use algo="ppo"')
     minibatch = minibatch_size(plan.config.rollout_steps * plan.lanes, plan.config.minibatch)
