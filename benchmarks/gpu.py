@@ -230,13 +230,13 @@ def one(
         found["cached_s"] = compiled(env_id, capability, False, **kwargs)[2]
         for exact in (True, False):
             found["difference_exact" if exact else "difference"] = difference(
-                env_id, kwargs, 16 if big else 256, 6.0, exact
+                env_id, kwargs, 16 if big else 256, 2.0, exact
             )
         yield found
         found["cpu_steps_per_s"] = legal_rate(envs, 1.0)()
         found["rates"] = []
         for number in lanes:
-            found["rates"].append(rate(env_id, kwargs, number, 2.0))
+            found["rates"].append(rate(env_id, kwargs, number, 0.8))
             yield found
 
 

@@ -7,8 +7,11 @@ stack and bytes that were spilt because there were too few registers, of each of
 """
 
 import argparse
+import functools
+import multiprocessing
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +64,13 @@ def line(env_id: str, codes: dict[str, Code], size: int, seconds: float) -> str:
     return f"| {env_id} | {registers} | {stack} | {spilt} | {kib:,.0f} | {size:,} | {seconds:.0f} |"
 
 
+def _row(env_id: str, capability: tuple[int, int], exact: bool) -> tuple[str, bool]:
+    try:
+        return line(env_id, *compiled(env_id, capability, exact)), True
+    except KernelError as error:
+        return f"| {env_id} | {error} | | | | | | | |", False
+
+
 def main() -> int:
     """Compile, print and write the table; how many environments did not compile."""
     parser = argparse.ArgumentParser(
@@ -68,19 +78,19 @@ def main() -> int:
     )
     parser.add_argument("--capability", default="9.0", help="of the GPU: 9.0 is sm_90")
     parser.add_argument("--exact", action="store_true", help="without fused multiply-add")
+    parser.add_argument("--processes", type=int, default=1, help="environments compiled at a time")
     parser.add_argument("--out", type=Path, help="Markdown file to write")
     parser.add_argument("ids", nargs="*", help="environments; all if none is named")
     args = parser.parse_args()
     major, _, minor = args.capability.partition(".")
     lines, failed = list(HEAD), 0
     print("\n".join(lines), flush=True)
-    for env_id in args.ids or llmgym.env_ids():
-        try:
-            lines.append(line(env_id, *compiled(env_id, (int(major), int(minor)), args.exact)))
-        except KernelError as error:
-            lines.append(f"| {env_id} | {error} | | | | | | | |")
-            failed += 1
-        print(lines[-1], flush=True)
+    rows = functools.partial(_row, capability=(int(major), int(minor)), exact=args.exact)
+    with ProcessPoolExecutor(args.processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for row, good in pool.map(rows, args.ids or llmgym.env_ids()):
+            lines.append(row)
+            failed += not good
+            print(row, flush=True)
     if args.out:
         args.out.write_text("\n".join(lines) + "\n")
     return failed

@@ -44,7 +44,6 @@ try:
     from cuda.bindings import driver, nvjitlink
     from numba import cuda
     from numba.cuda.compiler import compile_cuda, kernel_fixup
-    from numba.cuda.cudadrv import nvvm
     from numba.cuda.dispatcher import CUDADispatcher
     from numba.cuda.extending import intrinsic
 except ImportError as error:
@@ -137,6 +136,7 @@ class Compiler:
         }
         self._kernels, self._records = kernels, (head, metrics)
         self._devices: dict[Any, _Device] = {}
+        self._made: dict[Any, tuple[bytes, str]] = {}
 
     def _part(self, function: Any, inline: bool = True) -> _Device:
         return _Device(function, {**self._options, "forceinline": inline})
@@ -148,6 +148,8 @@ class Compiler:
             if one not in self._devices:
                 if any(step.opname == "RAISE_VARARGS" for step in dis.get_instructions(one.py_func)):
                     raise KernelError(f"{one.py_func.__qualname__} raises an error, which a device cannot")
+                if one.targetoptions.get("_nrt"):
+                    raise KernelError(f"{one.py_func.__qualname__} makes arrays, which a device cannot")
                 inline = bool(one.targetoptions.get("forceinline"))
                 self._devices[one] = self._part(one.py_func, inline)
                 kernels.extend(_referred(one.py_func))
@@ -181,6 +183,11 @@ class Compiler:
             Kernels(reset_lane, step_lane, observe_row, mask_lane, measure_row), self._part(claim)
         )
 
+    def _use(self) -> None:
+        """Tell numba-cuda which form of a kernel is meant: another compiler may have told it another."""
+        for kernel, device in self._devices.items():
+            kernel._CUDATypingContext__dispatcher = device
+
     def code(self, thread: str, arrays: Any, registers: int = MOST_REGISTERS) -> Code:
         """Compile one of the functions of `Threads`, or take it from disk.
 
@@ -197,10 +204,11 @@ class Compiler:
         found = _kept(path)
         if found is None:
             try:
-                one = getattr(self._threads, thread)
-                for kernel, device in self._devices.items():  # another compiler may have been here
-                    kernel._CUDATypingContext__dispatcher = device
-                ptx, name = self._ptx(one, kind)
+                if (thread, kind) not in self._made:
+                    one = getattr(self._threads, thread)
+                    self._use()
+                    self._made[thread, kind] = self._ptx(one, kind)
+                ptx, name = self._made[thread, kind]
             except Exception as error:
                 if (told := explained(error)) is error:
                     raise
@@ -247,7 +255,6 @@ class Compiler:
         library._entry_name = name
         function = library.get_function(name)
         kernel_fixup(function, False)
-        nvvm.set_launch_bounds(function, BLOCK)
         return library.get_asm_str(self._options["cc"]).encode(), name
 
 
@@ -348,9 +355,11 @@ class Entry:
     Args:
         code: its machine code.
         frame: int64 [numbers], as `llmgym.core.frames.frame_of` gives them for arrays of the device.
+        block: threads of a block.
     """
 
-    def __init__(self, code: Code, frame: Any) -> None:
+    def __init__(self, code: Code, frame: Any, block: int = BLOCK) -> None:
+        self._block = block
         self._module = _checked(driver.cuModuleLoadData(code.image))
         self._function = _checked(driver.cuModuleGetFunction(self._module, code.name.encode()))
         self._values = np.concatenate([frame, np.zeros(4, np.int64)])
@@ -362,10 +371,20 @@ class Entry:
     def launch(self, stream: int, most: int, mode: int, limit: int, turn: int, count: int) -> None:
         """Run `count` threads, or `most` that take turns, behind all that the stream does already."""
         self._values[-4:] = mode, limit, turn, count
-        blocks = -(-min(count, most) // BLOCK)
+        blocks = -(-min(count, most) // self._block)
         _checked(
             driver.cuLaunchKernel(
-                self._function, blocks, 1, 1, BLOCK, 1, 1, 0, stream, ctypes.addressof(self._addresses), 0
+                self._function,
+                blocks,
+                1,
+                1,
+                self._block,
+                1,
+                1,
+                0,
+                stream,
+                ctypes.addressof(self._addresses),
+                0,
             )
         )
 

@@ -158,7 +158,8 @@ class DeviceLanes:
         for array, tensor in pairs:
             numbers += _place(tensor, array, tuple(tensor.shape))
         self._made: dict[str, Any] = {}
-        self._entries = card.entries(simulation, self._one, np.array(numbers))
+        self._frame = np.array(numbers)
+        self._entries = card.entries(simulation, self._one, self._frame)
         self._wrong_here = self._wrong.numpy()
 
     def _check_fits(self) -> None:
