@@ -19,7 +19,7 @@ import gymnasium
 
 import llmgym
 from llmgym.core.cuda import Code, Compiler
-from llmgym.core.device import lane_bytes, one_lane
+from llmgym.core.device import in_tiles, lane_bytes, one_lane
 from llmgym.errors import KernelError
 
 THREADS = ("step", "finish", "begin")
@@ -48,7 +48,8 @@ def compiled(
     """
     simulation: Any = gymnasium.make(env_id, **kwargs).unwrapped.simulation  # type: ignore[attr-defined]
     began = time.perf_counter()
-    compiler = Compiler(simulation.kernels, simulation.layout.head, simulation.metrics, capability, exact)
+    head, metrics = simulation.layout.head, simulation.metrics
+    compiler = Compiler(simulation.kernels, head, metrics, capability, exact, in_tiles(simulation))
     arrays = one_lane(simulation)
     codes = {name: compiler.code(name, arrays) for name in THREADS}
     return codes, lane_bytes(arrays), time.perf_counter() - began

@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.gpu import chooser
 from llmgym.core.cuda import MOST_REGISTERS, Compiler, Entry
-from llmgym.core.device import MOST_THREADS, one_lane
+from llmgym.core.device import MOST_THREADS, in_tiles, one_lane
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llmgym/KVQueue-v0", {"scenario": "azure-conv-tight"}),
@@ -36,7 +36,8 @@ def codes(case: tuple[str, dict[str, Any], tuple[int, int]]) -> dict[int, Any]:
     """The call `step` of an environment with each number of registers."""
     env_id, kwargs, capability = case
     simulation: Any = gymnasium.make(env_id, **kwargs).unwrapped.simulation  # type: ignore[attr-defined]
-    compiler = Compiler(simulation.kernels, simulation.layout.head, simulation.metrics, capability, False)
+    head, metrics = simulation.layout.head, simulation.metrics
+    compiler = Compiler(simulation.kernels, head, metrics, capability, False, in_tiles(simulation))
     arrays = one_lane(simulation)
     return {number: compiler.code("step", arrays, number) for number in REGISTERS}
 

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,7 +29,7 @@ import numba
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
-from llmgym.core import cache_folder, frames, threads
+from llmgym.core import cache_folder, frames, threads, tiles
 from llmgym.core.fingerprint import Unknown, describe, describe_types, references
 from llmgym.core.frames import put_together
 from llmgym.core.jit import _TOOLS, _widest, explained
@@ -43,9 +43,13 @@ try:
         np.row_stack = np.vstack  # type: ignore[attr-defined]  # noqa: NPY201
     from cuda.bindings import driver, nvjitlink
     from numba import cuda
+    from numba.cuda import cgutils
     from numba.cuda.compiler import compile_cuda, kernel_fixup
+    from numba.cuda.datamodel.models import RecordModel
+    from numba.cuda.descriptor import cuda_target
     from numba.cuda.dispatcher import CUDADispatcher
-    from numba.cuda.extending import intrinsic
+    from numba.cuda.extending import intrinsic, lower_cast, register_model
+    from numba.cuda.np.arrayobj import populate_array
 except ImportError as error:
     raise MissingExtra("device='cuda'", "cuda") from error
 
@@ -54,6 +58,9 @@ BLOCK = 64
 """Threads of a block."""
 MOST_REGISTERS = 255
 """Registers a thread may have, at most: the most there are. A smaller number lets more threads run at once, and spills."""
+register_model(tiles.Spread)(RecordModel)
+lower_cast(types.Record, tiles.Spread)(tiles.cast_to_spread)
+cuda_target.target_context.pack_value = tiles.storing(cuda_target.target_context, cgutils)
 _PACKAGES = ("numba-cuda", "cuda-bindings", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-nvjitlink")
 
 
@@ -122,11 +129,19 @@ class Compiler:
         metrics: record of the metrics; None: a whole row.
         capability: of the GPU, such as (9, 0).
         exact: whether a product and a sum stay two roundings, as on a CPU.
+        which: whether each array of the state lies in tiles, in order; see `llmgym.core.tiles`.
     """
 
     def __init__(
-        self, kernels: Kernels, head: Any, metrics: Any, capability: tuple[int, int], exact: bool
+        self,
+        kernels: Kernels,
+        head: Any,
+        metrics: Any,
+        capability: tuple[int, int],
+        exact: bool,
+        which: Sequence[bool],
     ) -> None:
+        self._which, self._here = tuple(which), _beginning(which)
         self._options: dict[str, Any] = {
             "device": True,
             "debug": False,
@@ -179,9 +194,8 @@ class Compiler:
             return cuda.atomic.add(counts, (row, column), 1)
 
         self._for_device([*self._kernels, substream])
-        return threads_of(
-            Kernels(reset_lane, step_lane, observe_row, mask_lane, measure_row), self._part(claim)
-        )
+        rows = Kernels(reset_lane, step_lane, observe_row, mask_lane, measure_row)
+        return threads_of(rows, self._part(claim), self._here)
 
     def _use(self) -> None:
         """Tell numba-cuda which form of a kernel is meant: another compiler may have told it another."""
@@ -199,7 +213,8 @@ class Compiler:
         Raises:
             KernelError: it does not compile for a GPU.
         """
-        kind = numba.typeof(arrays)
+        state, *others = numba.typeof(arrays).types
+        kind = types.Tuple((tiles.seen(state, [*self._which]), *others))
         path = self._path(thread, kind, registers)
         found = _kept(path)
         if found is None:
@@ -209,10 +224,8 @@ class Compiler:
                     self._use()
                     self._made[thread, kind] = self._ptx(one, kind)
                 ptx, name = self._made[thread, kind]
-            except Exception as error:
-                if (told := explained(error)) is error:
-                    raise
-                raise told from error
+            except numba.core.errors.NumbaError as error:
+                raise _explained(error) from error
             found = _linked(ptx, name, self._options["cc"], registers)
             if path is not None:
                 _keep(path, found)
@@ -227,11 +240,14 @@ class Compiler:
         except Unknown:
             return None
         sources = [
-            Path(module.__file__ or "").read_bytes() for module in (sys.modules[__name__], frames, threads)
+            Path(module.__file__ or "").read_bytes()
+            for module in (sys.modules[__name__], frames, threads, tiles)
         ]
         records = [None if record is None else str(record.dtype) for record in self._records]
         digest.update(
-            repr((thread, registers, self._options, records, sources, _TOOLS, _versions())).encode()
+            repr(
+                (thread, registers, self._which, self._options, records, sources, _TOOLS, _versions())
+            ).encode()
         )
         return cache_folder.cache_dir() / "cuda" / f"{thread}-{digest.hexdigest()[:32]}.cubin"
 
@@ -256,6 +272,29 @@ class Compiler:
         function = library.get_function(name)
         kernel_fixup(function, False)
         return library.get_asm_str(self._options["cc"]).encode(), name
+
+
+def _explained(error: Exception) -> Exception:
+    """What `llmgym.core.jit.explained` finds; the error's own words where it meets what a device alone has."""
+    try:
+        return explained(error)
+    except Exception:
+        return KernelError(str(error))
+
+
+def _beginning(which: Sequence[bool]) -> Any:
+    """The intrinsic `here` of `llmgym.core.threads`, for a state of which these arrays lie in tiles."""
+
+    @intrinsic  # type: ignore[untyped-decorator]
+    def here(typing: Any, state: Any, lane: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            value, number = arguments
+            parts = cgutils, populate_array
+            return tiles.shifted(context, builder, state, value, number, [*which], parts)
+
+        return state(state, types.int64), build
+
+    return here
 
 
 def _viewing(record: Any) -> Any:

@@ -10,10 +10,12 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numba
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
+from llmgym.core import tiles
 from llmgym.core.frames import frame_of
 from llmgym.core.lanes import Lanes, Simulation
 from llmgym.core.loops import Buffers
@@ -41,11 +43,14 @@ class Card:
 
     Attributes:
         device: as torch knows it.
+        tiles: whether states lie in tiles there.
 
     Raises:
         InvalidArgument: there is no such device.
         MissingExtra: torch or numba-cuda is not installed.
     """
+
+    tiles = True
 
     def __init__(self, device: str, exact: bool) -> None:
         try:
@@ -79,13 +84,16 @@ class Card:
         """A number, int64 [1], that both sides read and write without waiting for each other."""
         return self._torch.zeros(1, dtype=self._torch.int64).pin_memory()
 
-    def entries(self, simulation: Simulation, arrays: Any, frame: NDArray[np.int64]) -> Any:
+    def entries(
+        self, simulation: Simulation, arrays: Any, frame: NDArray[np.int64], which: Sequence[bool]
+    ) -> Any:
         """The compiled functions of an environment over arrays of the device.
 
         Args:
             simulation: the environment.
             arrays: (state, params, buffers, work) of one lane, of numpy, for their types.
             frame: where those of the device are.
+            which: whether each array of the state lies in tiles, in order.
 
         Returns:
             A function from the name of one in `Threads` to something with a method `launch`.
@@ -97,6 +105,7 @@ class Card:
             simulation.metrics,
             self._torch.cuda.get_device_capability(self.device),
             self._exact,
+            which,
         )
 
         def entry(thread: str) -> Any:
@@ -134,18 +143,19 @@ class DeviceLanes:
         self._limit, self._turn = limit or 0, 0
         self._torch = importlib.import_module("torch")
         state, params, buffers, work = self._one = one_lane(simulation)
-        grows = _growing(simulation)
+        grows = growing(simulation)
+        self._tiled = [self.card.tiles and tile for tile in in_tiles(simulation)]
         self.bytes_of_a_lane = lane_bytes(self._one)
         self._check_fits()
         self._state, self._params = [], []
         numbers: list[int] = []
-        for array, many in zip(_leaves(state), grows, strict=True):
-            tensor, shape = self._placed(array, many)
+        for array, many, tile in zip(_leaves(state), grows, self._tiled, strict=True):
+            tensor, shape = self._placed(array, many, tile)
             self._state.append((array, tensor))
             numbers += _place(tensor, array, shape)
         for part in _leaves(params):
             if isinstance(part, np.ndarray):
-                tensor, shape = self._placed(part, False)
+                tensor, shape = self._placed(part, False, False)
                 self._params.append(tensor)  # keeps its memory
                 numbers += _place(tensor, part, shape)
             else:
@@ -159,7 +169,7 @@ class DeviceLanes:
             numbers += _place(tensor, array, tuple(tensor.shape))
         self._made: dict[str, Any] = {}
         self._frame = np.array(numbers)
-        self._entries = card.entries(simulation, self._one, self._frame)
+        self._entries = card.entries(simulation, self._one, self._frame, self._tiled)
         self._wrong_here = self._wrong.numpy()
 
     def _check_fits(self) -> None:
@@ -170,13 +180,16 @@ class DeviceLanes:
                 f"free: {max(free // each, 0)} lanes of this scenario fit"
             )
 
-    def _placed(self, array: NDArray[Any], grows: bool) -> tuple[Any, tuple[int, ...]]:
+    def _placed(self, array: NDArray[Any], grows: bool, tile: bool) -> tuple[Any, tuple[int, ...]]:
         """The bytes of an array on the device, once for each lane where it grows with them, and the shape there."""
-        times = self.count if grows else 1
-        row = self._torch.from_numpy(np.frombuffer(array.tobytes(), np.uint8).copy())
+        lanes = self.count if grows else 1
+        row = np.frombuffer(array.tobytes(), np.uint8)
+        if tile:
+            row = np.repeat(_words(array), tiles.LANES, axis=1).reshape(-1)
+        times = -(-lanes // tiles.LANES) if tile else lanes
         tensor = self._torch.empty((times, len(row)), dtype=self._torch.uint8, device=self.card.device)
-        tensor[:] = row.to(self.card.device)
-        return tensor, (array.shape[0] * times, *array.shape[1:]) if array.shape else ()
+        tensor[:] = self._torch.from_numpy(row.copy()).to(self.card.device)
+        return tensor, (array.shape[0] * lanes, *array.shape[1:]) if array.shape else ()
 
     def _rows(self, array: NDArray[Any], grows: bool = True) -> Any:
         """An array as a tensor, with its row once for each lane."""
@@ -319,11 +332,19 @@ class DeviceLanes:
 
     def state_of(self, lane: int) -> Any:
         """The state of one lane, as numpy arrays for one lane."""
+
+        def one(array: NDArray[Any], tensor: Any, tile: bool) -> NDArray[Any]:
+            if not tile:
+                row = tensor[lane if len(tensor) > 1 else 0].cpu().numpy()
+                return np.frombuffer(row.tobytes(), array.dtype).reshape(array.shape).copy()
+            there = tensor[lane // tiles.LANES].cpu().numpy()
+            shape = _words(array).shape
+            words = there.reshape(shape[0], tiles.LANES, shape[2])[:, lane % tiles.LANES]
+            items = words.reshape(array.size, shape[0] * shape[2] // max(array.size, 1))[:, : array.itemsize]
+            return np.frombuffer(items.tobytes(), array.dtype).reshape(array.shape).copy()
+
         arrays = iter(
-            np.frombuffer(tensor[lane if len(tensor) > 1 else 0].cpu().numpy().tobytes(), array.dtype)
-            .reshape(array.shape)
-            .copy()
-            for array, tensor in self._state
+            one(array, tensor, tile) for (array, tensor), tile in zip(self._state, self._tiled, strict=True)
         )
 
         def copied(part: Any) -> Any:
@@ -363,7 +384,7 @@ def _contiguous(part: Any) -> Any:
     return part
 
 
-def _growing(simulation: Simulation) -> list[bool]:
+def growing(simulation: Simulation) -> list[bool]:
     """Which arrays of a state have a part for each lane. Raises `KernelError` where one grows otherwise."""
     grows = []
     for one, two in zip(_leaves(simulation.allocate(1)), _leaves(simulation.allocate(2)), strict=True):
@@ -409,3 +430,21 @@ def one_lane(simulation: Simulation) -> tuple[Any, Any, Buffers, Work]:
         now=np.zeros_like(lanes.buffers.metrics),
     )
     return lanes.state, _contiguous(simulation.params), lanes.buffers, work
+
+
+def in_tiles(simulation: Simulation) -> list[bool]:
+    """Which arrays of a state lie in tiles on a device, in order."""
+    state = simulation.allocate(1)
+    return [
+        grows and array.shape[0] == 1 and tiles.tiled(numba.typeof(array))
+        for array, grows in zip(_leaves(state), growing(simulation), strict=True)
+    ]
+
+
+def _words(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The bytes of an array of one lane as a tile has them: [words, 1, bytes of a word], items filled up to whole words."""
+    item = numba.typeof(array).dtype
+    size = tiles.padded(item)
+    items = np.zeros((array.size, size), np.uint8)
+    items[:, : array.itemsize] = np.frombuffer(array.tobytes(), np.uint8).reshape(array.size, array.itemsize)
+    return items.reshape(-1, 1, tiles.word(item))

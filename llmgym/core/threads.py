@@ -58,12 +58,15 @@ class Threads(NamedTuple):
     measure: Callable[..., None]
 
 
-def threads_of(kernels: Kernels, claim: Callable[[NDArray[np.int64], int, int], int]) -> Threads:
+def threads_of(
+    kernels: Kernels, claim: Callable[[NDArray[np.int64], int, int], int], here: Callable[[Any, int], Any]
+) -> Threads:
     """What threads do in one environment.
 
     Args:
         kernels: its functions; `observe_lane` and `metrics_lane` take whole rows of the buffers.
         claim: `(counts, row, column)`: add 1 to a count that other threads add to as well, and give what it was.
+        here: `(state, lane)`: the state as the thread of this lane sees it; see `llmgym.core.tiles`.
 
     Returns:
         Plain functions. `turn` is the row of `Work.counts` that a step uses; it alternates between 0 and 1.
@@ -96,6 +99,7 @@ def threads_of(kernels: Kernels, claim: Callable[[NDArray[np.int64], int, int], 
             buffers.terminated[lane] = False
             buffers.truncated[lane] = False
             return
+        state = here(state, lane)
         reward, terminated, truncated, dt = step_lane(state, params, lane, action)
         buffers.steps[lane] += 1
         if limit > 0 and buffers.steps[lane] >= limit:
@@ -119,12 +123,13 @@ def threads_of(kernels: Kernels, claim: Callable[[NDArray[np.int64], int, int], 
         state, params, buffers, work = arrays
         if i < work.counts[turn, FINISHED]:
             lane = work.finished[i]
-            metrics_lane(state, params, lane, buffers.metrics[lane])
+            metrics_lane(here(state, lane), params, lane, buffers.metrics[lane])
 
     def begin(arrays: Any, i: int, mode: int, limit: int, turn: int) -> None:
         state, params, buffers, work = arrays
         if i < work.counts[turn, BEGUN]:
             lane = work.begun[i]
+            state = here(state, lane)
             buffers.episode[lane] += 1
             reset_lane(state, params, lane, substream(buffers.seed_key[lane], buffers.episode[lane]))
             buffers.steps[lane] = 0
@@ -133,6 +138,6 @@ def threads_of(kernels: Kernels, claim: Callable[[NDArray[np.int64], int, int], 
 
     def measure(arrays: Any, lane: int, mode: int, limit: int, turn: int) -> None:
         state, params, _, work = arrays
-        metrics_lane(state, params, lane, work.now[lane])
+        metrics_lane(here(state, lane), params, lane, work.now[lane])
 
     return Threads(step, finish, begin, measure)

@@ -2,11 +2,19 @@
 
 from typing import Any
 
+import numba
 import torch
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel.models import RecordModel
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
+from llmgym.core import tiles
 from llmgym.core.device_env import DeviceVectorEnv, on_device
 from llmgym.core.env import LaneVectorEnv
-from llmgym.core.frames import unpacking
+from llmgym.core.frames import put_together
 from llmgym.core.jit import kernel
 from llmgym.core.loops import measuring, observing
 from llmgym.core.threads import threads_of
@@ -19,11 +27,16 @@ def claim(counts: Any, row: int, column: int) -> int:
     return was
 
 
+numba.extending.register_model(tiles.Spread)(RecordModel)
+numba.extending.lower_cast(types.Record, tiles.Spread)(tiles.cast_to_spread)
+cpu_target.target_context.pack_value = tiles.storing(cpu_target.target_context, cgutils)
+
+
 class HostCard:
     device = torch.device("cpu")
 
-    def __init__(self, free: int = 2**30) -> None:
-        self._free = free
+    def __init__(self, free: int = 2**30, in_tiles: bool = False) -> None:
+        self._free, self.tiles = free, in_tiles
 
     def free_bytes(self) -> int:
         return self._free
@@ -34,14 +47,30 @@ class HostCard:
     def stream(self) -> int:
         return 0
 
-    def entries(self, simulation: Any, arrays: Any, frame: Any) -> Any:
-        functions = threads_of(
-            simulation.kernels._replace(
-                observe_lane=observing(simulation), metrics_lane=measuring(simulation)
-            ),
-            claim,
-        )
-        unpack = unpacking(arrays)
+    def entries(self, simulation: Any, arrays: Any, frame: Any, which: Any) -> Any:
+        state, *others = numba.typeof(arrays).types
+        kind = types.Tuple((tiles.seen(state, [*which]), *others))
+
+        @intrinsic
+        def unpack(typing: Any, numbers: Any) -> Any:
+            def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                data = context.make_array(numbers)(context, builder, arguments[0]).data
+                return put_together(
+                    context, builder, kind, lambda at: builder.load(cgutils.gep_inbounds(builder, data, at))
+                )
+
+            return kind(numbers), build
+
+        @intrinsic
+        def here(typing: Any, state: Any, lane: Any) -> Any:
+            def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+                parts = cgutils, populate_array
+                return tiles.shifted(context, builder, state, *arguments, [*which], parts)
+
+            return state(state, types.int64), build
+
+        rows = {"observe_lane": observing(simulation), "metrics_lane": measuring(simulation)}
+        functions = threads_of(simulation.kernels._replace(**rows), claim, here)
 
         def entry(name: str) -> Any:
             thread = kernel(inline=True)(getattr(functions, name))
@@ -62,8 +91,10 @@ class HostCard:
         return entry
 
 
-def make_on_host(vector_class: type[LaneVectorEnv], num_envs: int, free: int = 2**30, **kwargs: Any) -> Any:
+def make_on_host(
+    vector_class: type[LaneVectorEnv], num_envs: int, free: int = 2**30, in_tiles: bool = False, **kwargs: Any
+) -> Any:
     """A vector environment on a device that is no device."""
-    home = {"_card": staticmethod(lambda device, exact: HostCard(free))}
+    home = {"_card": staticmethod(lambda device, exact: HostCard(free, in_tiles))}
     made: type[DeviceVectorEnv] = type("OnHost", (on_device(vector_class),), home)
     return made(num_envs, **kwargs)

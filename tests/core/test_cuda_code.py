@@ -29,7 +29,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def compiler(exact: bool = False, **kernels: Any) -> Any:
-    return cuda.Compiler(toy.Toy.kernels._replace(**kernels), None, None, SM_90, exact)
+    return cuda.Compiler(toy.Toy.kernels._replace(**kernels), None, None, SM_90, exact, [True])
 
 
 def test_all_that_a_thread_does_becomes_machine_code_and_is_kept(folder: Path) -> None:
@@ -62,9 +62,10 @@ def test_other_code_another_gpu_and_other_rounding_have_other_names(folder: Path
     compiler().code("finish", arrays)
     compiler(metrics_lane=metrics_lane).code("finish", arrays)
     compiler(exact=True).code("finish", arrays)
-    cuda.Compiler(toy.Toy.kernels, None, None, (8, 0), False).code("finish", arrays)
+    cuda.Compiler(toy.Toy.kernels, None, None, (8, 0), False, [True]).code("finish", arrays)
     compiler().code("finish", arrays, registers=64)
-    assert len(list(folder.iterdir())) == 5
+    cuda.Compiler(toy.Toy.kernels, None, None, SM_90, False, [False]).code("finish", arrays)
+    assert len(list(folder.iterdir())) == 6
 
 
 @kernel

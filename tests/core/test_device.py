@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks.throughput import legal_action
+from llmgym.core.memory import arrays_of
+from llmgym.envs.kv.queue.env import KVQueueVectorEnv
 from llmgym.envs.memory.place.env import MemPlaceVectorEnv
 from llmgym.errors import EnvironmentClosed, InvalidAction, InvalidArgument, MissingExtra, ResetNeeded
 from tests.toy import ToyVectorEnv
@@ -33,8 +35,8 @@ def assert_same(mine: Any, theirs: Any, place: str = "") -> None:
     assert mine.dtype == theirs.dtype and np.array_equal(mine, theirs, equal_nan=True), place
 
 
-def both(vector_class: Any, lanes: int, **kwargs: Any) -> tuple[Any, Any]:
-    return vector_class(lanes, **kwargs), make_on_host(vector_class, lanes, **kwargs)
+def both(vector_class: Any, lanes: int, in_tiles: bool = False, **kwargs: Any) -> tuple[Any, Any]:
+    return vector_class(lanes, **kwargs), make_on_host(vector_class, lanes, in_tiles=in_tiles, **kwargs)
 
 
 def play(here: Any, there: Any, steps: int, seed: int = 3) -> int:
@@ -69,6 +71,27 @@ def test_records_and_params_of_an_environment_on_a_device(mode: str) -> None:
     here, there = both(MemPlaceVectorEnv, 5, autoreset_mode=mode)
     assert play(here, there, 200) > 5
     assert_same(here.metrics(), there.metrics())
+
+
+@pytest.mark.parametrize(
+    ("vector_class", "lanes", "kwargs"),
+    [
+        (ToyVectorEnv, 70, {}),
+        (MemPlaceVectorEnv, 40, {}),
+        (KVQueueVectorEnv, 33, {"scenario": "tiny-overload", "requests": 12}),
+    ],
+)
+def test_states_in_tiles_play_the_same(vector_class: Any, lanes: int, kwargs: Any) -> None:
+    """Records with fields of several sizes, arrays of numbers, and records that are stored whole."""
+    here, there = both(vector_class, lanes, in_tiles=True, **kwargs)
+    assert play(here, there, 120) > 10
+    assert_same(here.metrics(), there.metrics())
+    state = there.lanes.state_of(lanes - 1)
+    for mine, theirs in zip(arrays_of(here.lanes.state), arrays_of(state), strict=True):
+        assert mine.dtype == theirs.dtype and mine[lanes - 1].shape == theirs[0].shape
+        for name in mine.dtype.names or ():
+            assert np.array_equal(mine[lanes - 1][name], theirs[0][name], equal_nan=True), name
+    assert there.lanes._tiled.count(True) > 0
 
 
 def test_a_limit_of_steps() -> None:
