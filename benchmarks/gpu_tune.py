@@ -19,17 +19,17 @@ import numpy as np
 
 from benchmarks.gpu import chooser
 from llmgym.core.cuda import MOST_REGISTERS, Compiler, Entry
-from llmgym.core.device import MOST_THREADS, in_tiles, one_lane
+from llmgym.core.device import LIST_THREADS, MOST_THREADS, in_tiles, one_lane
+from llmgym.core.threads import TURNS
 
 CASES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("llmgym/KVQueue-v0", {"scenario": "azure-conv-tight"}),
-    ("llmgym/PPDRouting-v0", {}),
     ("llmgym/PipeSDNav-v0", {}),
     ("llmgym/AFDRefill-v0", {}),
     ("llmgym/SegmentedPrefill-v0", {}),
 )
-REGISTERS = (64, 96, 128, 168, MOST_REGISTERS)
-BLOCKS = (32, 64, 128, 256)
+REGISTERS = (64, 96, 128, MOST_REGISTERS)
+BLOCKS = (64, 256)
 
 
 def codes(case: tuple[str, dict[str, Any], tuple[int, int]]) -> dict[int, Any]:
@@ -60,16 +60,16 @@ def times(env_id: str, kwargs: dict[str, Any], found: dict[int, Any], lanes: int
             taken = []
             for _ in range(12):
                 envs.lanes.load_actions(choose(infos["action_mask"]))
-                envs.lanes._mode = envs._mode
+                inner, turn = envs.lanes, envs.lanes._turn
+                inner._call("begin", LIST_THREADS, envs._mode, turn)
                 before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 before.record()
-                envs.lanes._call("step", MOST_THREADS)
+                inner._call("step", MOST_THREADS, envs._mode, turn)
                 after.record()
                 torch.cuda.synchronize()
                 taken.append(before.elapsed_time(after))
-                envs.lanes._call("finish", 2**15)
-                envs.lanes._call("begin", 2**15)
-                envs.lanes._turn = 1 - envs.lanes._turn
+                inner._call("finish", LIST_THREADS, envs._mode, turn)
+                inner._turn = (turn + 1) % TURNS
             rows.append(
                 {
                     "env": env_id,

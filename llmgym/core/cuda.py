@@ -57,7 +57,10 @@ types = numba.types
 BLOCK = 64
 """Threads of a block."""
 MOST_REGISTERS = 255
-"""Registers a thread may have, at most: the most there are. A smaller number lets more threads run at once, and spills."""
+"""The most registers that a thread can have. With fewer of them more threads run at once, and some values go to memory."""
+REGISTERS = {"step": 128}
+"""What a thread may have, where that is less: KVQueue then steps 1.4 times as fast on an H200 (benchmarks/gpu_tune.py). The calls
+that work through lists run few threads, and gain nothing."""
 register_model(tiles.Spread)(RecordModel)
 lower_cast(types.Record, tiles.Spread)(tiles.cast_to_spread)
 cuda_target.target_context.pack_value = tiles.storing(cuda_target.target_context, cgutils)
@@ -190,8 +193,8 @@ class Compiler:
 
             measure_row = self._part(measure_row)
 
-        def claim(counts: Any, row: int, column: int) -> int:
-            return cuda.atomic.add(counts, (row, column), 1)
+        def claim(counts: Any, turn: int) -> int:
+            return cuda.atomic.add(counts, turn, 1)
 
         self._for_device([*self._kernels, substream])
         rows = Kernels(reset_lane, step_lane, observe_row, mask_lane, measure_row)
@@ -202,17 +205,18 @@ class Compiler:
         for kernel, device in self._devices.items():
             kernel._CUDATypingContext__dispatcher = device
 
-    def code(self, thread: str, arrays: Any, registers: int = MOST_REGISTERS) -> Code:
+    def code(self, thread: str, arrays: Any, registers: int | None = None) -> Code:
         """Compile one of the functions of `Threads`, or take it from disk.
 
         Args:
             thread: its name.
             arrays: (state, params, buffers, work), of numpy; only their types count.
-            registers: a thread has at most.
+            registers: a thread has at most; None: as `REGISTERS` says.
 
         Raises:
             KernelError: it does not compile for a GPU.
         """
+        registers = REGISTERS.get(thread, MOST_REGISTERS) if registers is None else registers
         state, *others = numba.typeof(arrays).types
         kind = types.Tuple((tiles.seen(state, [*self._which]), *others))
         path = self._path(thread, kind, registers)

@@ -7,7 +7,7 @@ The functions are those of the CPU, compiled once more (`llmgym.core.cuda`); a s
 
 import importlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numba
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from llmgym.core import tiles
 from llmgym.core.frames import frame_of
 from llmgym.core.lanes import Lanes, Simulation
-from llmgym.core.loops import Buffers
+from llmgym.core.loops import NEXT_STEP, SAME_STEP, Buffers
 from llmgym.core.memory import gib
-from llmgym.core.threads import BEGUN, Work
+from llmgym.core.threads import TURNS, Work
 from llmgym.errors import InvalidAction, InvalidArgument, KernelError, MissingExtra
 
 REST_BYTES = 2**29
@@ -29,8 +29,6 @@ MOST_THREADS = 132 * 2048
 """Threads of a call; if there are more lanes, they take turns. More than any GPU of today holds at once."""
 LIST_THREADS = 2**15
 """Threads that work through a list of lanes, most of which is empty."""
-_OF_A_LANE = ("finished", "begun", "now")
-"""What `Work` holds for each lane."""
 _KINDS = {"i": "an integer type", "f": "a real number type"}
 
 
@@ -73,6 +71,7 @@ class Card:
         if self.device.index is None:
             self.device = torch.device("cuda", torch.cuda.current_device())
         self._torch, self._exact = torch, exact
+        self._side: Any = None
 
     def free_bytes(self) -> int:
         """Memory that tensors can have."""
@@ -120,6 +119,24 @@ class Card:
         """The stream that torch uses now."""
         return int(self._torch.cuda.current_stream(self.device).cuda_stream)
 
+    def beside(self, call: Callable[[], None]) -> Callable[[], None]:
+        """Let the device do something beside what the current stream does from now on.
+
+        Args:
+            call: hands the work to the stream that is current then.
+
+        Returns:
+            A function after which the stream that was current goes on only when that is done.
+        """
+        cuda = self._torch.cuda
+        if self._side is None:
+            self._side = cuda.Stream(self.device)
+        main, side = cuda.current_stream(self.device), self._side
+        side.wait_stream(main)
+        with cuda.stream(side):
+            call()
+        return lambda: main.wait_stream(side)
+
 
 class DeviceLanes:
     """Many lanes on a device, and the calls that step them.
@@ -162,7 +179,8 @@ class DeviceLanes:
                 numbers += frame_of((part,)).tolist()
         self.buffers: Any = Buffers(*(self._rows(array) for array in buffers))
         self._wrong = card.flag()
-        lists = {name: self._rows(array, name in _OF_A_LANE) for name, array in work._asdict().items()}
+        lists = {name: self._rows(array, name == "now") for name, array in work._asdict().items()}
+        lists["ended"] = self._torch.zeros((TURNS, count), dtype=self._torch.int32, device=card.device)
         self._shared: Any = Work(**{**lists, "wrong": self._wrong})
         pairs: Any = zip((*buffers, *work), (*self.buffers, *self._shared), strict=True)
         for array, tensor in pairs:
@@ -197,10 +215,10 @@ class DeviceLanes:
         tensor = self._torch.from_numpy(plain.copy()).to(self.card.device)
         return tensor.expand(self.count, *tensor.shape[1:]).contiguous() if grows else tensor
 
-    def _call(self, thread: str, most: int) -> None:
+    def _call(self, thread: str, most: int, mode: int = 0, turn: int = 0) -> None:
         if thread not in self._made:
             self._made[thread] = self._entries(thread)
-        self._made[thread].launch(self.card.stream(), most, self._mode, self._limit, self._turn, self.count)
+        self._made[thread].launch(self.card.stream(), most, mode, self._limit, turn % TURNS, self.count)
 
     def compile(self) -> None:
         """Compile all that a step needs, or load it from disk, without playing. Raises `KernelError`."""
@@ -233,11 +251,10 @@ class DeviceLanes:
         for name in ("reward", "dt", "terminated", "truncated", "ended"):
             getattr(buffers, name).masked_fill_(which, 0)
         lanes = which.nonzero().reshape(-1).to(torch.int32)
-        shared.begun[: len(lanes)] = lanes
-        shared.counts[self._turn, BEGUN] = len(lanes)
-        self._mode = 0
-        self._call("begin", MOST_THREADS)
-        shared.counts[self._turn, BEGUN] = 0
+        free = (self._turn + 1) % TURNS  # a list that the next step empties
+        shared.ended[free, : len(lanes)] = lanes
+        shared.counts[free] = len(lanes)
+        self._call("begin", MOST_THREADS, SAME_STEP, free + 1)
 
     def step(self, mode: int) -> None:
         """Advance every lane by the actions in `buffers.action`; returns before the device has done it.
@@ -245,11 +262,17 @@ class DeviceLanes:
         Raises:
             KernelError: a function does not compile for the device.
         """
-        self._mode = mode
-        self._call("step", MOST_THREADS)
-        self._call("finish", LIST_THREADS)
-        self._call("begin", LIST_THREADS)
-        self._turn = 1 - self._turn
+        turn = self._turn
+        if mode == NEXT_STEP:  # lanes that begin and lanes that step are others, so both can be done at once
+            join = self.card.beside(lambda: self._call("begin", LIST_THREADS, mode, turn))
+            self._call("step", MOST_THREADS, mode, turn)
+            join()
+        else:
+            self._call("step", MOST_THREADS, mode, turn)
+        self._call("finish", LIST_THREADS, mode, turn)
+        if mode == SAME_STEP:
+            self._call("begin", LIST_THREADS, mode, turn + 1)
+        self._turn = (turn + 1) % TURNS
 
     def check(self) -> None:
         """Raise `InvalidAction` if the device has met an action outside the space, or a masked one where that is an error.
@@ -326,7 +349,6 @@ class DeviceLanes:
 
     def metrics_now(self) -> Any:
         """Metrics of the running episodes so far, float64 [lanes, metrics], on the device."""
-        self._mode = 0
         self._call("measure", MOST_THREADS)
         return self._shared.now
 
@@ -402,9 +424,7 @@ def growing(simulation: Simulation) -> list[bool]:
 def lane_bytes(arrays: tuple[Any, Any, Buffers, Work]) -> int:
     """Memory of a device that a lane takes, of `one_lane`."""
     state, _, buffers, work = arrays
-    return sum(
-        array.nbytes for array in _leaves((state, buffers, *(getattr(work, name) for name in _OF_A_LANE)))
-    )
+    return sum(array.nbytes for array in _leaves((state, buffers, work.ended, work.now)))
 
 
 def one_lane(simulation: Simulation) -> tuple[Any, Any, Buffers, Work]:
@@ -423,9 +443,8 @@ def one_lane(simulation: Simulation) -> tuple[Any, Any, Buffers, Work]:
         low,
         high,
         first,
-        finished=np.zeros(1, np.int32),
-        begun=np.zeros(1, np.int32),
-        counts=np.zeros((2, 2), np.int64),
+        ended=np.zeros((TURNS, 1), np.int32),
+        counts=np.zeros(TURNS, np.int64),
         wrong=np.zeros(1, np.int64),
         now=np.zeros_like(lanes.buffers.metrics),
     )

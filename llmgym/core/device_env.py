@@ -68,6 +68,7 @@ class DeviceVectorEnv(LaneVectorEnv):
         self.device = card.device
         self.lanes: Any = DeviceLanes(self.simulation, self.num_envs, card, max_episode_steps)
         self._torch = self.lanes._torch
+        self._columns = self.lanes.buffers.metrics.unbind(1)
         self._every = self._torch.ones(self.num_envs, dtype=self._torch.bool, device=self.device)
 
     @staticmethod
@@ -128,13 +129,9 @@ class DeviceVectorEnv(LaneVectorEnv):
         ended = buffers.terminated | buffers.truncated
 
         def where_ended(tensor: Any) -> Any:
-            return (
-                torch.where(ended[:, None], tensor, torch.zeros((), dtype=tensor.dtype, device=self.device))
-                if self.copy
-                else tensor
-            )
+            return tensor.masked_fill(~ended[:, None], 0) if self.copy else tensor
 
-        columns = where_ended(buffers.metrics).T
+        columns = where_ended(buffers.metrics).unbind(1) if self.copy else self._columns
         metrics: dict[str, Any] = dict(zip(self.simulation.metric_names, columns))
         metrics.update(dict.fromkeys(self._metric_flags, ended))
         if self._mode == core.SAME_STEP:

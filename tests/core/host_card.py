@@ -21,9 +21,9 @@ from llmgym.core.threads import threads_of
 
 
 @kernel(inline=True)
-def claim(counts: Any, row: int, column: int) -> int:
-    was = counts[row, column]
-    counts[row, column] = was + 1
+def claim(counts: Any, turn: int) -> int:
+    was = counts[turn]
+    counts[turn] = was + 1
     return was
 
 
@@ -46,6 +46,10 @@ class HostCard:
 
     def stream(self) -> int:
         return 0
+
+    def beside(self, call: Any) -> Any:
+        call()
+        return lambda: None
 
     def entries(self, simulation: Any, arrays: Any, frame: Any, which: Any) -> Any:
         state, *others = numba.typeof(arrays).types

@@ -121,6 +121,28 @@ def test_disabled_lanes_wait_until_they_are_reset() -> None:
         assert_same(a, b)
 
 
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP"])
+def test_a_reset_between_the_end_of_an_episode_and_the_next(mode: str) -> None:
+    here, there = both(ToyVectorEnv, 6, autoreset_mode=mode, horizon=3)
+    rng = np.random.default_rng(1)
+    assert_same(here.reset(seed=2)[0], there.reset(seed=2)[0])
+    for step in range(24):
+        action = rng.integers(0, 2, 6)
+        *mine, infos = here.step(action)
+        *theirs, infos_there = there.step(action)
+        for a, b in zip(mine, theirs, strict=True):
+            assert_same(a, b)
+        assert_same(infos, infos_there)
+        if step % 4 == 2 or step % 7 == 3:  # with some lanes that have just ended, and some that run
+            options = {"reset_mask": rng.random(6) < 0.5}
+            options["reset_mask"][0] = True
+            seed = [7, *[None] * 5] if step % 8 == 2 else None
+            obs, infos = here.reset(options=options, seed=seed)
+            obs_there, infos_there = there.reset(options=options, seed=seed)
+            assert_same(obs, obs_there)
+            assert_same(infos, infos_there)
+
+
 def test_streams_go_on_and_begin_anew_as_on_a_cpu() -> None:
     here, there = both(ToyVectorEnv, 3)
     for seed in (5, None, [None, 7, 8], 5):
