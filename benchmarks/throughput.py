@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py --out benchmarks/results/throughput.md
     python benchmarks/throughput.py --part every --out benchmarks/results/throughput.md      one part; the file keeps the other
+    python benchmarks/throughput.py --device cuda --out results      lanes on a GPU beside one CPU core: `benchmarks/gpu.py`
 
 The part `every` has a row for each registered environment, the part `queue` says of KVQueue what bounds it.
 
@@ -352,8 +353,12 @@ def main() -> None:
     parser.add_argument(
         "--processes", type=int, default=1, help="environments measured at a time; leave most cores idle"
     )
-    parser.add_argument("--out", type=Path, help="Markdown file to write")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, help="Markdown file to write; of a GPU a folder")
     args = parser.parse_args()
+    if args.device == "cuda":
+        command = [sys.executable, Path(__file__).with_name("gpu.py"), "--out", args.out or Path("runs/gpu")]
+        sys.exit(subprocess.run(list(map(str, command))).returncode)
     try:
         number("seconds", args.seconds)
         whole("turns", args.turns)
