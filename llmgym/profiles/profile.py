@@ -15,9 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmgym.errors import InvalidArgument, ProfileError
+from llmgym.errors import InvalidArgument, ProfileError, UnknownName
 from llmgym.profiles import laws as law_forms
 from llmgym.profiles.cost import StepCost
+from llmgym.profiles.kernels import load_kernels
 from llmgym.profiles.laws import law_cost
 from llmgym.profiles.tables import Table, read_tables, tables_cost, write_tables
 
@@ -158,6 +159,28 @@ class Profile:
             )
         return tokens
 
+    def copy_s_per_token(self) -> tuple[float, float]:
+        """Time to copy one cached token to the pinned memory of the host, and back, s.
+
+        That of the largest copy that was measured, by bytes, with the profile or in the kernel set of its GPU; small copies
+        take longer by byte. The GPUs of a replica copy their parts at the same time.
+
+        Raises:
+            InvalidArgument: the profile does not say what a token takes, or no copies were measured.
+        """
+        if not self.kv_bytes_per_token:
+            raise InvalidArgument(f"profile {self.name!r} does not say how many bytes a cached token takes")
+        found = []
+        for op in ("copy_to_host", "copy_to_device"):
+            if op in self.tables:
+                table = self.tables[op]
+                largest = int(table.shape[:, 0].argmax())
+                size, latency_us = float(table.shape[largest, 0]), float(table.latency_us[largest])
+            else:
+                size, latency_us = _measured_copy(self, op)
+            found.append(1e-6 * latency_us / size * self.kv_bytes_per_token / self.tensor_parallel)
+        return found[0], found[1]
+
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the profile as a directory (made if needed) that `load` reads back unchanged.
 
@@ -185,6 +208,21 @@ class Profile:
             (folder / "tables.csv").unlink(missing_ok=True)
         (folder / "meta.json").write_text(_dump(meta), encoding="utf-8")
         return folder
+
+
+def _measured_copy(profile: Profile, op: str) -> tuple[float, float]:
+    """Bytes and time (us) of the largest copy in the kernel set of a profile's GPU. Raises `InvalidArgument`."""
+    try:
+        rows = [row for row in load_kernels(f"{profile.gpu}/kernels").rows if row.op == op]
+    except UnknownName:
+        rows = []
+    if not rows:
+        raise InvalidArgument(
+            f"profile {profile.name!r}: no copies between the GPU and the host were measured with it, and no kernel set of "
+            f"gpu={profile.gpu!r} has any; take one of an H100 or H200, or measure it with llmgym profile"
+        )
+    largest = max(rows, key=lambda row: row.shape)
+    return float(dict(largest.shape)["bytes"]), largest.latency_us
 
 
 _META = {

@@ -178,12 +178,12 @@ def admissible(state: EngineState, params: EngineParams, lane: int, most: int) -
     count = 0
     while count < most and count < engine.waiting and count < seats and left > 0:
         request = state.request[lane, queue.at(state, lane, 0, count)]
-        prompt = request.prompt + request.kept
+        prompt = request.prompt + request.kept - request.hosted
         first = min(min(prompt, engine.chunk), left)
         left -= first
         if config.first_stored == 1 and first == prompt:
             first += 1
-        total += in_blocks(config, first)
+        total += in_blocks(config, request.hosted + first)
         if total > config.kv_capacity:
             break
         count += 1
@@ -258,7 +258,7 @@ def _fits_ahead(state: EngineState, params: EngineParams, lane: int, number: int
     request = state.request[lane, number]
     kept = request.kept
     predicted = predicted_output(config, request.predicted)
-    _enter(scratch, n, config, request.prompt + kept, 0, kept, predicted)
+    _enter(scratch, n, config, request.prompt + kept, request.hosted, kept, predicted)
     own = 0
     for j in range(n):
         if scratch[_TOTAL, j] + _memory_at(config, scratch, n, scratch[_LEFT, j]) > config.kv_capacity:

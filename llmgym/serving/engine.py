@@ -5,7 +5,8 @@ work: a chunk of its prompt, or one output token. Tokens stay in the KV cache un
 tokens that one request alone fills (1 in the queueing model, 16 in vLLM). When the next batch would not fit, residents are paused
 (their cache is swapped out at no cost: the model of Nie, Si and Zhou, "A Queueing-Theoretic Framework for Stability Analysis of
 LLM Inference with KV Cache Memory Constraints", ICML 2026, section 2), or the youngest are preempted and recomputed later (vLLM
-V1), or the cache is cleared (Jaillet et al., arXiv 2502.07115): see `overflow`. What a resident takes is in `residents`.
+V1), or the cache is cleared (Jaillet et al., arXiv 2502.07115): see `overflow`. What a resident takes is in `residents`. With
+`host_tokens` what is swapped out or preempted goes to the host's memory, at the time that its copies take: see `host`.
 
 Cost of a batch, in this file's terms: residents are kept in one array, oldest first. All before index `walk` are decoding
 and advance by a shared tick, without being touched; only those from `walk` on (prefilling, or held back) are visited.
@@ -18,7 +19,7 @@ import numpy as np
 
 from llmgym.core.jit import kernel
 from llmgym.profiles.cost import prefill_attention_s, step_time_s
-from llmgym.serving import conversations, prefix, queue
+from llmgym.serving import conversations, host, prefix, queue
 from llmgym.serving.overflow import CHOSEN, PAUSE, RECOMPUTE, YOUNGEST, bring_back, clear, pause, preempt
 from llmgym.serving.requests import in_blocks, predicted_output
 from llmgym.serving.residents import decode_all, kv_of, stored_with, unit
@@ -97,7 +98,7 @@ def _plan_each(state: EngineState, params: EngineParams, lane: int) -> None:
     config = params.config[0]
     residents = state.resident[lane]
     if engine.paused > 0 and engine.overflow != PAUSE:
-        bring_back(state, lane)
+        bring_back(state, params, lane)
     if engine.paused == 0:
         if engine.walk > config.budget:
             engine.walk = config.budget
@@ -147,7 +148,7 @@ def fits_now(state: EngineState, params: EngineParams, lane: int, number: int) -
     if engine.blocked == 1 or engine.budget_left <= 0 or engine.residents >= config.seats:
         return False
     request = state.request[lane, number]
-    prompt = request.prompt + request.kept
+    prompt = request.prompt + request.kept - request.hosted
     more = 0
     if config.prefix == 1:
         prefix.look_up(state, params, lane, number)
@@ -156,7 +157,9 @@ def fits_now(state: EngineState, params: EngineParams, lane: int, number: int) -
     first = min(min(prompt, engine.chunk), engine.budget_left)
     if config.first_stored == 1 and first == prompt:
         first += 1
-    return engine.used + engine.growth + more + in_blocks(config, first) <= config.kv_capacity
+    return (
+        engine.used + engine.growth + more + in_blocks(config, request.hosted + first) <= config.kv_capacity
+    )
 
 
 @kernel(inline=True)
@@ -187,6 +190,10 @@ def admit(state: EngineState, params: EngineParams, lane: int, number: int) -> N
         resident.prefilled = engine.found
         engine.growth += engine.revived
         engine.reused += engine.found
+    elif config.host_tokens > 0 and request.hosted > 0:
+        host.take_back(state, params, lane, number)
+        resident.prefilled = request.hosted
+        request.hosted = 0
     resident.run = unit(engine.chunk, resident, engine.budget_left)
     engine.growth += stored_with(config, engine.tick, resident, resident.run)
     engine.budget_left -= resident.run
@@ -332,7 +339,7 @@ def batch_time_s(state: EngineState, params: EngineParams, lane: int) -> float:
             resident = residents[i]
             if i < walk or (resident.run > 0 and resident.prefilled == resident.prompt):
                 read += kv_of(config, engine.tick, resident)
-    return step_time_s(params.cost, prefill, prefill_s, decodes, read, sequences, used)
+    return step_time_s(params.cost, prefill, prefill_s, decodes, read, sequences, used) + engine.copy_s
 
 
 @kernel(inline=True)
@@ -358,6 +365,7 @@ def end_batch(state: EngineState, params: EngineParams, lane: int, seconds: floa
     engine.tick += 1
     engine.batches += 1
     engine.batch_s = seconds
+    engine.copy_s = 0.0
     engine.busy_s += seconds
     engine.kv_s += used * seconds
     engine.kv_peak = max(engine.kv_peak, used)

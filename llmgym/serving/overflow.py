@@ -2,7 +2,7 @@
 
 from llmgym.core import rng
 from llmgym.core.jit import kernel
-from llmgym.serving import prefix, queue
+from llmgym.serving import host, prefix, queue
 from llmgym.serving.requests import in_blocks
 from llmgym.serving.residents import decode_all, kv_of, output_so_far, stored_with, unit, wait
 from llmgym.serving.state import EngineParams, EngineState
@@ -22,10 +22,16 @@ CHOSEN = 5
 """Nobody by itself: the plan stops as `Engine.short`, somebody chooses with `evict`, and plans again."""
 
 
+PAUSED, JUST_PAUSED = 1, 2
+"""Values of `Resident.paused`; the second only while a batch is planned."""
+
+
 @kernel
-def bring_back(state: EngineState, lane: int) -> None:
+def bring_back(state: EngineState, params: EngineParams, lane: int) -> None:
     """Swap all paused residents in again: the way of dealing with overflow that is in force now knows none."""
     engine = state.lane[lane]
+    if params.config[0].host_tokens > 0:
+        host.swap(state, params, lane, 0, engine.swapped)
     for i in range(engine.residents):
         state.resident[lane, i].paused = 0
     engine.used += engine.swapped
@@ -45,7 +51,7 @@ def pause(state: EngineState, params: EngineParams, lane: int) -> None:
     config = params.config[0]
     residents = state.resident[lane]
     left = config.budget
-    total, used, swapped, paused, walk = 0, 0, 0, 0, -1
+    total, used, swapped, paused, walk, back = 0, 0, 0, 0, -1, 0
     stopped = False
     for i in range(engine.residents):
         resident = residents[i]
@@ -55,13 +61,16 @@ def pause(state: EngineState, params: EngineParams, lane: int) -> None:
         after = kv + stored_with(config, engine.tick, resident, tokens)
         if not stopped and total + after <= config.kv_capacity:
             resident.run = tokens
+            if resident.paused != 0:
+                back += kv
             resident.paused = 0
             total += after
             used += kv
             left -= tokens
         else:
             resident.run = 0
-            resident.paused = 1
+            if resident.paused == 0:
+                resident.paused = JUST_PAUSED if config.host_tokens > 0 else PAUSED
             swapped += kv
             paused += 1
             stopped = engine.skip == 0
@@ -74,6 +83,28 @@ def pause(state: EngineState, params: EngineParams, lane: int) -> None:
     engine.growth = total - used
     engine.budget_left = left
     engine.blocked = 1 if paused > 0 and engine.skip == 0 else 0
+    if config.host_tokens > 0:
+        _swap_out(state, params, lane, back)
+
+
+@kernel
+def _swap_out(state: EngineState, params: EngineParams, lane: int, back: int) -> None:
+    """Copy those that have just been paused to the host, and `back` tokens from there; preempt the youngest that have no room."""
+    engine = state.lane[lane]
+    config = params.config[0]
+    residents = state.resident[lane]
+    i = engine.residents - 1
+    while i >= 0 and engine.swapped + engine.hosted > config.host_tokens:
+        if residents[i].paused != 0:
+            evict(state, params, lane, i, True)
+            engine.blocked = 1
+        i -= 1
+    out = 0
+    for i in range(engine.residents):
+        if residents[i].paused == JUST_PAUSED:
+            residents[i].paused = PAUSED
+            out += kv_of(config, engine.tick, residents[i])
+    host.swap(state, params, lane, out, back)
 
 
 @kernel
@@ -200,7 +231,7 @@ def _replan(state: EngineState, params: EngineParams, lane: int) -> bool:
 
 @kernel
 def evict(state: EngineState, params: EngineParams, lane: int, index: int, keep_output: bool) -> int:
-    """Take a resident out of the cache and back to the waiting requests.
+    """Take a resident out of the cache and back to the waiting requests; its cache goes to the host where that has room.
 
     Args:
         state: the arrays of the engines.
@@ -221,7 +252,12 @@ def evict(state: EngineState, params: EngineParams, lane: int, index: int, keep_
     request = resident.request
     state.request[lane, request].kept = output_so_far(engine.tick, resident) if keep_output else 0
     gone = resident.gone == 1
-    if resident.paused == 1:
+    hosted = 0
+    if config.host_tokens > 0 and keep_output and not gone and resident.paused == 0:
+        # the last token is computed again, as its output is not known yet
+        most = resident.prompt - resident.kept + state.request[lane, request].kept - 1
+        hosted = host.put(state, params, lane, request, min(kv, most))
+    if resident.paused != 0:
         engine.swapped -= freed
         engine.paused -= 1
     else:
@@ -229,7 +265,7 @@ def evict(state: EngineState, params: EngineParams, lane: int, index: int, keep_
     if gone:
         engine.leaving -= 1
     else:
-        engine.dropped += kv
+        engine.dropped += kv - hosted
     engine.preemptions += 1
     for i in range(index, engine.residents - 1):
         residents[i] = residents[i + 1]

@@ -107,6 +107,8 @@ class Replayed(NamedTuple):
         kv_peak: the most of it that was used on any rank.
         reused: prompt tokens that were found in the cache and not computed; after a preemption also the output so far.
         steps: every batch, if they were asked for.
+        copied_out: tokens of the cache that were copied to the host's memory.
+        copied_in: tokens that were copied back.
     """
 
     arrival_s: Floats
@@ -121,6 +123,8 @@ class Replayed(NamedTuple):
     kv_peak: float
     reused: int = 0
     steps: tuple[Step, ...] = ()
+    copied_out: int = 0
+    copied_in: int = 0
 
 
 @kernel
@@ -289,6 +293,7 @@ def replay(
     information: str | None = None,
     seed: int = 0,
     prefix_caching: bool = False,
+    host_tokens: int = 0,
     targets: Sequence[Target] = (),
     way: str | float = "none",
     slower_s: float = 0.0,
@@ -319,6 +324,8 @@ def replay(
         seed: of the errors of `noisy`.
         prefix_caching: whether full blocks are kept when requests leave, and found by others of the same session
             (`llmgym.serving.prefix`).
+        host_tokens: cache that the host's memory holds for each rank, tokens: whoever is preempted or paused is copied there and
+            back, at the time of the profile's copies (`llmgym.serving.host`). 0: preemption computes again, pausing costs nothing.
         targets: objectives of each class of the rows, for rules that look at them.
         way: how much later a client has its tokens: a name of `WAYS` or s. It is in first and last tokens, and a closed loop sends
             its next request that much later.
@@ -331,7 +338,8 @@ def replay(
     Raises:
         InvalidArgument: an argument out of range, a request that can never fit into the cache, or a rule that needs predicted
             lengths or priorities and is told none, or cached prefixes without sessions, or with a rule that clears or divides
-            the batch anew, or `clients` of rows with turns.
+            the batch anew, or `clients` of rows with turns, or `host_tokens` with cached prefixes or a profile without
+            measured copies.
         UnknownName: no such rule, scheduling, overflow, first token or information.
         NoProgress: the rule goes on throwing work away and finishes nobody.
     """
@@ -354,7 +362,12 @@ def replay(
         overflow=overflow,
         first_token=first_token,
         scheduling=scheduling,
+        host_tokens=host_tokens,
     )
+    if host_tokens > 0 and prefix_caching:
+        raise InvalidArgument(
+            f"host_tokens={host_tokens}: copies of cached prefixes are not modelled; use one of the two"
+        )
     longest = budget if chunk is None else chunk
     capacity = cache_in_blocks(profile.kv_capacity_tokens() if kv_capacity is None else kv_capacity, block)
     reach = rows.prompt_tokens.astype(np.int64) + rows.output_tokens
@@ -409,6 +422,8 @@ def replay(
             not chunk_alone,
             prefix_caching,
             conversations,
+            host_tokens,
+            profile.copy_s_per_token() if host_tokens > 0 else (0.0, 0.0),
         ),
     )
     seats = min(seats, most)
@@ -474,4 +489,6 @@ def replay(
         float(lanes["kv_peak"].max()) / capacity,
         int(lanes["reused"].sum()),
         steps,
+        int(lanes["copied_out"].sum()),
+        int(lanes["copied_in"].sum()),
     )

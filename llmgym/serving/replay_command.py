@@ -48,6 +48,8 @@ class Replay:
     """When a batch is planned: sync, async, or async-held, as vLLM V1 does by default."""
     prefix_caching: bool = False
     """Let the turns of a session find their beginning in the cache; the trace needs a column session."""
+    host_tokens: int = 0
+    """Cache that the host's memory holds, tokens: who is preempted is copied there and back; the profile needs measured copies."""
     rule: str = "vllm:watermark=0"
     """Admission rule; vllm-priority needs a column priority in the trace (lower first)."""
     ranks: int = 1
@@ -88,7 +90,8 @@ class Replay:
             name: getattr(self, name) for name in ("kv_capacity", "budget", "chunk", "seats", "ranks")
         }
         others: dict[str, Any] = {
-            name: getattr(self, name) for name in ("scheduling", "prefix_caching", "rule", "clients")
+            name: getattr(self, name)
+            for name in ("scheduling", "prefix_caching", "host_tokens", "rule", "clients")
         } | {"targets": targets}
         others["way"] = _way(self.way)
         replayed = replay(rows, profile, **engine, **others)
@@ -160,7 +163,7 @@ class Replay:
         rate = finished / makespan_s if makespan_s > 0.0 else np.nan
         console.print(
             f"{_shown(figures['output_tokens_per_s'], ',.0f')} output tokens/s, {_shown(rate, '.2f')} requests/s, "
-            f"{self._reused(rows, replayed)}{replayed.preemptions} preemptions, "
+            f"{self._reused(rows, replayed)}{replayed.preemptions} preemptions, {self._copied(replayed)}"
             f"cache {100 * replayed.kv_mean:.0f} % full on average, "
             f"{100 * replayed.kv_peak:.0f} % at most, {replayed.batches:,} steps of {1e3 * replayed.batch_mean_s:.1f} ms"
         )
@@ -181,6 +184,11 @@ class Replay:
         if not self.prefix_caching:
             return ""
         return f"{100 * replayed.reused / int(rows.prompt_tokens.sum(dtype=np.int64)):.1f} % of prompt tokens found in the cache, "
+
+    def _copied(self, replayed: Replayed) -> str:
+        if not self.host_tokens:
+            return ""
+        return f"{replayed.copied_out:,} tokens copied to the host and {replayed.copied_in:,} back, "
 
     @staticmethod
     def _write(out: Path, rows: workloads.Rows, replayed: Replayed) -> None:

@@ -23,6 +23,8 @@ def derived_limits(
     alone: bool = False,
     prefix: bool = False,
     conversations: bool = False,
+    host_tokens: int = 0,
+    copy_s: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, Any]:
     """The fields of `Limits` that follow from other settings.
 
@@ -33,6 +35,8 @@ def derived_limits(
         alone: whether `chunk` does not bind a request that is alone in the engine.
         prefix: whether prefixes are cached.
         conversations: whether turns arrive after the turn before them.
+        host_tokens: cache that the host's memory holds, tokens; 0: nothing is copied.
+        copy_s: time to copy a token of the cache to the host, and back, s.
     """
     first, first_stored = FIRST_TOKENS[first_token]
     return {
@@ -42,6 +46,9 @@ def derived_limits(
         "alone": int(alone),
         "prefix": int(prefix),
         "conversations": int(conversations),
+        "host_tokens": host_tokens,
+        "to_host_s": copy_s[0],
+        "to_device_s": copy_s[1],
         "per_chunk": 1.0 / chunk,
     }
 
@@ -124,6 +131,7 @@ def begin(request: Request, longest: int) -> None:
     request.output = min(request.output, room)
     request.predicted = min(request.predicted, room)
     request.kept = 0
+    request.hosted = 0
     request.area = 0
     request.ticket = -1
     request.ttft_s = -1.0
@@ -154,4 +162,4 @@ def predicted_area(config: Limits, request: Request) -> int:
     """Predicted tokens x batches of a waiting request."""
     kept = request.kept
     output = max(predicted_output(config, request.predicted), kept + 1)
-    return remaining_area(config, request.prompt + kept, 0, kept, kept, 0, output)
+    return remaining_area(config, request.prompt + kept, request.hosted, kept, kept, 0, output)

@@ -59,6 +59,14 @@ class EngineSettings:
         SCHEDULINGS,
     )
 
+    host_tokens: int = count(
+        0,
+        "Cache that the host's memory holds, tokens: whoever is preempted or paused is copied there and back, at the time that "
+        "the profile says; 0: nothing is copied, and pausing costs nothing.",
+        low=0,
+        unit="tokens",
+    )
+
     def __post_init__(self) -> None:
         check(self)
         check_overflow(self.overflow, self.block, self.scheduling)

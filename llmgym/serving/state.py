@@ -28,6 +28,7 @@ class Request(Record):
     output: int = int32("Length of the output, tokens; a scheduler cannot know it.")
     predicted: int = int32("Output length told to the scheduler, tokens; 0 if none is told.")
     kept: int = int32("Output that a preempted request has produced and keeps, tokens.")
+    hosted: int = int32("Cache of a preempted request that is in the host's memory, tokens.")
     request_class: int = int32("Number of its class.")
     priority: int = int32("Lower ones first, as in vLLM.")
     first_key: int = int32("Key of its first block, where prefixes are cached; see `llmgym.serving.prefix`.")
@@ -58,6 +59,9 @@ class Limits(Record):
     conversations: int = int32(
         "1 if turns arrive after the turn before them; see `llmgym.serving.conversations`."
     )
+    host_tokens: int = int32("Cache that the host's memory holds, tokens; 0 if nothing is copied.")
+    to_host_s: float = float64("Time to copy a token of the cache to the host, seconds.")
+    to_device_s: float = float64("Time to copy it back, seconds.")
     alone: int = int32("1 if a request that is alone in the engine may take the whole budget for its chunk.")
     per_chunk: float = float64("Reciprocal of `chunk`, 1/tokens.")
     default_output: int = int32("Stands in for a prediction where there is none, tokens.")
@@ -91,6 +95,10 @@ class Engine(Record):
     waiting: int = int32("Requests that wait for admission.")
     found: int = int32("Tokens of the request looked up last that are in the cache.")
     revived: int = int32("Tokens of these in blocks that nobody holds.")
+    hosted: int = int32("Cache of waiting requests in the host's memory, blocks in tokens.")
+    copy_s: float = float64("Copies to and from the host in the planned batch, seconds.")
+    copied_out: int = int64("Cache copied to the host, tokens.")
+    copied_in: int = int64("Cache copied back, tokens.")
     reused: int = int64("Tokens that were found in the cache and not computed.")
     tickets: int = int32("Requests that have arrived, where conversations run.")
     bare: int = int32("First free block without a key, where prefixes are cached.")
