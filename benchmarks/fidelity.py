@@ -69,6 +69,12 @@ def main(argv: list[str] | None = None) -> int:
                 tables, tallies = orders.sheets(asked.data / name, validations.UNSEEN, options)
                 report.sheets += tables
                 report.tallies += tallies
+                pairs = [
+                    pair
+                    for one in tallies
+                    for pair in validations.pairs_of(one.measured, one.columns["llmgym"])
+                ]
+                report.groups.setdefault(validations.NEW_GROUP, []).extend(pairs)
         validations.own_engine(asked.data, asked.runs, asked.profile, report)
     except InvalidArgument as error:
         parser.error(str(error))

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -33,6 +33,7 @@ BEST_OPTIONS = {"dense": "sustained", "host": "vllm-0.24-steps"}
 """Options of a profile that predict vLLM best; those that it has are used."""
 UNSEEN = "not seen before"
 """Runs to which nothing was fitted that `BEST_OPTIONS` is made of."""
+NEW_GROUP = f"vLLM 0.24, {UNSEEN}"
 MODEL_GPU = "RTXPRO6000"
 MODEL_SYSTEM = "rtx_pro_6000_server"
 
@@ -52,7 +53,7 @@ class Report:
     tallies: list[Tally] = field(default_factory=list)
 
 
-def _pairs(measured: dict[str, float], predicted: dict[str, float]) -> list[tuple[float, float]]:
+def pairs_of(measured: Mapping[str, float], predicted: Mapping[str, float]) -> list[tuple[float, float]]:
     """Pairs (measured, predicted) of the figures that are times, s."""
     return [(measured[key], predicted[key]) for key in measured if key != "output_tokens_per_s"]
 
@@ -101,7 +102,7 @@ def published_runs(data: Path, report: Report) -> None:
         if ranks > 1:
             note += " Two data-parallel GPUs share the experts; requests go to them in turn, as the router's choice is not known."
         report.sheets.append(comparison(f"vLLM 0.19, RTX PRO 6000, {model}", measured, ways, note))
-        report.groups[f"RTX PRO 6000, {model.partition('-Instruct')[0]}"] = _pairs(measured, ours)
+        report.groups[f"RTX PRO 6000, {model.partition('-Instruct')[0]}"] = pairs_of(measured, ours)
         report.tallies.append(Tally("published, vLLM 0.19", model, measured, {"llmgym": ours}))
         effects.append((model, variants | {"measured": measured}))
         if ranks == 1:
@@ -295,8 +296,8 @@ def _vllm(
     title = f"{run.meta.get('engine', 'vllm 0.24.0')}, {run.meta['gpu']}, {run.name}"
     report.sheets.append(comparison(title, figures, predicted, note))
     gpu = run.meta["gpu"]
-    group = "vLLM 0.24, not seen before" if kind.startswith(UNSEEN) else f"vLLM 0.24, {gpu}"
-    report.groups.setdefault(group, []).extend(_pairs(figures, predicted["llmgym"]))
+    group = NEW_GROUP if kind.startswith(UNSEEN) else f"vLLM 0.24, {gpu}"
+    report.groups.setdefault(group, []).extend(pairs_of(figures, predicted["llmgym"]))
     kept = {label: predicted[label] for label in ("vllm-0.24", "llmgym")}
     report.tallies.append(Tally(kind, run.name, figures, kept))
     return profile

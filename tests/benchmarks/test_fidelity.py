@@ -200,9 +200,19 @@ def test_the_closed_form_by_hand():
 
 
 def test_a_loop_of_one_request_waits_for_nothing():
-    assert silicon.loop(profiles.constant(1.0), 100, 5, 1, False, 1.0) == pytest.approx(1.0)
+    way_s = silicon.SERVER_WAY_S
+    second = profiles.constant(1.0)
+    assert silicon.loop(second, 100, 5, 1, False, 1.0) == pytest.approx(1.0 + way_s)
     # The other request's decode takes a token of the budget, so a prompt as long as the budget needs two steps.
-    assert silicon.loop(profiles.constant(1.0), silicon.BUDGET_TOKENS, 5, 2, False, 1.0) == pytest.approx(2.0)
+    assert silicon.loop(second, silicon.BUDGET_TOKENS, 5, 2, False, 1.0) == pytest.approx(2.0 + way_s)
+
+
+def test_a_burst_waits_for_all_that_is_before_it():
+    """Four prompts as long as the budget, sent together and once: the first is done after a step. The second begins beside its
+    decode, a token short, and so on.
+    """
+    found = silicon.loop(profiles.constant(1.0), silicon.BUDGET_TOKENS, 5, 4, False, 1.0, each=1)
+    assert found == pytest.approx(np.mean([1, 3, 4, 5]) + silicon.SERVER_WAY_S)
 
 
 def test_medians_of_groups():
