@@ -34,8 +34,8 @@ def redraw_arrivals(
 def redraw_outputs(
     state: EngineState,
     lane: int,
-    arrived: int,
-    longest: int,
+    arrived: int | NDArray[np.bool_],
+    longest: int | NDArray[np.int64],
     pool: NDArray[np.integer[Any]],
     rng: np.random.Generator,
 ) -> None:
@@ -46,8 +46,8 @@ def redraw_outputs(
     Args:
         state: the arrays of the engines.
         lane: number of the engine.
-        arrived: requests that the engine knows: the first ones of its row.
-        longest: tokens a request may reach.
+        arrived: requests that the engine knows: so many of the first ones of its row, or bool [n] where they are.
+        longest: tokens a request may reach, all or int64 [n] each.
         pool: int [n], output lengths to draw from, tokens; where it is empty, every output ends with the next token.
         rng: draws them.
     """
@@ -57,9 +57,11 @@ def redraw_outputs(
     produced = requests["kept"].copy()
     produced[running["request"]] = np.where(decoding, engine["tick"] - running["base"], running["kept"])
     # what is rejected never runs, and so tells nothing about its output
-    unfinished = np.flatnonzero(requests["e2e_s"][:arrived] < 0)
+    known = np.arange(arrived) >= 0 if isinstance(arrived, int) else arrived
+    unfinished = np.flatnonzero((requests["e2e_s"][: len(known)] < 0) & known)
     least = produced[unfinished] + 1
-    most = np.maximum(longest - requests["prompt"][unfinished], least)
+    limit = longest if isinstance(longest, int) else longest[unfinished]
+    most = np.maximum(limit - requests["prompt"][unfinished], least)
     drawn = rng.choice(pool, len(unfinished)) if len(pool) else least
     requests["output"][unfinished] = np.clip(drawn, least, most)
     running["output"] = requests["output"][running["request"]]

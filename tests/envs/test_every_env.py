@@ -174,6 +174,7 @@ def test_gymnasiums_checker(env_id, kwargs):
 
 
 @every_action_space
+@pytest.mark.filterwarnings("ignore:.*is out of date")  # there is a newer version
 @pytest.mark.filterwarnings("ignore:We recommend you to use a symmetric")  # a share of memory is neither
 @pytest.mark.filterwarnings("ignore:Your action space has dtype float64")  # actions are float64 throughout
 @pytest.mark.filterwarnings("error")

@@ -67,13 +67,22 @@ def queue(simulation: KVQueue, state: QueueState, lane: int) -> dict[str, float]
     residents, waiting, produced, kv = inside(state, lane, scenario.first_token, scenario.block)
     lives = residents["gone"] == 0  # others have completed, and only hold their seats and blocks
     living, produced = residents[lives], produced[lives]
-    arrived = int(episode["next"])
-    served = np.flatnonzero(requests["e2e_s"][:arrived] >= 0)
-    rejected = np.flatnonzero(requests["prompt"][:arrived] >= scenario.longest)
+    came = np.arange(int(episode["requests"])) < episode["next"]
+    if simulation.params.config[0]["conversations"]:  # numbers are not in order of arrival
+        came = requests["ticket"][: len(came)] >= 0
+    arrived = int(came.sum())
+    served = np.flatnonzero((requests["e2e_s"][: len(came)] >= 0) & came)
+    rejected = np.flatnonzero((requests["prompt"][: len(came)] >= scenario.longest) & came)
     everyone = np.concatenate([living["request"], waiting, served, rejected])
+    blocks = state.prefix.block[lane]
+    # several may hold one block; those of the planned batch are handed out with the plan
+    held = scenario.block * int((blocks["held"][1:] > 0).sum()) - (
+        0 if episode["short"] else episode["growth"]
+    )
     outputs, kept = requests["output"], requests["kept"]
     return {
         "arrived": float(arrived),
+        "arrived_counted": float(episode["next"]),
         "waiting": float(len(waiting)),
         "waiting_counted": float(episode["waiting"]),
         "running": float(len(living)),
@@ -83,12 +92,12 @@ def queue(simulation: KVQueue, state: QueueState, lane: int) -> dict[str, float]
         "rejected": float(len(rejected)),
         "distinct": float(len(np.unique(everyone))),
         "kv_used": float(episode["used"]),
-        "kv_resident": float(kv[residents["paused"] == 0].sum()),
+        "kv_resident": float(kv[residents["paused"] == 0].sum() if len(blocks) == 0 else held),
         "kv_capacity": float(scenario.kv_capacity or 0),
         # a plan that does not fit waits for a victim, and runs only then
         "kv_planned": float(episode["used"] + (0 if episode["short"] else episode["growth"])),
         "clock_s": float(episode["clock_s"]),
-        "work_asked": float(outputs[:arrived].sum() - outputs[rejected].sum()),
+        "work_asked": float(outputs[: len(came)][came].sum() - outputs[rejected].sum()),
         "work_done": float(outputs[served].sum() + produced.sum() + kept[waiting].sum()),
         "work_left": float((living["output"] - produced).sum() + (outputs[waiting] - kept[waiting]).sum()),
     }

@@ -201,8 +201,8 @@ class KVQueue(Simulation):
         traffic = self.workload.traffic(chosen.information, chosen.noise_scale)
         return Params(config, *packed, objectives, self.profile.step_cost(), traffic)
 
-    def _of_engine(self, mode: int, every: int, visible: int, prefix: bool = False) -> dict[str, Any]:
-        """Fields of `Config` that follow from the engine, the workload and the scales of an observation."""
+    def _of_engine(self, mode: int, every: int, visible: int, **limits: Any) -> dict[str, Any]:
+        """Fields of `Config` that follow from the engine, the workload and the scales; `limits`: those of `derived_limits`."""
         chosen, capacity = self.scenario, self.scenario.kv_capacity
         mean_prompt, mean_output = self._mean(PROMPT), self._mean(OUTPUT)
         prompt = min(self.workload.max_prompt_tokens, LONG * mean_prompt, chosen.longest)
@@ -235,7 +235,7 @@ class KVQueue(Simulation):
             "steps_per_bin": steps / HISTOGRAM,
             "bins_per_step": math.ceil(2**BIN_SHIFT * HISTOGRAM / steps),
             "bins_per_token": math.ceil(2**BIN_SHIFT * HISTOGRAM / (prompt + output)),
-            **derived_limits(chosen.chunk, chosen.first_token, held, prefix=prefix),
+            **derived_limits(chosen.chunk, chosen.first_token, held, **limits),
             **{f"per_{name}": 1.0 / scale for name, scale in scales.items()},
         }
 

@@ -386,11 +386,17 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
 
 
 @kernel
-def _take_times(state: State, lane: int, kind: int) -> int:
-    """Write times of one kind, TTFT_S, E2E_S or TPOT_S, of the requests that have one, to `state.times`; returns how many."""
+def take_times(state: Any, lane: int, kind: int) -> int:
+    """Write times of one kind, TTFT_S, E2E_S or TPOT_S, of the requests that have one, to `state.times`; returns how many.
+
+    Args:
+        state: of KVQueue, any version.
+        lane: number of the engine.
+        kind: of the times.
+    """
     times = state.times[lane]
     count = 0
-    for i in range(state.lane[lane].next):
+    for i in range(state.lane[lane].requests):
         request = state.request[lane, i]
         time_s = request.ttft_s if kind == TTFT_S else request.e2e_s
         if time_s >= 0.0:
@@ -413,15 +419,15 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     out.rejected = episode.rejected
     out.waiting_end = episode.waiting
     times = state.times[lane]  # for one kind after the other
-    e2e = times[: _take_times(state, lane, E2E_S)]
+    e2e = times[: take_times(state, lane, E2E_S)]
     out.e2e_mean_s = mean(e2e)
     out.e2e_p50_s = quantile(e2e, 0.5)
     out.e2e_p99_s = quantile(e2e, 0.99)
-    ttft = times[: _take_times(state, lane, TTFT_S)]
+    ttft = times[: take_times(state, lane, TTFT_S)]
     out.ttft_mean_s = mean(ttft)
     out.ttft_p50_s = quantile(ttft, 0.5)
     out.ttft_p99_s = quantile(ttft, 0.99)
-    tpot = times[: _take_times(state, lane, TPOT_S)]
+    tpot = times[: take_times(state, lane, TPOT_S)]
     out.tpot_mean_s = mean(tpot)
     out.tpot_p99_s = quantile(tpot, 0.99)
     out.latency_mean_s = math.nan

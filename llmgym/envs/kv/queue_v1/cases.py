@@ -30,4 +30,5 @@ CASES: dict[str, dict[str, Any]] = {
     "goodput": {**_SMALL, "reward": "goodput", "lists": ("deadline",), "slots": 5, "information": "none"},
     "overload": {**_SMALL, "waiting_cap": 30, "load": 3.0, "budget": 24, "horizon_s": 2.0},
     "tiers": {"scenario": "tiers", "requests": 30},
+    "sessions": {"scenario": "sessions", "requests": 40, "kv_capacity": 8192, "seats": 16},
 }

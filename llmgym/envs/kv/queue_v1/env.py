@@ -19,6 +19,7 @@ from llmgym.core.settings import settled
 from llmgym.core.statistics import counted
 from llmgym.envs.kv.queue import env as v0
 from llmgym.envs.kv.queue.state import HISTOGRAM
+from llmgym.envs.kv.queue_v1.hidden import redraw_future
 from llmgym.envs.kv.queue_v1.kernels import KERNELS
 from llmgym.envs.kv.queue_v1.scenarios import REWARDS, SCENARIOS, Scenario
 from llmgym.envs.kv.queue_v1.state import (
@@ -37,10 +38,13 @@ from llmgym.envs.kv.queue_v1.state import (
 )
 from llmgym.errors import InvalidArgument
 from llmgym.serving.admission import SCRATCH_ROWS
+from llmgym.serving.prefix import allocate
+from llmgym.serving.requests import checksum_of
 from llmgym.serving.rules import Rule, pack, resolve
 from llmgym.serving.settings import OVERFLOWS, check_overflow
-from llmgym.serving.state import Request, Resident, no_prefixes
+from llmgym.serving.state import Prefixes, Request, Resident, no_prefixes
 from llmgym.serving.targets import Target, objective_records
+from llmgym.workloads.conversations import most_keys
 
 MODES = {"pick": PICK, "rule": RULE}
 LISTS = ("arrival", "smallest-area", "shortest-output", "deadline")
@@ -132,7 +136,9 @@ class KVQueue(v0.KVQueue):
             lists=len(self.lists),
             running=running,
             per_class=1.0 / (classes - 1) if classes > 1 else 0.0,
-            **self._of_engine(MODES[self.action_mode], every, slots, chosen.prefix_caching),
+            **self._of_engine(
+                MODES[self.action_mode], every, slots, prefix=chosen.prefix_caching, conversations=True
+            ),
         )
         packed = pack(
             self.rules,
@@ -144,7 +150,7 @@ class KVQueue(v0.KVQueue):
             prefixes=True,
             orders=self.lists,
         )
-        traffic = self.workload.traffic(chosen.information, chosen.noise_scale)
+        traffic = self.workload.traffic(chosen.information, chosen.noise_scale, conversations=True)
         return Params(config, *packed, objective_records(self.targets), self.profile.step_cost(), traffic)
 
     def allocate(self, lanes: int) -> State:  # type: ignore[override]
@@ -157,24 +163,51 @@ class KVQueue(v0.KVQueue):
             lane=Episode.zeros(lanes),
             resident=Resident.zeros(lanes, seats),
             request=Request.zeros(lanes, n),
-            queue=np.zeros((lanes, len(self.params.orders), n + 2), np.int32),
-            prefix=no_prefixes(lanes),
+            queue=np.zeros(
+                (lanes, len(self.params.orders) + 1, n + 2), np.int32
+            ),  # and those that are coming
+            prefix=self._prefixes(lanes),
             scratch=np.zeros((lanes, SCRATCH_ROWS, width), np.int32),
+            times=np.zeros((lanes, n), np.float32),
             candidate=np.zeros((lanes, choices), np.int32),
             allowed=np.zeros((lanes, choices), np.int8),
         )
 
+    def _prefixes(self, lanes: int) -> Prefixes:
+        chosen: Any = self.scenario
+        if not chosen.prefix_caching:
+            return no_prefixes(lanes)
+        longest = -(-chosen.longest // chosen.block)
+        talk = self.workload.conversations
+        keys = chosen.requests * longest
+        if talk is not None:
+            keys = most_keys(talk, self.workload.classes, chosen.requests, chosen.longest, chosen.block)
+        return allocate(lanes, chosen.kv_capacity // chosen.block, chosen.seats, longest, keys)
+
     hidden: ClassVar[dict[str, str]] = {
         **v0.KVQueue.hidden,
         "lane.weight": "at the end of the episode",
+        "request.priority": "on arrival",
+        "request.follower": "when the next turn arrives",
+        "request.think_s": "when the next turn arrives",
     }
-    shown: ClassVar[frozenset[str]] = v0.KVQueue.shown | {"candidate", "allowed", "request.priority", "queue"}
+    shown: ClassVar[frozenset[str]] = v0.KVQueue.shown | {
+        "candidate",
+        "allowed",
+        "queue",
+        # numbers that the engine goes by, of which an observation tells nothing
+        "request.session",
+        "request.first_key",
+    }
 
     def redraw(self, state: Any, lane: int, key: int) -> None:
-        """Other arrivals from now on, and another rest of every output; see `Simulation.redraw`."""
-        super().redraw(state, lane, key)
-        requests = state.request[lane, : state.lane[lane]["requests"]]
-        state.lane[lane]["weight"] = self.params.objectives["weight"][requests["request_class"]].sum()
+        """Other arrivals, turns and lengths from now on; see `Simulation.redraw`."""
+        other = self.world(key)
+        drawn = other.request[0, : other.lane[0]["requests"]]
+        redraw_future(state, self.params, lane, drawn, np.random.default_rng(key))
+        episode = state.lane[lane]
+        episode["key"] = key
+        episode["checksum"] = checksum_of(state.request[lane], int(episode["requests"]))
 
     def expected_return(self, metrics: dict[str, float]) -> float:
         """The return of an episode from its metrics (see `reward`)."""

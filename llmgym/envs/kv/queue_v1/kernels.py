@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.statistics import quantile, ratio
-from llmgym.envs.kv.queue.kernels import begin_episode, observe_engine, run_once
 from llmgym.envs.kv.queue.kernels import metrics_lane as v0_metrics_lane
+from llmgym.envs.kv.queue.kernels import observe_engine, take_times
+from llmgym.envs.kv.queue.state import E2E_S
+from llmgym.envs.kv.queue_v1.arrivals import begin_episode, run_once
 from llmgym.envs.kv.queue_v1.state import (
     LATENCY,
     NOBODY,
@@ -45,14 +47,8 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode, wait for the first of them, and run to the first choice."""
     state.lane[lane] = EMPTY[0]
     begin_episode(state, params, lane, key)
-    episode = state.lane[lane]
-    config = params.config[0]
-    if config.mode == PICK:
-        episode.victim = CHOSEN
-    for i in range(episode.requests):
-        request = state.request[lane, i]
-        request.priority = request.request_class
-        episode.weight += params.objectives[request.request_class].weight
+    if params.config[0].mode == PICK:
+        state.lane[lane].victim = CHOSEN
     plan(state, params, lane)
     _list_candidates(state, params, lane)
 
@@ -296,18 +292,12 @@ def mask_lane(state: State, params: Params, lane: int, out: NDArray[np.int8]) ->
         out[k + 1] = state.allowed[lane, k]
 
 
-@kernel(allocates=True)
+@kernel
 def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     """Write the metrics of the episode so far; NaN where there is nothing to take one of."""
     metrics_of_engine(state, params, lane, out)
     episode = state.lane[lane]
-    e2e = np.empty(episode.done, np.float32)
-    finished = 0
-    for i in range(episode.requests):
-        if state.request[lane, i].e2e_s >= 0.0 and finished < episode.done:
-            e2e[finished] = state.request[lane, i].e2e_s
-            finished += 1
-    out.e2e_p90_s = quantile(e2e[:finished], 0.9)
+    out.e2e_p90_s = quantile(state.times[lane, : take_times(state, lane, E2E_S)], 0.9)
     out.late = ratio(episode.late, episode.requests)
     out.goodput = ratio(episode.met_weight, episode.weight)
     out.reused = ratio(episode.reused, episode.prefilled + episode.reused)

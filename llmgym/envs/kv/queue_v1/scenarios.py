@@ -71,6 +71,21 @@ SCENARIOS: dict[str, Scenario] = {
         late_cost=100.0,
         **_ENGINE,
     ),
+    "sessions": Scenario(
+        "conversations whose turns come back after a time to think, on an engine that caches prefixes and has room for a part of "
+        "them: whose turn is next, and whose prefix is kept",
+        "conversations",
+        "h100/llama-3.1-8b",
+        load=1.5,
+        requests=400,
+        kv_capacity=32_768,
+        longest=8_192,
+        seats=64,
+        prefix_caching=True,
+        targets=(Target(1.0, 0.05, 1.0, 10.0),),
+        late_cost=50.0,
+        **{name: value for name, value in _ENGINE.items() if name != "seats"},
+    ),
     "tiers": Scenario(
         "interactive chat and batch summaries on one such engine: the former have 1 s to the first token, the latter a "
         "minute in all",

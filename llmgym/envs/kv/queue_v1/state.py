@@ -83,6 +83,7 @@ class State(NamedTuple):
     """Arrays of KVQueue-v1, an `EngineState`; the first axis is the lane.
 
     Attributes:
+        times: float32 [lanes, n], for one kind of times after the other.
         candidate: int32 [lanes, slots + running]: numbers of waiting requests, then indices of residents, or NOBODY.
         allowed: int8 [lanes, slots + running]: 1 where an action may choose the candidate.
     """
@@ -93,6 +94,7 @@ class State(NamedTuple):
     queue: NDArray[np.int32]
     prefix: Prefixes
     scratch: NDArray[np.int32]
+    times: NDArray[np.float32]
     candidate: NDArray[np.int32]
     allowed: NDArray[np.int8]
 
