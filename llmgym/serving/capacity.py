@@ -287,6 +287,10 @@ def safe_class_budgets(workload: Workload, kv_capacity: float, chunk: int) -> tu
     shares = np.mean([np.asarray(phase.weights) / sum(phase.weights) for phase in workload.phases], axis=0)
     areas = []
     for request_class in workload.classes:
+        if workload.conversations is not None:
+            alone = replace(workload, classes=(request_class,), phases=())
+            areas.append(alone.expectation(lambda prompt, output: exact_area(prompt, output, chunk)))
+            continue
         prompt, output, probability = request_class.points()
         areas.append(float(exact_area(prompt, output, chunk) @ probability))
     scale = kv_capacity / float(shares @ np.array(areas))

@@ -17,6 +17,7 @@ from llmgym import profiles
 from llmgym.cli import main
 from llmgym.envs.kv.queue.env import KVQueue
 from llmgym.errors import InvalidArgument
+from llmgym.serving.capacity import exact_area, safe_class_budgets
 from llmgym.serving.replay import replay
 from llmgym.workloads import (
     Conversations,
@@ -240,6 +241,15 @@ def test_who_does_not_know_conversations_refuses_them():
         load("conversations").traffic()
     with pytest.raises(InvalidArgument, match="workload='conversations': its turns wait"):
         KVQueue(scenario="azure-conv", workload="conversations")
+
+
+def test_class_budgets_count_whole_prompts():
+    """Two turns of 1 and 4 tokens with one token of answer: areas 2 and 5 + 1, in chunks of 100."""
+    talk = Conversations(fixed(2), exponential_think(1.0), 100, fixed(2))
+    workload = Workload("x", poisson(1.0), (RequestClass(fixed(1), fixed(1)),), conversations=talk)
+    area = workload.expectation(lambda s, o: exact_area(s, o, 100))
+    assert area == (exact_area(1, 1, 100) + exact_area(4, 1, 100)) / 2
+    assert safe_class_budgets(workload, 10 * area, 100) == (10,)
 
 
 def test_keys_are_bounded_by_what_turns_add():

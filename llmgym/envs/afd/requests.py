@@ -224,8 +224,11 @@ def of_workload(workload: Workload, rows: int = ROWS) -> Requests:
 
     Args:
         workload: its arrivals do not matter, as a decode pool in this model always has work waiting.
-        rows: of the table; a class made of trace rows keeps them all if it is the only one.
+        rows: of the table; a class made of trace rows keeps them all if it is the only one. Turns of conversations are drawn.
     """
+    if workload.conversations is not None:
+        turns = workload.sample(np.random.default_rng(0), rows, information="none")
+        return Requests(workload.name, turns.prompt_tokens, turns.output_tokens)
     if len(workload.classes) == 1 and (trace := workload.classes[0].rows) is not None:
         return Requests(workload.name, trace.prompt_tokens, trace.output_tokens)
     shares = np.mean([np.array(phase.weights) / sum(phase.weights) for phase in workload.phases], axis=0)

@@ -27,6 +27,9 @@ def quantiles(scenario: Scenario) -> NDArray[np.float64]:
     if isinstance(scenario.lengths, str) and scenario.lengths == MIXTURE:
         return _mixture(scenario)
     source = workloads.workload_of("lengths", scenario.lengths)
+    if source.conversations is not None:
+        turns = source.sample(np.random.default_rng(0), KNOTS, information="none").prompt_tokens
+        return np.quantile(turns, np.linspace(0.0, 1.0, KNOTS)).astype(np.float64)
     shares = np.mean([np.array(phase.weights) / sum(phase.weights) for phase in source.phases], axis=0)
     middle = (np.arange(KNOTS) + 0.5) / KNOTS
     values, weights = [], []

@@ -35,6 +35,8 @@ def test_requests_from_laws_workloads_and_traces() -> None:
     assert of_workload(conversation).theta == pytest.approx(exact, rel=5e-3)
     uniform_pair = workloads.load("uniform-1:1")
     assert of_workload(uniform_pair).mean_prompt == pytest.approx(805, rel=1e-3)
+    talk = workloads.load("conversations")
+    assert of_workload(talk).mean_prompt == pytest.approx(talk.expectation(lambda s, o: s), rel=0.03)
     mixed = of_workload(workloads.load("uniform-mixed"))
     assert mixed.mean_prompt == pytest.approx((1071.5 + 538) / 2, rel=2e-3)
     law = load("geometric:prompt=100,decode=500")

@@ -263,6 +263,9 @@ def test_lengths_of_workloads() -> None:
     prompt = workloads.load("mooncake-conversation").classes[0].prompt
     assert prompt is not None
     assert found[2048] == pytest.approx(float(prompt.quantile(0.5)), rel=0.01)
+    talk = workloads.load("conversations")
+    turns = quantiles(AttentionBudget(lengths=talk).scenario)
+    assert turns.mean() == pytest.approx(talk.expectation(lambda s, o: s), rel=0.05)
     given = AttentionBudget(lengths=workloads.load("azure-code-2023"))
     assert np.array_equal(given.params.quantiles, AttentionBudget(lengths="azure-code-2023").params.quantiles)
 
