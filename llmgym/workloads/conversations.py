@@ -4,23 +4,15 @@ A workload with `Conversations` is read so: its arrivals are those of sessions, 
 a session has and how long answers are, and a prompt is the conversation so far with the new tokens of the turn.
 """
 
-import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
-import numpy.typing as npt
 
 from llmgym.core.checks import number, whole
 from llmgym.errors import InvalidArgument
-from llmgym.workloads.arrivals import burst
 from llmgym.workloads.lengths import Lengths, RequestClass, quantiles
 
 _MOST_TURNS = 10_000
-_SESSIONS = 16_384
-"""Sessions that means are taken of: those of turns and lengths are then within about 1 %."""
-_KEY = 1
-"""Of these sessions."""
 
 
 @dataclass(frozen=True)
@@ -130,30 +122,3 @@ def most_keys(
     reach = min(longest, conversations.longest)
     added = max(conversations.most_new_tokens(c) for c in classes)
     return requests * -(-min(reach, added) // block)
-
-
-Points = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-
-
-@lru_cache(maxsize=64)
-def points(conversations: Conversations, request_class: RequestClass) -> tuple[Points, float]:
-    """Turns of conversations of one class, all alike in weight, for means over them.
-
-    Args:
-        conversations: the law of conversations.
-        request_class: of all of them.
-
-    Returns:
-        Prompts and outputs, int64 [k] each (tokens), of some 16,384 sessions, and the mean number of turns of a session. The
-        same every time.
-    """
-    from llmgym.workloads.packing import pack
-    from llmgym.workloads.turns import Turn, draw_turns
-
-    traffic = pack(
-        burst(), (request_class,), ((0.0, (1.0,)),), "request", "none", 1.0, conversations=conversations
-    )
-    drawn = Turn.zeros(math.ceil(_SESSIONS * conversations.turns.mean_tokens))
-    count = draw_turns(traffic, np.uint64(_KEY), math.inf, conversations.longest, drawn)
-    prompt, output = (drawn[name][:count].astype(np.int64) for name in ("prompt", "output"))
-    return (prompt, output), count / (drawn["session"][count - 1] + 1.0)

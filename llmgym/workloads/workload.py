@@ -13,8 +13,9 @@ import numpy.typing as npt
 from llmgym.core.checks import number
 from llmgym.errors import InvalidArgument
 from llmgym.workloads.arrivals import Arrivals, Rows
-from llmgym.workloads.conversations import Conversations, points
+from llmgym.workloads.conversations import Conversations
 from llmgym.workloads.lengths import MAX_TOKENS, RequestClass
+from llmgym.workloads.means import points
 
 if TYPE_CHECKING:
     from llmgym.workloads.traffic import Traffic
