@@ -106,6 +106,11 @@ STEPS_NOTE = (
     "dense='sustained'. Medians of the step logs in benchmarks/results/vllm_{gpu} (benchmarks/fit_host.py), of the GPU itself; "
     "nothing was fitted to what clients saw."
 )
+CLOCK_NOTE = (
+    "Option dense='following': 'sustained' where a device is busy with products, the default where it was not, and from one to the "
+    "other within {settle_ms} ms. Fitted to the device times of {steps} steps of 1,500 tokens and more of an H200 "
+    "(benchmarks/fit_host.py --clock); assumed for others."
+)
 SUSTAINED_GPUS = ("h100", "h200")
 
 
@@ -590,6 +595,9 @@ def build(
     sustained = sustained_terms(data, gpu, model) if tp == 1 else None
     if sustained:
         laws["dense"]["sustained"] = sustained[0]
+        clock = json.loads((RESULTS / "vllm_h200_steps" / "clock.json").read_text(encoding="utf-8"))
+        laws["dense"]["following"] = [*sustained[0], clock["law"]]
+        notes.append(CLOCK_NOTE.format(**clock["law"], **clock["fit"]))
         errors |= sustained[1]
         notes.append(sustained[2])
     vidur = vidur_terms(data, gpu, model, tp)

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
             if not folder.is_dir():
                 parser.error(f"--{name} {folder}: there is no such folder")
     report = validations.Report()
-    options = {"vllm-0.24": validations.OLD_OPTIONS, "llmgym": validations.BEST_OPTIONS}
+    options = validations.WAYS_OF_COST
     try:
         if asked.data is not None:
             validations.published_runs(asked.data, report)

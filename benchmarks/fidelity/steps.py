@@ -208,3 +208,85 @@ def fit(logs: Sequence[tuple[Run, Log]], profile: Profile) -> Host:
         round(float(np.median(small)) + rest_ms, 2),
         (decodes, len(large), len(small)),
     )
+
+
+class Clock(NamedTuple):
+    """How a device's clock follows its load.
+
+    Attributes:
+        settle_ms: after so long under another load it has gone 1 - 1/e of the way.
+        beyond_ms: what the device takes beyond the profile's parts in steps of more than `HEATING_TOKENS`.
+        left_ms: root mean square of what is left, and of what is left without a clock that follows (always that of steady load).
+        steps: how many steps it was fitted to.
+    """
+
+    settle_ms: float
+    beyond_ms: float
+    left_ms: tuple[float, float]
+    steps: int
+
+
+HEATING_TOKENS = 512
+"""Products of more tokens take a device to its power limit."""
+SETTLE_MS = np.geomspace(5.0, 500.0, 81)
+
+
+def fit_clock(path: Path, steady: Profile, single: Profile) -> Clock:
+    """Fit the clock to the device times of steps of 1,500 tokens and more, in which the device waits for no launch.
+
+    Such a step takes what its parts take at the clock of steady load or of single calls, and in between as the device was busy
+    with products before: w steady + (1 - w) single, where w goes towards 1 in steps of more than `HEATING_TOKENS` and towards 0 in
+    others.
+
+    Args:
+        path: `<case>_engine_steps.csv`.
+        steady: profile with products as under steady load, and no host time.
+        single: the same with products as in single calls.
+
+    Raises:
+        InvalidArgument: fewer than ten such steps.
+    """
+    names = (
+        "done_s",
+        "tokens",
+        "sequences",
+        "prefill_tokens",
+        "chunks",
+        "chunk_cached",
+        "decode_cached",
+        "device_ms",
+    )
+    rows = columns(path, *names)
+    done_s, tokens, device_ms = rows[:, 0], rows[:, 1], rows[:, -1]
+    hot, cool = summed_step(steady), summed_step(single)
+    # Of several chunks only their sums are known: one chunk, or several without cached tokens, cut into equal parts.
+    chosen = np.flatnonzero(
+        (tokens >= 1500) & ((rows[:, 4] == 1) | (rows[:, 5] == 0)) & np.isfinite(device_ms)
+    )
+    if len(chosen) < 10:
+        raise InvalidArgument(
+            f"path={str(path)!r}: {len(chosen)} steps of 1,500 tokens and more; expected 10 at least"
+        )
+    parts = []
+    for i in chosen:
+        _, _, sequences, prefill, chunks, chunk_cached, decode_cached, _ = rows[i]
+        cut = [(int(prefill / chunks), int(chunk_cached))] * int(chunks)
+        step = cut, int(sequences - chunks), int(decode_cached)
+        parts.append((1e3 * hot(*step), 1e3 * cool(*step)))
+    hot_ms, cool_ms = np.array(parts).T
+    taken_s = 1e-3 * np.nan_to_num(device_ms)
+    idle_s = np.maximum(np.diff(done_s, prepend=done_s[0]) - taken_s, 0.0)
+    best = (np.inf, 0.0, 0.0)
+    for settle_ms in SETTLE_MS:
+        warmth, before = 0.0, np.zeros(len(rows))
+        for i in range(len(rows)):
+            warmth *= np.exp(-1e3 * idle_s[i] / settle_ms)
+            before[i] = warmth
+            load = float(tokens[i] > HEATING_TOKENS)
+            warmth = load + (warmth - load) * np.exp(-1e3 * taken_s[i] / settle_ms)
+        left = device_ms[chosen] - cool_ms - before[chosen] * (hot_ms - cool_ms)
+        beyond_ms = float(np.median(left))
+        best = min(best, (float(np.sqrt(np.mean((left - beyond_ms) ** 2))), float(settle_ms), beyond_ms))
+    always = device_ms[chosen] - hot_ms
+    without = float(np.sqrt(np.mean((always - np.median(always)) ** 2)))
+    return Clock(best[1], best[2], (best[0], without), len(chosen))

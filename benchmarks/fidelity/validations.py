@@ -31,6 +31,9 @@ OLD_OPTIONS = {"dense": "sustained", "host": "vllm-0.24"}
 """Fitted to the times per token of one run of the H100."""
 BEST_OPTIONS = {"dense": "sustained", "host": "vllm-0.24-steps"}
 """Options of a profile that predict vLLM best; those that it has are used."""
+CLOCK_OPTIONS = BEST_OPTIONS | {"dense": "following"}
+WAYS_OF_COST = {"vllm-0.24": OLD_OPTIONS, "llmgym": BEST_OPTIONS, "clock follows": CLOCK_OPTIONS}
+"""Columns of the tables: options of the profile, of which those are used that it has."""
 UNSEEN = "not seen before"
 """Runs to which nothing was fitted that `BEST_OPTIONS` is made of."""
 NEW_GROUP = f"vLLM 0.24, {UNSEEN}"
@@ -285,10 +288,12 @@ def _vllm(
 ) -> Profile:
     """Compare one run with the replays of both host options; returns the profile that predicts best."""
     figures = run.figures()
-    for label, options in (("vllm-0.24", OLD_OPTIONS), ("llmgym", BEST_OPTIONS)):
-        profile = with_options(profile_for(run, name), options)
-        first, last, replayed = serve(run, profile, way=way)
+    for label, options in WAYS_OF_COST.items():
+        priced = with_options(profile_for(run, name), options)
+        first, last, found = serve(run, priced, way=way)
         predicted[label] = run.figures(first, last)
+        if label == "llmgym":
+            profile, replayed = priced, found
     note = (
         f"{profile.name}, {profile.dense}, {profile.host}; way {way}; preemptions: "
         f"{run.meta.get('preemptions', 'unknown')} measured, {replayed.preemptions} replayed. {note}".strip()
@@ -298,7 +303,7 @@ def _vllm(
     gpu = run.meta["gpu"]
     group = NEW_GROUP if kind.startswith(UNSEEN) else f"vLLM 0.24, {gpu}"
     report.groups.setdefault(group, []).extend(pairs_of(figures, predicted["llmgym"]))
-    kept = {label: predicted[label] for label in ("vllm-0.24", "llmgym")}
+    kept = {label: predicted[label] for label in WAYS_OF_COST}
     report.tallies.append(Tally(kind, run.name, figures, kept))
     return profile
 

@@ -56,9 +56,10 @@ class Head(Record):
     floor_s: float = float64(
         "The same of a step with a prompt and no more tokens than that, seconds; 0 if it is none."
     )
-    launch_ahead: int = int32(
-        "1 if launches begin when the step is planned, which may be while the one before it runs."
-    )
+    settle_s: float = float64("Time in which the clock follows the load, seconds; 0: always steady load.")
+    heating_above: int = int64("Steps of more tokens are the load that the clock follows, and follow it.")
+    cool_at: int = int64("Where dense time at the clock of single calls begins in `lines`.")
+    launch_ahead: int = int32("1 if launches begin when a step is planned, maybe while another one runs.")
     chunk_low: float = float64("First knot of the chunk, log2 of tokens.")
     chunk_knots: int = int64("Knots of the chunk.")
     context_low: float = float64("Second knot of the context, log2 of tokens; the first one is 0 tokens.")
@@ -90,7 +91,8 @@ class StepCost(NamedTuple):
 
     Attributes:
         head: scalars, [1].
-        lines: float32 seconds; dense time at 0..dense_max tokens, then host time at 0..host_max sequences.
+        lines: float32 seconds; dense time at 0..dense_max tokens, then host time at 0..host_max sequences, then maybe dense time
+            of a device that was idle, at 0..dense_max tokens.
         grids: float32 ln(seconds); prefill attention [chunk_knots, context_knots], then decode attention
             [batch_knots, kv_knots], then maybe decode attention beside a chunk, of the same shape; all flattened row by row.
     """
@@ -133,6 +135,19 @@ def dense_s(cost: StepCost, tokens: int) -> float:
     if tokens <= head.dense_max:
         return float(cost.lines[tokens])
     return float(cost.lines[head.dense_max] * math.exp(head.dense_slope * math.log(tokens / head.dense_max)))
+
+
+@kernel(inline=True)
+def cooler_s(cost: StepCost, tokens: int) -> float:
+    """By how much the dense work of a step is shorter on a device that was idle than under steady load.
+
+    Returns:
+        Seconds; 0 where the clock does not follow the load, for steps that do not heat, and for more tokens than are stored.
+    """
+    head = cost.head[0]
+    if head.settle_s <= 0.0 or tokens <= head.heating_above or tokens > head.dense_max:
+        return 0.0
+    return max(float(cost.lines[tokens]) - float(cost.lines[head.cool_at + tokens]), 0.0)
 
 
 @kernel(inline=True)
@@ -324,7 +339,7 @@ def scalar_cost(
         beside_at=-1,
         launch_above=NEVER_TOKENS,
     )
-    return _frozen(head, np.zeros(1, np.float32), np.zeros(4, np.float32))
+    return frozen(head, np.zeros(1, np.float32), np.zeros(4, np.float32))
 
 
 class Launches(NamedTuple):
@@ -346,28 +361,18 @@ class Launches(NamedTuple):
 NO_LAUNCHES = Launches()
 
 
-def without_launches(cost: StepCost) -> tuple[StepCost, Launches]:
-    """A cost whose steps take their device and host time alone, and the launches that it had."""
-    head = cost.head.copy()
-    found = Launches(
-        int(head["launch_above"][0]),
-        float(head["launch_s"][0]),
-        float(head["floor_s"][0]),
-        bool(head["launch_ahead"][0]),
-    )
-    head["launch_above"], head["launch_s"], head["floor_s"], head["launch_ahead"] = NEVER_TOKENS, 0.0, 0.0, 0
-    return _frozen(head, cost.lines, cost.grids), found
+class Clock(NamedTuple):
+    """How the clock of a device follows what it does.
 
+    Attributes:
+        cool: dense time of a device that was idle, seconds at 0..n tokens, as `dense` of `table_cost` is of one under steady load.
+        settle_s: time in which it goes 1 - 1/e of the way from one to the other, s.
+        above_tokens: steps of more tokens are load, and they alone depend on the clock.
+    """
 
-def slower(cost: StepCost, seconds: float) -> StepCost:
-    """A cost whose every step takes so many seconds more; less if negative, down to no host time (tables) or no constant."""
-    head, lines = cost.head.copy(), cost.lines.copy()
-    if head["kind"][0] == TABLES:
-        at = int(head["host_at"][0]) + 1
-        lines[at:] = np.maximum(lines[at:] + seconds, 0.0)
-    else:
-        head["c0_s"] = max(head["c0_s"][0] + seconds, 0.0)
-    return _frozen(head, lines, cost.grids)
+    cool: NDArray[np.float64]
+    settle_s: float
+    above_tokens: int
 
 
 class Axes(NamedTuple):
@@ -432,6 +437,7 @@ def table_cost(
     measured: Range,
     beside: NDArray[np.float64] | None = None,
     launch: Launches = NO_LAUNCHES,
+    clock: Clock | None = None,
 ) -> StepCost:
     """A `StepCost` of tables.
 
@@ -444,6 +450,7 @@ def table_cost(
         measured: what `outside` compares with.
         beside: seconds of decode attention beside a prefill chunk, as `decode`; None: as without one.
         launch: what the host takes to launch a step in pieces.
+        clock: how the clock follows the load; None: it does not.
 
     Returns:
         The cost.
@@ -474,14 +481,18 @@ def table_cost(
         launch_s=launch.launch_s,
         floor_s=launch.floor_s,
         launch_ahead=int(launch.ahead),
+        settle_s=0.0 if clock is None else clock.settle_s,
+        heating_above=NEVER_TOKENS if clock is None else clock.above_tokens,
+        cool_at=len(dense) + len(host),
         beside_at=-1 if beside is None else prefill.size + decode.size,
     )
-    lines = np.concatenate([dense, host]).astype(np.float32)
+    lines = np.concatenate([dense, host, [] if clock is None else clock.cool]).astype(np.float32)
     grids = [prefill, decode] if beside is None else [prefill, decode, beside]
-    return _frozen(head, lines, np.log(np.concatenate([grid.ravel() for grid in grids])).astype(np.float32))
+    return frozen(head, lines, np.log(np.concatenate([grid.ravel() for grid in grids])).astype(np.float32))
 
 
-def _frozen(head: Records[Head], lines: NDArray[np.float32], grids: NDArray[np.float32]) -> StepCost:
+def frozen(head: Records[Head], lines: NDArray[np.float32], grids: NDArray[np.float32]) -> StepCost:
+    """A `StepCost` of these arrays, which nobody can change any more; see there for the shapes."""
     for array in (head, lines, grids):
         array.setflags(write=False)
     return StepCost(head, lines, grids)

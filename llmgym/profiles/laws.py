@@ -20,6 +20,10 @@ their parameters:
 With `ahead` in `launch`, an engine that plans a step while the one before runs has begun to launch it by then, so both count
 from the plan on; where nothing is known of plans, as in the cost of a single step, they count in full.
 
+- `clock`: an option of the dense laws may say that its clock follows the load: its other laws are those of steady load, the
+  option `cool` is that of a device that was idle, and it goes from one to the other in `settle_ms`, under steps of more than
+  `above_tokens` tokens. A replay follows it; the cost of a single step is that of steady load.
+
 Each is multiplied by `count`, the calls of one step. Times in the parameters are ms, rates are per ms.
 """
 
@@ -37,6 +41,7 @@ from llmgym.profiles.cost import (
     LINEAR,
     STAIRCASE,
     Axes,
+    Clock,
     Launches,
     Range,
     StepCost,
@@ -309,7 +314,7 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
     measured, knots = law_range(laws, where)
     tokens = np.arange(1.0, min(MAX_TOKENS, int(measured.tokens[1])) + 1)
     sequences = np.arange(1.0, MAX_SEQUENCES + 1)
-    dense_time = _seconds("dense", option(laws, "dense", dense, where), where, tokens)
+    dense_time = dense_law_s(laws, where, tokens, dense)
     every: Any = option(laws, "host", host, where)
     launches: list[Law] = []
     if isinstance(every, Sequence):
@@ -326,6 +331,7 @@ def law_cost(laws: Law, where: str, dense: str = "default", host: str = "default
         knots=knots,
         measured=measured,
         launch=_launches(launches, host, where),
+        clock=_clock(laws, where, tokens, dense),
     )
 
 
@@ -344,7 +350,33 @@ def dense_law_s(laws: Law, where: str, tokens: Floats, dense: str = "default") -
     Raises:
         ProfileError: something is missing, is not a number, or has no such option.
     """
-    return _seconds("dense", option(laws, "dense", dense, where), where, tokens)
+    terms: Any = option(laws, "dense", dense, where)
+    if isinstance(terms, Sequence):
+        terms = [law for law in terms if not _is_clock(law)]
+    return _seconds("dense", terms, where, tokens)
+
+
+def _is_clock(law: object) -> bool:
+    return isinstance(law, Mapping) and law.get("law") == "clock"
+
+
+def _clock(laws: Law, where: str, tokens: Floats, dense: str) -> Clock | None:
+    """The law `clock` of a dense option, with the dense time of the option that it names as cool."""
+    terms: Any = option(laws, "dense", dense, where)
+    found = [law for law in terms if _is_clock(law)]
+    if not found:
+        return None
+    for field in ("cool", "settle_ms", "above_tokens"):
+        if len(found) > 1 or field not in found[0]:
+            raise ProfileError(
+                f"{where}: dense option {dense!r} has {len(found)} laws 'clock' or one without {field!r}"
+            )
+    settle_ms, above = (
+        number(found[0][field], f"{where}: dense option {dense!r}: field {field!r} of 'clock'")
+        for field in ("settle_ms", "above_tokens")
+    )
+    cool = dense_law_s(laws, where, tokens, found[0]["cool"])
+    return Clock(np.concatenate([[0.0], cool]), 1e-3 * settle_ms, int(above))
 
 
 def prefill_law_s(laws: Law, where: str, chunk: Floats, context: Floats) -> Floats:

@@ -1,5 +1,6 @@
 """The loop of a replay: engines that step together, from the first request to the last; see `llmgym.serving.replay`."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
 from llmgym.core.records import Record, Records, Records2, float64, int32, int64
-from llmgym.profiles.cost import StepCost
+from llmgym.profiles.cost import StepCost, cooler_s
 from llmgym.serving import conversations
 from llmgym.serving.admission import admit_by_rule, compose
 from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, release, start
@@ -22,6 +23,7 @@ class Rank(Engine):
     next: int = int32("Number of its next arrival.")
     sent: int = int32("Requests whose arrival is known.")
     requests: int = int32("Requests in all.")
+    warmth: float = float64("How far its device's clock is on the way from idle to steady load, 0 to 1.")
 
 
 class Config(Limits):
@@ -142,6 +144,16 @@ def _plan_rank(state: State, params: Params, rank: int, clock_s: float, seen_s: 
 
 
 @kernel
+def _warm(state: State, params: Params, loop: Loop, rank: int) -> None:
+    """Let the clock of a rank follow what its device did since, through the step that has ended."""
+    engine = state.lane[rank]
+    head = params.cost.head[0]
+    tokens = engine.batch_prefill + engine.batch_decodes if engine.batch_s >= 0.0 else 0
+    load = 1.0 if tokens > head.heating_above else 0.0
+    engine.warmth = load + (engine.warmth - load) * math.exp(-loop.step_s / head.settle_s)
+
+
+@kernel
 def _launch(state: State, params: Params, loop: Loop, rank: int) -> None:
     """Let the planned step of a rank take as long as the host's launches, which began when it was planned."""
     engine = state.lane[rank]
@@ -173,7 +185,7 @@ def _show(state: State, rank: int, later_s: float) -> None:
 @kernel
 def _idle(state: State, params: Params, loop: Loop) -> bool:
     """Nobody has a batch to run: time goes on until somebody plans again. False if nothing will ever run again."""
-    following_s, again_s = np.inf, np.inf
+    following_s, again_s, before_s = np.inf, np.inf, loop.clock_s
     for rank in range(state.lane.shape[0]):
         arrival_s = _following_s(state, params, rank)
         following_s = min(following_s, arrival_s)
@@ -187,6 +199,9 @@ def _idle(state: State, params: Params, loop: Loop) -> bool:
         loop.clock_s = max(loop.clock_s, following_s)
     else:
         loop.clock_s += min(again_s, max(following_s - loop.clock_s, 0.0))
+    if params.cost.head[0].settle_s > 0.0:
+        for rank in range(state.lane.shape[0]):
+            state.lane[rank].warmth *= math.exp((before_s - loop.clock_s) / params.cost.head[0].settle_s)
     loop.seen_s = loop.clock_s
     return True
 
@@ -212,9 +227,12 @@ def plan_step(state: State, params: Params, loops: Records[Loop]) -> int:
     loop.launched_s = loop.seen_s
     for rank in range(state.lane.shape[0]):
         moved = _plan_rank(state, params, rank, loop.clock_s, loop.seen_s) or moved
-        if state.lane[rank].batch_s >= 0.0:
+        engine = state.lane[rank]
+        if engine.batch_s >= 0.0:
+            tokens = engine.batch_prefill + engine.batch_decodes
+            engine.batch_s -= (1.0 - engine.warmth) * cooler_s(params.cost, tokens)
             _launch(state, params, loop, rank)
-        loop.step_s = max(loop.step_s, state.lane[rank].batch_s)
+        loop.step_s = max(loop.step_s, engine.batch_s)
     if loop.launched_s > loop.clock_s:
         for rank in range(state.lane.shape[0]):
             _show(state, rank, loop.launched_s - loop.clock_s)
@@ -237,6 +255,8 @@ def end_step(state: State, params: Params, loops: Records[Loop]) -> int:
     step_s = loop.step_s
     for rank in range(state.lane.shape[0]):
         engine = state.lane[rank]
+        if step_s >= 0.0 and params.cost.head[0].settle_s > 0.0:
+            _warm(state, params, loop, rank)
         if engine.batch_s < 0.0:
             if step_s >= 0.0:
                 release(state, params, rank)

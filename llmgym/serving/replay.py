@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from llmgym.core.checks import choice, number, whole
 from llmgym.core.jit import kernel
 from llmgym.errors import InvalidArgument, NoProgress
-from llmgym.profiles.cost import NO_LAUNCHES, slower, without_launches
+from llmgym.profiles.cost import NO_LAUNCHES
+from llmgym.profiles.cost_changes import slower, without_launches
 from llmgym.profiles.profile import Profile
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import saturation, with_class_budgets

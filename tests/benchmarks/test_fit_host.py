@@ -6,6 +6,7 @@ from dataclasses import replace
 import fit_host
 import numpy as np
 import pytest
+from engine_vllm import ENGINE_COLUMNS
 from fidelity import steps
 from fidelity.kernels import summed_step
 from fidelity.runs import Engine, Run
@@ -94,6 +95,44 @@ def test_a_recomputed_request_is_no_launch(tmp_path):
     assert fitted.steps[1] == 2 and fitted.launch_ms == pytest.approx(27.0, abs=0.02)
     with pytest.raises(InvalidArgument, match=r"0 above and 0 that the host holds up; expected some of each"):
         steps.fit([(run, log._replace(prompt=np.minimum(log.prompt, 100)))], BARE)
+
+
+def test_the_clock_that_was_put_in_is_found(tmp_path):
+    """Steps of 2,000 tokens, one to six in turn between decodes, on a device whose clock settles in 60 ms."""
+    hot = replace(BARE, dense="sustained")
+    cool = replace(BARE, dense="default")
+    step = [summed_step(profile)([(2000, 0)], 0, 0) for profile in (hot, cool)]
+    decode_s = summed_step(cool)([], 5, 500)
+    rows, at_s, warmth = [], 0.0, 0.0
+    for i in range(60):
+        run = [2000] * (1 + i % 6) + [5] * 12
+        for tokens in run:
+            taken_s = decode_s if tokens == 5 else step[1] + warmth * (step[0] - step[1]) + 1e-3
+            at_s += taken_s
+            load = float(tokens > 512)
+            warmth = load + (warmth - load) * np.exp(-taken_s / 0.06)
+            prompt = tokens if tokens > 5 else 0
+            row = [0.0] * 5 + [
+                at_s,
+                tokens,
+                1 if prompt else 5,
+                prompt,
+                int(prompt > 0),
+                0,
+                0 if prompt else 500,
+            ]
+            rows.append([*row, 50, 0, 0, 0.0, 1e3 * taken_s])
+    text = ",".join(ENGINE_COLUMNS)
+    lines = [",".join(map(repr, map(float, row))) for row in rows]
+    path = tmp_path / "a_engine_steps.csv"
+    path.write_text("\n".join([text, *lines]) + "\n", encoding="utf-8")
+    found = steps.fit_clock(path, hot, cool)
+    assert found.settle_ms == pytest.approx(60.0, rel=0.05) and found.steps == 210
+    assert found.beyond_ms == pytest.approx(1.0, abs=0.05)
+    assert found.left_ms[0] < 0.1 < 0.5 < found.left_ms[1]
+    path.write_text("\n".join([text, *lines[:5]]) + "\n", encoding="utf-8")
+    with pytest.raises(InvalidArgument, match="steps of 1,500 tokens and more; expected 10 at least"):
+        steps.fit_clock(path, hot, cool)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from llmgym import profiles
 from llmgym.errors import ProfileError, UnknownName
 from llmgym.profiles import cost as kernels
 from llmgym.profiles import laws
+from llmgym.profiles.cost_changes import slower, without_launches
 
 # Those made of laws; what is measured has a test of its own, as it is not smooth.
 SHIPPED = [n for n in profiles.names() if not n.startswith("paper/") and not n.endswith("-measured")]
@@ -281,7 +282,7 @@ def test_a_step_with_a_prompt_takes_the_floor_or_longer() -> None:
     """Beside the launches; neither is there in the cost that a replay counts them apart from."""
     law = profiles.load("h100/llama-3.1-8b", dense="sustained", host="vllm-0.24-steps")
     knots, launch, floor = law.laws["host"]["vllm-0.24-steps"]
-    bare_cost, found = kernels.without_launches(law.step_cost())
+    bare_cost, found = without_launches(law.step_cost())
     assert found == (512, 1e-3 * launch["base_ms"], 1e-3 * floor["base_ms"], True)
     step = kernels.step_time_s
     for prompt, decodes in ((0, 8), (0, 400), (64, 0), (500, 12), (513, 0), (505, 8), (600, 100), (8192, 0)):
@@ -293,6 +294,43 @@ def test_a_step_with_a_prompt_takes_the_floor_or_longer() -> None:
         expected = max(step(bare_cost, *shape), least_s + host_s)
         assert step(law.step_cost(), *shape) == pytest.approx(expected, rel=1e-6)
     assert step(bare_cost, 64, 0.0, 0, 0, 1, 0) < found.floor_s < step(bare_cost, 500, 0.0, 12, 12_000, 13, 0)
+
+
+def test_a_device_that_was_idle_is_faster_in_steps_that_heat() -> None:
+    """By the difference of the two options; a step alone costs what it costs under steady load."""
+    law = profiles.load("h100/llama-3.1-8b", dense="following")
+    steady, single = (replace(law, dense=name).step_cost() for name in ("sustained", "default"))
+    cost = law.step_cost()
+    for tokens in (1, 512, 513, 700, 2048, 8192, 16_384, 20_000):
+        less_s = max(kernels.dense_s(steady, tokens) - kernels.dense_s(single, tokens), 0.0)
+        heats = 512 < tokens <= 16_384
+        assert kernels.cooler_s(cost, tokens) == (pytest.approx(less_s, abs=1e-9) if heats else 0.0)
+        shape = (tokens, 1e-3, 0, 0, 1, 0)
+        assert kernels.step_time_s(cost, *shape) == kernels.step_time_s(steady, *shape)
+        assert kernels.cooler_s(steady, tokens) == 0.0
+    assert kernels.cooler_s(cost, 2048) > 3e-3
+    slow = kernels.cooler_s(slower(cost, 1.0), 2048)
+    assert slow == kernels.cooler_s(cost, 2048)  # host time is another matter
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"settle_ms": 0}, "field 'settle_ms' of 'clock' is 0; expected a number > 0"),
+        ({"cool": "cold"}, "dense has no option 'cold'"),
+        ({"above_tokens": None}, "or one without 'above_tokens'"),
+    ],
+)
+def test_a_wrong_clock_is_told(change, said) -> None:
+    law = profiles.load("h100/llama-3.1-8b", dense="following")
+    *terms, clock = law.laws["dense"]["following"]
+    clock = {key: value for key, value in {**clock, **change}.items() if value is not None}
+    dense = {**law.laws["dense"], "following": [*terms, clock]}
+    with pytest.raises(ProfileError, match=said):
+        replace(law, laws={**law.laws, "dense": dense}).step_cost()
+    twice = {**law.laws["dense"], "following": [*terms, clock, clock]}
+    with pytest.raises(ProfileError, match="has 2 laws 'clock'"):
+        replace(law, laws={**law.laws, "dense": twice}).step_cost()
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,33 @@ def test_launches_count_from_the_plan_and_hide_the_tokens_of_the_step_before():
     np.testing.assert_allclose(quick.last_s, [5.0, 7.9, 9.0], rtol=1e-6)
 
 
+def test_a_clock_follows_the_load():
+    """Prompts of 600 tokens take a device that was idle 0.6 s and one under steady load 1 s; the clock settles in a second, so
+    after a load of s seconds the next one takes 1 - 0.4 exp(-s).
+    """
+    law = profiles.load(LAWS)
+    head = law.step_cost().head.copy()
+    dense = np.full(2 * 2_049 + 2, 1.0, np.float32)
+    dense[2_049:2_051] = 0.0  # no host time
+    dense[2_051:] = 0.6
+    for name, value in (
+        *(("dense_max", 2_048), ("host_at", 2_049), ("host_max", 1), ("host_slope_s", 0.0)),
+        *(("settle_s", 1.0), ("heating_above", 512), ("cool_at", 2_051), ("dense_slope", 1.0)),
+    ):
+        head[name] = value
+    cost = law.step_cost()
+    # attention of next to no time
+    grids = np.full_like(cost.grids, -40.0)
+    profile = profiles.constant(1.0)
+    object.__setattr__(profile, "step_cost", lambda: cost._replace(head=head, lines=dense, grids=grids))
+    rows = rows_of([0.0, 0.1, 10.0], [600, 600, 600], [1, 1, 1])
+    found = replay(rows, profile, kv_capacity=4_096, budget=600, scheduling="sync")
+    second_s = 1.0 - 0.4 * np.exp(-0.6)
+    after = 1.0 - np.exp(-(0.6 + second_s))
+    third_s = 1.0 - 0.4 * (1.0 - after * np.exp(-(10.0 - 0.6 - second_s)))
+    np.testing.assert_allclose(found.last_s, [0.6, 0.6 + second_s, 10.0 + third_s], rtol=1e-5)
+
+
 def test_a_small_prompt_has_a_floor():
     """An idle engine launches it in full; beside a step that runs, half of it is over when that ends."""
     rows = rows_of([0.0, 3.25], [4, 5], [6, 1])

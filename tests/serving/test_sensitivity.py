@@ -7,6 +7,7 @@ from llmgym import profiles
 from llmgym.cli import main
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.profiles import cost as kernels
+from llmgym.profiles.cost_changes import slower
 from llmgym.serving.replay import WAYS, latency_figures, replay
 from llmgym.serving.sensitivity import band, load
 from llmgym.workloads import Rows
@@ -52,10 +53,10 @@ def test_every_step_is_slower_and_none_is_below_its_device_time():
     cost = profiles.load("h100/llama-3.1-8b").step_cost()
     shape = (100, 1e-3, 20, 20_000, 21, 0)
     plain = kernels.step_time_s(cost, *shape)
-    assert kernels.step_time_s(kernels.slower(cost, 3e-4), *shape) == pytest.approx(plain + 3e-4, rel=1e-5)
-    none = kernels.step_time_s(kernels.slower(cost, -1.0), *shape)
+    assert kernels.step_time_s(slower(cost, 3e-4), *shape) == pytest.approx(plain + 3e-4, rel=1e-5)
+    none = kernels.step_time_s(slower(cost, -1.0), *shape)
     assert none == pytest.approx(plain - kernels.host_s(cost, 21), rel=1e-5)
-    assert kernels.slower(SECOND.step_cost(), -2.0).head["c0_s"][0] == 0.0
+    assert slower(SECOND.step_cost(), -2.0).head["c0_s"][0] == 0.0
 
 
 def test_a_client_has_its_tokens_later():
