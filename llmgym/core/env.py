@@ -203,6 +203,8 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
     """
 
     simulation_class: ClassVar[type[Simulation]]
+    device: Any = "cpu"
+    """Where the lanes live."""
 
     def __new__(cls, *args: Any, device: Any = "cpu", **kwargs: Any) -> "LaneVectorEnv":
         if device != "cpu":

@@ -235,6 +235,8 @@ def make_env(env_id: str, lanes: int, env_kwargs: Mapping[str, Any]) -> LaneVect
     env_id = check_id(env_id)
     if "num_envs" in env_kwargs:
         raise InvalidArgument("num_envs: set by the number of lanes, not an argument of the environment here")
+    if (device := env_kwargs.get("device", "cpu")) != "cpu":
+        raise InvalidArgument(f"device={device!r}: evaluation runs on the cpu")
     try:
         env = gymnasium.make_vec(env_id, num_envs=lanes, **env_kwargs)
     except TypeError as error:

@@ -65,6 +65,8 @@ class SB3VecEnv(VecEnv):
             raise InvalidArgument(
                 f"env={env}: {what}; SB3VecEnv takes gymnasium.make_vec(id, num_envs, autoreset_mode=AutoresetMode.SAME_STEP)"
             )
+        if env.device != "cpu":
+            raise InvalidArgument(f"device={env.device}: stable-baselines3 takes lanes on the cpu")
         if env.autoreset_mode != AutoresetMode.SAME_STEP:
             raise InvalidArgument(
                 f"autoreset_mode={env.autoreset_mode.name}: stable-baselines3 needs SAME_STEP"

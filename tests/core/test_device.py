@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+import llmgym
 from benchmarks.throughput import legal_action
 from llmgym.core.memory import arrays_of
 from llmgym.envs.kv.queue.env import KVQueueVectorEnv
@@ -243,6 +244,16 @@ def test_what_a_device_does_not_take() -> None:
     envs.close()
     with pytest.raises(EnvironmentClosed):
         envs.step(np.zeros(2, int))
+
+
+def test_evaluation_and_stable_baselines_stay_on_the_cpu() -> None:
+    with pytest.raises(InvalidArgument, match="device='cuda': evaluation runs on the cpu"):
+        llmgym.compare("llmgym/MemPlace-v0", device="cuda")
+    pytest.importorskip("stable_baselines3")
+    from llmgym.policies import SB3VecEnv
+
+    with pytest.raises(InvalidArgument, match="stable-baselines3 takes lanes on the cpu"):
+        SB3VecEnv(make_on_host(ToyVectorEnv, 2, autoreset_mode="SAME_STEP"))
 
 
 def test_the_state_of_a_lane_is_drawn_as_on_a_cpu() -> None:
