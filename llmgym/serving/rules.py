@@ -178,7 +178,7 @@ OF_ENGINES: dict[str, Rule] = {
         # Shortest predicted output first, as vLLM's priority mode serves it when the prediction is the priority.
         Rule("shortest-first", order="shortest-output", check="whole-prompt"),
         # Shortest remaining work first, less what was waited (Kleinrock's accumulating priorities, Nav. Res. Logist. Q. 11, 1964).
-        Rule("area-aging", order="aging", check="whole-prompt"),
+        Rule("area-aging", order="aging", check="whole-prompt", watermark=0.02),
         # Earliest deadline first (Liu and Layland, J. ACM 20, 1973), the deadline being that of the first token.
         Rule("edf", order="deadline", check="whole-prompt"),
         # Classes in turn, each some seconds ahead of the next: delay-dependent priorities with equal slopes (Jackson, 1960).

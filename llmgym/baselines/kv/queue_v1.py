@@ -1,6 +1,9 @@
 """Rules for KVQueue-v1: orders, aging and victims of engines in use, each carried out by the engine itself."""
 
+from typing import Any
+
 from llmgym.baselines.kv.queue import RuleFactory
+from llmgym.baselines.kv.queue_rollout import RolloutPolicy
 from llmgym.serving.rules import OF_ENGINES
 
 NAMES = ("vllm", "area-watermark", "mc-sf", "smallest-area", *OF_ENGINES)
@@ -22,4 +25,4 @@ GRIDS: dict[str, tuple[str, ...]] = {
 }
 """The values over which each rule is tuned before it is compared (`llmgym.evaluation.tune`)."""
 
-BASELINES = {name: RuleFactory(name) for name in NAMES}
+BASELINES: dict[str, Any] = {name: RuleFactory(name) for name in NAMES} | {"rollout": RolloutPolicy}

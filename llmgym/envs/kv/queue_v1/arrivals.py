@@ -8,7 +8,7 @@ from llmgym.core.jit import kernel
 from llmgym.envs.kv.queue.kernels import BATCH_WEIGHT
 from llmgym.envs.kv.queue_v1.state import Params, State
 from llmgym.serving import conversations, prefix
-from llmgym.serving.engine import empty, held_up_s, run_batch, start
+from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, start
 from llmgym.serving.requests import begin, checksum_of
 from llmgym.serving.residents import wait
 from llmgym.workloads.turns import draw_turns
@@ -83,8 +83,17 @@ def run_once(state: State, params: Params, lane: int) -> None:
     config = params.config[0]
     population = episode.residents - episode.leaving + episode.waiting
     queued = episode.waiting
-    dt = run_batch(state, params, lane)
-    if dt == 0.0:
+    dt = batch_time_s(state, params, lane)
+    if dt >= 0.0:
+        launch_s = 0.0
+        if episode.batch_prefill + episode.batch_decodes > config.launch_above:
+            launch_s = config.launch_s
+        elif episode.batch_prefill > 0:
+            launch_s = config.floor_s
+        # the host began to launch the step when it planned it, while the one before ran
+        dt = max(dt, episode.seen_s + launch_s - episode.clock_s)
+        end_batch(state, params, lane, dt)
+    if dt <= 0.0:
         dt = held_up_s(state, params, lane, conversations.following_s(state, params, lane), config.idle_s)
         episode.clock_s += dt
         episode.seen_s = episode.clock_s

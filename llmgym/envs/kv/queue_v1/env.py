@@ -37,18 +37,20 @@ from llmgym.envs.kv.queue_v1.state import (
     State,
 )
 from llmgym.errors import InvalidArgument
+from llmgym.profiles.cost import NO_LAUNCHES
+from llmgym.profiles.cost_changes import without_launches
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.prefix import allocate
 from llmgym.serving.requests import checksum_of
 from llmgym.serving.rules import Rule, pack, resolve
-from llmgym.serving.settings import OVERFLOWS, check_overflow
+from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, SYNC, check_overflow
 from llmgym.serving.state import Prefixes, Request, Resident, no_prefixes
 from llmgym.serving.targets import Target, objective_records
 from llmgym.workloads.conversations import most_keys
 
 MODES = {"pick": PICK, "rule": RULE}
 LISTS = ("arrival", "smallest-area", "shortest-output", "deadline")
-DEFAULT_RULES = ("vllm:watermark=0", "shortest-first", "area-aging", "edf", "least-computed")
+DEFAULT_RULES = ("vllm", "area-watermark", "area-aging", "vllm-priority")
 
 
 class KVQueue(v0.KVQueue):
@@ -129,8 +131,14 @@ class KVQueue(v0.KVQueue):
     def _packed(self, every: int, slots: int, running: int) -> Params:
         chosen: Any = self.scenario
         classes = len(self.workload.classes)
+        cost, launches = self.profile.step_cost(), NO_LAUNCHES
+        if SCHEDULINGS[chosen.scheduling] != SYNC and cost.head["launch_ahead"][0]:
+            cost, launches = without_launches(cost)
         config = Config.pack(
             chosen,
+            launch_above=launches.above_tokens,
+            launch_s=launches.launch_s,
+            floor_s=launches.floor_s,
             reward=REWARDS[self.reward],
             drop_cost=0.0,
             lists=len(self.lists),
@@ -151,7 +159,7 @@ class KVQueue(v0.KVQueue):
             orders=self.lists,
         )
         traffic = self.workload.traffic(chosen.information, chosen.noise_scale, conversations=True)
-        return Params(config, *packed, objective_records(self.targets), self.profile.step_cost(), traffic)
+        return Params(config, *packed, objective_records(self.targets), cost, traffic)
 
     def allocate(self, lanes: int) -> State:  # type: ignore[override]
         """New arrays for this number of lanes."""

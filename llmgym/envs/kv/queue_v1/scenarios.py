@@ -43,7 +43,7 @@ class Scenario(v0.Scenario):
     )
     prefix_caching: bool = flag(False, "Whether prefixes are cached, as in vLLM.")
     dense: str = given("sustained", "Option of the profile's dense laws.", check=_text)
-    host: str = given("vllm-0.24", "Option of the profile's host laws.", check=_text)
+    host: str = given("vllm-0.24-steps", "Option of the profile's host laws.", check=_text)
 
 
 _ENGINE: dict[str, Any] = {

@@ -1,0 +1,121 @@
+"""A clairvoyant for KVQueue-v1: every action is tried in copies of the world, with the requests that are really to come."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.baselines.rule import Rule
+from llmgym.core.jit import kernel
+from llmgym.core.memory import copy_lane
+from llmgym.envs.kv.queue_v1.env import KVQueue
+from llmgym.envs.kv.queue_v1.kernels import step_lane
+from llmgym.envs.kv.queue_v1.state import RULE, Params, State
+from llmgym.errors import InvalidArgument
+from llmgym.serving.engine import follow, plan
+
+MOST_DECISIONS = 2**20
+"""Decisions after which a copy is stopped; an episode ends long before."""
+
+
+@kernel
+def play_out(
+    state: State,
+    pick: Params,
+    rule: Params,
+    decision: NDArray[np.float64],
+    actions: NDArray[np.float64],
+    out: NDArray[np.float64],
+) -> None:
+    """Take an action in each lane, and go on with a rule to the end of the episode.
+
+    Args:
+        state: arrays of the copies, all alike.
+        pick: params of the environment.
+        rule: the same, where a rule decides.
+        decision: float64 [1], number of the rule.
+        actions: float64 [n, 1], one for each of the first lanes.
+        out: float64 [n], receives the rewards to the end.
+    """
+    number = int(decision[0])
+    for lane in range(actions.shape[0]):
+        total, terminated, truncated, _ = step_lane(state, pick, lane, actions[lane])
+        state.lane[lane].rule = number
+        follow(state, rule, lane, number)
+        if state.lane[lane].short == 1:
+            plan(state, rule, lane)
+        steps = 0
+        while not (terminated or truncated) and steps < MOST_DECISIONS:
+            reward, terminated, truncated, _ = step_lane(state, rule, lane, decision)
+            total += reward
+            steps += 1
+        out[lane] = total
+
+
+class RolloutPolicy(Rule[KVQueue]):
+    """`rollout`: the action after which a rule does best in the world as it will be.
+
+    At every decision each allowed action is tried in a copy of the lane, which goes on with a rule to the end of the episode; the
+    best of several rules counts. It knows arrivals, lengths and turns, which no scheduler does, and it is slow: seconds an episode.
+
+    Args:
+        env: the environment, with `action="pick"`.
+        name: of the policy.
+        tails: numbers of the rules in `simulation.rules` that go on after an action; None: all of them.
+    """
+
+    privileged = True
+
+    def __init__(self, env: Any, name: str = "rollout", tails: tuple[int, ...] | None = None) -> None:
+        super().__init__(env, name, KVQueue)
+        if self._simulation.action_mode != "pick":
+            raise InvalidArgument(
+                f"policy {name!r} needs action='pick', not {self._simulation.action_mode!r}"
+            )
+        self._tails = tuple(range(len(self._simulation.rules))) if tails is None else tails
+        self._copies = self._simulation.allocate(self._simulation.action_space.n)
+        params = self._simulation.params
+        config = params.config.copy()
+        config["mode"], config["every"] = RULE, 1
+        self._rule = params._replace(config=config)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """The actions of all lanes, int64 [lanes]."""
+        lanes = self._env.lanes
+        allowed = lanes.buffers.mask if mask is None else mask
+        return np.array(
+            [
+                0 if lanes.buffers.ended[lane] else self._best(lane, np.flatnonzero(allowed[lane]))
+                for lane in range(len(obs))
+            ]
+        )
+
+    def _best(self, lane: int, actions: NDArray[np.int64]) -> int:
+        if len(actions) == 1:
+            return int(actions[0])
+        returns = np.max([self.returns(tail, lane, actions) for tail in self._tails], axis=0)
+        return int(actions[returns.argmax()])
+
+    def returns(self, tail: int, lane: int, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What is still to come when one of these actions is taken, and then what a rule says.
+
+        Args:
+            tail: number of the rule.
+            lane: of the environment.
+            actions: int64 [n], all of them allowed.
+
+        Returns:
+            Rewards to the end of the episode, float64 [n].
+        """
+        n = len(actions)
+        copy_lane(self._env.lanes.state, lane, self._copies, slice(n))
+        out = np.zeros(n)
+        play_out(
+            self._copies,
+            self._simulation.params,
+            self._rule,
+            np.array([float(tail)]),
+            actions[:, None].astype(np.float64),
+            out,
+        )
+        return out
