@@ -170,14 +170,14 @@ class Replay:
 
     @staticmethod
     def _band(console: Console, share: float, found: dict[str, tuple[float, float]]) -> None:
-        def pair(key: str) -> str:
-            return " to ".join(_shown(value, ".3g") for value in found[key])
+        def pair(key: str, form: str = ".3g") -> str:
+            return " to ".join(_shown(value, form) for value in found[key])
 
         console.print(
-            f"The requests come at {100 * share:.0f} % of the rate that saturates the engine, so small errors of a step decide how "
-            f"long they wait. With {1e3 * STEP_S:.1f} ms a step less and more: first token p50 {pair('ttft_p50_s')} s, p90 "
+            f"The requests come at {100 * share:.0f} % of the rate that saturates the engine in closed form; small errors of a step "
+            f"decide how long they wait. With {1e3 * STEP_S:.1f} ms a step less and more: first token p50 {pair('ttft_p50_s')} s, p90 "
             f"{pair('ttft_p90_s')} s; time per output token p50 {pair('tpot_p50_s')} s; end to end p50 {pair('e2e_p50_s')} s, "
-            f"p90 {pair('e2e_p90_s')} s; {pair('output_tokens_per_s')} output tokens/s."
+            f"p90 {pair('e2e_p90_s')} s; {pair('output_tokens_per_s', ',.0f')} output tokens/s."
         )
 
     def _reused(self, rows: workloads.Rows, replayed: Replayed) -> str:

@@ -18,8 +18,10 @@ from llmgym.workloads.arrivals import Rows
 STEP_S = 0.3e-3
 """What a step of the same engine differs by from one machine or start to another, s: the steps of vLLM 0.24 that decode, on the
 H100s and H200s that were measured (`docs/fidelity.md`)."""
-NEAR = 0.8
-"""Share of the saturated rate from which waiting outweighs service: a queue of one server is then five services long, M / M / 1."""
+NEAR = 2 / 3
+"""Share of the saturated rate in closed form from which a band is told: four fifths of what an engine sustains, where a queue of
+one server (M / M / 1) makes a request wait for four others. The closed form is a fifth above that: 16.7 for 14.0 requests a second
+in the queueing paper's experiment on an H100, 27 for 22.7 of the Azure conversations (`docs/fidelity.md`)."""
 
 
 def load(
