@@ -174,10 +174,10 @@ class Replay:
             return " to ".join(_shown(value, form) for value in found[key])
 
         console.print(
-            f"The requests come at {100 * share:.0f} % of the rate that saturates the engine in closed form; small errors of a step "
-            f"decide how long they wait. With {1e3 * STEP_S:.1f} ms a step less and more: first token p50 {pair('ttft_p50_s')} s, p90 "
-            f"{pair('ttft_p90_s')} s; time per output token p50 {pair('tpot_p50_s')} s; end to end p50 {pair('e2e_p50_s')} s, "
-            f"p90 {pair('e2e_p90_s')} s; {pair('output_tokens_per_s', ',.0f')} output tokens/s."
+            f"The requests come at {100 * share:.0f} % of the rate that saturates the engine in closed form; small errors of a "
+            f"step decide how long they wait. With {1e3 * STEP_S:.1f} ms a step less and more: first token p50 "
+            f"{pair('ttft_p50_s')} s, p90 {pair('ttft_p90_s')} s; time per output token p50 {pair('tpot_p50_s')} s; end to end p50 "
+            f"{pair('e2e_p50_s')} s, p90 {pair('e2e_p90_s')} s; {pair('output_tokens_per_s', ',.0f')} output tokens/s."
         )
 
     def _reused(self, rows: workloads.Rows, replayed: Replayed) -> str:
