@@ -154,7 +154,7 @@ def picture(path: Path, groups: Mapping[str, Sequence[tuple[float, float]]]) -> 
     axes.plot(ends, ends, color="#888888", linewidth=0.8)
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
     for i, (name, pairs) in enumerate(groups.items()):
-        small = len(pairs) > 100
+        small = len(pairs) > 200
         measured, predicted = zip(*pairs, strict=True)
         axes.scatter(
             measured,
