@@ -71,6 +71,14 @@ RECIPES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
         {"small": "thrifty:margin=12,dense=0,worth=0.8", "real": "thrifty:margin=0,dense=1,worth=0"},
         {"gamma": 1.0},
     ),
+    "llmgym/KVQueue-v1": (
+        {
+            "azure-conv-tight": "pick-area:aging=0.05",
+            "tiers": "pick-area:aging=0.02,lead_s=3",
+            "sessions": "pick-area:aging=2,cached_s=3",
+        },
+        {"gamma": 1.0, "gae_lambda": 0.98, "rollout_steps": 128},
+    ),
 }
 """Of each environment: the rule to imitate by scenario, and what differs from `COMMON`."""
 LANES = 512

@@ -3,7 +3,9 @@
 from typing import Any
 
 from llmgym.baselines.kv.queue import RuleFactory
+from llmgym.baselines.kv.queue_pick import NUMBERS, PickArea
 from llmgym.baselines.kv.queue_rollout import RolloutPolicy
+from llmgym.baselines.rule import Factory
 from llmgym.serving.rules import OF_ENGINES
 
 NAMES = ("vllm", "area-watermark", "mc-sf", "smallest-area", *OF_ENGINES)
@@ -21,8 +23,18 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "edf": tuple(f"edf:watermark={w},victim={v}" for w in WATERMARKS[:3] for v in VICTIMS),
     "priority-aging": tuple(f"priority-aging:lead_s={s}" for s in LEAD_S),
     "least-computed": tuple(f"least-computed:watermark={w}" for w in WATERMARKS),
+    "pick-area": tuple(
+        f"pick-area:aging={a},lead_s={s},cached_s={c}"
+        for a in (0.0, 0.02, 0.05, 0.1, 2.0)
+        for s in (0.0, 1.0, 3.0)
+        for c in (0.0, 3.0)
+    ),
     "longest-prefix": tuple(f"longest-prefix:watermark={w}" for w in WATERMARKS),
 }
 """The values over which each rule is tuned before it is compared (`llmgym.evaluation.tune`)."""
 
-BASELINES: dict[str, Any] = {name: RuleFactory(name) for name in NAMES} | {"rollout": RolloutPolicy}
+BASELINES: dict[str, Any] = {
+    **{name: RuleFactory(name) for name in NAMES},
+    "pick-area": Factory("pick-area", PickArea, NUMBERS),
+    "rollout": RolloutPolicy,
+}
