@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,10 +91,11 @@ TRIAL_UPDATES = 8
 """Updates after which the speed is known."""
 
 
-def config_of(env_id: str, scenario: str, device: str) -> PPOConfig:
-    """The hyperparameters of an environment."""
+def config_of(env_id: str, scenario: str, device: str, changes: Sequence[str]) -> PPOConfig:
+    """The hyperparameters of an environment; `changes` are numbers that replace some, `name=value`."""
     teachers, differing = RECIPES[env_id]
-    return replace(COMMON, teacher=teachers[scenario], device=device, **differing)
+    numbers = {name: float(value) for name, _, value in (one.partition("=") for one in changes)}
+    return replace(COMMON, **{"teacher": teachers[scenario], "device": device, **differing, **numbers})
 
 
 def steps_a_second(curve: Path) -> float:
@@ -104,7 +106,16 @@ def steps_a_second(curve: Path) -> float:
     return len(later) / sum(1.0 / speed for speed in later)
 
 
-def train(env_id: str, scenario: str, seed: int, device: str, minutes: float, steps: int, out: Path) -> None:
+def train(
+    env_id: str,
+    scenario: str,
+    seed: int,
+    device: str,
+    minutes: float,
+    steps: int,
+    out: Path,
+    changes: Sequence[str],
+) -> None:
     """Train one policy and leave its checkpoint in `out`.
 
     Args:
@@ -115,8 +126,9 @@ def train(env_id: str, scenario: str, seed: int, device: str, minutes: float, st
         minutes: time of the training after the trial; counts where `steps` is 0.
         steps: environment steps; 0: as many as fit into `minutes`.
         out: folder of all policies.
+        changes: of the hyperparameters, see `config_of`.
     """
-    config = config_of(env_id, scenario, device)
+    config = config_of(env_id, scenario, device, changes)
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(
             env_id, Path(folder) / "run", {"scenario": scenario}, seed=seed, lanes=LANES, config=config,
@@ -180,18 +192,21 @@ def main() -> None:
     parser.add_argument("--device", action="append", help="devices of torch, taken in turn")
     parser.add_argument("--minutes", type=float, default=8.0, help="time of a training")
     parser.add_argument("--steps", type=int, default=0, help="steps of a training, instead of its time")
+    parser.add_argument(
+        "--set", nargs="*", default=[], help="numbers of the recipe to replace, such as gamma=0.998"
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     jobs = list(itertools.product(args.envs or RECIPES, args.scenarios, args.seeds))
     devices = args.device or ["cpu"]
     if len(jobs) == 1:
-        train(*jobs[0], devices[0], args.minutes, args.steps, args.out)
+        train(*jobs[0], devices[0], args.minutes, args.steps, args.out, args.set)
         return
     running = []
     for (env_id, scenario, seed), device in zip(jobs, itertools.cycle(devices)):
         words = [
             env_id, "--scenarios", scenario, "--seeds", str(seed), "--device", device,
-            "--minutes", str(args.minutes), "--steps", str(args.steps), "--out", str(args.out),
+            "--minutes", str(args.minutes), "--steps", str(args.steps), "--out", str(args.out), "--set", *args.set,
         ]  # fmt: skip
         running.append(subprocess.Popen([sys.executable, __file__, *words]))
     if any([process.wait() for process in running]):
