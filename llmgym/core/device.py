@@ -115,9 +115,11 @@ class Card:
 
         return entry
 
-    def stream(self) -> int:
-        """The stream that torch uses now."""
-        return int(self._torch.cuda.current_stream(self.device).cuda_stream)
+    def launch(self, entry: Any, *arguments: int) -> None:
+        """Hand an entry to torch's current stream of this device, whatever device is current."""
+        cuda = self._torch.cuda
+        with cuda.device(self.device):
+            entry.launch(cuda.current_stream(self.device).cuda_stream, *arguments)
 
     def beside(self, call: Callable[[], None]) -> Callable[[], None]:
         """Let the device do something beside what the current stream does from now on.
@@ -218,7 +220,7 @@ class DeviceLanes:
     def _call(self, thread: str, most: int, mode: int = 0, turn: int = 0) -> None:
         if thread not in self._made:
             self._made[thread] = self._entries(thread)
-        self._made[thread].launch(self.card.stream(), most, mode, self._limit, turn % TURNS, self.count)
+        self.card.launch(self._made[thread], most, mode, self._limit, turn % TURNS, self.count)
 
     def compile(self) -> None:
         """Compile all that a step needs, or load it from disk, without playing. Raises `KernelError`."""
