@@ -20,7 +20,7 @@ from gymnasium.vector import AutoresetMode
 from llmgym.core import lanes as core
 from llmgym.core.checks import choice, whole
 from llmgym.core.device import Card, DeviceLanes
-from llmgym.core.env import LaneVectorEnv
+from llmgym.core.env import LaneVectorEnv, autoreset_mode_of, check_render_mode
 from llmgym.errors import InvalidArgument, ResetNeeded
 
 
@@ -64,9 +64,12 @@ class DeviceVectorEnv(LaneVectorEnv):
         if max_episode_steps is not None:
             whole("max_episode_steps", max_episode_steps)
         card = self._card(device, exact)
-        self._describe(num_envs, autoreset_mode, copy, render_mode, kwargs)
-        self.device = card.device
+        self.simulation = self.simulation_class(**kwargs)
+        check_render_mode(self.simulation, render_mode)
+        self.num_envs, self.device = int(num_envs), card.device
+        self.autoreset_mode = autoreset_mode_of(autoreset_mode)
         self.lanes: Any = DeviceLanes(self.simulation, self.num_envs, card, max_episode_steps)
+        self._describe(copy, render_mode)
         self._torch = self.lanes._torch
         self._columns = self.lanes.buffers.metrics.unbind(1)
         self._every = self._torch.ones(self.num_envs, dtype=self._torch.bool, device=self.device)

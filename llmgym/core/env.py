@@ -32,7 +32,8 @@ _MODES = {
 }
 
 
-def _check_render_mode(simulation: Simulation, render_mode: str | None) -> None:
+def check_render_mode(simulation: Simulation, render_mode: str | None) -> None:
+    """Raise `InvalidArgument` for a render mode that a simulation does not have."""
     if render_mode is not None and render_mode not in simulation.render_modes:
         allowed = ", ".join(map(repr, simulation.render_modes))
         raise InvalidArgument(f"render_mode={render_mode!r} is not available; allowed: None, {allowed}")
@@ -97,7 +98,7 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self.simulation = self.simulation_class(**kwargs)
-        _check_render_mode(self.simulation, render_mode)
+        check_render_mode(self.simulation, render_mode)
         self.render_mode = render_mode
         self.lanes = make_lanes(self.simulation, 1)
         self.observation_space = self.simulation.layout.box()  # type: ignore[assignment]
@@ -232,22 +233,15 @@ class LaneVectorEnv(VectorEnv[NDArray[np.float32], NDArray[Any], NDArray[Any]]):
         threads = min(whole("threads", threads, 1, MOST_THREADS), num_envs)
         if max_episode_steps is not None:
             whole("max_episode_steps", max_episode_steps)
-        self._describe(num_envs, autoreset_mode, copy, render_mode, kwargs)
-        self.lanes = make_lanes(self.simulation, self.num_envs, threads, max_episode_steps)
-
-    def _describe(
-        self,
-        num_envs: int,
-        autoreset_mode: AutoresetMode | str,
-        copy: bool,
-        render_mode: str | None,
-        kwargs: dict[str, Any],
-    ) -> None:
-        """Make the simulation, and say what a vector environment of it is."""
         self.simulation = self.simulation_class(**kwargs)
-        _check_render_mode(self.simulation, render_mode)
+        check_render_mode(self.simulation, render_mode)
         self.num_envs = int(num_envs)
-        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.autoreset_mode = autoreset_mode_of(autoreset_mode)
+        self.lanes = make_lanes(self.simulation, self.num_envs, threads, max_episode_steps)
+        self._describe(copy, render_mode)
+
+    def _describe(self, copy: bool, render_mode: str | None) -> None:
+        """Say what a vector environment of this simulation with these lanes is."""
         self.metadata = {
             "render_modes": list(self.simulation.render_modes),
             "render_fps": self.simulation.render_fps,
@@ -470,7 +464,8 @@ def vector_env(env: type[LaneEnv]) -> type[LaneVectorEnv]:
     return type(name, (LaneVectorEnv,), home)
 
 
-def _autoreset_mode(value: AutoresetMode | str) -> AutoresetMode:
+def autoreset_mode_of(value: AutoresetMode | str) -> AutoresetMode:
+    """gymnasium's autoreset mode by itself, its name or its value. Raises `InvalidArgument`."""
     if isinstance(value, AutoresetMode):
         return value
     for mode in AutoresetMode:
