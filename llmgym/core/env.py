@@ -465,7 +465,7 @@ def vector_env(env: type[LaneEnv]) -> type[LaneVectorEnv]:
 
 
 def autoreset_mode_of(value: AutoresetMode | str) -> AutoresetMode:
-    """gymnasium's autoreset mode by itself, its name or its value. Raises `InvalidArgument`."""
+    """An autoreset mode by itself, its name or its value. Raises `InvalidArgument`."""
     if isinstance(value, AutoresetMode):
         return value
     for mode in AutoresetMode:
