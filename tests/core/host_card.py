@@ -1,5 +1,6 @@
 """A device for tests on a machine without one: its memory is the machine's, and its threads run one after the other."""
 
+import functools
 from typing import Any
 
 import numba
@@ -54,45 +55,49 @@ class HostCard:
     def entries(self, simulation: Any, arrays: Any, frame: Any, which: Any) -> Any:
         state, *others = numba.typeof(arrays).types
         kind = types.Tuple((tiles.seen(state, [*which]), *others))
-
-        @intrinsic
-        def unpack(typing: Any, numbers: Any) -> Any:
-            def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                data = context.make_array(numbers)(context, builder, arguments[0]).data
-                return put_together(
-                    context, builder, kind, lambda at: builder.load(cgutils.gep_inbounds(builder, data, at))
-                )
-
-            return kind(numbers), build
-
-        @intrinsic
-        def here(typing: Any, state: Any, lane: Any) -> Any:
-            def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-                parts = cgutils, populate_array
-                return tiles.shifted(context, builder, state, *arguments, [*which], parts)
-
-            return state(state, types.int64), build
-
         rows = {"observe_lane": observing(simulation), "metrics_lane": measuring(simulation)}
-        functions = threads_of(simulation.kernels._replace(**rows), claim, here)
+        kernels = simulation.kernels._replace(**rows)
 
-        def entry(name: str) -> Any:
-            thread = kernel(inline=True)(getattr(functions, name))
+        class Launcher:
+            def __init__(self, name: str) -> None:
+                self._loop = looping(kernels, name, kind, tuple(which))
 
-            @kernel(announce=f"{type(simulation).__name__} ({name})")
-            def loop(frame: Any, mode: int, limit: int, turn: int, count: int) -> None:
-                for i in range(count):
-                    thread(unpack(frame), i, mode, limit, turn)
+            def launch(self, stream: int, most: int, mode: int, limit: int, turn: int, count: int) -> None:
+                self._loop(frame, mode, limit, turn, count)
 
-            class Launcher:
-                def launch(
-                    self, stream: int, most: int, mode: int, limit: int, turn: int, count: int
-                ) -> None:
-                    loop(frame, mode, limit, turn, count)
+        return Launcher
 
-            return Launcher()
 
-        return entry
+@functools.cache
+def looping(kernels: Any, name: str, kind: Any, which: tuple[bool, ...]) -> Any:
+    """A compiled loop over what the threads of a device would do at once."""
+
+    @intrinsic
+    def unpack(typing: Any, numbers: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            data = context.make_array(numbers)(context, builder, arguments[0]).data
+            return put_together(
+                context, builder, kind, lambda at: builder.load(cgutils.gep_inbounds(builder, data, at))
+            )
+
+        return kind(numbers), build
+
+    @intrinsic
+    def here(typing: Any, state: Any, lane: Any) -> Any:
+        def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            parts = cgutils, populate_array
+            return tiles.shifted(context, builder, state, *arguments, [*which], parts)
+
+        return state(state, types.int64), build
+
+    thread = kernel(inline=True)(getattr(threads_of(kernels, claim, here), name))
+
+    @kernel(announce=name)
+    def loop(frame: Any, mode: int, limit: int, turn: int, count: int) -> None:
+        for i in range(count):
+            thread(unpack(frame), i, mode, limit, turn)
+
+    return loop
 
 
 def make_on_host(
