@@ -62,7 +62,8 @@ REGISTERS = {"step": 128}
 """What a thread may have, where that is less: KVQueue then steps 1.4 times as fast on an H200 (benchmarks/gpu_tune.py). The calls
 that work through lists run few threads, and gain nothing."""
 register_model(tiles.Spread)(RecordModel)
-lower_cast(types.Record, tiles.Spread)(tiles.cast_to_spread)
+lower_cast(types.Record, tiles.Spread)(tiles.cast)
+lower_cast(tiles.Spread, types.Record)(tiles.cast)
 cuda_target.target_context.pack_value = tiles.storing(cuda_target.target_context, cgutils)
 _PACKAGES = ("numba-cuda", "cuda-bindings", "nvidia-nvvm", "nvidia-cuda-nvcc", "nvidia-nvjitlink")
 

@@ -37,6 +37,10 @@ class Spread(types.Record):  # type: ignore[misc, name-defined]
         """A plain record of the same fields can be stored as this one."""
         return Conversion.safe if other == self.plain else None
 
+    def can_convert_to(self, typingctx: Any, other: Any) -> Any:
+        """This can be stored as a plain record of the same fields."""
+        return Conversion.safe if other == self.plain else None
+
 
 def padded(item: Any) -> int:
     """Bytes of an item of an array in a tile, as one lane has it."""
@@ -118,7 +122,7 @@ def shifted(
 
 
 def storing(context: Any, cgutils: Any) -> Callable[..., None]:
-    """A `pack_value` of numba's target that knows how to store a whole record in a tile, field by field.
+    """A `pack_value` of numba's target that knows how to store a whole record into a tile or out of one, field by field.
 
     Args:
         context: the target.
@@ -127,10 +131,10 @@ def storing(context: Any, cgutils: Any) -> Callable[..., None]:
     original = context.pack_value
 
     def pack_value(builder: Any, kind: Any, value: Any, pointer: Any, align: Any = None) -> None:
-        if not isinstance(kind, Spread):
+        source = _cast.pop(id(value), (None, kind))[1]
+        if not isinstance(kind, Spread) and not isinstance(source, Spread):
             original(builder, kind, value, pointer, align)
             return
-        source = _plain.pop(id(value), (None, kind))[1]
         there = builder.bitcast(pointer, context.get_value_type(kind))
         for name, field in kind.fields.items():
             item = context.get_data_type(field.type)
@@ -140,14 +144,12 @@ def storing(context: Any, cgutils: Any) -> Callable[..., None]:
     return pack_value
 
 
-_plain: dict[int, tuple[Any, Any]] = {}
-"""Values of the type of a record in a tile that point to a plain one, with its type: between the cast and the store."""
+_cast: dict[int, tuple[Any, Any]] = {}
+"""Pointers to a record that bear the type of another layout, with their own: between the cast and the store."""
 
 
-def cast_to_spread(context: Any, builder: Any, kind: Any, to: Any, value: Any) -> Any:
-    """A plain record on its way into a tile; `storing` reads it as what it is."""
-    cast = builder.bitcast(value, context.get_value_type(to))
-    if cast is value:
-        return value
-    _plain[id(cast)] = (cast, kind)
-    return cast
+def cast(context: Any, builder: Any, kind: Any, to: Any, value: Any) -> Any:
+    """A record on its way into a tile or out of one; `storing` reads it as what it is."""
+    there = builder.bitcast(value, context.get_value_type(to))
+    _cast[id(there)] = (there, kind)
+    return there

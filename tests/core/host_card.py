@@ -29,7 +29,8 @@ def claim(counts: Any, turn: int) -> int:
 
 
 numba.extending.register_model(tiles.Spread)(RecordModel)
-numba.extending.lower_cast(types.Record, tiles.Spread)(tiles.cast_to_spread)
+numba.extending.lower_cast(types.Record, tiles.Spread)(tiles.cast)
+numba.extending.lower_cast(tiles.Spread, types.Record)(tiles.cast)
 cpu_target.target_context.pack_value = tiles.storing(cpu_target.target_context, cgutils)
 
 

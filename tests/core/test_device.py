@@ -4,7 +4,7 @@ What a GPU computes is compared in `tests/envs/test_on_gpu.py`, where there is o
 """
 
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -12,11 +12,13 @@ import pytest
 
 import llmgym
 from benchmarks.throughput import legal_action
+from llmgym.core.env import LaneVectorEnv
+from llmgym.core.jit import kernel
 from llmgym.core.memory import arrays_of
 from llmgym.envs.kv.queue.env import KVQueueVectorEnv
 from llmgym.envs.memory.place.env import MemPlaceVectorEnv
 from llmgym.errors import EnvironmentClosed, InvalidAction, InvalidArgument, MissingExtra, ResetNeeded
-from tests.toy import ToyVectorEnv
+from tests.toy import LANE, Toy, ToyVectorEnv, step_lane
 
 torch = pytest.importorskip("torch")
 from tests.core.host_card import make_on_host  # noqa: E402
@@ -93,6 +95,48 @@ def test_states_in_tiles_play_the_same(vector_class: Any, lanes: int, kwargs: An
         for name in mine.dtype.names or ():
             assert np.array_equal(mine[lanes - 1][name], theirs[0][name], equal_nan=True), name
     assert there.lanes._tiled.count(True) > 0
+
+
+class Kept(NamedTuple):
+    lane: Any
+    spare: Any
+    blank: Any
+
+
+BLANK = np.zeros(1, LANE)
+
+
+@kernel
+def keep_and_step(state: Any, params: Any, lane: int, action: Any) -> tuple[float, bool, bool, float]:
+    """A step that first takes the record of its lane elsewhere, empties it and takes it back."""
+    state.spare[2 * lane + 1] = state.lane[lane]
+    state.blank[lane, 1] = state.lane[lane]
+    state.lane[lane] = BLANK[0]
+    if state.blank[lane, 1].step % 2 == 0:
+        state.lane[lane] = state.spare[2 * lane + 1]
+    else:
+        state.lane[lane] = state.blank[lane, 1]
+    return step_lane(state, params, lane, action)
+
+
+class KeepingToy(Toy):
+    """A queue with arrays of three kinds: in tiles, in tiles with two axes, and not in tiles."""
+
+    kernels = Toy.kernels._replace(step_lane=keep_and_step)
+
+    def allocate(self, lanes: int) -> Any:
+        return Kept(np.zeros(lanes, LANE), np.zeros(2 * lanes, LANE), np.zeros((lanes, 3), LANE))
+
+
+class KeepingVectorEnv(LaneVectorEnv):
+    simulation_class = KeepingToy
+
+
+@pytest.mark.parametrize("in_tiles", [False, True])
+def test_whole_records_go_into_tiles_and_out_of_them(in_tiles: bool) -> None:
+    here, there = both(ToyVectorEnv, 37)[0], make_on_host(KeepingVectorEnv, 37, in_tiles=in_tiles)
+    assert there.lanes._tiled == [in_tiles, False, in_tiles]
+    assert play(here, there, 90) > 37
 
 
 def test_a_limit_of_steps() -> None:
