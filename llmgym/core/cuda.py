@@ -223,6 +223,14 @@ class Compiler:
         path = self._path(thread, kind, registers)
         found = _kept(path)
         if found is None:
+            if not os.environ.get("LLMGYM_QUIET"):
+                kept = "in every process" if path is None else f"once; the result is kept in {path.parent}"
+                home, gpu = self._kernels.step_lane.__module__, "sm_{}{}".format(*self._options["cc"])
+                print(
+                    f"llmgym: compiling {thread} of {home} for {gpu} ({kept}) ...",
+                    file=sys.stderr,
+                    flush=True,
+                )
             try:
                 if (thread, kind) not in self._made:
                     one = getattr(self._threads, thread)

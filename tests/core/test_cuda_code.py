@@ -32,13 +32,18 @@ def compiler(exact: bool = False, **kernels: Any) -> Any:
     return cuda.Compiler(toy.Toy.kernels._replace(**kernels), None, None, SM_90, exact, [True])
 
 
-def test_all_that_a_thread_does_becomes_machine_code_and_is_kept(folder: Path) -> None:
+def test_all_that_a_thread_does_becomes_machine_code_and_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("LLMGYM_QUIET", raising=False)
     arrays = one_lane(toy.Toy())
     for name in ("step", "finish", "begin", "measure"):
         code = compiler().code(name, arrays)
         assert code.image.startswith(b"\x7fELF") and 8 <= code.registers <= 255 and code.spill_bytes == 0
         assert code.name.encode() in code.image
     assert len(list(folder.iterdir())) == 4
+    told = capsys.readouterr().err
+    assert "llmgym: compiling step of tests.toy for sm_90 (once; the result is kept in" in told
 
 
 def test_what_is_on_disk_is_used_unless_it_is_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
