@@ -78,20 +78,17 @@ def _list_candidates(state: State, params: Params, lane: int) -> None:
         if episode.short == 0 and fits_whole(state, params, lane, number):
             allowed[k] = 1
             episode.choices += 1
-    i = episode.residents - 1
     for k in range(slots, slots + config.running):
-        candidate[k], allowed[k] = NOBODY, 0
-        while i >= 0 and state.resident[lane, i].gone == 1:
-            i -= 1
+        # also those that have completed and are held: nobody who plans ahead can tell them from the others
+        i = episode.residents - 1 - (k - slots)
+        candidate[k], allowed[k] = max(i, NOBODY), 0
         if i < 0:
             continue
-        candidate[k] = i
         if episode.short == 1:
             allowed[k] = 1
             episode.choices += 1
         elif config.prefix == 1 and state.resident[lane, i].forget == 0:
             allowed[k] = 1
-        i -= 1
 
 
 @kernel(inline=True)
