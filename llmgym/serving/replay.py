@@ -44,7 +44,7 @@ from llmgym.serving.loop import (
 )
 from llmgym.serving.prefix import allocate
 from llmgym.serving.requests import FIRST_TOKENS, derived_limits, time_per_token
-from llmgym.serving.rules import Rule, pack, resolve
+from llmgym.serving.rules import Rule, check_prefixes, pack, resolve
 from llmgym.serving.settings import HELD, OVERFLOWS, SCHEDULINGS, SYNC, EngineSettings, cache_in_blocks
 from llmgym.serving.state import Prefixes, Request, Resident, no_prefixes
 from llmgym.serving.targets import Target, check_targets, objective_records
@@ -252,11 +252,9 @@ def _check_prefixes(rows: Rows, rule: Rule, overflow: str) -> None:
         raise InvalidArgument(
             "prefix_caching=True: the rows have no session, so that no request begins as another does"
         )
-    if overflow != "recompute" or rule.clears or rule.batch != "as-admitted":
-        raise InvalidArgument(
-            f"prefix_caching=True needs overflow='recompute' and a rule that does not clear and runs batches as admitted, not "
-            f"overflow={overflow!r} and rule={rule.name!r}"
-        )
+    if overflow != "recompute":
+        raise InvalidArgument(f"prefix_caching=True needs overflow='recompute', not overflow={overflow!r}")
+    check_prefixes([rule])
 
 
 def _prefixes(

@@ -228,6 +228,17 @@ def resolve(rules: Sequence[str | Rule]) -> tuple[Rule, ...]:
     return tuple(resolved)
 
 
+def check_prefixes(rules: Sequence[Rule]) -> None:
+    """Raises `InvalidArgument` if a rule clears the cache or divides the batch anew: cached prefixes know of neither, as blocks are
+    handed out when a batch is planned.
+    """
+    for rule in rules:
+        if rule.clears or rule.batch != "as-admitted":
+            raise InvalidArgument(
+                f"prefix_caching=True needs a rule that does not clear and runs batches as admitted, not rule={rule.name!r}"
+            )
+
+
 class Packed(NamedTuple):
     """Rules as compiled code reads them.
 

@@ -647,8 +647,8 @@ def test_the_last_token_of_a_prompt_is_always_computed():
     ("changes", "said"),
     [
         ({"session": None}, "prefix_caching=True: the rows have no session"),
-        ({"rule": "vllm-prefill-only"}, "as admitted, not overflow='recompute' and rule='vllm-prefill-only'"),
-        ({"rule": "alpha-clearing"}, "and rule='alpha-clearing'"),
+        ({"rule": "vllm-prefill-only"}, "as admitted, not rule='vllm-prefill-only'"),
+        ({"rule": "alpha-clearing"}, "not rule='alpha-clearing'"),
         ({"overflow": "pause", "block": 1}, "prefix_caching=True needs overflow='recompute'"),
         ({"kv_capacity": 15}, "kv_capacity=15: less than one block of 16 tokens"),
         ({"block": 24}, "block=24: expected a power of two"),

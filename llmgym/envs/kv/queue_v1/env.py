@@ -40,10 +40,11 @@ from llmgym.errors import InvalidArgument
 from llmgym.profiles.cost import NO_LAUNCHES
 from llmgym.profiles.cost_changes import without_launches
 from llmgym.serving.admission import SCRATCH_ROWS
+from llmgym.serving.capacity import with_class_budgets
 from llmgym.serving.prefix import allocate
 from llmgym.serving.requests import checksum_of
-from llmgym.serving.rules import Rule, pack, resolve
-from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, SYNC, check_overflow
+from llmgym.serving.rules import Rule, check_prefixes, pack, resolve
+from llmgym.serving.settings import OVERFLOWS, SCHEDULINGS, SYNC
 from llmgym.serving.state import Prefixes, Request, Resident, no_prefixes
 from llmgym.serving.targets import Target, objective_records
 from llmgym.workloads.conversations import most_keys
@@ -78,7 +79,10 @@ class KVQueue(v0.KVQueue):
     ) -> None:
         Simulation.__init__(self, invalid_action=invalid_action, invalid_cost=invalid_cost)
         chosen: Scenario = settled(scenario, SCENARIOS, settings, "KVQueue", ("about", "workload", "profile"))
-        check_overflow(chosen.overflow, chosen.block, chosen.scheduling)
+        if chosen.overflow != "recompute":
+            raise InvalidArgument(
+                f"overflow={chosen.overflow!r}: expected 'recompute'; version 0 has 'pause'"
+            )
         self.action_mode = choice("action", action, MODES)
         self.reward = chosen.reward
         self.lists = tuple(choice("lists", one, LISTS) for one in members("lists", lists, "orders"))
@@ -91,17 +95,13 @@ class KVQueue(v0.KVQueue):
             raise InvalidArgument(f"slots={slots!r}: expected a multiple of the {len(self.lists)} lists")
         if every > 1 and action != "rule":
             raise InvalidArgument(f"every={every!r}: more than 1 needs action='rule', not {action!r}")
-        if chosen.overflow != "recompute":
-            raise InvalidArgument(
-                f"overflow={chosen.overflow!r}: expected 'recompute'; version 0 has 'pause'"
-            )
         if rules is not None and action != "rule":
             raise InvalidArgument(f"rules={rules!r} needs action='rule', not {action!r}")
         self.workload = workloads.workload_of("workload", chosen.workload if workload is None else workload)
         self.profile = self._profile(chosen, chosen.profile if profile is None else profile)
         self._resolve(chosen)
         self.targets = self._targets(chosen)
-        self.rules = resolve(DEFAULT_RULES if rules is None else rules)
+        self.rules = self._resolved(rules)
         self.params = self._packed(every, slots, running)
         self.layout = _layout(slots, running)
         self.action_space: Discrete[Any] = Discrete(
@@ -127,6 +127,15 @@ class KVQueue(v0.KVQueue):
                 f"targets: {len(targets)} were given, and workload {self.workload.name!r} has {classes} classes"
             )
         return targets
+
+    def _resolved(self, rules: Sequence[str | Rule] | None) -> tuple[Rule, ...]:
+        chosen = self.scenario
+        resolved = resolve(DEFAULT_RULES if rules is None else rules)
+        if chosen.prefix_caching:
+            check_prefixes(resolved)
+        return tuple(
+            with_class_budgets(rule, self.workload, chosen.kv_capacity, chosen.chunk) for rule in resolved
+        )
 
     def _packed(self, every: int, slots: int, running: int) -> Params:
         chosen: Any = self.scenario
@@ -283,8 +292,8 @@ class KVQueueEnv(LaneEnv):
     ## Observation Space
     A flat float32 `Box`; `env.unwrapped.layout.markdown()` prints the table. First the state of the engine, as in version 0, then
     two tables of candidates: of the queue (the first ones of each of `lists`, a request that is in two lists only once), and
-    of the running batch (the youngest, vLLM's victims first). Row i of a table belongs to one action, so that one network can
-    score each candidate by its row.
+    of the running batch (the youngest, vLLM's victims first; with `async-held` also who has its last token and leaves next).
+    Row i of a table belongs to one action, so that one network can score each candidate by its row.
 
     ## Rewards
     - `"latency"`: minus the requests in the system, integrated over the step, over the number of requests, minus `late_cost` for
