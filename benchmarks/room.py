@@ -3,6 +3,7 @@
 python benchmarks/room.py SegmentedPrefill --scenarios small paper --set requests=24
 python benchmarks/room.py AttentionBudget --scenarios paper --set batches=128 --privileged rollout:loss=0.1,time=1,pace=2
 python benchmarks/room.py DistillProgramme
+python benchmarks/room.py KVQueue-v1 --scenarios tiers --worlds 16 --privileged rollout:tail=1
 
 Rules are tuned on worlds of their own, then all are played on the worlds of the comparison; the one with the best mean is the rule
 that a privileged one is compared with, world by world. A privileged rule knows the future or what is hidden, and tries every action
@@ -28,7 +29,7 @@ class Arguments:
     """What to measure.
 
     Attributes:
-        name: of the environment, without namespace and version; one that ships.
+        name: of the environment, without namespace; one that ships, of version 0 if none is given.
         scenarios: empty: all.
         privileged: baselines, with numbers or without; empty: all privileged ones.
         worlds: on which rules and privileged ones are compared.
@@ -50,7 +51,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Print the mean return of every rule, and what each privileged one gains over the best."""
-    env_id = f"llmgym/{arguments.name}-v0"
+    env_id = f"llmgym/{arguments.name}" + ("" if "-v" in arguments.name else "-v0")
     for scenario in arguments.scenarios or llmgym.spec(env_id).scenario_names():
         kwargs = {"scenario": scenario}
         kwargs |= {key: int(value) for key, _, value in (one.partition("=") for one in arguments.set)}

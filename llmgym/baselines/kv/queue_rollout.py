@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.baselines.rule import Rule
+from llmgym.core.checks import whole
 from llmgym.core.jit import kernel
 from llmgym.core.memory import copy_lane
 from llmgym.envs.kv.queue_v1.env import KVQueue
@@ -55,24 +56,24 @@ def play_out(
 class RolloutPolicy(Rule[KVQueue]):
     """`rollout`: the action after which a rule does best in the world as it will be.
 
-    At every decision each allowed action is tried in a copy of the lane, which goes on with a rule to the end of the episode; the
-    best of several rules counts. It knows arrivals, lengths and turns, which no scheduler does, and it is slow: seconds an episode.
+    At every decision each allowed action is tried in a copy of the lane, which goes on with a rule to the end of the episode. It
+    knows arrivals, lengths and turns, which no scheduler does, and it is slow: seconds an episode.
 
     Args:
         env: the environment, with `action="pick"`.
         name: of the policy.
-        tails: numbers of the rules in `simulation.rules` that go on after an action; None: all of them.
+        tail: number of the rule in `simulation.rules` that goes on after an action.
     """
 
     privileged = True
 
-    def __init__(self, env: Any, name: str = "rollout", tails: tuple[int, ...] | None = None) -> None:
+    def __init__(self, env: Any, name: str = "rollout", *, tail: int = 2) -> None:
         super().__init__(env, name, KVQueue)
         if self._simulation.action_mode != "pick":
             raise InvalidArgument(
                 f"policy {name!r} needs action='pick', not {self._simulation.action_mode!r}"
             )
-        self._tails = tuple(range(len(self._simulation.rules))) if tails is None else tails
+        self._tail = whole("tail", tail, 0, len(self._simulation.rules) - 1)
         self._copies = self._simulation.allocate(self._simulation.action_space.n)
         params = self._simulation.params
         config = params.config.copy()
@@ -93,14 +94,12 @@ class RolloutPolicy(Rule[KVQueue]):
     def _best(self, lane: int, actions: NDArray[np.int64]) -> int:
         if len(actions) == 1:
             return int(actions[0])
-        returns = np.max([self.returns(tail, lane, actions) for tail in self._tails], axis=0)
-        return int(actions[returns.argmax()])
+        return int(actions[self.returns(lane, actions).argmax()])
 
-    def returns(self, tail: int, lane: int, actions: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What is still to come when one of these actions is taken, and then what a rule says.
+    def returns(self, lane: int, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What is still to come when one of these actions is taken, and then what the rule says.
 
         Args:
-            tail: number of the rule.
             lane: of the environment.
             actions: int64 [n], all of them allowed.
 
@@ -114,7 +113,7 @@ class RolloutPolicy(Rule[KVQueue]):
             self._copies,
             self._simulation.params,
             self._rule,
-            np.array([float(tail)]),
+            np.array([float(self._tail)]),
             actions[:, None].astype(np.float64),
             out,
         )

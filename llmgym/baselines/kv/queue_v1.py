@@ -36,5 +36,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
 BASELINES: dict[str, Any] = {
     **{name: RuleFactory(name) for name in NAMES},
     "pick-area": Factory("pick-area", PickArea, NUMBERS),
-    "rollout": RolloutPolicy,
+    "rollout": Factory("rollout", RolloutPolicy, {"tail": int}),
 }
