@@ -5,6 +5,7 @@ python benchmarks/make_docs.py
 
 import csv
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import gymnasium
@@ -22,6 +23,7 @@ from llmgym.envs.attention.scenarios import SCENARIOS as ATTENTION
 from llmgym.envs.distill.scenarios import SCENARIOS as DISTILL
 from llmgym.envs.forage.scenarios import SCENARIOS as FORAGE
 from llmgym.envs.kv.queue.scenarios import SCENARIOS
+from llmgym.envs.kv.queue_v1.scenarios import SCENARIOS as QUEUE_V1
 from llmgym.envs.memory.pipe.scenarios import SCENARIOS as PIPE
 from llmgym.envs.memory.place.scenarios import SCENARIOS as PLACE
 from llmgym.envs.memory.place.view import short_time
@@ -93,17 +95,17 @@ def settings_tables() -> None:
             fill(page, "settings", settings.markdown(type(next(iter(known.values())))))
 
 
-def queue_scenarios() -> str:
+def queue_scenarios(env_id: str = "llmgym/KVQueue-v0", known: Iterable[str] = SCENARIOS) -> str:
     """The scenarios of KVQueue with what the closed forms say about them."""
     rows = [
         "| scenario | what | M, tokens | rate, req/s | predicted capacity, req/s | binds |",
         "|---|---|---|---|---|---|",
     ]
-    for name, scenario in SCENARIOS.items():
-        simulation = gymnasium.make("llmgym/KVQueue-v0", scenario=name).unwrapped.simulation
+    for name in known:
+        simulation = gymnasium.make(env_id, scenario=name).unwrapped.simulation
         found = simulation.predicted
         rows.append(
-            f"| `{name}` | {scenario.about} | {simulation.scenario.kv_capacity:,} | {simulation.scenario.rate_rps:.2f} "
+            f"| `{name}` | {simulation.scenario.about} | {simulation.scenario.kv_capacity:,} | {simulation.scenario.rate_rps:.2f} "
             f"| {found.rate_rps:.2f} | {found.binding} |"
         )
     return "\n".join(rows)
@@ -415,7 +417,7 @@ def environments() -> str:
     """The table of environments: id, decision, paper and rules of each, out of its `EnvSpec`."""
     rows = ["| id | decision | from | baselines |", "|---|---|---|---|"]
     for one in ENVIRONMENTS:
-        paper = re.sub(r"arXiv (\S+)", r"[arXiv \1](https://arxiv.org/abs/\1)", one.source)
+        paper = re.sub(r"arXiv ([\d.]+)", r"[arXiv \1](https://arxiv.org/abs/\1)", one.source)
         names = baselines.names(one.id)
         rules = ", ".join(f"`{name}`" for name in names[:MOST_RULES])
         if len(names) > MOST_RULES:
@@ -436,6 +438,7 @@ def main() -> None:
     for name, table in (
         ("forage", forage_scenarios),
         ("kv_queue", queue_scenarios),
+        ("kv_queue_v1", lambda: queue_scenarios("llmgym/KVQueue-v1", QUEUE_V1)),
         ("afd_ratio", ratio_scenarios),
         ("afd_refill", refill_scenarios),
         ("attention_budget", attention_scenarios),
