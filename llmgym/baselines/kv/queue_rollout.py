@@ -40,15 +40,18 @@ def play_out(
     """
     number = int(decision[0])
     for lane in range(actions.shape[0]):
-        total, terminated, truncated, _ = step_lane(state, pick, lane, actions[lane])
-        state.lane[lane].rule = number
-        follow(state, rule, lane, number)
-        if state.lane[lane].short == 1:
-            plan(state, rule, lane)
-        steps = 0
-        while not (terminated or truncated) and steps < MOST_DECISIONS:
-            reward, terminated, truncated, _ = step_lane(state, rule, lane, decision)
+        params, action = pick, actions[lane]
+        total, steps = 0.0, 0
+        terminated, truncated = False, False
+        while not (terminated or truncated) and steps <= MOST_DECISIONS:
+            reward, terminated, truncated, _ = step_lane(state, params, lane, action)
             total += reward
+            if steps == 0:
+                params, action = rule, decision
+                state.lane[lane].rule = number
+                follow(state, params, lane, number)
+                if state.lane[lane].short == 1:
+                    plan(state, params, lane)
             steps += 1
         out[lane] = total
 
@@ -78,6 +81,7 @@ class RolloutPolicy(Rule[KVQueue]):
         params = self._simulation.params
         config = params.config.copy()
         config["mode"], config["every"] = RULE, 1
+        config.setflags(write=False)  # as that of the environment: compiled code takes the one for the other
         self._rule = params._replace(config=config)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
