@@ -17,8 +17,12 @@ import pytest
 
 import llmgym
 
-NAMES = sorted((llmgym.spec(env_id).name for env_id in llmgym.env_ids()), key=len, reverse=True)
-FAMILIES = sorted({llmgym.spec(env_id).env.split(".")[2] for env_id in llmgym.env_ids()})
+_SPECS = [llmgym.spec(env_id) for env_id in llmgym.env_ids()]
+NAMES = sorted(
+    {name for one in _SPECS for name in (one.name, one.id.partition("/")[2])}, key=len, reverse=True
+)
+"""With and without the version: two versions of an environment are two."""
+FAMILIES = sorted({one.env.split(".")[2] for one in _SPECS})
 _spent: dict[str, float] = defaultdict(float)
 
 
@@ -26,8 +30,8 @@ def owner(node: str) -> str:
     """The environment that a test is about, or its family, or the folder of the test."""
     path, _, test = node.partition("::")
     for name in NAMES:
-        if re.search(rf"(?<![A-Za-z]){name}(?![a-z])", test):
-            return name
+        if re.search(rf"(?<![A-Za-z]){name}(?![a-z0-9])", test):
+            return name.removesuffix("-v0")
     parts = Path(path).parts[1:]
     words = re.split(r"[/_.]", "/".join(parts))
     for family in FAMILIES:
