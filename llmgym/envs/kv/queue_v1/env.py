@@ -317,8 +317,8 @@ class KVQueueEnv(LaneEnv):
     ```
 
     Args:
-        scenario: `azure-conv-tight`, `sessions`, `tiers` or a `Scenario`. Each of its settings (those of version 0, `targets`, `reward`,
-            `late_cost`, `prefix_caching`, `dense`, `host`) can be given as an argument of its own.
+        scenario: `azure-conv-tight`, `sessions`, `tiers` or a `Scenario`. Each of its settings (those of version 0, `targets`,
+            `reward`, `late_cost`, `prefix_caching`, `dense`, `host`) can be given as an argument of its own.
         action: what is decided, see above.
         rules: for `action="rule"`: names of rules (`"area-aging:aging=0.1,victim=largest"` changes numbers and victim) or `Rule`s.
         every: batches that a decision lasts, for `rule`.
