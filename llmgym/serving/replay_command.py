@@ -1,5 +1,6 @@
 """`llmgym replay`: how long users wait when an engine serves a trace."""
 
+import csv
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,17 @@ from llmgym.serving.replay import Replayed, latency_figures, replay
 from llmgym.serving.sensitivity import NEAR, STEP_S, band, load
 from llmgym.serving.targets import Target, attained, check_targets
 from llmgym.workloads.workload import INFORMATION
+
+ENGINE = (
+    "scheduling",
+    "prefix_caching",
+    "host_tokens",
+    "chunk_alone",
+    "block",
+    "overflow",
+    "first_token",
+)
+"""Arguments of `replay` that an engine is made with, beside those that the closed form knows."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,14 @@ class Replay:
     """Tokens of a batch."""
     chunk: int | None = None
     """Longest chunk of one prompt in a batch, tokens (vLLM's long_prefill_token_threshold); the budget if left out."""
+    chunk_alone: bool = True
+    """Whether that also binds a request that is alone on its rank: so in vLLM 0.24, not from 0.31 on."""
+    block: int = 16
+    """Tokens of a block of the cache, a power of two."""
+    overflow: str = "recompute"
+    """What happens when the next batch does not fit into the cache: recompute or pause."""
+    first_token: str = "with-prefill"
+    """When the first output token appears: next-batch, with-prefill or stored."""
     seats: int = 256
     """Requests that run at once on a rank."""
     scheduling: str = "async"
@@ -61,12 +81,14 @@ class Replay:
     seed: int = 0
     """Of what is drawn from a workload, and of the errors of noisy predictions."""
     targets: tuple[str, ...] = ()
-    """TTFT,TPOT[,WEIGHT] in seconds for each class of requests, such as 0.5,0.05 10,inf,0.2; classes are a column of the trace,
-    request_class."""
+    """TTFT,TPOT[,WEIGHT[,E2E]] in seconds for each class of requests, such as 0.5,0.05 10,inf,0.2; classes are a column of the
+    trace, request_class."""
     way: str = "none"
     """How much later a client has its tokens: none, in-process, streaming (it reads every token), or seconds."""
     out: Path | None = None
     """CSV file for the times of each request."""
+    steps: Path | None = None
+    """CSV file for every step of every rank: when it began, requests and tokens in it, preemptions, blocks in use."""
 
     def run(self, console: Console) -> None:
         """Print what was found, and write it if asked to.
@@ -75,8 +97,9 @@ class Replay:
             LlmgymError: a name, file or number that does not do, a request that can never fit into the cache, or no request that
                 finishes.
         """
-        if self.out is not None:
-            check_writable(self.out)
+        for name, path in (("out", self.out), ("steps", self.steps)):
+            if path is not None:
+                _check_writable(name, path)
         whole("requests", self.requests)
         whole("seed", self.seed, 0, 2**63)
         if self.information is not None:
@@ -89,12 +112,11 @@ class Replay:
         engine: dict[str, Any] = {
             name: getattr(self, name) for name in ("kv_capacity", "budget", "chunk", "seats", "ranks")
         }
-        others: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ("scheduling", "prefix_caching", "host_tokens", "rule", "clients")
-        } | {"targets": targets}
+        others: dict[str, Any] = {name: getattr(self, name) for name in (*ENGINE, "rule", "clients")} | {
+            "targets": targets
+        }
         others["way"] = _way(self.way)
-        replayed = replay(rows, profile, **engine, **others)
+        replayed = replay(rows, profile, **engine, **others, log=self.steps is not None)
         if replayed.unfinished == len(rows):
             raise NoProgress(
                 f"none of {len(rows)} requests finishes: what is in the engine cannot be run by rule={self.rule!r} in batches of "
@@ -113,6 +135,9 @@ class Replay:
         if self.out is not None:
             self._write(self.out, rows, replayed)
             console.print(f"Written: {self.out}")
+        if self.steps is not None:
+            _write_steps(self.steps, replayed)
+            console.print(f"Written: {self.steps}")
 
     def _rows(self) -> workloads.Rows:
         """The requests, with what the rule is told of their outputs."""
@@ -130,6 +155,8 @@ class Replay:
         drawn = workload.sample(np.random.default_rng(self.seed), most, information=information)
         more = ("session", "request_class", "turn", "think_s") if known is not None else ()
         told = {name: getattr(known, name) for name in more}
+        if len(workload.classes) > 1:
+            told["request_class"] = drawn.request_class
         if workload.conversations is not None:
             told = {name: getattr(drawn, name) for name in ("session", "turn", "think_s")}
         return workloads.Rows(
@@ -205,7 +232,7 @@ class Replay:
         try:
             np.savetxt(out, np.column_stack(columns), form, ",", header=header, comments="")
         except OSError as error:
-            raise InvalidArgument(f"out={str(out)!r}: cannot be written ({error.strerror})") from None
+            raise InvalidArgument(f"{name}={str(out)!r}: cannot be written ({error.strerror})") from None
 
 
 def _way(text: str) -> str | float:
@@ -213,6 +240,16 @@ def _way(text: str) -> str | float:
         return float(text)
     except ValueError:
         return text
+
+
+def _write_steps(path: Path, replayed: Replayed) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("time_s", "rank", "requests", "tokens", "preempted", "blocks"))
+        for step in replayed.steps:
+            tokens = sum(tokens for _, tokens in step.run)
+            row = (step.rank, len(step.run), tokens, len(step.preempted), step.blocks)
+            writer.writerow((f"{step.time_s:.6f}", *row))
 
 
 def _target(text: str) -> Target:
@@ -227,7 +264,7 @@ def _target(text: str) -> Target:
     return Target(*numbers)
 
 
-def check_writable(out: Path) -> None:
+def _check_writable(name: str, out: Path) -> None:
     """Raises `InvalidArgument` if a file cannot be written: no such folder, a folder of that name, or no right to."""
     reason = None
     if out.is_dir():
@@ -237,9 +274,9 @@ def check_writable(out: Path) -> None:
     elif not os.access(out if out.exists() else out.parent, os.W_OK):
         reason = "permission denied"
     if reason is not None:
-        raise InvalidArgument(f"out={str(out)!r}: cannot be written, {reason}")
+        raise InvalidArgument(f"{name}={str(out)!r}: cannot be written, {reason}")
     if not out.exists():
-        output_folder("out", out.parent)  # where access is granted, and writing is not
+        output_folder(name, out.parent)  # where access is granted, and writing is not
 
 
 def _shown(value: float, form: str) -> str:

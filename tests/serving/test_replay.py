@@ -663,3 +663,39 @@ def test_prefixes_that_cannot_be_cached_are_told(changes, said):
 def test_a_session_is_a_number_from_0_on():
     with pytest.raises(InvalidArgument, match="session: must be whole numbers from 0"):
         Rows([0.0], [1], [1], session=[-1])
+
+
+def test_the_command_writes_every_step(tmp_path):
+    """The steps of the command are those of `replay(log=True)`; a folder that does not exist is told with the name of the option."""
+    path = tmp_path / "steps.csv"
+    words = [
+        "replay",
+        "uniform-tiny",
+        "--profile",
+        LAWS,
+        "--requests",
+        "20",
+        "--kv-capacity",
+        "640",
+        "--block",
+        "8",
+    ]
+    assert main([*words, "--steps", str(path)]) == 0
+    lines = path.read_text().splitlines()
+    assert lines[0] == "time_s,rank,requests,tokens,preempted,blocks"
+    columns = np.loadtxt(lines[1:], delimiter=",")
+    rows = workloads.load("uniform-tiny").sample(np.random.default_rng(0), 20, information="none")
+    found = replay(
+        Rows(rows.arrival_s, rows.prompt_tokens, rows.output_tokens),
+        profiles.load(LAWS),
+        kv_capacity=640,
+        block=8,
+        log=True,
+    )
+    assert columns[:, 3].tolist() == [sum(tokens for _, tokens in step.run) for step in found.steps]
+    assert columns[:, 5].tolist() == [step.blocks for step in found.steps]
+
+
+def test_the_command_names_the_file_that_cannot_be_written(capsys):
+    assert main(["replay", "uniform-tiny", "--steps", "/no/such/folder/steps.csv"]) == 2
+    assert "steps='/no/such/folder/steps.csv': cannot be written" in capsys.readouterr().err
