@@ -232,7 +232,7 @@ class Replay:
         try:
             np.savetxt(out, np.column_stack(columns), form, ",", header=header, comments="")
         except OSError as error:
-            raise InvalidArgument(f"{name}={str(out)!r}: cannot be written ({error.strerror})") from None
+            raise InvalidArgument(f"out={str(out)!r}: cannot be written ({error.strerror})") from None
 
 
 def _way(text: str) -> str | float:

@@ -666,7 +666,7 @@ def test_a_session_is_a_number_from_0_on():
 
 
 def test_the_command_writes_every_step(tmp_path):
-    """The steps of the command are those of `replay(log=True)`; a folder that does not exist is told with the name of the option."""
+    """The steps of the command are those of `replay(log=True)`."""
     path = tmp_path / "steps.csv"
     words = [
         "replay",

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 import llmgym
 from llmgym import profiles, workloads
+from llmgym.core.memory import copy_lane
 from llmgym.envs.kv.queue_v1.cases import CASES
 from llmgym.envs.kv.queue_v1.env import KVQueue
 from llmgym.envs.kv.queue_v1.state import NOBODY
 from llmgym.errors import InvalidAction, InvalidArgument, UnknownName
+from llmgym.serving.engine import follow, plan
 from llmgym.serving.overflow import VICTIMS
 from llmgym.serving.replay import replay
 from llmgym.serving.state import NO_KEY
@@ -525,17 +527,37 @@ def test_rollout_does_at_least_as_well_as_the_rule_it_goes_on_with() -> None:
     assert policy.privileged and np.mean(won) > 0.0
 
 
-def test_rollout_chooses_what_the_rules_say_of_copies() -> None:
-    """What it says is to come after an action is what comes when the action is taken, and then the rule decides."""
-    env = gymnasium.make(ID, **{**CASES["pick"], **FEW})
+def test_rollout_knows_what_comes_after_an_action() -> None:
+    """What it says of an action is what the environment gives for it, and then for the rule in a copy of the state."""
+    env, rule = gymnasium.make(ID, **{**CASES["pick"], **FEW}), make("rule", **FEW)
     policy: Any = llmgym.baselines.make("rollout", env)
+    rng, taken, compared = np.random.default_rng(0), [], 0
     _, info = env.reset(seed=0)
-    actions = np.flatnonzero(info["action_mask"])
-    told = policy.returns(0, 0, actions)
-    rule = make("rule", **FEW, rules=("vllm",))
-    # the only thing to do is to admit the one that is there, as the rule does
-    assert actions.tolist() == [1]
-    assert told[0] == pytest.approx(play(rule, by_rule, 0)[0])
+    while compared < 30:
+        allowed = np.flatnonzero(info["action_mask"])
+        if len(allowed) > 2 and rng.random() < 0.2:
+            tail = int(rng.integers(4))
+            for action, told in zip(allowed, policy.returns(tail, 0, allowed), strict=True):
+                other = make("pick", **FEW)
+                other.reset(seed=0)
+                for before in taken:
+                    other.step(before)
+                _, total, terminated, truncated, _ = other.step(int(action))
+                rule.reset(seed=0)
+                state, params = rule.lanes.state, rule.simulation.params
+                copy_lane(other.lanes.state, 0, state)
+                state.lane[0]["rule"] = tail
+                follow(state, params, 0, tail)
+                if state.lane[0]["short"]:
+                    plan(state, params, 0)
+                while not (terminated or truncated):
+                    _, reward, terminated, truncated, _ = rule.step(tail)
+                    total += reward
+                assert told == pytest.approx(total, abs=1e-9)
+                compared += 1
+        taken.append(int(rng.choice(allowed)))
+        _, _, terminated, truncated, info = env.step(taken[-1])
+        assert not (terminated or truncated)
 
 
 def test_rollout_needs_choices() -> None:
