@@ -85,7 +85,7 @@ RECIPES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 LANES = 512
 VALIDATION_SEED, VALIDATION_EPISODES = 30_000, 200
 """Worlds of the first look at a policy; those of `benchmarks/comparisons.py` begin at 10,000."""
-CURVE_ROWS = 40
+CURVE_ROWS = 20
 """Rows of the learning curve that a shipped policy keeps."""
 TRIAL_UPDATES = 8
 """Updates after which the speed is known."""

@@ -133,7 +133,6 @@ def begin(request: Request, longest: int) -> None:
     request.kept = 0
     request.hosted = 0
     request.area = 0
-    request.ticket = -1
     request.ttft_s = -1.0
     request.e2e_s = -1.0
 

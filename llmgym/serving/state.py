@@ -34,7 +34,7 @@ class Request(Record):
     first_key: int = int32("Key of its first block, where prefixes are cached; see `llmgym.serving.prefix`.")
     session: int = int32("Number of its session, where conversations run.")
     follower: int = int32("Number of the next turn of its conversation; 0 if there is none.")
-    ticket: int = int32("Its place in the order of arrival, where conversations run; -1 before.", blank=-1)
+    ticket: int = int32("Its place in the order of arrival, where conversations run; there -1 before.")
     think_s: float = float64("Time from the last token of the turn before it to its arrival, seconds.")
     ttft_s: float = float32(
         "Time from arrival to the first output token, seconds; -1 until then.", blank=-1.0

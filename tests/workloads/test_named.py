@@ -92,7 +92,7 @@ def test_gaps_within_five_minutes_are_as_bursty_as_in_the_trace(name, cv):
 
 
 def test_every_name_loads_and_says_where_it_comes_from():
-    assert set(names()) == {*TRACES, *PAPER, "uniform-mixed", "conversations"}
+    assert set(names()) == {*TRACES, *PAPER, "uniform-mixed", "conversations", "chat-and-batch"}
     for name in names():
         w = load(name)
         assert w.name == name and w.description and w.source
