@@ -2,11 +2,22 @@
 
 import numpy as np
 
-from llmgym.profiles.cost import NEVER_TOKENS, TABLES, Launches, StepCost, frozen
+from llmgym.profiles.cost import NEVER_TOKENS, NO_LAUNCHES, TABLES, Launches, StepCost, frozen
 
 
-def without_launches(cost: StepCost) -> tuple[StepCost, Launches]:
-    """A cost whose steps take their device and host time alone, and the launches that it had."""
+def launches_ahead(cost: StepCost, ahead: bool) -> tuple[StepCost, Launches]:
+    """Take the launches out of a cost that an engine counts from the plan of a step on.
+
+    Args:
+        cost: of a step.
+        ahead: whether steps are planned while others run; else launches stay in the cost.
+
+    Returns:
+        The cost whose steps take their device and host time alone, and the launches; both as they were where the cost has none of
+        this kind.
+    """
+    if not (ahead and cost.head["launch_ahead"][0]):
+        return cost, NO_LAUNCHES
     head = cost.head.copy()
     found = Launches(
         int(head["launch_above"][0]),

@@ -83,10 +83,7 @@ def admit_by_rule(
         alone = engine.residents == 0
         request = state.request[lane, number]
         kept = request.kept
-        prompt = request.prompt + kept
-        more = in_blocks(config, prompt)
-        if config.prefix == 1:
-            more += engine.revived - engine.found
+        more = _whole_prompt(state, params, lane, number)
         need = 0
         if fits and rule.check == CLASS_BUDGET:
             request_class = request.request_class
@@ -151,11 +148,18 @@ def fits_whole(state: EngineState, params: EngineParams, lane: int, number: int)
         return False
     if engine.residents == 0:
         return True
+    return engine.used + engine.growth + _whole_prompt(state, params, lane, number) <= config.kv_capacity
+
+
+@kernel(inline=True)
+def _whole_prompt(state: EngineState, params: EngineParams, lane: int, number: int) -> int:
+    """Tokens of the blocks that the whole prompt of the request takes that `fits_now` looked at last."""
+    config = params.config[0]
     request = state.request[lane, number]
     more = in_blocks(config, request.prompt + request.kept)
     if config.prefix == 1:
-        more += engine.revived - engine.found
-    return engine.used + engine.growth + more <= config.kv_capacity
+        more += state.lane[lane].revived - state.lane[lane].found
+    return more
 
 
 @kernel(inline=True)

@@ -343,6 +343,25 @@ def batch_time_s(state: EngineState, params: EngineParams, lane: int) -> float:
 
 
 @kernel(inline=True)
+def launching_s(state: EngineState, params: EngineParams, lane: int) -> float:
+    """What the host takes, from the plan on, to launch the batch that `batch_time_s` looked at.
+
+    Args:
+        state: the arrays of the engines.
+        params: what the engines share.
+        lane: number of the engine.
+
+    Returns:
+        Seconds; 0 where it is one CUDA graph.
+    """
+    engine = state.lane[lane]
+    config = params.config[0]
+    if engine.batch_prefill + engine.batch_decodes > config.launch_above:
+        return config.launch_s
+    return config.floor_s if engine.batch_prefill > 0 else 0.0
+
+
+@kernel(inline=True)
 def end_batch(state: EngineState, params: EngineParams, lane: int, seconds: float) -> None:
     """End the batch that `batch_time_s` looked at.
 

@@ -12,7 +12,16 @@ from llmgym.core.records import Record, Records, Records2, float64, int32, int64
 from llmgym.profiles.cost import StepCost, cooler_s
 from llmgym.serving import conversations
 from llmgym.serving.admission import admit_by_rule, compose
-from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, plan, release, start
+from llmgym.serving.engine import (
+    batch_time_s,
+    empty,
+    end_batch,
+    held_up_s,
+    launching_s,
+    plan,
+    release,
+    start,
+)
 from llmgym.serving.residents import wait
 from llmgym.serving.state import CompiledRule, Engine, Limits, Objective, Order, Prefixes, Request, Resident
 
@@ -33,9 +42,6 @@ class Config(Limits):
     clients: int = int32("Requests kept in flight on each rank; 0 if they arrive by themselves.")
     idle_s: float = float64("Time after which an engine that is held up plans again, seconds.")
     way_s: float = float64("A client has its tokens so much later, seconds.")
-    launch_above: int = int64("Steps of more tokens are launched kernel by kernel.")
-    launch_s: float = float64("What the host takes for that from the plan on, seconds.")
-    floor_s: float = float64("The same of steps with a prompt and no more tokens, seconds.")
 
 
 class Loop(Record):
@@ -157,12 +163,7 @@ def _warm(state: State, params: Params, loop: Loop, rank: int) -> None:
 def _launch(state: State, params: Params, loop: Loop, rank: int) -> None:
     """Let the planned step of a rank take as long as the host's launches, which began when it was planned."""
     engine = state.lane[rank]
-    config = params.config[0]
-    launch_s = 0.0
-    if engine.batch_prefill + engine.batch_decodes > config.launch_above:
-        launch_s = config.launch_s
-    elif engine.batch_prefill > 0:
-        launch_s = config.floor_s
+    launch_s = launching_s(state, params, rank)
     if launch_s > 0.0:
         launched_s = loop.seen_s + launch_s
         engine.batch_s = max(engine.batch_s, launched_s - loop.clock_s)

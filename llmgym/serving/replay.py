@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from llmgym.core.checks import choice, number, whole
 from llmgym.core.jit import kernel
 from llmgym.errors import InvalidArgument, NoProgress
-from llmgym.profiles.cost import NO_LAUNCHES
-from llmgym.profiles.cost_changes import slower, without_launches
+from llmgym.profiles.cost_changes import launches_ahead, slower
 from llmgym.profiles.profile import Profile
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import saturation, with_class_budgets
@@ -396,11 +395,10 @@ def replay(
         prefixes=prefix_caching,
     )
     way_s = way_seconds(way)
-    cost, launches = profile.step_cost(), NO_LAUNCHES
+    cost = profile.step_cost()
     if number("slower_s", slower_s, low=-LONGEST_S, high=LONGEST_S):
         cost = slower(cost, slower_s)
-    if SCHEDULINGS[scheduling] != SYNC and cost.head["launch_ahead"][0]:
-        cost, launches = without_launches(cost)
+    cost, launches = launches_ahead(cost, SCHEDULINGS[scheduling] != SYNC)
     config = Config.pack(
         settings,
         kv_capacity=capacity,
@@ -410,9 +408,6 @@ def replay(
         ahead=int(SCHEDULINGS[scheduling] != SYNC),
         clients=clients or 0,
         way_s=way_s,
-        launch_above=launches.above_tokens,
-        launch_s=launches.launch_s,
-        floor_s=launches.floor_s,
         idle_s=batch_s,
         **derived_limits(
             longest,
@@ -423,6 +418,7 @@ def replay(
             conversations,
             host_tokens,
             profile.copy_s_per_token() if host_tokens > 0 else (0.0, 0.0),
+            launches,
         ),
     )
     seats = min(seats, most)

@@ -5,6 +5,7 @@ from typing import Any
 
 from llmgym.core.jit import kernel
 from llmgym.core.records import Records
+from llmgym.profiles.cost import NO_LAUNCHES, Launches
 from llmgym.serving.state import Limits, Request
 
 FIRST_TOKENS = {"next-batch": (0, 0), "with-prefill": (1, 0), "stored": (1, 1)}
@@ -25,6 +26,7 @@ def derived_limits(
     conversations: bool = False,
     host_tokens: int = 0,
     copy_s: tuple[float, float] = (0.0, 0.0),
+    launches: Launches = NO_LAUNCHES,
 ) -> dict[str, Any]:
     """The fields of `Limits` that follow from other settings.
 
@@ -37,6 +39,7 @@ def derived_limits(
         conversations: whether turns arrive after the turn before them.
         host_tokens: cache that the host's memory holds, tokens; 0: nothing is copied.
         copy_s: time to copy a token of the cache to the host, and back, s.
+        launches: what the host takes to launch a step in pieces, counted from its plan on.
     """
     first, first_stored = FIRST_TOKENS[first_token]
     return {
@@ -49,6 +52,9 @@ def derived_limits(
         "host_tokens": host_tokens,
         "to_host_s": copy_s[0],
         "to_device_s": copy_s[1],
+        "launch_above": launches.above_tokens,
+        "launch_s": launches.launch_s,
+        "floor_s": launches.floor_s,
         "per_chunk": 1.0 / chunk,
     }
 

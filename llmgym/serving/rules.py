@@ -181,7 +181,7 @@ OF_ENGINES: dict[str, Rule] = {
         Rule("area-aging", order="aging", check="whole-prompt", watermark=0.02),
         # Earliest deadline first (Liu and Layland, J. ACM 20, 1973), the deadline being that of the first token.
         Rule("edf", order="deadline", check="whole-prompt"),
-        # Classes in turn, each some seconds ahead of the next: delay-dependent priorities with equal slopes (Jackson, 1960).
+        # Classes in turn, each some seconds ahead of the next: dynamic priorities (Jackson, Nav. Res. Logist. Q. 7, 1960).
         Rule("priority-aging", order="priority-aging", check="whole-prompt"),
         # Whoever has computed least is preempted, since least is lost.
         Rule("least-computed", check="whole-prompt", victim="least-computed"),

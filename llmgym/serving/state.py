@@ -64,6 +64,9 @@ class Limits(Record):
     to_device_s: float = float64("Time to copy it back, seconds.")
     alone: int = int32("1 if a request that is alone in the engine may take the whole budget for its chunk.")
     per_chunk: float = float64("Reciprocal of `chunk`, 1/tokens.")
+    launch_above: int = int64("Steps of more tokens are launched kernel by kernel.")
+    launch_s: float = float64("What the host takes for that from the plan of a step on, seconds.")
+    floor_s: float = float64("The same of steps with a prompt and no more tokens, seconds.")
     default_output: int = int32("Stands in for a prediction where there is none, tokens.")
 
 

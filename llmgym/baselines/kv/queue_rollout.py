@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.rule import Rule
+from llmgym.baselines.clairvoyant import TriesEveryAction
 from llmgym.core.checks import whole
 from llmgym.core.jit import kernel
 from llmgym.core.memory import copy_lane
@@ -56,7 +56,7 @@ def play_out(
         out[lane] = total
 
 
-class RolloutPolicy(Rule[KVQueue]):
+class RolloutPolicy(TriesEveryAction[KVQueue]):
     """`rollout`: the action after which a rule does best in the world as it will be.
 
     At every decision each allowed action is tried in a copy of the lane, which goes on with a rule to the end of the episode. It
@@ -67,8 +67,6 @@ class RolloutPolicy(Rule[KVQueue]):
         name: of the policy.
         tail: number of the rule in `simulation.rules` that goes on after an action.
     """
-
-    privileged = True
 
     def __init__(self, env: Any, name: str = "rollout", *, tail: int = 2) -> None:
         super().__init__(env, name, KVQueue)
@@ -84,23 +82,7 @@ class RolloutPolicy(Rule[KVQueue]):
         config.setflags(write=False)  # as that of the environment: compiled code takes the one for the other
         self._rule = params._replace(config=config)
 
-    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """The actions of all lanes, int64 [lanes]."""
-        lanes = self._env.lanes
-        allowed = lanes.buffers.mask if mask is None else mask
-        return np.array(
-            [
-                0 if lanes.buffers.ended[lane] else self._best(lane, np.flatnonzero(allowed[lane]))
-                for lane in range(len(obs))
-            ]
-        )
-
-    def _best(self, lane: int, actions: NDArray[np.int64]) -> int:
-        if len(actions) == 1:
-            return int(actions[0])
-        return int(actions[self.returns(lane, actions).argmax()])
-
-    def returns(self, lane: int, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+    def worth(self, lane: int, actions: NDArray[np.int64]) -> NDArray[np.float64]:
         """What is still to come when one of these actions is taken, and then what the rule says.
 
         Args:

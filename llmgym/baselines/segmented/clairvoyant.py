@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.baselines.rule import Rule
+from llmgym.baselines.clairvoyant import TriesEveryAction
 from llmgym.baselines.segmented.rules import ServerRule
 from llmgym.baselines.segmented.triage import TriagePolicy
 from llmgym.core.lanes import HOLD, Lanes
@@ -17,7 +17,7 @@ MOST_STEPS = 5000
 """Steps after which a copy is stopped; a rule never needs as many."""
 
 
-class ClairvoyantPolicy(Rule[SegmentedPrefill]):
+class ClairvoyantPolicy(TriesEveryAction[SegmentedPrefill]):
     """`clairvoyant`: the action after which a rule does best in the world as it will be.
 
     At every decision each allowed action is tried in copies of the lane, which go on with one rule each to the end of the episode.
@@ -29,8 +29,6 @@ class ClairvoyantPolicy(Rule[SegmentedPrefill]):
         rules: names with numbers of what goes on after the action, of the baselines of this family; None: two that do well.
     """
 
-    privileged = True
-
     def __init__(
         self, env: Any, name: str = "clairvoyant", rules: Sequence[ServerRule] | None = None
     ) -> None:
@@ -40,23 +38,12 @@ class ClairvoyantPolicy(Rule[SegmentedPrefill]):
         self.rules = list(rules)
         self._copies = Lanes(self._simulation, self._simulation.rows)
 
-    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
-        """The actions of all lanes, int64 [lanes]."""
-        lanes = self._env.lanes
-        allowed = lanes.buffers.mask if mask is None else mask
-        return np.array(
-            [
-                0 if lanes.buffers.ended[lane] else self._best(lane, np.flatnonzero(allowed[lane]))
-                for lane in range(len(obs))
-            ]
+    def worth(self, lane: int, actions: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of the best of the rules; see `TriesEveryAction.worth`."""
+        worth: NDArray[np.float64] = np.max(
+            [self.returns(rule, lane, actions) for rule in self.rules], axis=0
         )
-
-    def _best(self, lane: int, actions: NDArray[np.int64]) -> int:
-        """The best of these actions for one lane."""
-        if len(actions) == 1:
-            return int(actions[0])
-        returns = np.max([self.returns(rule, lane, actions) for rule in self.rules], axis=0)
-        return int(actions[returns.argmax()])
+        return worth
 
     def returns(self, rule: ServerRule, lane: int, actions: NDArray[np.int64]) -> NDArray[np.float64]:
         """What is still to come when one of these actions is taken, and then what a rule says.

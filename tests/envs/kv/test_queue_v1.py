@@ -537,7 +537,7 @@ def test_rollout_knows_what_comes_after_an_action() -> None:
         allowed = np.flatnonzero(info["action_mask"])
         if len(allowed) > 2 and rng.random() < 0.2:
             tail = int(rng.integers(4))
-            for action, told in zip(allowed, policies[tail].returns(0, allowed), strict=True):
+            for action, told in zip(allowed, policies[tail].worth(0, allowed), strict=True):
                 other = make("pick", **FEW)
                 other.reset(seed=0)
                 for before in taken:

@@ -52,20 +52,13 @@ EMPTY = Episode.blank
 def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
     """Draw the requests of an episode and wait for the first of them."""
     state.lane[lane] = EMPTY[0]
-    begin_episode(state, params, lane, key)
+    _begin_episode(state, params, lane, key)
     _prepare(state, params, lane)
 
 
 @kernel(inline=True)
-def begin_episode(state: Any, params: Any, lane: int, key: np.uint64) -> None:
-    """Draw the requests of an episode, and let the first of them wait.
-
-    Args:
-        state: of KVQueue, any version; the record of the lane is blank.
-        params: the same.
-        lane: number of the engine.
-        key: of the world.
-    """
+def _begin_episode(state: State, params: Params, lane: int, key: np.uint64) -> None:
+    """Draw the requests of an episode, and let the first of them wait."""
     episode = state.lane[lane]
     config = params.config[0]
     start(state, params, lane, key)
@@ -108,22 +101,37 @@ def _arrive(state: State, params: Params, lane: int, dt: float) -> None:
 def _enqueue(state: State, params: Params, lane: int) -> int:
     """Queue every request that has been seen to arrive, with the time it has been in the system; returns its predicted area."""
     episode = state.lane[lane]
-    config = params.config[0]
     area = 0
     while episode.next < episode.requests and state.request[lane, episode.next].arrival_s <= episode.seen_s:
-        number = episode.next
-        episode.next += 1
-        request = state.request[lane, number]
-        if request.prompt >= config.longest:
-            episode.rejected += 1
-            continue
-        since = episode.clock_s - request.arrival_s
-        episode.in_system_s += since
-        episode.waiting_s += since
-        before = episode.waiting_area
-        wait(state, params, lane, number)
-        area += episode.waiting_area - before
+        area += enter(state, params, lane, episode.next)
     return area
+
+
+@kernel(inline=True)
+def enter(state: Any, params: Any, lane: int, number: int) -> int:
+    """Queue the request that has arrived next, with the time it has been in the system, or reject it.
+
+    Args:
+        state: of KVQueue, any version.
+        params: the same.
+        lane: number of the engine.
+        number: of the request.
+
+    Returns:
+        Its predicted area, tokens x batches; 0 of a rejected one.
+    """
+    episode = state.lane[lane]
+    request = state.request[lane, number]
+    episode.next += 1
+    if request.prompt >= params.config[0].longest:
+        episode.rejected += 1
+        return 0
+    since = episode.clock_s - request.arrival_s
+    episode.in_system_s += since
+    episode.waiting_s += since
+    before = episode.waiting_area
+    wait(state, params, lane, number)
+    return episode.waiting_area - before
 
 
 @kernel(inline=True)
@@ -177,7 +185,7 @@ def step_lane(
                 admit_by_rule(state, params, lane, rule, watermark)
             if params.rules[rule].batch != AS_ADMITTED:
                 compose(state, params, lane, params.rules[rule].batch)
-        run_once(state, params, lane)
+        _run_once(state, params, lane)
         _prepare(state, params, lane)
         terminated = episode.done + episode.rejected >= episode.requests
         if not terminated:
@@ -205,14 +213,8 @@ def step_lane(
 
 
 @kernel(inline=True)
-def run_once(state: Any, params: Any, lane: int) -> None:
-    """Run the planned batch, or wait where there is none to run, and see who has arrived since.
-
-    Args:
-        state: of KVQueue, any version.
-        params: the same.
-        lane: number of the engine.
-    """
+def _run_once(state: State, params: Params, lane: int) -> None:
+    """Run the planned batch, or wait where there is none to run, and see who has arrived since."""
     episode = state.lane[lane]
     config = params.config[0]
     population = episode.residents - episode.leaving + episode.waiting
@@ -222,14 +224,9 @@ def run_once(state: Any, params: Any, lane: int) -> None:
         following_s = (
             state.request[lane, episode.next].arrival_s if episode.next < episode.requests else math.inf
         )
-        dt = held_up_s(state, params, lane, following_s, config.idle_s)
-        episode.clock_s += dt
-        episode.seen_s = episode.clock_s
-        episode.stability -= dt * config.per_batch
+        dt = hold(state, params, lane, following_s)
     else:
-        episode.batch_estimate_s += BATCH_WEIGHT * (dt - episode.batch_estimate_s)
-        episode.stability += episode.batch_used * config.per_capacity - 1.0
-        episode.seen_s = episode.clock_s - dt if config.ahead == 1 else episode.clock_s
+        note(state, params, lane, dt)
     episode.in_system_s += population * dt
     episode.waiting_s += queued * dt
     _arrive(state, params, lane, dt)
@@ -241,6 +238,45 @@ def run_once(state: Any, params: Any, lane: int) -> None:
         )
         episode.seen_s = episode.clock_s
         _arrive(state, params, lane, episode.clock_s - since_s)
+
+
+@kernel(inline=True)
+def hold(state: Any, params: Any, lane: int, following_s: float) -> float:
+    """Let an engine that has no batch to run wait until it plans again.
+
+    Args:
+        state: of KVQueue, any version.
+        params: the same.
+        lane: number of the engine.
+        following_s: time of the next arrival, s.
+
+    Returns:
+        How long it waits, s.
+    """
+    episode = state.lane[lane]
+    config = params.config[0]
+    dt = held_up_s(state, params, lane, following_s, config.idle_s)
+    episode.clock_s += dt
+    episode.seen_s = episode.clock_s
+    episode.stability -= dt * config.per_batch
+    return dt
+
+
+@kernel(inline=True)
+def note(state: Any, params: Any, lane: int, dt: float) -> None:
+    """Note a batch that has run: its time, how full it was, and who can be seen by now.
+
+    Args:
+        state: of KVQueue, any version.
+        params: the same.
+        lane: number of the engine.
+        dt: what it took, s.
+    """
+    episode = state.lane[lane]
+    config = params.config[0]
+    episode.batch_estimate_s += BATCH_WEIGHT * (dt - episode.batch_estimate_s)
+    episode.stability += episode.batch_used * config.per_capacity - 1.0
+    episode.seen_s = episode.clock_s - dt if config.ahead == 1 else episode.clock_s
 
 
 @kernel

@@ -5,12 +5,11 @@ import math
 import numpy as np
 
 from llmgym.core.jit import kernel
-from llmgym.envs.kv.queue.kernels import BATCH_WEIGHT
+from llmgym.envs.kv.queue.kernels import enter, hold, note
 from llmgym.envs.kv.queue_v1.state import Params, State
 from llmgym.serving import conversations, prefix
-from llmgym.serving.engine import batch_time_s, empty, end_batch, held_up_s, start
+from llmgym.serving.engine import batch_time_s, empty, end_batch, launching_s, start
 from llmgym.serving.requests import begin, checksum_of
-from llmgym.serving.residents import wait
 from llmgym.workloads.turns import draw_turns
 
 
@@ -54,18 +53,7 @@ def _arrive(state: State, params: Params, lane: int, dt: float) -> None:
     config = params.config[0]
     area = 0
     while conversations.following_s(state, params, lane) <= episode.seen_s:
-        number = conversations.take(state, params, lane)
-        episode.next += 1
-        request = state.request[lane, number]
-        if request.prompt >= config.longest:
-            episode.rejected += 1
-            continue
-        since = episode.clock_s - request.arrival_s
-        episode.in_system_s += since
-        episode.waiting_s += since
-        before = episode.waiting_area
-        wait(state, params, lane, number)
-        area += episode.waiting_area - before
+        area += enter(state, params, lane, conversations.take(state, params, lane))
     if dt > 0.0:
         episode.area_rate += (area - dt * episode.area_rate) / (dt + config.window_s)
 
@@ -85,23 +73,13 @@ def run_once(state: State, params: Params, lane: int) -> None:
     queued = episode.waiting
     dt = batch_time_s(state, params, lane)
     if dt >= 0.0:
-        launch_s = 0.0
-        if episode.batch_prefill + episode.batch_decodes > config.launch_above:
-            launch_s = config.launch_s
-        elif episode.batch_prefill > 0:
-            launch_s = config.floor_s
         # the host began to launch the step when it planned it, while the one before ran
-        dt = max(dt, episode.seen_s + launch_s - episode.clock_s)
+        dt = max(dt, episode.seen_s + launching_s(state, params, lane) - episode.clock_s)
         end_batch(state, params, lane, dt)
     if dt <= 0.0:
-        dt = held_up_s(state, params, lane, conversations.following_s(state, params, lane), config.idle_s)
-        episode.clock_s += dt
-        episode.seen_s = episode.clock_s
-        episode.stability -= dt * config.per_batch
+        dt = hold(state, params, lane, conversations.following_s(state, params, lane))
     else:
-        episode.batch_estimate_s += BATCH_WEIGHT * (dt - episode.batch_estimate_s)
-        episode.stability += episode.batch_used * config.per_capacity - 1.0
-        episode.seen_s = episode.clock_s - dt if config.ahead == 1 else episode.clock_s
+        note(state, params, lane, dt)
     episode.in_system_s += population * dt
     episode.waiting_s += queued * dt
     _arrive(state, params, lane, dt)

@@ -37,8 +37,7 @@ from llmgym.envs.kv.queue_v1.state import (
     State,
 )
 from llmgym.errors import InvalidArgument
-from llmgym.profiles.cost import NO_LAUNCHES
-from llmgym.profiles.cost_changes import without_launches
+from llmgym.profiles.cost_changes import launches_ahead
 from llmgym.serving.admission import SCRATCH_ROWS
 from llmgym.serving.capacity import with_class_budgets
 from llmgym.serving.prefix import allocate
@@ -140,21 +139,22 @@ class KVQueue(v0.KVQueue):
     def _packed(self, every: int, slots: int, running: int) -> Params:
         chosen: Any = self.scenario
         classes = len(self.workload.classes)
-        cost, launches = self.profile.step_cost(), NO_LAUNCHES
-        if SCHEDULINGS[chosen.scheduling] != SYNC and cost.head["launch_ahead"][0]:
-            cost, launches = without_launches(cost)
+        ahead = SCHEDULINGS[chosen.scheduling] != SYNC
+        cost, launches = launches_ahead(self.profile.step_cost(), ahead)
         config = Config.pack(
             chosen,
-            launch_above=launches.above_tokens,
-            launch_s=launches.launch_s,
-            floor_s=launches.floor_s,
             reward=REWARDS[self.reward],
             drop_cost=0.0,
             lists=len(self.lists),
             running=running,
             per_class=1.0 / (classes - 1) if classes > 1 else 0.0,
             **self._of_engine(
-                MODES[self.action_mode], every, slots, prefix=chosen.prefix_caching, conversations=True
+                MODES[self.action_mode],
+                every,
+                slots,
+                prefix=chosen.prefix_caching,
+                conversations=True,
+                launches=launches,
             ),
         )
         packed = pack(

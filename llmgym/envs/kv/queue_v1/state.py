@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.core.records import Records, Records2, float64, int32, int64, metric, shown
+from llmgym.core.records import Records, Records2, float64, int32, metric, shown
 from llmgym.envs.kv.queue import state as v0
 from llmgym.profiles.cost import StepCost
 from llmgym.serving.state import CompiledRule, Objective, Order, Prefixes, Request, Resident
@@ -36,9 +36,6 @@ class Config(v0.Config):
 
     lists: int = int32("Orders of which the first waiting requests are candidates.")
     running: int = int32("Running requests that are candidates, the youngest ones.")
-    launch_above: int = int64("Steps of more tokens are launched kernel by kernel.")
-    launch_s: float = float64("What the host takes for that from the plan of a step on, seconds.")
-    floor_s: float = float64("The same of steps with a prompt and no more tokens, seconds.")
     late_cost: float = float64("Cost of a share of 1 of late answers, in units of the return.")
     per_class: float = float64("1 / (classes - 1), or 0.")
 
