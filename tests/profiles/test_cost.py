@@ -11,7 +11,7 @@ from llmgym import profiles
 from llmgym.errors import ProfileError, UnknownName
 from llmgym.profiles import cost as kernels
 from llmgym.profiles import laws
-from llmgym.profiles.cost_changes import slower, without_launches
+from llmgym.profiles.cost_changes import launches_ahead, slower
 
 # Those made of laws; what is measured has a test of its own, as it is not smooth.
 SHIPPED = [n for n in profiles.names() if not n.startswith("paper/") and not n.endswith("-measured")]
@@ -282,8 +282,10 @@ def test_a_step_with_a_prompt_takes_the_floor_or_longer() -> None:
     """Beside the launches; neither is there in the cost that a replay counts them apart from."""
     law = profiles.load("h100/llama-3.1-8b", dense="sustained", host="vllm-0.24-steps")
     knots, launch, floor = law.laws["host"]["vllm-0.24-steps"]
-    bare_cost, found = without_launches(law.step_cost())
+    bare_cost, found = launches_ahead(law.step_cost(), True)
     assert found == (512, 1e-3 * launch["base_ms"], 1e-3 * floor["base_ms"], True)
+    kept = law.step_cost()
+    assert launches_ahead(kept, False) == (kept, kernels.NO_LAUNCHES)
     step = kernels.step_time_s
     for prompt, decodes in ((0, 8), (0, 400), (64, 0), (500, 12), (513, 0), (505, 8), (600, 100), (8192, 0)):
         sequences = decodes + (prompt > 0)
