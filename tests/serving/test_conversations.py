@@ -287,7 +287,7 @@ def test_drawn_keys_fit_into_what_is_kept_for_them():
 @pytest.mark.data
 @pytest.mark.skipif(not DATA.is_file(), reason="LLMGYM_DATA names no folder with vllm_h100_sessions/")
 def test_a_measured_run_is_met_when_only_first_turns_are_given():
-    """Every later arrival is found by the replay. The first tokens come late: where they are long, by up to a quarter."""
+    """Every later arrival is found by the replay. The bar is 10 %; the first tokens miss it, and by how much is pinned here."""
     rows = workloads.load(str(DATA)).arrivals.rows
     table = np.genfromtxt(DATA, delimiter=",", names=True)
     law = profiles.load("h100/llama-3.1-8b", dense="sustained", host="vllm-0.24")
@@ -298,7 +298,14 @@ def test_a_measured_run_is_met_when_only_first_turns_are_given():
         table["arrival_s"], table["first_token_s"], table["last_token_s"], rows.output_tokens
     )
     figures = latency_figures(found.arrival_s, found.first_s, found.last_s, rows.output_tokens)
-    for name, within in {"e2e": 0.03, "tpot": 0.05, "ttft": 0.25}.items():
+    errors = {name: figures[name] / measured[name] - 1.0 for name in measured}
+    for name, within in {"e2e": 0.03, "tpot": 0.05}.items():
         for p in (50, 90, 99):
-            assert figures[f"{name}_p{p}_s"] == pytest.approx(measured[f"{name}_p{p}_s"], rel=within)
+            assert abs(errors[f"{name}_p{p}_s"]) <= within
+    missed = {
+        "ttft_p50_s": 0.119,
+        "ttft_p90_s": 0.151,
+        "ttft_p99_s": 0.227,
+    }  # why is not known: docs/engine.md
+    assert {name: errors[name] for name in missed} == pytest.approx(missed, abs=0.01)
     assert figures["makespan_s"] == pytest.approx(measured["makespan_s"], rel=0.01)
