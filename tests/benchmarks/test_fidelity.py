@@ -380,7 +380,7 @@ def test_predictions_are_those_that_are_compared_later(tmp_path):
     assert done.returncode == 0, done.stderr
     written = (tmp_path / "out" / "fidelity.md").read_text(encoding="utf-8")
     assert "stored before: 11 and 11 of 11 figures within 5 and 10 %" in written
-    assert "llmgym: 11 and 11 of 11 figures within 5 and 10 %." in written
+    assert "; llmgym: 11 and 11 of 11 figures within 5 and 10 %;" in written
     assert "critical rate" in written
     assert (tmp_path / "out" / "fidelity.png").is_file()
 
