@@ -214,6 +214,7 @@ def test_real_load_gains_from_planning() -> None:
     assert llmgym.baselines.names(ID)[0] == "static-uniform"
 
 
+@pytest.mark.slow
 def test_every_rule_that_switches_is_tuned() -> None:
     """How much a switch must gain depends on what it costs and on how far the forecast is off."""
     for name in baselines.names(ID):

@@ -129,6 +129,7 @@ def test_what_is_written_is_what_fidelity_reads(small):
     assert engine.arguments.load_format == "dummy" and engine.arguments.skip_tokenizer_init
 
 
+@pytest.mark.slow
 def test_every_step_of_a_logged_case_is_written(small):
     assert run(small, "--cases", "calibration") == 0
     assert run(small, "--steps") == 0

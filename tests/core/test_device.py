@@ -81,7 +81,9 @@ def test_records_and_params_of_an_environment_on_a_device(mode: str) -> None:
     [
         (ToyVectorEnv, 70, {}),
         (MemPlaceVectorEnv, 40, {}),
-        (KVQueueVectorEnv, 33, {"scenario": "tiny-overload", "requests": 12}),
+        pytest.param(
+            KVQueueVectorEnv, 33, {"scenario": "tiny-overload", "requests": 12}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_states_in_tiles_play_the_same(vector_class: Any, lanes: int, kwargs: Any) -> None:
