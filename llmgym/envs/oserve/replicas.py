@@ -20,7 +20,7 @@ from llmgym.envs.oserve.state import Params, Slot, State
 from llmgym.serving.requests import time_per_token
 
 
-@kernel
+@kernel(inline=True)
 def _push(at: NDArray[np.float64], ids: NDArray[np.int32], size: int, value: float, request: int) -> None:
     """Add a request to a heap of `size` entries, whose smallest value is the first."""
     i = size
@@ -33,7 +33,7 @@ def _push(at: NDArray[np.float64], ids: NDArray[np.int32], size: int, value: flo
     at[i], ids[i] = value, request
 
 
-@kernel
+@kernel(inline=True)
 def _pop(at: NDArray[np.float64], ids: NDArray[np.int32], size: int) -> None:
     """Take the first entry away from a heap of `size` entries."""
     value, request = at[size - 1], ids[size - 1]
@@ -51,7 +51,7 @@ def _pop(at: NDArray[np.float64], ids: NDArray[np.int32], size: int) -> None:
     at[i], ids[i] = value, request
 
 
-@kernel
+@kernel(inline=True)
 def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None:
     """Count a request that completes.
 
@@ -80,7 +80,7 @@ def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None
         episode.met += 1
 
 
-@kernel
+@kernel(inline=True)
 def _admit(state: State, params: Params, lane: int, k: int) -> None:
     """Let requests of replica k out of its line and into its batch, as long as the first one fits."""
     episode = state.lane[lane]
@@ -116,7 +116,7 @@ def _admit(state: State, params: Params, lane: int, k: int) -> None:
         episode.running += 1
 
 
-@kernel
+@kernel(inline=True)
 def _pass(params: Params, slot: Slot, seconds: float) -> None:
     """Let time pass in which the same requests run in a replica."""
     used = min(slot.load, 1.0)
@@ -126,7 +126,7 @@ def _pass(params: Params, slot: Slot, seconds: float) -> None:
     slot.work_s -= used * seconds
 
 
-@kernel
+@kernel(inline=True)
 def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> None:
     """Bring a replica up to a time.
 
@@ -172,7 +172,7 @@ def advance(state: State, params: Params, lane: int, k: int, to_s: float) -> Non
     slot.clock_s = to_s
 
 
-@kernel
+@kernel(inline=True)
 def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
     """Put a request at the end of a replica's line; the replica has been brought up to this time.
 
@@ -202,7 +202,7 @@ def enqueue(state: State, params: Params, lane: int, k: int, r: int) -> None:
         _admit(state, params, lane, k)
 
 
-@kernel
+@kernel(inline=True)
 def dequeue(state: State, params: Params, lane: int, k: int) -> int:
     """Take the first request out of a replica's line.
 
@@ -228,7 +228,7 @@ def dequeue(state: State, params: Params, lane: int, k: int) -> int:
     return int(r)
 
 
-@kernel
+@kernel(inline=True)
 def able(params: Params, slot: Slot, c: int) -> bool:
     """Whether there is a replica, and it can hold a request of a class.
 

@@ -151,7 +151,7 @@ def _given(state: State, params: Params, lane: int, j: int) -> None:
         share[k] /= total
 
 
-@kernel
+@kernel(inline=True)
 def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int:
     """The replica for a request.
 
@@ -204,7 +204,7 @@ def choose(state: State, params: Params, lane: int, r: int, now_s: float) -> int
     return -1
 
 
-@kernel
+@kernel(inline=True)
 def send(state: State, params: Params, lane: int, r: int, now_s: float) -> None:
     """Hand a request to a replica.
 
