@@ -9,7 +9,7 @@ from llmgym.core.jit import kernel
 from llmgym.envs.ppd.state import Config, Conversation, State
 
 
-@kernel
+@kernel(inline=True)
 def put(state: State, lane: int, n: int, e: int) -> None:
     """Put a cache entry that is not needed for now into the list of its node, as the most recently used one.
 
@@ -30,7 +30,7 @@ def put(state: State, lane: int, n: int, e: int) -> None:
     node.idle += entry.tokens
 
 
-@kernel
+@kernel(inline=True)
 def take(state: State, lane: int, n: int, e: int) -> int:
     """Take a cache entry out of the list of its node, if it is there.
 
@@ -60,7 +60,7 @@ def take(state: State, lane: int, n: int, e: int) -> int:
     return entry.tokens
 
 
-@kernel
+@kernel(inline=True)
 def keep(state: State, lane: int, n: int, tokens: int) -> None:
     """Throw out the least recently used entries of a node's list until at most so many tokens are left in it.
 

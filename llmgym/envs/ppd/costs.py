@@ -11,7 +11,7 @@ FULL_FACTOR, APPEND_FACTOR = 1.48, 1.02
 appends."""
 
 
-@kernel
+@kernel(inline=True)
 def prefill_s(config: Config, params: Params, tokens: int, before: int) -> float:
     """Time to prefill tokens of one conversation with nobody beside it.
 

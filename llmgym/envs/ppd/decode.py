@@ -69,7 +69,7 @@ def _preempt(state: State, lane: int, n: int) -> None:
     state.lane[lane].preemptions += 1
 
 
-@kernel
+@kernel(inline=True)
 def begin_step(state: State, params: Params, lane: int, n: int) -> None:
     """D puts its next batch together and runs it; with nothing to run it is idle.
 
@@ -145,7 +145,7 @@ def begin_step(state: State, params: Params, lane: int, n: int) -> None:
     node.steps += 1
 
 
-@kernel
+@kernel(inline=True)
 def end_step(state: State, params: Params, lane: int, n: int) -> None:
     """A step of D ends: who decodes has a token more, who has finished prefilling or receiving has the first one.
 
@@ -185,7 +185,7 @@ def end_step(state: State, params: Params, lane: int, n: int) -> None:
         _sweep(state, params, lane, n)
 
 
-@kernel
+@kernel(inline=True)
 def _excess(state: State, lane: int, n: int, c: int) -> float:
     """How far the TPOT of a decoding sequence is above what rewards compare it with so far, as a share of that."""
     conversation = state.conversation[lane, c]
@@ -196,7 +196,7 @@ def _excess(state: State, lane: int, n: int, c: int) -> float:
     return min(tpot_s / conversation.tpot_ref_s - 1.0, RATIO_LIMIT)
 
 
-@kernel
+@kernel(inline=True)
 def _charge_crowd(state: State, params: Params, lane: int, n: int) -> None:
     """Charge the later turns that complete now for how slowly the others of their batch decode."""
     episode = state.lane[lane]
@@ -212,7 +212,7 @@ def _charge_crowd(state: State, params: Params, lane: int, n: int) -> None:
             episode.crowd_loss += (crowd - _excess(state, lane, n, batch[i])) / max(node.decoding - 1, 1)
 
 
-@kernel
+@kernel(inline=True)
 def _sweep(state: State, params: Params, lane: int, n: int) -> None:
     """Take out of the batch who has completed or timed out."""
     config = params.config[0]

@@ -34,7 +34,7 @@ NOTHING, TIMER, ARRIVAL = -3, -2, -1
 """Events without a node: none is left; the earliest time of the heap; a conversation arrives."""
 
 
-@kernel
+@kernel(inline=True)
 def _begin_turn(state: State, params: Params, lane: int, c: int, since_s: float) -> None:
     """A turn comes: load it, and count it in the rate."""
     episode = state.lane[lane]
@@ -63,7 +63,7 @@ def _begin_turn(state: State, params: Params, lane: int, c: int, since_s: float)
         refer(state, params, lane, c)
 
 
-@kernel
+@kernel(inline=True)
 def send_on(state: State, params: Params, lane: int, c: int, route: int) -> None:
     """A request takes its route.
 
@@ -97,7 +97,7 @@ def send_on(state: State, params: Params, lane: int, c: int, route: int) -> None
     push(state, lane, c)
 
 
-@kernel
+@kernel(inline=True)
 def _let_in(state: State, params: Params, lane: int) -> None:
     """Conversations that have come are let in, as far as the limit allows; their first turn goes through P, or to their R."""
     episode = state.lane[lane]
@@ -116,7 +116,7 @@ def _let_in(state: State, params: Params, lane: int) -> None:
         send_on(state, params, lane, c, LOCAL if conversation.p < 0 else REMOTE)
 
 
-@kernel
+@kernel(inline=True)
 def _freest(state: State, lane: int, first: int, last: int) -> int:
     """The node with the fewest requests, the first of them where several have."""
     best, fewest = first, FAR
@@ -128,7 +128,7 @@ def _freest(state: State, lane: int, first: int, last: int) -> int:
     return best
 
 
-@kernel
+@kernel(inline=True)
 def _place(state: State, params: Params, lane: int, c: int) -> None:
     """Give a new conversation to the nodes with the fewest requests."""
     config = params.config[0]
@@ -139,7 +139,7 @@ def _place(state: State, params: Params, lane: int, c: int) -> None:
         conversation.p = -1
 
 
-@kernel
+@kernel(inline=True)
 def table_route(state: State, params: Params, lane: int, c: int, weight: int) -> int:
     """What the table says of a later turn, at the present rate.
 
@@ -163,7 +163,7 @@ def table_route(state: State, params: Params, lane: int, c: int, weight: int) ->
     return params.routes[weight, context, turn_type, rate]
 
 
-@kernel
+@kernel(inline=True)
 def advance(state: State, params: Params, lane: int, until_s: float, weight: int) -> int:
     """Let events happen up to a time.
 

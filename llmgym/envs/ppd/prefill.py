@@ -15,7 +15,7 @@ from llmgym.envs.ppd.state import MOVE, P_RUN, P_WAIT, Params, State, p_entry, t
 from llmgym.envs.ppd.turns import fail
 
 
-@kernel
+@kernel(inline=True)
 def arrive_at_p(state: State, params: Params, lane: int, c: int) -> None:
     """A request comes to its P node, which starts if it was idle.
 
@@ -38,7 +38,7 @@ def arrive_at_p(state: State, params: Params, lane: int, c: int) -> None:
         _serve_next(state, params, lane, conversation.p)
 
 
-@kernel
+@kernel(inline=True)
 def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
     """P begins the next prompt of its line; requests that have timed out are left out."""
     config = params.config[0]
@@ -68,7 +68,7 @@ def _serve_next(state: State, params: Params, lane: int, n: int) -> None:
         break
 
 
-@kernel
+@kernel(inline=True)
 def finish_prompt(state: State, params: Params, lane: int, n: int) -> None:
     """P has a prompt done: its KV goes to D, and the next one begins; or P waits for room in D's buffer.
 
@@ -98,7 +98,7 @@ def finish_prompt(state: State, params: Params, lane: int, n: int) -> None:
     _serve_next(state, params, lane, n)
 
 
-@kernel
+@kernel(inline=True)
 def unblock(state: State, params: Params, lane: int, d: int) -> None:
     """The buffer of a D node has changed: P nodes that wait for room in it try again.
 

@@ -4,7 +4,7 @@ from llmgym.core.jit import kernel
 from llmgym.envs.ppd.state import State
 
 
-@kernel
+@kernel(inline=True)
 def push(state: State, lane: int, c: int) -> None:
     """Put a conversation with a time, `at_s`, onto the heap; ties go by number.
 
@@ -28,7 +28,7 @@ def push(state: State, lane: int, c: int) -> None:
     heap[i] = c
 
 
-@kernel
+@kernel(inline=True)
 def pop(state: State, lane: int) -> int:
     """Take the conversation with the earliest time off the heap; returns its number."""
     episode = state.lane[lane]
@@ -56,7 +56,7 @@ def pop(state: State, lane: int) -> int:
     return top
 
 
-@kernel
+@kernel(inline=True)
 def join_line(state: State, lane: int, n: int, c: int) -> None:
     """Put a conversation at the end of a node's line.
 
@@ -76,7 +76,7 @@ def join_line(state: State, lane: int, n: int, c: int) -> None:
     node.waiting += 1
 
 
-@kernel
+@kernel(inline=True)
 def leave_line(state: State, lane: int, n: int) -> int:
     """Take the first conversation out of a node's line.
 

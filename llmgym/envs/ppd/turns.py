@@ -58,7 +58,7 @@ def rate_rps(config: Config, episode: Episode) -> float:
     return recent_rps(episode.rate_sum, episode.rate_at_s, episode.clock_s, config.rate_window_s)
 
 
-@kernel
+@kernel(inline=True)
 def refer(state: State, params: Params, lane: int, c: int) -> None:
     """Note what the reward compares a turn with: the table where it has an answer, else the way over P in an empty cluster.
 
@@ -89,7 +89,7 @@ def refer(state: State, params: Params, lane: int, c: int) -> None:
     conversation.tpot_ref_s = decode_s
 
 
-@kernel
+@kernel(inline=True)
 def fail(state: State, lane: int, c: int) -> None:
     """A request has timed out, which ends its conversation.
 
@@ -107,7 +107,7 @@ def fail(state: State, lane: int, c: int) -> None:
         episode.later_failed += 1
 
 
-@kernel
+@kernel(inline=True)
 def complete(state: State, params: Params, lane: int, c: int) -> None:
     """A request completes: note its times, and what the reward makes of them.
 
@@ -166,7 +166,7 @@ def pause_s(key: np.uint64, config: Config, c: int, turn: int) -> float:
     return config.think_s * math.exp(config.think_sigma * z)
 
 
-@kernel
+@kernel(inline=True)
 def think(state: State, params: Params, lane: int, c: int) -> None:
     """The user reads the answer; then the next turn comes.
 
