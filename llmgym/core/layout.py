@@ -26,9 +26,10 @@ class Field:
         about: one line for the reader of the documentation.
         rows: how many rows of equal width the entries are, one row after the other; 0: they are no table.
         actions: of a table, the actions of row 0; row i has those i places on. A network can then score each action by its row.
+        table: fields of one table share its name and each hold some columns of it; empty: the field is a table of its own.
 
     Raises:
-        InvalidArgument: the entries do not divide into the rows, or there are actions without rows.
+        InvalidArgument: the entries do not divide into the rows, or there are actions or a table without rows.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Field:
     about: str
     rows: int = 0
     actions: tuple[int, ...] = ()
+    table: str = ""
 
     def __post_init__(self) -> None:
         if self.rows < 0 or (self.rows and self.size % self.rows):
@@ -49,24 +51,38 @@ class Field:
             raise InvalidArgument(
                 f"field {self.name!r}: actions={self.actions!r}: only a field with rows has actions"
             )
+        if self.table and not self.rows:
+            raise InvalidArgument(
+                f"field {self.name!r}: table={self.table!r}: only a field with rows is part of one"
+            )
 
 
 class Table(NamedTuple):
-    """A field whose entries are rows of equal width.
+    """Entries of an observation that are rows of equal width: a field, or several that hold a few columns each.
 
     Attributes:
-        name: of the field.
-        start: index of its first entry in an observation.
+        name: of the field or the table.
+        parts: of each field, the index of its first entry in an observation and how many entries of a row it holds.
         rows: how many there are.
-        width: entries of a row.
         actions: the actions of row 0; row i has those i places on.
     """
 
     name: str
-    start: int
+    parts: tuple[tuple[int, int], ...]
     rows: int
-    width: int
     actions: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Entries of a row."""
+        return sum(width for _, width in self.parts)
+
+    def entries(self) -> NDArray[np.int64]:
+        """Where the table is in an observation: index of each entry, int64 [rows, width]."""
+        rows = np.arange(self.rows)[:, None]
+        return np.concatenate(
+            [start + width * rows + np.arange(width) for start, width in self.parts], axis=1
+        )
 
 
 class Layout:
@@ -116,12 +132,24 @@ class Layout:
         return hash(self.fields)
 
     def tables(self) -> tuple[Table, ...]:
-        """The fields that are rows of equal width, in order."""
-        return tuple(
-            Table(f.name, self[f.name].start, f.rows, f.size // f.rows, f.actions)
-            for f in self.fields
-            if f.rows
-        )
+        """The fields that are rows of equal width, in order; those of one table where the first of them is.
+
+        Raises:
+            InvalidArgument: fields of one table differ in their rows or their actions.
+        """
+        tables: dict[str, Table] = {}
+        for f in self.fields:
+            if not f.rows:
+                continue
+            name, part = f.table or f.name, (self[f.name].start, f.size // f.rows)
+            table = tables.get(name, Table(name, (), f.rows, f.actions))
+            if (table.rows, table.actions) != (f.rows, f.actions):
+                raise InvalidArgument(
+                    f"field {f.name!r}: rows={f.rows}, actions={f.actions}: "
+                    f"table {name!r} has rows={table.rows}, actions={table.actions}"
+                )
+            tables[name] = table._replace(parts=(*table.parts, part))
+        return tuple(tables.values())
 
     def box(self) -> Box:
         """The observation space: a flat float32 `Box` with the declared bounds, shape [size]."""
@@ -156,4 +184,14 @@ class Layout:
 def _fields_of(head: type[Record]) -> Iterator[Field]:
     for name, slot in head.declared.items():
         size = math.prod(slot.shape)
-        yield Field(slot.name or name, size, slot.low, slot.high, slot.unit, slot.about)
+        yield Field(
+            slot.name or name,
+            size,
+            slot.low,
+            slot.high,
+            slot.unit,
+            slot.about,
+            size if slot.table else 0,
+            slot.actions,
+            slot.table,
+        )

@@ -47,6 +47,8 @@ class Slot:
         high: largest value, for observations.
         unit: of an observation: what it is measured in, or the scale it is divided by.
         best: of a metric that tables and pictures begin with, which way is better.
+        table: of an observation: the table of which the entries are a column, see `llmgym.core.layout.Field`.
+        actions: of an observation: the actions that belong to row 0 of that table.
     """
 
     kind: str
@@ -58,6 +60,8 @@ class Slot:
     high: float = 1.0
     unit: str = ""
     best: Direction | None = None
+    table: str = ""
+    actions: tuple[int, ...] = ()
 
 
 def _declaring(kind: str) -> Callable[..., Any]:
@@ -79,7 +83,15 @@ boolean = _declaring("bool")
 
 
 def shown(
-    about: str, *, unit: str = "-", low: float = 0.0, high: float = 1.0, size: int = 1, name: str = ""
+    about: str,
+    *,
+    unit: str = "-",
+    low: float = 0.0,
+    high: float = 1.0,
+    size: int = 1,
+    name: str = "",
+    table: str = "",
+    actions: tuple[int, ...] = (),
 ) -> Any:
     """A field of an observation.
 
@@ -90,6 +102,8 @@ def shown(
         high: largest value.
         size: entries; one is a number, more are an array.
         name: its name in the layout, where that is not the name of the attribute: `queue.age` is no name of Python's.
+        table: the table of which the entries are a column, one a row; empty: they are none.
+        actions: the actions that belong to row 0 of that table; row i has those i places on.
 
     Returns:
         What a class of records has as the value of the attribute.
@@ -100,7 +114,18 @@ def shown(
     _check_declared(about, size)
     if not low < high:
         raise InvalidArgument(f"{about!r}: low={low!r}, high={high!r}: expected the smaller first")
-    return Slot("float32", about, () if size == 1 else (size,), 0, name, low, high, unit)
+    return Slot(
+        "float32",
+        about,
+        () if size == 1 else (size,),
+        0,
+        name,
+        low,
+        high,
+        unit,
+        table=table,
+        actions=actions,
+    )
 
 
 def metric(about: str, *, best: Direction | None = None, name: str = "") -> Any:

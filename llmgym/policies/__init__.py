@@ -12,26 +12,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmgym.errors import InvalidArgument, MissingExtra, UnknownName
-from llmgym.policies.config import ALGORITHMS, FIRST_TRAINING_SEED, Plan, PPOConfig, training_seed
+from llmgym.policies.config import (
+    ALGORITHMS,
+    FIRST_TRAINING_SEED,
+    FIRST_VALIDATION_SEED,
+    Plan,
+    PPOConfig,
+    training_seed,
+)
 
 if TYPE_CHECKING:
+    from llmgym.policies.callbacks import Callback, CsvLogger, Logger, TensorboardLogger
     from llmgym.policies.learned import LearnedPolicy
     from llmgym.policies.run import TrainingResult
     from llmgym.policies.sb3 import SB3VecEnv
 
-_HOMES = {"LearnedPolicy": "learned", "SB3VecEnv": "sb3", "TrainingResult": "run"}
+_HOMES = {
+    "Callback": "callbacks",
+    "CsvLogger": "callbacks",
+    "LearnedPolicy": "learned",
+    "Logger": "callbacks",
+    "SB3VecEnv": "sb3",
+    "TensorboardLogger": "callbacks",
+    "TrainingResult": "run",
+}
 __all__ = [
     "ALGORITHMS",
     "FIRST_TRAINING_SEED",
+    "FIRST_VALIDATION_SEED",
+    "Callback",
+    "CsvLogger",
     "LearnedPolicy",
+    "Logger",
     "PPOConfig",
     "Plan",
     "SB3VecEnv",
+    "TensorboardLogger",
     "TrainingResult",
     "env_kwargs",
     "load",
     "meta",
     "names",
+    "stored",
     "train",
     "training_seed",
 ]
@@ -57,7 +79,8 @@ def _path(name_or_path: str | Path) -> tuple[Path, str | None]:
         return TRAINED / f"{name_or_path}.pt", name_or_path
     path = Path(name_or_path)
     if path.is_dir():
-        path = path / "checkpoint.pt"
+        best = path / "best.pt"
+        path = best if best.is_file() else path / "checkpoint.pt"
     if path.is_file() or path.suffix in (".pt", ".zip"):
         return path, None
     raise UnknownName(
@@ -76,8 +99,8 @@ def load(name_or_path: str | Path, env: Any, *, sample_seed: int | None = None) 
     """A learned policy, ready to act in `env`.
 
     Args:
-        name_or_path: a name out of `names()`, a checkpoint (`.pt`), the folder of a run, or an archive of
-            stable-baselines3 (`.zip`).
+        name_or_path: a name out of `names()`, a checkpoint (`.pt`), the folder of a run (its best checkpoint where there was a
+            validation, else its newest), or an archive of stable-baselines3 (`.zip`).
         env: the environment it will act in: single or vector, wrapped or not.
         sample_seed: None takes the most likely action, a number draws actions from the policy with this seed.
 
@@ -100,7 +123,20 @@ def meta(name_or_path: str | Path) -> dict[str, Any]:
     """What a checkpoint says about its training: `algo, env_id, env_kwargs, config, steps, wall_s, ...`.
 
     Raises:
-        CheckpointError: it cannot be read; or it is an archive of stable-baselines3, which says nothing of the kind.
+        CheckpointError: it cannot be read.
+        InvalidArgument: it is an archive of stable-baselines3, which says nothing of the kind.
+        UnknownName: there is no such policy.
+    """
+    return dict(stored(name_or_path)["meta"])
+
+
+def stored(name_or_path: str | Path) -> dict[str, Any]:
+    """All that a checkpoint has: `meta, model, optimizer, normaliser, rng, curve`, in plain types and tensors.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        InvalidArgument: it is an archive of stable-baselines3, which has other parts.
+        UnknownName: there is no such policy.
     """
     path, _ = _path(name_or_path)
     if path.suffix == ".zip":
@@ -110,7 +146,7 @@ def meta(name_or_path: str | Path) -> dict[str, Any]:
     _needs("torch", "loading a learned policy")
     from llmgym.policies.checkpoint import load as read
 
-    return dict(read(path)["meta"])
+    return read(path)
 
 
 def env_kwargs(name_or_path: str | Path) -> dict[str, Any]:

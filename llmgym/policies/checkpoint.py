@@ -22,6 +22,7 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 from llmgym.core.layout import Layout
 from llmgym.errors import CheckpointError, InvalidArgument, OutputError
+from llmgym.policies.config import PPOConfig
 
 FORMAT = "llmgym-checkpoint"
 VERSION = 1
@@ -95,12 +96,13 @@ def whole_or_not_at_all(path: Path, *temporary: Path) -> Iterator[None]:
                 file.unlink(missing_ok=True)
 
 
-def save(path: Path, payload: Mapping[str, Any]) -> None:
+def save(path: Path, payload: Mapping[str, Any], keep: bool = True) -> None:
     """Write a checkpoint so that `path` is whole at every moment.
 
     Args:
         path: where to; its folder must exist.
         payload: the `PARTS`, in plain types and tensors.
+        keep: whether the checkpoint that it replaces is kept beside it.
 
     Raises:
         OutputError: it cannot be written; what was there before is still there, and nothing half written.
@@ -111,7 +113,7 @@ def save(path: Path, payload: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, "version": VERSION, **payload}, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
+        if keep and path.exists():
             kept.unlink(missing_ok=True)
             try:
                 os.link(path, kept)
@@ -186,6 +188,25 @@ def load_latest(path: Path) -> dict[str, Any]:
         payload = load(previous(path))
         warnings.warn(f"{error}. Going on from the save before it.", stacklevel=2)
         return payload
+
+
+def check_network(meta: Mapping[str, Any], config: PPOConfig, where: str, advice: str) -> None:
+    """Check that the weights of a checkpoint are those of a network.
+
+    Args:
+        meta: of the checkpoint.
+        config: says which network.
+        where: the checkpoint's path, for the message.
+        advice: what to do if they are not, the end of the message.
+
+    Raises:
+        CheckpointError: they are not.
+    """
+    then, now = PPOConfig.from_dict(meta["config"]), config
+    for name in ("hidden", "activation", "network"):
+        had, has = then.to_dict()[name], now.to_dict()[name]
+        if had != has:
+            raise CheckpointError(f"{where} was trained with {name}={had!r}, not {has!r}: {advice}")
 
 
 def check_environment(

@@ -2,22 +2,33 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument
 
+if TYPE_CHECKING:
+    from llmgym.policies.callbacks import Callback, Logger
+
+NETWORKS = ("mlp", "scorer", "attention", "recurrent")
+"""Kinds of networks; all but the first are of the own trainer only."""
+RENAMED = {"teacher": "imitate", "teacher_steps": "imitate_steps"}
+"""Fields of `PPOConfig` that older checkpoints know by another name."""
+
 ALGORITHMS = ("ppo", "sb3-ppo", "sb3-maskable-ppo")
 """`ppo` is this package's own trainer; the others are stable-baselines3 and sb3-contrib behind the same
 interface."""
 
 FIRST_TRAINING_SEED = 2**32
-"""Training resets environments with seeds from here up only; every seed below is held out for evaluation."""
+"""Training resets environments with seeds from here up only; every seed below is held out."""
+FIRST_VALIDATION_SEED = 4_000_000_000
+"""Validation during training plays the worlds of this seed and the following, below `FIRST_TRAINING_SEED`. No comparison uses them:
+those of `llmgym train` stay below 2,000,000,000, and the worlds on which their baselines are tuned are as many seeds above it."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +64,28 @@ class PPOConfig:
     target_kl: float | None = 0.03
     """Stop the epochs of an update once the policy has moved this far (estimated KL divergence); None never
     stops."""
-    network: Literal["perceptron", "scorer"] = "perceptron"
-    """`perceptron`: layers over the flat observation. `scorer`: one small network for every row of the observation's tables, which
-    gives the actions that belong to rows their logits (`Layout.tables`; own trainer only)."""
+    network: Literal["mlp", "scorer", "attention", "recurrent"] = "mlp"
+    """`mlp`: layers over the flat observation. `scorer`: one small network for every row of the observation's tables, which
+    gives the actions that belong to rows their logits (`Layout.tables`). `attention`: the same, after the rows have attended to
+    each other; a row of zeros is empty. `recurrent`: layers and a gated recurrent unit, whose memory is empty when an episode
+    begins. All but `mlp` are of the own trainer only."""
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden layers, the same for the policy and the value network, which share nothing."""
+    """Widths of the hidden layers, the same for the policy and the value network, which share nothing. Of a scorer and attention:
+    of a row's features, and of the summary."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Non-linearity of the hidden layers."""
     normalise_observations: bool = True
     """Subtract the running mean and divide by the running deviation; both are stored in the checkpoint."""
     scale_rewards: bool = True
     """Divide rewards by the running deviation of the discounted return (their mean is left alone)."""
-    teacher: str = ""
+    imitate: str = ""
     """A rule to imitate before anything else is learned, such as `hybrid:threshold=0.3`; empty: none. Own trainer only."""
-    teacher_steps: int = 300_000
+    imitate_steps: int = 300_000
     """Environment steps of the imitation, over all lanes; they do not count as steps of the run."""
+    imitate_rounds: int = 4
+    """Rounds of the imitation in which the rule acts and the network learns what it chose (behaviour cloning)."""
+    dagger_rounds: int = 4
+    """Rounds after these in which the network acts and learns what the rule would have chosen (as in DAgger); 0: none."""
     value_first: int = 0
     """Updates at the start in which the value network alone learns, so that a policy that imitates is not spoilt by bad advice."""
     scatter: int = 1024
@@ -79,9 +97,9 @@ class PPOConfig:
     env_device: str = "cpu"
     """Where the lanes live: `cpu`, or a GPU, the same as `device`, so that rollouts never leave it. Own trainer only."""
     threads: int = 0
-    """Threads of the learning library. 0 takes all cores, at most 4, if the environment variable
-    `OMP_WAIT_POLICY` is `passive` (train.py sets it), else 1: threads that wait actively lose all speed when
-    another program wants a core."""
+    """Threads of the learning library, and of the lanes where they live on the CPU. 0: the lanes have 1; the library takes all
+    cores, at most 4, if the environment variable `OMP_WAIT_POLICY` is `passive` (train.py sets it), else 1: threads that wait
+    actively lose all speed when another program wants a core."""
 
     def __post_init__(self) -> None:
         for name, least in (
@@ -89,7 +107,9 @@ class PPOConfig:
             ("epochs", 1),
             ("minibatch", 1),
             ("scatter", 0),
-            ("teacher_steps", 1),
+            ("imitate_steps", 1),
+            ("imitate_rounds", 1),
+            ("dagger_rounds", 0),
             ("value_first", 0),
             ("threads", 0),
         ):
@@ -110,13 +130,17 @@ class PPOConfig:
         for name, allowed in (
             ("discount", ("step", "second")),
             ("activation", ("tanh", "relu")),
-            ("network", ("perceptron", "scorer")),
+            ("network", NETWORKS),
         ):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(f"{name}={getattr(self, name)!r}: allowed {', '.join(allowed)}")
-        if self.network == "scorer" and len(self.hidden) != 2:
+        if self.network in ("scorer", "attention") and len(self.hidden) != 2:
             raise InvalidArgument(
-                f"hidden={self.hidden!r}: a scorer has two widths, of a row's features and of the summary"
+                f'hidden={self.hidden!r}: network="{self.network}" has two widths, of a row\'s features and of the summary'
+            )
+        if self.network == "attention" and self.hidden[0] % 4:
+            raise InvalidArgument(
+                f"hidden={self.hidden!r}: attention has 4 heads, so the first width is a multiple of 4"
             )
         if not self.hidden:
             raise InvalidArgument("hidden=(): expected the widths of one layer or more")
@@ -127,9 +151,13 @@ class PPOConfig:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "PPOConfig":
-        """The inverse of `to_dict`; fields this version does not know are left out."""
+        """The inverse of `to_dict`; fields this version does not know are left out, older names are known."""
         known = {f.name for f in dataclasses.fields(cls)}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()}
+        values: dict[str, Any] = {
+            RENAMED.get(k, k): tuple(v) if isinstance(v, list) else v for k, v in stored.items()
+        }
+        if values.get("network") == "perceptron":
+            values["network"] = "mlp"
         return cls(**{k: v for k, v in values.items() if k in known})
 
 
@@ -150,6 +178,14 @@ class Plan:
         log: also write tensorboard files into `out`.
         progress: show progress on stderr.
         config: hyperparameters.
+        init: a checkpoint, or the name of a shipped policy, whose weights and moments of observations are where learning begins;
+            empty: none. Own trainer only.
+        validation_episodes: episodes of a validation, which is on worlds held out from training and from comparisons (see
+            `FIRST_VALIDATION_SEED`); the best checkpoint is kept as `best.pt`. 0: there is none.
+        validate_every: updates between validations; 0: about twenty in all. The last update is followed by one anyhow.
+        patience: validations without a better one after which the training ends; 0: it goes on to the last step.
+        callbacks: hooks of one's own.
+        loggers: where else the learning curve is written to.
     """
 
     env_id: str
@@ -164,9 +200,22 @@ class Plan:
     log: bool = False
     progress: bool = True
     config: PPOConfig = field(default_factory=PPOConfig)
+    init: str = ""
+    validation_episodes: int = 0
+    validate_every: int = 0
+    patience: int = 0
+    callbacks: "Sequence[Callback]" = ()
+    loggers: "Sequence[Logger]" = ()
 
     def __post_init__(self) -> None:
         whole("timesteps", self.timesteps, 1, 2**62)
+        whole("validation_episodes", self.validation_episodes, 0, FIRST_TRAINING_SEED - FIRST_VALIDATION_SEED)
+        whole("validate_every", self.validate_every, 0)
+        whole("patience", self.patience, 0)
+        if self.patience and not self.validation_episodes:
+            raise InvalidArgument(
+                f"patience={self.patience!r}: needs validation_episodes above 0, by which it is known what is better"
+            )
         whole("lanes", self.lanes)
         whole("seed", self.seed, 0, 2**32 - 1)  # what numpy's generator takes, which stable-baselines3 seeds
         if not self.save_every_s >= 0:

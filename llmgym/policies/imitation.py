@@ -6,25 +6,26 @@ prediction to no-regret online learning", AISTATS 2011; here what was seen is le
 is what can be told from the observation; a rule that is drawn, or remembers, is imitated on average.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gymnasium.spaces import Box
 from numpy.typing import NDArray
-from torch import nn
 
 from llmgym import baselines
 from llmgym.core.policy import Policy
 from llmgym.errors import InvalidArgument
-from llmgym.policies.config import PPOConfig, training_seed
-from llmgym.policies.network import ActorCritic, RunningMoments, normalised
+from llmgym.policies.config import training_seed
+from llmgym.policies.network import normalised
+from llmgym.policies.recurrent import Before
 from llmgym.policies.run import Run
 
-ROUNDS = 8
-"""Parts of the imitation; the rule acts in the first half of them, the network in the others."""
+if TYPE_CHECKING:
+    from llmgym.policies.ppo import Learner
+
 EPOCHS = 4
-"""Passes over the rows of a part."""
+"""Passes over the rows of a round."""
 
 
 def teacher_of(run: Run) -> Policy:
@@ -34,103 +35,82 @@ def teacher_of(run: Run) -> Policy:
         InvalidArgument: it is privileged, or plays with other arguments of the environment, or the actions are not discrete.
         UnknownName: the environment has no such rule.
     """
-    name, env_id = run.plan.config.teacher, run.plan.env_id.rpartition(":")[2]
+    name, env_id = run.plan.config.imitate, run.plan.env_id.rpartition(":")[2]
     if isinstance(run.env.single_action_space, Box):
         raise InvalidArgument(
-            f"teacher={name!r}: only discrete actions can be imitated, not {run.env.single_action_space}"
+            f"imitate={name!r}: only discrete actions can be imitated, not {run.env.single_action_space}"
         )
     kwargs = dict(run.plan.env_kwargs)
     if differing := {k: v for k, v in baselines.env_kwargs(env_id, name).items() if kwargs.get(k, v) != v}:
         raise InvalidArgument(
-            f"teacher={name!r} plays with {differing}, this environment has other arguments"
+            f"imitate={name!r} plays with {differing}, this environment has other arguments"
         )
     rule = baselines.make(name, run.env)
     if rule.privileged:
-        raise InvalidArgument(f"teacher={name!r} sees what a policy does not, so it cannot be imitated")
+        raise InvalidArgument(f"imitate={name!r} sees what a policy does not, so it cannot be imitated")
     return rule
 
 
-def imitate(
-    run: Run,
-    net: ActorCritic,
-    optimizer: torch.optim.Optimizer,
-    moments: RunningMoments,
-    generator: torch.Generator,
-    shuffler: np.random.Generator,
-    device: torch.device,
-) -> None:
+def imitate(run: Run, learner: "Learner") -> None:
     """Teach the policy a rule, before anything else is learned.
 
     Args:
-        run: names the rule and the number of steps (`PPOConfig.teacher`, `teacher_steps`).
-        net: the networks; the one for the policy changes.
-        optimizer: of all networks.
-        moments: of the observations; they move with what is seen.
-        generator: draws the network's actions.
-        shuffler: orders the rows.
-        device: where the networks live.
+        run: names the rule and the number of steps (`PPOConfig.imitate`, `imitate_steps`, `imitate_rounds`, `dagger_rounds`).
+        learner: what learns; the policy changes, and the moments of the observations.
 
     Raises:
         InvalidArgument: the rule cannot be imitated.
     """
-    config, env = run.plan.config, run.env
+    config, env, net, device = run.plan.config, run.env, learner.net, learner.device
     rule = teacher_of(run)
-    lanes, steps = env.num_envs, max(1, -(-config.teacher_steps // (ROUNDS * env.num_envs)))
+    rounds = config.imitate_rounds + config.dagger_rounds
+    lanes, steps = env.num_envs, max(1, -(-config.imitate_steps // (rounds * env.num_envs)))
     current, infos = env.reset(seed=training_seed(run.plan.seed, 0))
-    rule.reset(np.ones(lanes, np.bool_))
-    for part in range(ROUNDS):
-        rows, masks, actions = [], [], []
+    ended = np.ones(lanes, np.bool_)
+    rule.reset(ended)
+    before = learner.nothing_remembered(torch.from_numpy(ended).to(device))
+    for part in range(rounds):
+        rows, masks, actions, begins = [], [], [], []
+        first = before
         for _ in range(steps):
             mask = infos["action_mask"].astype(np.bool_)
             advice = np.asarray(rule.act(current, infos["action_mask"]))
             rows.append(current.copy())
             masks.append(mask)
             actions.append(advice.reshape(lanes, -1).copy())
-            if part < ROUNDS // 2:
-                sent: NDArray[Any] = advice
-            else:
+            begins.append(ended)
+            sent: NDArray[Any] = advice
+            if part >= config.imitate_rounds or before is not None:
+                seen = torch.from_numpy(rows[-1]).to(device)
                 with torch.no_grad():
-                    seen = normalised(current, moments, config.normalise_observations, device)
-                    drawn, _ = net.sample(seen, torch.from_numpy(mask).to(device), generator)
-                sent = net.to_environment(drawn)
+                    drawn, _, memory = net.sample(
+                        normalised(seen, learner.obs_moments, config.normalise_observations),
+                        torch.from_numpy(mask).to(device),
+                        learner.generator,
+                        before,
+                    )
+                if part >= config.imitate_rounds:
+                    sent = net.to_environment(drawn)
             current, _, terminated, truncated, infos = env.step(sent)
             if (ended := terminated | truncated).any():
                 rule.reset(ended)
+            if before is not None and memory is not None:
+                before = Before(memory, before.critic, torch.from_numpy(ended).to(device))
         if config.normalise_observations:
-            moments.update(np.concatenate(rows))
-        seen = normalised(np.concatenate(rows), moments, config.normalise_observations, device)
-        right = _learn(
-            net, optimizer, config, seen,
+            learner.obs_moments.update(np.concatenate(rows))
+        if first is not None:
+            first = first._replace(begins=torch.from_numpy(np.concatenate(begins)).to(device))
+        right = learner.copy(
+            normalised(
+                torch.from_numpy(np.concatenate(rows)).to(device),
+                learner.obs_moments,
+                config.normalise_observations,
+            ),
             torch.from_numpy(np.concatenate(masks)).to(device),
             torch.from_numpy(np.concatenate(actions).astype(np.int64)).to(device),
-            shuffler,
-        )  # fmt: skip
-        run.say(
-            f"imitating {config.teacher}: part {part + 1} of {ROUNDS}, {100 * right:.1f} % of its choices"
+            first,
+            EPOCHS,
         )
-
-
-def _learn(
-    net: ActorCritic,
-    optimizer: torch.optim.Optimizer,
-    config: PPOConfig,
-    rows: torch.Tensor,
-    masks: torch.Tensor,
-    actions: torch.Tensor,
-    shuffler: np.random.Generator,
-) -> float:
-    """Raise the likelihood of these actions; returns the share of rows whose likeliest action is the rule's, in the last pass."""
-    hits, seen = 0.0, 0
-    for epoch in range(EPOCHS):
-        order = torch.from_numpy(shuffler.permutation(len(rows))).to(rows.device)
-        for pick in order.split(config.minibatch):
-            law = net.log_probabilities(rows[pick], masks[pick])
-            chosen = law.gather(-1, actions[pick].unsqueeze(-1)).squeeze(-1)
-            optimizer.zero_grad(set_to_none=True)
-            (-chosen.sum(dim=-1).mean()).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
-            optimizer.step()
-            if epoch == EPOCHS - 1:
-                hits += float((law.argmax(dim=-1) == actions[pick]).all(dim=-1).float().sum())
-                seen += len(pick)
-    return hits / max(seen, 1)
+        run.say(
+            f"imitating {config.imitate}: part {part + 1} of {rounds}, {100 * right:.1f} % of its choices"
+        )

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from llmgym.core.layout import Table
 from llmgym.errors import CheckpointError
 from llmgym.policies import checkpoint
-from llmgym.policies.network import Scorer
+from llmgym.policies.config import PPOConfig
+from llmgym.policies.recurrent import Recurrent
+from llmgym.policies.rows import Scorer
 
 SB3_PREFIX = "sb3-"
 ARCHIVE_ACTIVATIONS = {"Tanh": "tanh", "ReLU": "relu"}
@@ -38,7 +40,8 @@ class LearnedPolicy:
 
     Args:
         name: how tables call it.
-        forward: the network: from normalised observations to logits, or the means of a Box.
+        forward: the network: from normalised observations to logits, or the means of a Box. One with a memory is an object with a
+            method `reset`, which takes the lanes whose episode begins, bool [lanes].
         space: actions of one lane.
         normalise: from observations, float32 [lanes, d], to what `forward` takes; None: they stay as they are.
         log_std: logarithm of the deviation of each entry of a Box, float32 [entries]; None: its actions are never drawn.
@@ -121,7 +124,40 @@ class LearnedPolicy:
         return bounded
 
     def reset(self, lanes: NDArray[np.bool_]) -> None:
-        """Nothing to forget: the network has no memory."""
+        """Empty the memory, if the network has one, for the lanes whose episode begins, bool [lanes]."""
+        if isinstance(self._forward, Remembering):
+            self._forward.reset(lanes)
+
+
+class Remembering:
+    """A recurrent policy as a function, which remembers for each lane what it has seen of the episode.
+
+    Args:
+        net: the network.
+    """
+
+    def __init__(self, net: Recurrent) -> None:
+        self._net = net
+        self._memory = torch.zeros(0, net.width)
+        self._begins = torch.ones(0, dtype=torch.bool)
+
+    def reset(self, lanes: NDArray[np.bool_]) -> None:
+        """Have the next observation of these lanes, bool [lanes], be the first of an episode; of another number of lanes, all."""
+        if len(lanes) != len(self._begins):
+            self._memory = torch.zeros(len(lanes), self._net.width)
+            self._begins = torch.ones(len(lanes), dtype=torch.bool)
+        self._begins |= torch.from_numpy(np.asarray(lanes, np.bool_))
+
+    def __call__(self, x: Floats) -> Floats:
+        """Logits, or the means of a Box, of the lanes' next observations."""
+        if len(x) != len(self._begins):
+            self.reset(np.ones(len(x), np.bool_))
+        with torch.no_grad():
+            seen = torch.from_numpy(np.ascontiguousarray(x))
+            out, self._memory = self._net(seen, self._memory, self._begins)
+        self._begins = torch.zeros_like(self._begins)
+        result: Floats = out.numpy()
+        return result
 
 
 def load_learned(
@@ -149,33 +185,58 @@ def load_learned(
     meta = stored["meta"]
     spec = getattr(env, "spec", None) or getattr(env.unwrapped, "spec", None)
     checkpoint.check_environment(meta, layout, space, spec.id if spec is not None else None, str(path))
-    from_sb3 = meta["algo"].startswith(SB3_PREFIX)
+    stored = {**stored, "meta": {**meta, "path": str(path)}}
     try:
-        model, activation = stored["model"], meta["config"]["activation"]
-        normalise = _normaliser(stored["normaliser"])
-        log_std = model.get("log_std")
-        if meta["config"].get("network") == "scorer":
-            forward = scorer(model, layout.tables(), activation)
-        else:
-            layers = _sb3_layers(model) if from_sb3 else _linear_layers(model, "actor.")
-            _check_shapes(path, layers, layout.size, simulation)
-            forward = perceptron(layers, activation)
+        return policy_of(stored, simulation, name or meta.get("name") or path.stem, sample_seed)
     except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} lacks a part of its network: {error}") from error
+
+
+def policy_of(
+    stored: Mapping[str, Any], simulation: Any, name: str, sample_seed: int | None = None
+) -> LearnedPolicy:
+    """The policy of a checkpoint that fits an environment.
+
+    Args:
+        stored: parts of the checkpoint, tensors on the CPU.
+        simulation: of the environment.
+        name: how tables call it.
+        sample_seed: None takes the most likely action, a number draws from the policy with this seed.
+
+    Returns:
+        The policy.
+
+    Raises:
+        CheckpointError: the network is of another shape.
+        KeyError: it lacks a part.
+    """
+    layout, meta, model = simulation.layout, stored["meta"], stored["model"]
+    config, where = PPOConfig.from_dict(meta["config"]), meta.get("path", name)
+    from_sb3 = meta["algo"].startswith(SB3_PREFIX)
+    log_std = model.get("log_std")
+    forward: Forward
+    if config.network in ("scorer", "attention"):
+        forward = scorer(model, layout.tables(), config.activation)
+    elif config.network == "recurrent":
+        forward = recurrent(model, config)
+    else:
+        layers = _sb3_layers(model) if from_sb3 else _linear_layers(model, "actor.")
+        _check_shapes(where, layers, layout.size, simulation)
+        forward = mlp(layers, config.activation)
     return LearnedPolicy(
-        name or meta.get("name") or path.stem,
+        name,
         forward,
-        space,
-        normalise=normalise,
-        log_std=None if log_std is None else log_std.numpy(),
+        simulation.action_space,
+        normalise=_normaliser(stored["normaliser"], layout.tables() if config.network == "attention" else ()),
+        log_std=None if log_std is None else log_std.numpy().copy(),
         bound_units=not from_sb3,
         env_kwargs=meta["interface"],
-        meta={**meta, "path": str(path)},
+        meta=meta,
         sample_seed=sample_seed,
     )
 
 
-def perceptron(layers: list[tuple[Floats, Floats]], activation: str) -> Forward:
+def mlp(layers: list[tuple[Floats, Floats]], activation: str) -> Forward:
     """Weights [inputs, outputs] and biases of layers, as a function; the non-linearity stands between the layers."""
     act: Callable[[Floats], Floats] = np.tanh if activation == "tanh" else lambda x: np.maximum(x, 0)
 
@@ -189,7 +250,7 @@ def perceptron(layers: list[tuple[Floats, Floats]], activation: str) -> Forward:
 
 
 def scorer(model: Mapping[str, Any], tables: Sequence[Table], activation: str) -> Forward:
-    """The actor of a `llmgym.policies.network.Scorer` as a function.
+    """The actor of a `llmgym.policies.rows.Scorer` as a function.
 
     Args:
         model: tensors by name, as a checkpoint has them.
@@ -210,6 +271,22 @@ def scorer(model: Mapping[str, Any], tables: Sequence[Table], activation: str) -
         return out
 
     return forward
+
+
+def recurrent(model: Mapping[str, Any], config: PPOConfig) -> Remembering:
+    """The actor of a `llmgym.policies.recurrent.Recurrent` as a function.
+
+    Raises:
+        CheckpointError: the tensors are those of another network.
+    """
+    weights = {k.removeprefix("actor."): v.clone() for k, v in model.items() if k.startswith("actor.")}
+    inputs, outputs = weights["layers.0.weight"].shape[1], weights["out.weight"].shape[0]
+    net = Recurrent(inputs, outputs, config.hidden, config.activation, 1.0, torch.Generator())
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"the network was made for other widths: {error}") from error
+    return Remembering(net)
 
 
 def _linear_layers(
@@ -233,16 +310,27 @@ def _sb3_layers(model: Mapping[str, Any]) -> list[tuple[NDArray[np.float32], NDA
     ]
 
 
-def _normaliser(stored: Mapping[str, Any]) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
+def _normaliser(
+    stored: Mapping[str, Any], keep_blank: Sequence[Table] = ()
+) -> Callable[[Floats], Floats] | None:
+    """What observations are normalised with; rows of these tables that are all zero stay so."""
     if not stored["enabled"]:
         return None
     moments, limit = stored["observations"], float(stored["clip"])
     mean = moments["mean"].numpy().astype(np.float32)
     scale = np.float32(1.0) / np.sqrt(moments["var"].numpy() + stored["variance_floor"]).astype(np.float32)
-    return lambda rows: np.clip((rows - mean) * scale, -limit, limit)
+    where = [table.entries() for table in keep_blank]
+
+    def normalise(rows: Floats) -> Floats:
+        out = np.clip((rows - mean) * scale, -limit, limit)
+        for entries in where:
+            out[:, entries] *= (rows[:, entries] != 0).any(axis=-1, keepdims=True)
+        return out
+
+    return normalise
 
 
-def _check_shapes(path: Path, layers: list[Any], inputs: int, simulation: Any) -> None:
+def _check_shapes(path: Path | str, layers: list[Any], inputs: int, simulation: Any) -> None:
     space = simulation.action_space
     outputs = int(np.prod(space.shape)) if isinstance(space, Box) else simulation.mask_size
     if not layers or layers[0][0].shape[0] != inputs or layers[-1][0].shape[1] != outputs:
@@ -293,7 +381,7 @@ def _from_archive(
     log_std = model.get("log_std")
     return LearnedPolicy(
         name,
-        perceptron(layers, activation),
+        mlp(layers, activation),
         simulation.action_space,
         log_std=None if log_std is None else log_std.numpy(),
         sample_seed=sample_seed,

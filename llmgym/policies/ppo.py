@@ -13,6 +13,7 @@ nothing more
 
 import importlib
 import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +21,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from llmgym import policies
 from llmgym.errors import CheckpointError, InvalidArgument
+from llmgym.policies import checkpoint
 from llmgym.policies.config import Plan, training_seed
+from llmgym.policies.episodes import EPISODE_COLUMNS, Episodes
 from llmgym.policies.imitation import imitate
 from llmgym.policies.network import CLIP, VARIANCE_FLOOR, ActorCritic, RunningMoments, normalised
-from llmgym.policies.run import EPISODE_COLUMNS, Episodes, Run, TrainingResult, learning_threads
+from llmgym.policies.recurrent import Before
+from llmgym.policies.run import Run, TrainingResult, learning_threads
 
 LOSS_COLUMNS = (
     "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction",
@@ -93,6 +98,7 @@ class Batch(NamedTuple):
         log_probabilities: of these actions when they were taken, float32 [n].
         targets: returns as estimated, float32 [n].
         weights: advantages, normalised, float32 [n].
+        before: what networks with a memory remembered before the first step; None: they have none.
     """
 
     states: torch.Tensor
@@ -101,6 +107,32 @@ class Batch(NamedTuple):
     log_probabilities: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    before: Before | None = None
+
+
+def minibatches(
+    size: int, wanted: int, before: Before | None, shuffler: np.random.Generator, device: torch.device
+) -> Iterator[tuple[torch.Tensor, Before | None]]:
+    """Go through transitions once, in random order; where networks have a memory, lane by lane.
+
+    Args:
+        size: transitions.
+        wanted: transitions of a minibatch; with a memory as many lanes as make so many, at least one.
+        before: what networks with a memory remember before the first of them; None: they have none.
+        shuffler: orders transitions, or lanes.
+        device: where the networks live.
+
+    Yields:
+        Which transitions, int64 [n], and what is remembered before them.
+    """
+    if before is None:
+        for pick in torch.from_numpy(shuffler.permutation(size)).to(device).split(min(wanted, size)):
+            yield pick, None
+        return
+    lanes = len(before.actor)
+    steps = size // lanes
+    for some in torch.from_numpy(shuffler.permutation(lanes)).to(device).split(max(1, wanted // steps)):
+        yield before.of(some, steps)
 
 
 class Learner:
@@ -125,19 +157,47 @@ class Learner:
         self._plan, self._run = plan, run
         self.generator = torch.Generator().manual_seed(plan.seed)
         self.shuffler = np.random.Generator(np.random.PCG64(plan.seed))
-        tables = env.layout.tables() if config.network == "scorer" else None
+        tables = env.layout.tables() if config.network in ("scorer", "attention") else ()
         self.device = learning_device(config.device)
         self.net = ActorCritic(
-            env.layout.size, env.single_action_space, config.hidden, config.activation, self.generator, tables
+            env.layout.size,
+            env.single_action_space,
+            config.hidden,
+            config.activation,
+            self.generator,
+            config.network,
+            tables,
         )
         self.net.to(self.device)
         self.optimizer = torch.optim.Adam(
             self.net.parameters(), lr=config.learning_rate, eps=1e-5, fused=True
         )
-        self.obs_moments = RunningMoments(env.layout.size, tables or ())
+        self.obs_moments = RunningMoments(env.layout.size, tables, config.network == "attention")
         self.return_moments = RunningMoments(1)
         if run.stored is not None:
             self._restore(run.stored)
+        elif plan.init:
+            self._begin_with(plan.init)
+        run.start(self.state)
+
+    def nothing_remembered(self, begins: torch.Tensor) -> Before | None:
+        """Empty memories before observations that are an episode's first where `begins`, bool [n], says so; None without memory."""
+        if not self.net.memory:
+            return None
+        empty = torch.zeros(self._plan.lanes, self.net.memory, device=self.device)
+        return Before(empty, empty, begins)
+
+    def _begin_with(self, name: str) -> None:
+        """Take weights and moments of observations from another policy."""
+        stored, where = policies.stored(name), f"init={name!r}"
+        meta, env = stored["meta"], self._run.env
+        if meta["algo"] != self._plan.algo:
+            raise CheckpointError(f"{where} was trained with algo={meta['algo']!r}, not {self._plan.algo!r}")
+        # another environment may do, as long as it is observed and acted on alike
+        checkpoint.check_environment(meta, env.layout, env.single_action_space, None, where)
+        checkpoint.check_network(meta, self._plan.config, where, "take the same network")
+        self.net.load_state_dict(stored["model"])
+        self.obs_moments.restore(stored["normaliser"]["observations"])
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint stores."""
@@ -169,6 +229,45 @@ class Learner:
                 f"the training state in the checkpoint cannot be restored: {error}"
             ) from error
 
+    def copy(
+        self,
+        states: torch.Tensor,
+        masks: torch.Tensor,
+        actions: torch.Tensor,
+        before: Before | None,
+        epochs: int,
+    ) -> float:
+        """Raise the likelihood of actions that somebody else chose.
+
+        Args:
+            states: normalised observations, float32 [n, inputs].
+            masks: what was allowed, bool [n, actions].
+            actions: discrete, int64 [n, parts].
+            before: what networks with a memory remember before the first observations; None: they have none.
+            epochs: passes over them.
+
+        Returns:
+            The share of rows whose likeliest action is the one chosen, in the last pass.
+        """
+        hits = torch.zeros((), device=self.device)
+        for epoch in range(epochs):
+            for pick, memory in minibatches(
+                len(states), self._plan.config.minibatch, before, self.shuffler, self.device
+            ):
+                law = self.net.log_probabilities(states[pick], masks[pick], memory)
+                chosen = law.gather(-1, actions[pick].unsqueeze(-1)).squeeze(-1)
+                self._descend(-chosen.sum(dim=-1).mean())
+                if epoch == epochs - 1:
+                    hits += (law.argmax(dim=-1) == actions[pick]).all(dim=-1).float().sum()
+        return float(hits) / max(len(states), 1)
+
+    def _descend(self, loss: torch.Tensor) -> None:
+        """Take one step of the optimizer."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.net.parameters(), self._plan.config.max_grad_norm)
+        self.optimizer.step()
+
     def learn(self, batch: Batch, judging: bool) -> dict[str, float]:
         """Take the gradient steps of an update.
 
@@ -190,26 +289,24 @@ class Learner:
         for _ in range(config.epochs):
             epochs += 1
             kl_sum, kl_count = 0.0, 0
-            order = torch.from_numpy(self.shuffler.permutation(size)).to(self.device)
-            for pick in order.split(min(config.minibatch, size)):
+            parts = minibatches(size, config.minibatch, batch.before, self.shuffler, self.device)
+            for pick, before in parts:
                 mask = batch.masks[pick] if batch.masks is not None else None
                 state_rows = batch.states[pick]
-                log_p, entropy = net.evaluate(state_rows, mask, batch.actions[pick])
+                log_p, entropy = net.evaluate(state_rows, mask, batch.actions[pick], before)
                 log_ratio = log_p - batch.log_probabilities[pick]
                 ratio = log_ratio.exp()
                 weight = batch.weights[pick]
                 policy_loss = -torch.min(
                     weight * ratio, weight * ratio.clamp(1 - config.clip, 1 + config.clip)
                 ).mean()
-                value_loss = 0.5 * (net.value(state_rows) - batch.targets[pick]).square().mean()
+                values, _ = net.value(state_rows, before)
+                value_loss = 0.5 * (values - batch.targets[pick]).square().mean()
                 bonus = entropy.mean()
                 loss = config.value_weight * value_loss
                 if not judging:
                     loss = loss + policy_loss - config.entropy * bonus
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                nn.utils.clip_grad_norm_(net.parameters(), config.max_grad_norm)
-                optimizer.step()
+                self._descend(loss)
                 with torch.no_grad():
                     kl = (
                         ratio - 1 - log_ratio
@@ -236,10 +333,10 @@ def _train(plan: Plan, run: Run) -> None:
     generator, shuffler, device = learner.generator, learner.shuffler, learner.device
 
     def seen(rows: NDArray[np.float32]) -> torch.Tensor:
-        return normalised(rows, obs_moments, config.normalise_observations, device)
+        return normalised(torch.from_numpy(rows).to(device), obs_moments, config.normalise_observations)
 
-    if config.teacher and run.stored is None:
-        imitate(run, net, learner.optimizer, obs_moments, generator, shuffler, device)
+    if config.imitate and run.stored is None:
+        imitate(run, learner)
     # ---- the rollout, [steps, lanes, ...]
     obs = np.empty((T + 1, N, d), np.float32)
     masks = np.empty((T, N, actions_total), np.bool_)
@@ -252,19 +349,23 @@ def _train(plan: Plan, run: Run) -> None:
     discounted = np.zeros(N)
     episodes = Episodes(N, env.simulation.metric_names)
 
+    begins = np.ones((T + 1, N), np.bool_)  # of episodes, for networks with a memory
+    before = learner.nothing_remembered(torch.from_numpy(begins[0]).to(device))
+
     current, infos = env.reset(seed=training_seed(plan.seed, run.steps))
     restart_at = shuffler.integers(1, config.scatter + 1, N) if config.scatter else np.zeros(N, np.int64)
     taken = 0
     while not run.finished:
         # ---- act
         last_obs, last_at = [], []
+        first = before
         for t in range(T):
             began = clock()
             obs[t] = current
             masks[t] = infos["action_mask"]
             with torch.no_grad():
                 mask = torch.from_numpy(masks[t]).to(device) if actions_total else None
-                action, log_probabilities[t] = net.sample(seen(obs[t]), mask, generator)
+                action, log_probabilities[t], memory = net.sample(seen(obs[t]), mask, generator, before)
                 actions[t] = action
                 sent = net.to_environment(action)
             acted = clock()
@@ -294,10 +395,15 @@ def _train(plan: Plan, run: Run) -> None:
                 episodes.drop(restart)
                 ended = ended | restart
             discounted[ended] = 0.0
+            begins[t + 1] = ended
+            if before is not None and memory is not None:
+                before = Before(memory, before.critic, torch.from_numpy(ended).to(device))
+            run.stepped()
             run.seconds["inference"] += acted - began
             run.seconds["env"] += clock() - acted
         obs[T] = current
         run.steps += batch
+        run.rolled_out()
 
         # ---- judge
         began = clock()
@@ -305,13 +411,20 @@ def _train(plan: Plan, run: Run) -> None:
             return_moments.update(discounted_returns.reshape(-1, 1))
             rewards /= np.float32(np.sqrt(return_moments.var[0] + 1e-8))
         states = seen(obs.reshape(-1, d))
+        if first is not None:
+            first = first._replace(begins=torch.from_numpy(begins.reshape(-1).copy()).to(device))
         with torch.no_grad():
-            values = net.value(states).cpu().numpy().reshape(T + 1, N)
+            judged, memories = net.value(states, first)
+            values = judged.cpu().numpy().reshape(T + 1, N)
             next_values = values[1:].copy()
             ended_all = terminated | truncated
             next_values[ended_all] = 0.0
             if last_at and len(at := np.concatenate(last_at)):
-                next_values.reshape(-1)[at] = net.value(seen(np.concatenate(last_obs))).cpu().numpy()
+                final, last = seen(np.concatenate(last_obs)), remembered(memories, torch.from_numpy(at))
+                next_values.reshape(-1)[at] = net.value(final, last)[0].cpu().numpy()
+        if before is not None and memories is not None:
+            before = before._replace(critic=memories[(T - 1) * N : batch])
+        begins[0] = begins[T]
         gae = advantages(rewards, values[:-1], next_values, ended_all, discounts, config.gae_lambda)
         targets = torch.from_numpy((gae + values[:-1]).reshape(-1)).to(device)
         weights = torch.from_numpy(((gae - gae.mean()) / (gae.std() + 1e-8)).reshape(-1)).to(device)
@@ -325,6 +438,7 @@ def _train(plan: Plan, run: Run) -> None:
                 log_probabilities.reshape(batch).to(device),
                 targets,
                 weights,
+                first,
             ),
             judging=run.stored is None and taken <= config.value_first * T,
         )
@@ -339,9 +453,24 @@ def _train(plan: Plan, run: Run) -> None:
         learned["explained_variance"] = 1.0 - float((aims - values[:-1].reshape(-1)).var()) / max(
             spread, 1e-12
         )
-        run.record({**learned, **episodes.averages()})
+        run.end_update({**learned, **episodes.averages()})
         episodes.clear()
-        run.end_update(learner.state, run.finished)
+
+
+def remembered(memories: torch.Tensor | None, at: torch.Tensor) -> Before | None:
+    """What networks with a memory remember before an episode's last observations.
+
+    Args:
+        memories: of the value network after each observation of a rollout, float32 [n, memory]; None: it has none.
+        at: which observations they follow on, int64 [m].
+
+    Returns:
+        The memory, that of the policy left out, or None.
+    """
+    if memories is None:
+        return None
+    at = at.to(memories.device)
+    return Before(memories[:0], memories[at], torch.zeros_like(at, dtype=torch.bool))
 
 
 def learning_device(name: str) -> torch.device:

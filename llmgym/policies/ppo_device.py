@@ -12,9 +12,11 @@ from torch import Tensor
 
 from llmgym.errors import InvalidArgument
 from llmgym.policies.config import Plan, training_seed
-from llmgym.policies.network import CLIP, VARIANCE_FLOOR, RunningMoments
-from llmgym.policies.ppo import Batch, Learner
-from llmgym.policies.run import EPISODE_COLUMNS, Run
+from llmgym.policies.episodes import EPISODE_COLUMNS
+from llmgym.policies.network import normalised
+from llmgym.policies.ppo import Batch, Learner, remembered
+from llmgym.policies.recurrent import Before
+from llmgym.policies.run import Run
 
 
 class Averages:
@@ -67,24 +69,6 @@ class Averages:
         return row | dict(zip(self._names, means))
 
 
-def seen(rows: Tensor, moments: RunningMoments, enabled: bool) -> Tensor:
-    """Observations as a network takes them: as `llmgym.policies.network.normalised`, on the device.
-
-    Args:
-        rows: observations, float32 [n, size].
-        moments: mean and variance to normalise with.
-        enabled: False leaves the rows as they are.
-
-    Returns:
-        float32 [n, size].
-    """
-    if not enabled:
-        return rows
-    mean = torch.from_numpy(moments.mean.astype(np.float32)).to(rows.device)
-    scale = np.float32(1.0) / np.sqrt(moments.var + VARIANCE_FLOOR).astype(np.float32)
-    return ((rows - mean) * torch.from_numpy(scale).to(rows.device)).clamp_(-CLIP, CLIP)
-
-
 def advantages(
     rewards: Tensor, values: Tensor, next_values: Tensor, ended: Tensor, discounts: Tensor, gae_lambda: float
 ) -> Tensor:
@@ -111,8 +95,8 @@ def train(plan: Plan, run: Run) -> None:
         raise InvalidArgument(
             f"env_device={config.env_device!r}: device={config.device!r} has to be the same"
         )
-    if config.teacher:
-        raise InvalidArgument(f"teacher={config.teacher!r}: a rule plays on the CPU, not on {device}")
+    if config.imitate:
+        raise InvalidArgument(f"imitate={config.imitate!r}: a rule plays on the CPU, not on {device}")
     T, N, parts = config.rollout_steps, plan.lanes, env.simulation.action_size
     net, actions_total, batch = learner.net, env.simulation.mask_size, T * N
     sampler = torch.Generator(device).manual_seed(training_seed(plan.seed, run.steps) % 2**63)
@@ -131,8 +115,11 @@ def train(plan: Plan, run: Run) -> None:
     env.reset(seed=training_seed(plan.seed, run.steps))
     buffers, taken = lanes.buffers, 0
 
+    begins = torch.ones(T + 1, N, dtype=torch.bool, device=device)  # of episodes, for networks with a memory
+    before = learner.nothing_remembered(begins[0])
+
     def looked_at(rows: Tensor) -> Tensor:
-        return seen(rows, learner.obs_moments, config.normalise_observations)
+        return normalised(rows, learner.obs_moments, config.normalise_observations)
 
     def finish() -> float:
         """Wait for the device; the time."""
@@ -144,12 +131,13 @@ def train(plan: Plan, run: Run) -> None:
         # ---- act
         began = time.perf_counter()
         last_obs, last_at = [], []
+        first = before
         for t in range(T):
             obs[t] = buffers.obs
             masks[t] = buffers.mask
             with torch.no_grad():
-                action, log_probabilities[t] = net.sample(
-                    looked_at(obs[t]), masks[t] if actions_total else None, sampler
+                action, log_probabilities[t], memory = net.sample(
+                    looked_at(obs[t]), masks[t] if actions_total else None, sampler, before
                 )
                 actions[t] = action
                 sent = net.bounded(action)
@@ -174,8 +162,13 @@ def train(plan: Plan, run: Run) -> None:
                 episodes.drop(restart)
                 ended = ended | restart
             discounted.masked_fill_(ended, 0.0)
+            begins[t + 1] = ended
+            if before is not None and memory is not None:
+                before = Before(memory, before.critic, ended)
+            run.stepped()
         obs[T] = buffers.obs
         run.steps += batch
+        run.rolled_out()
         acted = finish()
         run.seconds["env"] += acted - began
 
@@ -184,16 +177,23 @@ def train(plan: Plan, run: Run) -> None:
             learner.return_moments.take(*_moments(discounted_returns.reshape(-1, 1)))
             rewards /= float(np.sqrt(learner.return_moments.var[0] + 1e-8))
         states = looked_at(obs.reshape(-1, obs.shape[-1]))
+        if first is not None:
+            first = first._replace(begins=begins.reshape(-1).clone())
         with torch.no_grad():
-            values = net.value(states).reshape(T + 1, N)
+            judged, memories = net.value(states, first)
+            values = judged.reshape(T + 1, N)
             ended_all = terminated | truncated
             next_values = torch.where(ended_all, 0.0, values[1:])
             at = torch.cat(last_at)
             if len(at):
-                next_values.reshape(-1)[at] = net.value(looked_at(torch.cat(last_obs)))
+                final = looked_at(torch.cat(last_obs))
+                next_values.reshape(-1)[at] = net.value(final, remembered(memories, at))[0]
             gae = advantages(rewards, values[:-1], next_values, ended_all, discounts, config.gae_lambda)
             targets = (gae + values[:-1]).reshape(-1)
             weights = ((gae - gae.mean()) / (gae.std(unbiased=False) + 1e-8)).reshape(-1)
+        if before is not None and memories is not None:
+            before = before._replace(critic=memories[(T - 1) * N : batch])
+        begins[0] = begins[T]
 
         # ---- learn
         learned = learner.learn(
@@ -204,6 +204,7 @@ def train(plan: Plan, run: Run) -> None:
                 log_probabilities.reshape(batch),
                 targets,
                 weights,
+                first,
             ),
             judging=run.stored is None and taken <= config.value_first * T,
         )
@@ -213,8 +214,7 @@ def train(plan: Plan, run: Run) -> None:
         spread = float(targets.var(unbiased=False))
         learned["explained_variance"] = 1.0 - float(left.var(unbiased=False)) / max(spread, 1e-12)
         run.seconds["learning"] += finish() - acted
-        run.record({**learned, **episodes.take()})
-        run.end_update(learner.state, run.finished)
+        run.end_update({**learned, **episodes.take()})
 
 
 def _moments(rows: Tensor) -> tuple[int, Any, Any]:

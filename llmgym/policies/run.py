@@ -2,12 +2,12 @@
 
 out/checkpoint.pt            the newest checkpoint
 out/checkpoint.previous.pt   the one before it
+out/best.pt                  the one that was best on the worlds of the validation
 out/learning_curve.csv       one row an update
 out/events.out.tfevents.*    tensorboard, where asked for
 """
 
 import contextlib
-import csv
 import inspect
 import math
 import os
@@ -36,16 +36,12 @@ from rich.progress import (
 from llmgym import baselines
 from llmgym.core.checks import output_folder
 from llmgym.core.env import LaneVectorEnv, check_id
-from llmgym.errors import (
-    CheckpointError,
-    InvalidArgument,
-    LlmgymError,
-    MissingExtra,
-    OutputError,
-    UnknownName,
-)
+from llmgym.errors import CheckpointError, InvalidArgument, LlmgymError, UnknownName
 from llmgym.policies import checkpoint
-from llmgym.policies.config import Plan, PPOConfig
+from llmgym.policies.callbacks import CsvLogger, Logger, TensorboardLogger
+from llmgym.policies.config import Plan
+from llmgym.policies.learned import policy_of
+from llmgym.policies.validation import mean_return
 from llmgym.version import __version__
 
 PLAIN_LINE_EVERY_S = 10.0
@@ -55,25 +51,38 @@ CHECKSUM = "world_checksum"
 """A metric that tells worlds apart; its mean means nothing."""
 
 
+VALIDATION = "validation_return"
+"""Column of the learning curve: mean return on the worlds of the validation, empty where there was none."""
+
+VALIDATIONS = 20
+"""Validations of a run, where the plan does not say how often."""
+
+
 class TrainingResult(NamedTuple):
     """What a finished run leaves.
 
     Attributes:
         checkpoint: path of the newest checkpoint; `llmgym.policies.load` takes it.
+        best: path of the checkpoint that was best on the worlds of the validation; the newest one where there was none.
+        validation_return: mean return of that one there; NaN where there was none.
         steps: environment steps over all lanes, earlier parts of a resumed run included.
         wall_s: seconds of training, earlier parts included.
         curve: the learning curve, float64 [updates] by column name.
-        seconds: where the time of this part went: `env`, `inference`, `learning`, and `other`.
+        seconds: where the time of this part went: `env`, `inference`, `learning`, `validation` and `other`.
     """
 
     checkpoint: Path
+    best: Path
+    validation_return: float
     steps: int
     wall_s: float
     curve: dict[str, NDArray[np.float64]]
     seconds: dict[str, float]
 
 
-def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any], device: str = "cpu") -> LaneVectorEnv:
+def make_lanes(
+    env_id: str, lanes: int, env_kwargs: Mapping[str, Any], device: str = "cpu", threads: int = 1
+) -> LaneVectorEnv:
     """Make the native vector environment a policy is trained on, in `SAME_STEP` mode and without copies.
 
     Args:
@@ -81,6 +90,7 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any], device: s
         lanes: number of lanes.
         env_kwargs: arguments of the environment, plain values by name.
         device: where the lanes live.
+        threads: that step them, on the CPU.
 
     Returns:
         The environment.
@@ -97,7 +107,7 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any], device: s
     entry = gymnasium.envs.registration.load_env_creator(entry) if isinstance(entry, str) else entry
     if not (inspect.isclass(entry) and issubclass(entry, LaneVectorEnv)):
         raise InvalidArgument(f"env_id={env_id!r}: training needs an environment of lanes (a LaneVectorEnv)")
-    where: dict[str, Any] = {} if device == "cpu" else {"device": device}
+    where: dict[str, Any] = {"threads": threads} if device == "cpu" else {"device": device}
     try:
         env = gymnasium.make_vec(
             env_id,
@@ -117,7 +127,7 @@ def make_lanes(env_id: str, lanes: int, env_kwargs: Mapping[str, Any], device: s
     return env
 
 
-OWN_KWARGS = frozenset({"num_envs", "autoreset_mode", "copy", "device"})
+OWN_KWARGS = frozenset({"num_envs", "autoreset_mode", "copy", "device", "threads"})
 """Arguments of a vector environment that the training sets."""
 
 WORLD = ("scenario", "workload", "profile")
@@ -183,6 +193,8 @@ def learning_threads(threads: int) -> Iterator[None]:
 class Run:
     """Everything of a training run that is not learning; use it as a context manager.
 
+    A trainer calls `start` before the first step, `stepped` after each, `rolled_out` before it learns, and `end_update` after it.
+
     Args:
         plan: what was asked for.
         columns: of the learning curve, after `steps`, `wall_s` and `steps_per_s`.
@@ -191,12 +203,17 @@ class Run:
         env: the lanes to train on.
         steps: environment steps done so far.
         stored: the checkpoint to resume from, or None.
-        seconds: wall time spent in `env`, `inference` and `learning`; the trainer adds to it.
+        state: gives what a checkpoint stores of the networks and the optimizer; `start` sets it.
+        seconds: wall time spent in `env`, `inference`, `learning` and `validation`; the trainer adds to the first three.
+        best_return: the best mean return on the worlds of the validation so far.
     """
+
+    state: Callable[[], Mapping[str, Any]]
 
     def __init__(self, plan: Plan, columns: Sequence[str]) -> None:
         self.plan = plan
         self.path = output_folder("out", plan.out) / "checkpoint.pt"
+        self.best_path = plan.out / "best.pt"
         self.stored: dict[str, Any] | None = None
         if plan.resume:
             if not self.path.exists():
@@ -204,15 +221,23 @@ class Run:
             self.stored = checkpoint.load_latest(self.path)
         elif self.path.exists():
             raise InvalidArgument(f"{plan.out} already holds a run: resume it, or choose another folder")
-        self.env = make_lanes(plan.env_id, plan.lanes, plan.env_kwargs, plan.config.env_device)
+        threads = max(1, plan.config.threads)
+        self.env = make_lanes(plan.env_id, plan.lanes, plan.env_kwargs, plan.config.env_device, threads)
         metrics = [name for name in self.env.simulation.metric_names if name not in (*columns, CHECKSUM)]
-        self.columns = ["steps", "wall_s", "steps_per_s", *columns, *metrics]
+        self.columns = ["steps", "wall_s", "steps_per_s", *columns, *metrics, VALIDATION]
         self.steps, self.earlier_s = 0, 0.0
         self.rows: list[list[float]] = []
+        self.best_return, self.stale = -math.inf, 0
         if self.stored is not None:
             self._restore(self.stored["meta"], self.stored["curve"])
+        self._worlds = None
+        if plan.validation_episodes:
+            self._worlds = make_lanes(plan.env_id, plan.validation_episodes, plan.env_kwargs, threads=threads)
+        updates = -(-plan.timesteps // (plan.config.rollout_steps * plan.lanes))
+        self._validate_every = plan.validate_every or max(1, updates // VALIDATIONS)
+        self._ended = False
         self.interface = interface_kwargs(self.env, plan.env_id, plan.env_kwargs)
-        self.seconds = {"env": 0.0, "inference": 0.0, "learning": 0.0}
+        self.seconds = {"env": 0.0, "inference": 0.0, "learning": 0.0, "validation": 0.0}
         self._console = Console(stderr=True)
         self._last_return = math.nan
 
@@ -225,28 +250,29 @@ class Run:
         checkpoint.check_environment(
             meta, self.env.layout, self.env.single_action_space, plan.env_id, str(self.path)
         )
-        for name in ("hidden", "activation", "network"):
-            now = plan.config.to_dict()[name]
-            then = meta["config"].get(name, PPOConfig().to_dict()[name])
-            if then != now:
-                raise CheckpointError(
-                    f"{self.path} was trained with {name}={then!r}, not {now!r}: resume with that"
-                )
+        checkpoint.check_network(meta, plan.config, str(self.path), "resume with that")
         self.steps, self.earlier_s = int(meta["steps"]), float(meta["wall_s"])
-        if meta["curve_columns"] == self.columns:
-            self.rows = curve.tolist()
+        for row in curve.tolist():
+            known = dict(zip(meta["curve_columns"], row))
+            self.rows.append([known.get(name, math.nan) for name in self.columns])
+        self.stale = int(meta.get("stale", 0))
+        if plan.patience and self.stale >= plan.patience:  # it had ended for that, and is to go on
+            self.stale = 0
+        if not (plan.validation_episodes and self.best_path.is_file()):
+            return
+        with contextlib.suppress(CheckpointError):  # a damaged one is replaced by the next validation
+            best = checkpoint.load(self.best_path)["meta"]
+            if best.get("validation_episodes") == plan.validation_episodes:
+                self.best_return = float(best["best_return"])
 
     def __enter__(self) -> "Run":
         plan = self.plan
         plan.out.mkdir(parents=True, exist_ok=True)
         # rows after the checkpoint belong to steps that are taken anew
-        self._file = open(plan.out / "learning_curve.csv", "w", newline="")
-        self._csv = csv.writer(self._file)
-        self._csv.writerow(self.columns)
-        for row in self.rows:
-            self._csv.writerow(_cells(row))
-        self._flush()
-        self._writer = _tensorboard(plan.out) if plan.log else None
+        self._loggers: list[Logger] = [CsvLogger(plan.out / "learning_curve.csv", self.columns, self.rows)]
+        if plan.log:
+            self._loggers.append(TensorboardLogger(plan.out))
+        self._loggers += plan.loggers
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -279,21 +305,16 @@ class Run:
         self.stopping = True
         self._console.print("stopping after this update; Ctrl-C again stops at once", highlight=False)
 
-    def _flush(self) -> None:
-        try:
-            self._file.flush()
-        except OSError as error:
-            raise OutputError(f"{self._file.name} cannot be written: {error.strerror}") from error
-
     def __exit__(self, *exc: object) -> None:
         if self._handler is not None:
             signal.signal(signal.SIGINT, self._handler)
         self._bar.stop()
-        with contextlib.suppress(OSError):  # each row was written, or told of, when it was made
-            self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for logger in self._loggers:
+            with contextlib.suppress(OSError):  # each row was written, or told of, when it was made
+                logger.close()
         self.env.close()
+        if self._worlds is not None:
+            self._worlds.close()
 
     @property
     def wall_s(self) -> float:
@@ -302,16 +323,45 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True once all steps of the plan were taken."""
-        return self.steps >= self.plan.timesteps
+        """True once all steps of the plan were taken, a callback has ended it, or the policy no longer gets better."""
+        return self._ended or self.steps >= self.plan.timesteps
+
+    def start(self, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Begin, with what gives a checkpoint's `model`, `optimizer`, `normaliser` and `rng`."""
+        self.state = state
+        for callback in self.plan.callbacks:
+            callback.on_training_start(self)
+
+    def stepped(self) -> None:
+        """Tell of a step of all lanes."""
+        for callback in self.plan.callbacks:
+            self._obey(callback.on_step(self))
+
+    def rolled_out(self) -> None:
+        """Tell that all steps of an update were taken."""
+        for callback in self.plan.callbacks:
+            self._obey(callback.on_rollout_end(self))
+
+    def _obey(self, said: bool | None) -> None:
+        self._ended = self._ended or said is False
 
     def say(self, line: str) -> None:
         """Print a line of progress, if progress is wanted."""
         if self.plan.progress:
             self._console.print(f"{self.plan.env_id}: {line}", highlight=False, soft_wrap=True)
 
-    def record(self, values: Mapping[str, float]) -> None:
-        """Add a row to the learning curve (columns that are missing stay empty) and show progress."""
+    def record(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Add a row to the learning curve and show progress.
+
+        Args:
+            values: by column; those that are missing, or NaN, stay empty.
+
+        Returns:
+            The row by column, without those that are empty.
+
+        Raises:
+            LlmgymError: the losses are not finite.
+        """
         now = time.perf_counter()
         speed = (self.steps - self._last_steps) / max(now - self._last, 1e-9)
         self._last, self._last_steps = now, self.steps
@@ -323,12 +373,9 @@ class Run:
                     + (f". The last checkpoint is kept: {self.path}" if self.path.exists() else "")
                 )
         self.rows.append([float(row.get(name, math.nan)) for name in self.columns])
-        self._csv.writerow(_cells(self.rows[-1]))
-        self._flush()
-        if self._writer is not None:
-            for name, value in row.items():
-                if name != "steps" and not math.isnan(value):
-                    self._writer.add_scalar(name, value, self.steps)
+        told = {name: value for name, value in row.items() if not math.isnan(value)}
+        for logger in self._loggers:
+            logger.write(told)
         if not math.isnan(row.get("return_mean", math.nan)):
             self._last_return = row["return_mean"]
         shown = "-" if math.isnan(self._last_return) else f"{self._last_return:.4g}"
@@ -343,22 +390,60 @@ class Run:
                 highlight=False,
                 soft_wrap=True,
             )
+        return told
 
-    def end_update(self, state: Callable[[], Mapping[str, Any]], last: bool) -> None:
-        """Save if it is time, after the last update, and before a stop that was asked for.
+    def end_update(self, values: Mapping[str, float], last: bool = False) -> None:
+        """Validate if it is time, add a row to the learning curve, and save if it is time or the last update.
+
+        Args:
+            values: the row, by column.
+            last: whether this update is the last one, whatever `finished` says.
 
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed during the update.
         """
-        if last or self.stopping or time.perf_counter() - self._saved >= self.plan.save_every_s:
-            self.save(state())
+        better, found = False, {}
+        over = last or self.finished
+        if self._worlds is not None and (over or (len(self.rows) + 1) % self._validate_every == 0):
+            found[VALIDATION] = self._validate()
+            better = found[VALIDATION] > self.best_return
+            self.stale = 0 if better else self.stale + 1
+        row = self.record({**values, **found})
+        if better:
+            self.best_return = found[VALIDATION]
+            self._save(self.best_path, keep=False)
+        elif found and self.plan.patience and self.stale >= self.plan.patience:
+            self._ended = True
+            self.say(
+                f"no better in {self.stale} validations: the training ends, the best return was {self.best_return:.4g}"
+            )
+        for callback in self.plan.callbacks:
+            self._obey(callback.on_update(self, row))
+        over = last or self.finished
+        if over or self.stopping or time.perf_counter() - self._saved >= self.plan.save_every_s:
+            self._save(self.path)
+            self._saved = time.perf_counter()
         if self.stopping:
             raise KeyboardInterrupt
+        if over:
+            for callback in self.plan.callbacks:
+                callback.on_training_end(self)
 
-    def save(self, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint: the trainer's `model`, `optimizer`, `normaliser` and `rng`, and all that this run knows."""
+    def _validate(self) -> float:
+        """Mean return of the policy as it is now, the most likely action taken, on the worlds of the validation."""
+        assert self._worlds is not None
+        began = time.perf_counter()
+        state = self.state()
+        model = {name: weights.cpu() for name, weights in state["model"].items()}
+        policy = policy_of({**state, "model": model, "meta": self.meta()}, self._worlds.simulation, "now")
+        value = mean_return(policy, self._worlds)
+        self.seconds["validation"] += time.perf_counter() - began
+        return value
+
+    def meta(self) -> dict[str, Any]:
+        """What a checkpoint says about the run so far."""
         plan = self.plan
-        meta = {
+        return {
             "name": plan.out.resolve().name,
             "algo": plan.algo,
             "env_id": plan.env_id.rpartition(":")[2],
@@ -373,14 +458,23 @@ class Run:
             "steps": self.steps,
             "timesteps": int(plan.timesteps),
             "wall_s": self.wall_s,
+            "save_every_s": float(plan.save_every_s),
+            "init": plan.init,
+            "validation_episodes": int(plan.validation_episodes),
+            "validate_every": int(plan.validate_every),
+            "patience": int(plan.patience),
+            "stale": self.stale,
+            "best_return": self.best_return,
             "llmgym_version": __version__,
             "torch_version": str(torch.__version__),
             "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "curve_columns": self.columns,
         }
+
+    def _save(self, path: Path, keep: bool = True) -> None:
+        """Write a checkpoint of all that the trainer and this run know; `keep` says whether the one before it is kept."""
         curve = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, len(self.columns))
-        checkpoint.save(self.path, {"meta": meta, "curve": curve, **state})
-        self._saved = time.perf_counter()
+        checkpoint.save(path, {"meta": self.meta(), "curve": curve, **self.state()}, keep=keep)
 
     def result(self) -> TrainingResult:
         """What the run leaves."""
@@ -388,81 +482,6 @@ class Run:
         spent = time.perf_counter() - self._begun
         seconds = {**self.seconds, "other": spent - sum(self.seconds.values())}
         curve = {name: rows[:, index] for index, name in enumerate(self.columns)}
-        return TrainingResult(self.path, self.steps, self.wall_s, curve, seconds)
-
-
-class Episodes:
-    """Sums returns, lengths and metrics of the lanes' running episodes, and averages those that ended.
-
-    Args:
-        lanes: number of lanes.
-        metrics: names of the episode metrics.
-    """
-
-    def __init__(self, lanes: int, metrics: Sequence[str]) -> None:
-        self.returns = np.zeros(lanes)
-        self.lengths = np.zeros(lanes, np.int64)
-        self.names = tuple(metrics)
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget the episodes that ended."""
-        self._returns: list[NDArray[np.float64]] = []
-        self._lengths: list[NDArray[np.int64]] = []
-        self._metrics: list[NDArray[np.float64]] = []
-
-    def step(
-        self, rewards: NDArray[np.float64], ended: NDArray[np.bool_], metrics: NDArray[np.float64]
-    ) -> None:
-        """Take in one step of all lanes.
-
-        Args:
-            rewards: of the step, float64 [lanes].
-            ended: which episodes ended with it, bool [lanes].
-            metrics: of the episodes, float64 [lanes, metrics]; only rows of those that ended are read.
-        """
-        self.returns += rewards
-        self.lengths += 1
-        if ended.any():
-            self._returns.append(self.returns[ended])
-            self._lengths.append(self.lengths[ended])
-            self._metrics.append(metrics[ended])
-            self.returns[ended] = 0.0
-            self.lengths[ended] = 0
-
-    def drop(self, lanes: NDArray[np.bool_]) -> None:
-        """Forget the running episodes of these lanes: they were stopped from outside."""
-        self.returns[lanes] = 0.0
-        self.lengths[lanes] = 0
-
-    def averages(self) -> dict[str, float]:
-        """Columns of the learning curve for the episodes that ended since `clear`; only `episodes` if there are none."""
-        if not self._returns:
-            return {"episodes": 0.0}
-        returns = np.concatenate(self._returns)
-        row = {
-            "episodes": float(len(returns)),
-            "return_mean": float(returns.mean()),
-            "return_std": float(returns.std()),
-            "episode_steps": float(np.concatenate(self._lengths).mean()),
-        }
-        metrics = np.concatenate(self._metrics)
-        known = np.isfinite(metrics)  # a metric has no value where there was nothing to take it of
-        with np.errstate(invalid="ignore"):
-            means = np.where(known, metrics, 0.0).sum(axis=0) / known.sum(axis=0)
-        return row | dict(zip(self.names, means.tolist()))
-
-
-EPISODE_COLUMNS = ("episodes", "return_mean", "return_std", "episode_steps")
-
-
-def _cells(row: Sequence[float]) -> list[str]:
-    return ["" if math.isnan(value) else f"{value:.10g}" for value in row]
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtra("logging for tensorboard", "train") from error
-    return SummaryWriter(str(folder))
+        validated = math.isfinite(self.best_return) and self.best_path.is_file()
+        best = (self.best_path, self.best_return) if validated else (self.path, math.nan)
+        return TrainingResult(self.path, *best, self.steps, self.wall_s, curve, seconds)

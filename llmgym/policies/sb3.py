@@ -7,7 +7,7 @@ cut off.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import gymnasium
@@ -25,8 +25,9 @@ from llmgym.core.env import LaneVectorEnv
 from llmgym.errors import CheckpointError, InvalidArgument
 from llmgym.policies.checkpoint import whole_or_not_at_all
 from llmgym.policies.config import Plan, training_seed
+from llmgym.policies.episodes import EPISODE_COLUMNS, Episodes
 from llmgym.policies.ppo import LOSS_COLUMNS
-from llmgym.policies.run import EPISODE_COLUMNS, Episodes, Run, TrainingResult, learning_threads
+from llmgym.policies.run import Run, TrainingResult, learning_threads
 
 Indices = None | int | Iterable[int]
 
@@ -209,22 +210,28 @@ class SB3VecEnv(VecEnv):
 class _Recorder(BaseCallback):
     """Writes the learning curve and the checkpoints of a run; its hooks lie between two updates, when the state is whole."""
 
-    def __init__(self, run: Run, state: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
-        self._run, self._state = run, state
+        self._run = run
         self._episodes = Episodes(run.plan.lanes, run.env.simulation.metric_names)
         self._mark = time.perf_counter()
         self._env_s = 0.0
-        self._updates = False
+        self._over = False
+        self.pending = False
+        """Whether an update has not been recorded yet."""
 
     def _on_rollout_start(self) -> None:
-        if self._updates:
+        if self.pending:
             self.finish_update()
+            self._over = self._run.finished
         self._mark = time.perf_counter()
 
     def _on_step(self) -> bool:
+        if self._over:  # it ended with the update before; this step counts for nothing
+            return False
         lanes = self._run.env.lanes
         self._episodes.step(lanes.buffers.reward, self.locals["dones"], lanes.metric_columns())
+        self._run.stepped()
         return True
 
     def _on_rollout_end(self) -> None:
@@ -233,7 +240,8 @@ class _Recorder(BaseCallback):
         inside = self._run.seconds["env"] - self._env_s
         self._env_s = self._run.seconds["env"]
         self._run.seconds["inference"] += now - self._mark - inside
-        self._mark, self._updates = now, True
+        self._run.rolled_out()
+        self._mark, self.pending = now, True
 
     def finish_update(self, last: bool = False) -> None:
         """Record the update that has just ended, and save if it is time."""
@@ -242,9 +250,9 @@ class _Recorder(BaseCallback):
         run.steps = self.model.num_timesteps
         logged = self.model.logger.name_to_value
         row = {name: sign * float(logged[key]) for name, (key, sign) in LOGGED.items() if key in logged}
-        run.record({**row, **self._episodes.averages()})
+        self.pending = False
+        run.end_update({**row, **self._episodes.averages()}, last)
         self._episodes.clear()
-        run.end_update(self._state, last)
 
 
 def train_sb3(plan: Plan) -> TrainingResult:
@@ -258,13 +266,17 @@ def train_sb3(plan: Plan) -> TrainingResult:
         CheckpointError: `plan.resume` is set and there is nothing that fits to resume from.
         InvalidArgument: the plan cannot be carried out.
     """
-    if plan.config.network != "perceptron":
+    if plan.config.network != "mlp":
         raise InvalidArgument(
-            f'network="{plan.config.network}": stable-baselines3 gets a perceptron here; use algo="ppo"'
+            f'network="{plan.config.network}": stable-baselines3 gets an mlp here; use algo="ppo"'
         )
-    if plan.config.teacher:
+    if plan.config.imitate:
         raise InvalidArgument(
-            f'teacher="{plan.config.teacher}": only the own trainer imitates; use algo="ppo"'
+            f'imitate="{plan.config.imitate}": only the own trainer imitates; use algo="ppo"'
+        )
+    if plan.init:
+        raise InvalidArgument(
+            f'init="{plan.init}": only the own trainer begins with another policy; use algo="ppo"'
         )
     if plan.config.device != "cpu":
         raise InvalidArgument(
@@ -365,10 +377,12 @@ def _train(plan: Plan, run: Run, minibatch: int) -> None:
         }
 
     normaliser.seed(training_seed(plan.seed, run.steps))
-    recorder = _Recorder(run, state)
+    recorder = _Recorder(run)
+    run.start(state)
     if not run.finished:
         model.learn(plan.timesteps - run.steps, callback=recorder, reset_num_timesteps=False)
-        recorder.finish_update(last=True)
+        if recorder.pending:
+            recorder.finish_update(last=True)
     archive, temporary = plan.out / "sb3.zip", plan.out / "sb3.tmp.zip"
     with whole_or_not_at_all(archive, temporary):
         model.save(temporary)

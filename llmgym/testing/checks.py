@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Discrete
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 Counts = Mapping[str, float]
@@ -49,11 +49,13 @@ def check_observation(env: Any, obs: NDArray[np.float32]) -> None:
 def check_tables(env: Any) -> None:
     """Fail unless every action that the observation's tables name exists, and belongs to one row."""
     owner: dict[int, str] = {}
+    space = env.action_space
+    actions = int(np.prod(space.shape)) if isinstance(space, Box) else env.simulation.mask_size
     for table in env.simulation.layout.tables():
         for first in table.actions:
             for action in range(first, first + table.rows):
-                assert isinstance(env.action_space, Discrete) and 0 <= action < env.action_space.n, (
-                    f"field {table.name!r}: its rows have action {action}, which {env.action_space} lacks"
+                assert 0 <= action < actions, (
+                    f"field {table.name!r}: its rows have action {action}, which {space} lacks"
                 )
                 assert action not in owner, (
                     f"action {action} belongs to rows of {owner[action]!r} and of {table.name!r}"

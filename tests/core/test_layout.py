@@ -43,8 +43,25 @@ def test_markdown():
 def test_tables_say_where_their_rows_are_and_whose_they_are():
     rows = Field("rows", 6, 0.0, 1.0, "-", "three rows of two", rows=3, actions=(0, 4))
     layout = Layout([FIELDS[0], rows, FIELDS[1]])
-    assert layout.tables() == (("rows", 1, 3, 2, (0, 4)),)
+    (table,) = layout.tables()
+    assert table == ("rows", ((1, 2),), 3, (0, 4)) and table.width == 2
+    assert table.entries().tolist() == [[1, 2], [3, 4], [5, 6]]
     assert Layout(FIELDS).tables() == ()
+
+
+def test_a_table_can_be_columns_of_several_fields():
+    one = Field("length", 3, 0.0, 1.0, "-", "a column", rows=3, actions=(1,), table="jobs")
+    two = Field("ages", 6, 0.0, 1.0, "-", "two columns", rows=3, actions=(1,), table="jobs")
+    (table,) = Layout([FIELDS[0], one, two]).tables()
+    assert table == ("jobs", ((1, 1), (4, 2)), 3, (1,)) and table.width == 3
+    assert table.entries().tolist() == [[1, 4, 5], [2, 6, 7], [3, 8, 9]]
+    other = Field("ages", 3, 0.0, 1.0, "-", "a column", rows=3, table="jobs")
+    with pytest.raises(
+        InvalidArgument, match=r"field 'ages': rows=3, actions=\(\): table 'jobs' has rows=3, actions=\(1,\)"
+    ):
+        Layout([one, other]).tables()
+    with pytest.raises(InvalidArgument, match="table='jobs': only a field with rows"):
+        Field("ages", 3, 0.0, 1.0, "-", "a column", table="jobs")
 
 
 @pytest.mark.parametrize(

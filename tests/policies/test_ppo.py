@@ -213,7 +213,7 @@ def test_value_at_the_end_of_an_episode(
     # only where episodes terminate is the time observed: a limit that cuts off is not part of the state
     rows = np.array([[0.5, 0.5, 0.0], [0.5, 0.5, 0.75 * terminates]])
     rows = (rows - moments.mean) / np.sqrt(moments.var + 1e-4)
-    got = net.value(torch.from_numpy(rows.astype(np.float32))).detach().numpy()
+    got = net.value(torch.from_numpy(rows.astype(np.float32)))[0].detach().numpy()
     assert got == pytest.approx([first, last], rel=0.12)
 
 
@@ -223,7 +223,7 @@ def test_a_masked_action_has_no_probability() -> None:
     with torch.no_grad():
         net.actor[-1].bias += torch.tensor([0.0, 0.0, 90.0, -90.0, 0.0])
     mask = torch.tensor([[True, False, False, True, False]]).expand(4096, 5)
-    action, log_p = net.sample(torch.randn(4096, 3), mask, generator)
+    action, log_p, _ = net.sample(torch.randn(4096, 3), mask, generator)
     assert (action == torch.tensor([0, 1])).all() and torch.allclose(log_p, torch.zeros(4096))
     again, entropy = net.evaluate(torch.zeros(4096, 3), mask, action)
     assert torch.allclose(again, torch.zeros(4096)) and torch.allclose(entropy, torch.zeros(4096))
@@ -235,7 +235,7 @@ def test_sampling_follows_the_probabilities() -> None:
     with torch.no_grad():
         net.actor[-1].bias.copy_(torch.tensor([0.0, 1.0, 0.0, 1.0, 2.0]))
     obs = torch.zeros(40_000, 3)
-    action, log_p = net.sample(obs, None, generator)
+    action, log_p, _ = net.sample(obs, None, generator)
     expected = np.exp([0, 1, 2]) / np.exp([0, 1, 2]).sum()
     got = np.bincount(action[:, 1].numpy(), minlength=3) / 40_000
     assert np.abs(got - expected).max() < 0.01
@@ -296,7 +296,7 @@ def test_importing_the_package_imports_no_learning_library() -> None:
 
 def test_the_learning_curve_leaves_out_what_has_no_value():
     """A metric is NaN in an episode that had nothing to take it of; where none has a value, the cell is empty."""
-    from llmgym.policies.run import Episodes
+    from llmgym.policies.episodes import Episodes
 
     episodes = Episodes(3, ("some_s", "none_s"))
     ended = np.ones(3, np.bool_)

@@ -18,11 +18,12 @@ from llmgym.core.layout import Table
 from llmgym.errors import CheckpointError, InvalidArgument
 from llmgym.policies import Plan, PPOConfig
 from llmgym.policies.checkpoint import load
-from llmgym.policies.network import ActorCritic, RunningMoments, Scorer
+from llmgym.policies.network import ActorCritic, RunningMoments
+from llmgym.policies.rows import Scorer
 
 FORAGE = "llmgym/Forage-v0"
 ROWS, WIDTH = 5, 3
-TABLES = (Table("queue", 1, 2, 2, ()), Table("candidates", 6, ROWS, WIDTH, (1, 7)))
+TABLES = (Table("queue", ((1, 2),), 2, ()), Table("candidates", ((6, WIDTH),), ROWS, (1, 7)))
 """An observation of 22 numbers: one, two rows of two, one, five rows of three, one; actions 1 to 5 and 7 to 11 belong to rows."""
 INPUTS, ACTIONS = 22, 13
 
@@ -70,7 +71,7 @@ def test_rows_share_their_moments() -> None:
 
 
 def test_weights_of_other_tables_are_refused() -> None:
-    net = ActorCritic(INPUTS, Discrete(ACTIONS), (16, 8), "tanh", torch.Generator(), TABLES)
+    net = ActorCritic(INPUTS, Discrete(ACTIONS), (16, 8), "tanh", torch.Generator(), "scorer", TABLES)
     other = (TABLES[0], TABLES[1]._replace(actions=(1,)))
     with pytest.raises(CheckpointError, match="other tables of candidates"):
         Scorer.restored(net.state_dict(), "actor.", other, "tanh")
@@ -97,9 +98,10 @@ def test_a_scorer_is_trained_saved_loaded_and_resumed(tmp_path: Path) -> None:
     actions = policy.act(obs, infos["action_mask"])
     assert (infos["action_mask"][np.arange(6), actions] == 1).all()
     stored = load(result.checkpoint)
+    layout = env.unwrapped.layout
     net = ActorCritic(
-        env.unwrapped.layout.size, env.single_action_space, (16, 16), "tanh", torch.Generator(), env.unwrapped.layout.tables()
-    )  # fmt: skip
+        layout.size, env.single_action_space, (16, 16), "tanh", torch.Generator(), "scorer", layout.tables()
+    )
     net.load_state_dict(stored["model"])
     moments = stored["normaliser"]["observations"]
     seen = (torch.from_numpy(obs) - moments["mean"].float()) / (moments["var"] + 1e-4).sqrt().float()
@@ -118,7 +120,7 @@ def test_a_rule_is_imitated(tmp_path: Path) -> None:
     """After some thousand of its choices the network makes nearly all of them, where a blind guess makes a few per cent."""
     teacher = "hybrid:retrieve=5,read=0.4,evaluations=0"
     result = policies.train(
-        plan(tmp_path / "run", teacher=teacher, teacher_steps=12_000, value_first=10**6, learning_rate=3e-3)
+        plan(tmp_path / "run", imitate=teacher, imitate_steps=12_000, value_first=10**6, learning_rate=3e-3)
     )
     env = gymnasium.make_vec(FORAGE, num_envs=64, autoreset_mode="SAME_STEP", scenario="small")
     policy, rule = policies.load(result.checkpoint, env), baselines.make(teacher, env)
@@ -136,12 +138,12 @@ def test_a_rule_is_imitated(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"teacher": "oracle"}, "teacher='oracle' sees what a policy does not"),
-        ({"teacher": "nobody"}, "nobody"),
-        ({"hidden": (16,)}, r"hidden=\(16,\): a scorer has two widths"),
-        ({"network": "tree"}, "network='tree': allowed perceptron, scorer"),
+        ({"imitate": "oracle"}, "imitate='oracle' sees what a policy does not"),
+        ({"imitate": "nobody"}, "nobody"),
+        ({"hidden": (16,)}, r'hidden=\(16,\): network="scorer" has two widths'),
+        ({"network": "tree"}, "network='tree': allowed mlp, scorer, attention, recurrent"),
         ({"device": "toaster"}, "device='toaster': torch cannot use it here"),
-        ({"teacher_steps": 0}, "teacher_steps=0"),
+        ({"imitate_steps": 0}, "imitate_steps=0"),
     ],
 )
 def test_what_cannot_be_done_is_said(tmp_path: Path, config: dict[str, Any], message: str) -> None:
@@ -149,7 +151,7 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, config: dict[str, Any], mes
         policies.train(plan(tmp_path / "run", **config))
 
 
-@pytest.mark.parametrize("config", [{"network": "scorer"}, {"teacher": "scout"}, {"device": "cuda"}])
+@pytest.mark.parametrize("config", [{"network": "scorer"}, {"imitate": "scout"}, {"device": "cuda"}])
 def test_stable_baselines3_is_told_apart(tmp_path: Path, config: dict[str, Any]) -> None:
     pytest.importorskip("stable_baselines3")
     one = Plan(

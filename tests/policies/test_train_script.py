@@ -158,11 +158,11 @@ def test_ctrl_c_before_the_first_checkpoint_saves_one(
     """It advised --resume, and there was nothing to resume."""
     record, updates = run.Run.record, []
 
-    def interrupted(self: run.Run, values: Any) -> None:
+    def interrupted(self: run.Run, values: Any) -> Any:
         updates.append(self.steps)
         if len(updates) == 2:
             signal.raise_signal(signal.SIGINT)
-        record(self, values)
+        return record(self, values)
 
     monkeypatch.setattr(run.Run, "record", interrupted)
     out = tmp_path / "run"

@@ -14,7 +14,7 @@ from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels, Simulation
 from llmgym.core.layout import Field, Layout
 
-TOY, GUESS = "toy/Toy-v0", "toy/Guess-v0"
+TOY, GUESS, RECALL = "toy/Toy-v0", "toy/Guess-v0", "toy/Recall-v0"
 LANE = np.dtype([("key", "u8"), ("x", "f8"), ("y", "f8"), ("step", "i4"), ("total", "f8")], align=True)
 
 
@@ -125,9 +125,52 @@ class GuessVectorEnv(LaneVectorEnv):
     simulation_class = Guess
 
 
+@kernel
+def recall_step(
+    state: State, params: Params, lane: int, action: NDArray[np.float64]
+) -> tuple[float, bool, bool, float]:
+    """Right is what x was when the episode began, x > 0.5."""
+    episode = state.lane[lane]
+    reward = 1.0 if int(action[0]) == (1 if episode.x > 0.5 else 0) else 0.0
+    episode.step += 1
+    episode.total += reward
+    return reward, episode.step >= params.horizon, False, 0.5
+
+
+@kernel
+def recall_observe(state: State, params: Params, lane: int, out: NDArray[np.float32]) -> None:
+    episode = state.lane[lane]
+    out[0] = (1.0 if episode.x > 0.5 else -1.0) if episode.step == 0 else 0.0
+
+
+@kernel
+def recall_mask(state: State, params: Params, lane: int, out: NDArray[np.int8]) -> None:
+    out[:] = 1
+
+
+class Recall(Guess):
+    """What has to be said is shown at the beginning of an episode only."""
+
+    kernels = Kernels(reset_lane, recall_step, recall_observe, recall_mask, metrics_lane)
+
+    def __init__(self, *, horizon: int = 5) -> None:
+        super().__init__(horizon=horizon, terminates=True)
+        self.layout = Layout([Field("sign", 1, -1, 1, "", "which it is, at the beginning; then 0")])
+        self.action_space = Discrete(2)
+
+
+class RecallEnv(LaneEnv):
+    simulation_class = Recall
+
+
+class RecallVectorEnv(LaneVectorEnv):
+    simulation_class = Recall
+
+
 for name, single, vector in (
     (TOY, "tests.toy:ToyEnv", "tests.toy:ToyVectorEnv"),
     (GUESS, "tests.policies.toys:GuessEnv", "tests.policies.toys:GuessVectorEnv"),
+    (RECALL, "tests.policies.toys:RecallEnv", "tests.policies.toys:RecallVectorEnv"),
 ):
     if name not in gymnasium.registry:
         gymnasium.register(name, entry_point=single, vector_entry_point=vector, disable_env_checker=True)

@@ -97,6 +97,8 @@ def layout(history: int, types: int, shapes: int, candidates: int, places: int) 
                 _MOST_CANDIDATE_LATENCY,
                 "see text",
                 "each candidate's headroom over the deployment's, halved; GPUs that change, share; unloaded latency, 4 latency_ref",
+                rows=candidates,
+                actions=(1,),
             )
         )
     fields.append(
@@ -107,6 +109,7 @@ def layout(history: int, types: int, shapes: int, candidates: int, places: int) 
             _MOST_WORK,
             "see text",
             "of each replica, large ones first: shape; load / 4, log of the line, cache, minutes of work, minutes until it serves",
+            rows=places,
         )
     )
     return Layout(fields, Observation)

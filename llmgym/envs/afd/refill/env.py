@@ -189,6 +189,7 @@ class AFDRefill(Simulation):
 
 def _layout(chosen: Scenario) -> Layout:
     r, w = chosen.ratio, chosen.window
+    columns: dict[str, Any] = {"rows": w, "actions": (0,), "table": "window"}
     fields = [
         Field(
             "loads",
@@ -206,6 +207,7 @@ def _layout(chosen: Scenario) -> Layout:
             1,
             "log",
             "log(1 + prompt) of each waiting request over that of the longest; oldest first",
+            **columns,
         ),
         Field(
             "window.steps",
@@ -214,8 +216,17 @@ def _layout(chosen: Scenario) -> Layout:
             1,
             "log",
             "log(1 + predicted steps) of each waiting request over that of the longest; 0 if nothing is told",
+            **columns,
         ),
-        Field("window.skips", w, 0, 1, "A", "times that each waiting request has been skipped"),
+        Field(
+            "window.skips",
+            w,
+            0,
+            1,
+            "A",
+            "times that each waiting request has been skipped",
+            **columns,
+        ),
     ]
     return Layout(fields, Observation)
 

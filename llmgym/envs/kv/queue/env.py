@@ -129,6 +129,8 @@ class KVQueue(Simulation):
                     "scales",
                     "for each of the first waiting requests: prompt, predicted output, "
                     "wait / (wait + 100 reference batches), predicted area",
+                    rows=slots,
+                    actions=(1,) if action == "pick" else (),
                 )
             ],
             Observation,

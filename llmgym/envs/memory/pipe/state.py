@@ -108,12 +108,23 @@ class Observation(Record):
         "time of the stage on GPU and FPGA; of comp, where it can be fused, with ret",
         unit=_MEAN_REQUESTS,
         size=2,
+        table="device",
+        actions=(0,),
     )
     copies: NDArray[np.float32] = shown(
-        "copies that it would need first", unit=_MEAN_REQUESTS, size=2, name="copy"
+        "copies that it would need first",
+        unit=_MEAN_REQUESTS,
+        size=2,
+        name="copy",
+        table="device",
+        actions=(0,),
     )
     finish: NDArray[np.float32] = shown(
-        "how long until it would be done there, queues included", unit=_MEAN_REQUESTS, size=2
+        "how long until it would be done there, queues included",
+        unit=_MEAN_REQUESTS,
+        size=2,
+        table="device",
+        actions=(0,),
     )
     rest: float = shown("stages of the request after it, on the GPU", unit=_MEAN_REQUESTS)
     on_fpga: NDArray[np.float32] = shown(
@@ -124,7 +135,11 @@ class Observation(Record):
         "work that GPU, FPGA, link down and link up still have", unit=_MEAN_REQUESTS, size=4
     )
     queue: NDArray[np.float32] = shown(
-        "requests whose stage is on the GPU, on the FPGA, or waits for it", unit=_CROWDED, size=2
+        "requests whose stage is on the GPU, on the FPGA, or waits for it",
+        unit=_CROWDED,
+        size=2,
+        table="device",
+        actions=(0,),
     )
     inside: float = shown("requests in the system", unit=_CROWDED)
     load: float = shown("arrivals over what the GPU alone could serve", unit="x / (1 + x)")
