@@ -3,7 +3,6 @@
 Every command is a function whose arguments are its options. Mistakes of the caller end with one line on stderr and exit code 2.
 """
 
-import json
 import os
 import sys
 import time
@@ -21,28 +20,15 @@ from llmgym.baselines.afd.plan import Afd
 from llmgym.baselines.distill.plan import Distill
 from llmgym.baselines.kv.plan import Kv, Law
 from llmgym.baselines.oserve.plan import Oserve
-from llmgym.core.checks import number, output_folder, whole
+from llmgym.core.checks import keyword_arguments, number, output_folder, whole
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
+from llmgym.evaluation.room_command import Room
 from llmgym.profiles.convert_command import Convert
 from llmgym.profiles.measure_command import Measure, Profiles
 from llmgym.serving.replay_command import Replay
 
 FAILED, USAGE = 1, 2
 """Exit codes: a check that failed, and a mistake of the caller."""
-
-
-def keyword_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
-    """`("load=1.2", "action=rule")` as arguments of an environment; values are read as JSON where they are JSON."""
-    parsed: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise InvalidArgument(f"{text!r}: expected name=value")
-        try:
-            parsed[name] = json.loads(value)
-        except json.JSONDecodeError:
-            parsed[name] = value
-    return parsed
 
 
 @dataclass(frozen=True)
@@ -323,6 +309,7 @@ class Arguments:
         Annotated[List, tyro.conf.subcommand("list")]
         | Annotated[Settings, tyro.conf.subcommand("settings")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
+        | Annotated[Room, tyro.conf.subcommand("room")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]

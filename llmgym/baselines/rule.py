@@ -1,9 +1,10 @@
 """What the rules of several papers have in common: reading an observation by field, and numbers behind a name."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,8 @@ class Rule(Generic[S]):
     other_world: str | None = None
     """What differs in the world that this rule plays in, where that is not the one of the others; None where it is."""
     env_kwargs: Mapping[str, Any] = MappingProxyType({})
+    remembered: ClassVar[tuple[str, ...]] = ()
+    """Names of what it remembers of each lane: arrays [lanes, ...], lists by lane, or dicts by its number."""
 
     def __init__(self, env: Any, name: str, simulation_class: type[S]) -> None:
         simulation = env.unwrapped.simulation
@@ -52,6 +55,23 @@ class Rule(Generic[S]):
 
     def reset(self, lanes: NDArray[np.bool_]) -> None:
         """Nothing is remembered."""
+
+    def take(self, other: "Rule[S]", lanes: NDArray[np.int64]) -> None:
+        """Remember of its own lanes what another policy of the same rule remembers of some of its lanes.
+
+        Args:
+            other: of the same rule; it forgets nothing.
+            lanes: which lane of it each of its own lanes follows, int64 [lanes].
+        """
+        for name in self.remembered:
+            theirs = getattr(other, name)
+            if isinstance(theirs, np.ndarray):
+                setattr(self, name, theirs[lanes])
+            elif isinstance(theirs, dict):
+                kept = {n: copy.deepcopy(theirs[k]) for n, k in enumerate(lanes.tolist()) if k in theirs}
+                setattr(self, name, kept)
+            else:
+                setattr(self, name, [copy.deepcopy(theirs[lane]) for lane in lanes.tolist()])
 
 
 class RandomPolicy(Rule[S]):

@@ -1,6 +1,7 @@
 """What an argument must be: checks whose errors name the argument, its value and what is allowed."""
 
 import contextlib
+import json
 import math
 import os
 import sys
@@ -188,3 +189,21 @@ def output_folder(name: str, path: str | Path) -> Path:
             with contextlib.suppress(OSError):  # somebody has put something into it
                 part.rmdir()
     return folder
+
+
+def keyword_arguments(texts: tuple[str, ...]) -> dict[str, Any]:
+    """`("load=1.2", "action=rule")` as arguments of an environment; values are read as JSON where they are JSON.
+
+    Raises:
+        InvalidArgument: one that is not `name=value`.
+    """
+    parsed: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.isidentifier():
+            raise InvalidArgument(f"{text!r}: expected name=value")
+        try:
+            parsed[name] = json.loads(value)
+        except json.JSONDecodeError:
+            parsed[name] = value
+    return parsed

@@ -13,6 +13,8 @@ from llmgym.errors import InvalidArgument
 
 _COUNTED_FROM = 16
 """Lanes from which their memory is counted before it is asked for: Linux grants memory that it does not have."""
+_COPIED = ("obs", "mask", "ended", "steps")
+"""What is copied of a lane beside its state."""
 
 
 def make_lanes(simulation: Simulation, count: int, threads: int = 1, limit: int | None = None) -> Lanes:
@@ -66,6 +68,25 @@ def copy_lane(source: Any, lane: int, target: Any, lanes: int | slice = slice(No
     """
     for mine, theirs in zip(arrays_of(target), arrays_of(source), strict=True):
         mine[lanes] = theirs[lane]
+
+
+def copy_lanes(source: Lanes, which: NDArray[np.int64], target: Lanes) -> None:
+    """Let the first lanes of others stand where some lanes stand now, to try there what could be done.
+
+    Args:
+        source: lanes that are copied; they stay as they are.
+        which: numbers of these, int64 [n], n at most `target.count`; one may come several times.
+        target: lanes of the same simulation, the first n of which are written to: state, observation, mask and whether they ended.
+    """
+    pairs = [*zip(arrays_of(target.state), arrays_of(source.state), strict=True)]
+    pairs += [(getattr(target.buffers, name), getattr(source.buffers, name)) for name in _COPIED]
+    for mine, theirs in pairs:
+        if mine.size == 0:
+            continue
+        # an array can have several rows a lane, such as one for each replica
+        rows = (len(mine) // target.count, *mine.shape[1:])
+        out_of = theirs.reshape(source.count, *rows)
+        np.take(out_of, which, axis=0, out=mine.reshape(target.count, *rows)[: len(which)], mode="clip")
 
 
 def bytes_of_a_lane(simulation: Simulation) -> int:

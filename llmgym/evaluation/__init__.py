@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llmgym.evaluation.comparison import Comparison
+    from llmgym.evaluation.measure_room import room
     from llmgym.evaluation.paired import compare
     from llmgym.evaluation.results import Difference, Summary
     from llmgym.evaluation.rollout import EpisodeTable, run_episodes
+    from llmgym.evaluation.room_result import RoomResult
     from llmgym.evaluation.tables import ResultTable
     from llmgym.evaluation.tuning import tuned
 
@@ -24,8 +26,10 @@ _HOMES = {
     "Difference": "results",
     "EpisodeTable": "rollout",
     "ResultTable": "tables",
+    "RoomResult": "room_result",
     "Summary": "results",
     "compare": "paired",
+    "room": "measure_room",
     "run_episodes": "rollout",
     "tuned": "tuning",
 }
@@ -34,8 +38,10 @@ __all__ = [
     "Difference",
     "EpisodeTable",
     "ResultTable",
+    "RoomResult",
     "Summary",
     "compare",
+    "room",
     "run_episodes",
     "tuned",
 ]

@@ -82,15 +82,21 @@ def resolve(env_id: str, policy: str | Policy, label: str | None = None) -> Cont
     return Contender(label or policy.name, kind, None, dict(policy.env_kwargs), lambda env: policy)
 
 
-def _names(env_id: str) -> tuple[list[str], list[str]]:
-    """Baselines and shipped learned policies of an environment, which may be one of the user's own."""
-    from llmgym import baselines, policies
+def rules_of(env_id: str) -> list[str]:
+    """Names of the baselines of an environment, which may be one of the user's own; none where it has no `llmgym.spec`."""
+    from llmgym import baselines
 
     try:
-        rules = list(baselines.names(env_id))
+        return list(baselines.names(env_id))
     except UnknownName:
-        rules = []
-    return rules, list(policies.names(env_id))
+        return []
+
+
+def _names(env_id: str) -> tuple[list[str], list[str]]:
+    """Baselines and shipped learned policies of an environment."""
+    from llmgym import policies
+
+    return rules_of(env_id), list(policies.names(env_id))
 
 
 def _named(env_id: str, name: str, label: str) -> Contender:

@@ -26,9 +26,13 @@ class Bar:
         policies: number of policies.
         episodes: of each policy.
         shown: whether there is a bar, where stderr is a terminal.
+        longest: steps of the longest episode to expect; 0: nothing is known.
+        shrinks: whether a step takes the less the later it is, as where the rest of the episode is played at each.
     """
 
-    def __init__(self, policies: int, episodes: int, *, shown: bool) -> None:
+    def __init__(
+        self, policies: int, episodes: int, *, shown: bool, longest: int = 0, shrinks: bool = False
+    ) -> None:
         console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -44,7 +48,7 @@ class Bar:
         self._task = self._progress.add_task("", total=policies * episodes)
         self._episodes = episodes
         self._before = -episodes
-        self._longest = 0
+        self._longest, self._shrinks = longest, shrinks
         self._steps = 0
         self._updated_s = 0.0
 
@@ -69,5 +73,6 @@ class Bar:
         now = time.monotonic()
         if now - self._updated_s >= REFRESH_S or running == 0:
             self._updated_s = now
-            share = min(0.95, steps / self._longest) if self._longest else 0.0
+            passed = min(1.0, steps / self._longest) if self._longest else 0.0
+            share = min(0.95, 1.0 - (1.0 - passed) ** 2 if self._shrinks else passed)
             self._progress.update(self._task, completed=self._before + ended + running * share)

@@ -262,42 +262,55 @@ class _Chunk:
         lanes = self.env.lanes
         buffers = lanes.buffers
         while not buffers.ended.all():
-            self._decide()
+            self.calls += 1
+            self.act_s += load_decision(self.env, self.policy, self.label, self.calls)
             lanes.step(HOLD)
             self.returns += buffers.reward
             self.simulated_s += buffers.dt
             running = lanes.count - int(np.count_nonzero(buffers.ended))
             progress(before + self.count - running, running, self.calls)
 
-    def _decide(self) -> None:
-        """Load the policy's actions in the running lanes, allowed ones in those that wait."""
-        buffers, space = self.env.lanes.buffers, self.env.single_action_space
-        waiting = buffers.ended
-        mask: NDArray[np.int8] | None = None
-        if buffers.mask.shape[1]:
-            mask = buffers.mask.copy()
-            # The state after an episode's end may allow nothing, and choosing among nothing breaks some policies.
-            mask[waiting & ~buffers.mask.any(axis=1)] = 1
-        obs = buffers.obs.copy()
-        started = time.perf_counter()
-        actions = np.array(self.policy.act(obs, mask))
-        self.act_s += time.perf_counter() - started
-        self.calls += 1
-        if actions.shape != (len(waiting), *(space.shape or ())):
-            expected = (len(waiting), *(space.shape or ()))
-            raise InvalidAction(
-                f"policy {self.label!r}: actions have shape {actions.shape}, expected {expected} for {space}"
-            )
-        if isinstance(space, Box) and actions.dtype.kind in "iu":
-            actions = actions.astype(np.float64)
-        if waiting.any():
-            actions[waiting] = _legal(space, buffers.mask)[waiting]
-        try:
-            self.env.lanes.load_actions(actions)
-        except InvalidAction as error:
-            raise InvalidAction(
-                f"policy {self.label!r}, decision {self.calls} of the episode: {error}"
-            ) from error
+
+def load_decision(env: LaneVectorEnv, policy: Policy, label: str, decision: int) -> float:
+    """Load the policy's actions in the running lanes, allowed ones in those that wait.
+
+    Args:
+        env: the environment.
+        policy: decides on all lanes.
+        label: of the policy, for messages.
+        decision: number of the decision in the episode, for messages.
+
+    Returns:
+        Time in `policy.act`, seconds.
+
+    Raises:
+        InvalidAction: an action of the policy is not allowed.
+    """
+    buffers, space = env.lanes.buffers, env.single_action_space
+    waiting = buffers.ended
+    mask: NDArray[np.int8] | None = None
+    if buffers.mask.shape[1]:
+        mask = buffers.mask.copy()
+        # The state after an episode's end may allow nothing, and choosing among nothing breaks some policies.
+        mask[waiting & ~buffers.mask.any(axis=1)] = 1
+    obs = buffers.obs.copy()
+    started = time.perf_counter()
+    actions = np.array(policy.act(obs, mask))
+    act_s = time.perf_counter() - started
+    if actions.shape != (len(waiting), *(space.shape or ())):
+        expected = (len(waiting), *(space.shape or ()))
+        raise InvalidAction(
+            f"policy {label!r}: actions have shape {actions.shape}, expected {expected} for {space}"
+        )
+    if isinstance(space, Box) and actions.dtype.kind in "iu":
+        actions = actions.astype(np.float64)
+    if waiting.any():
+        actions[waiting] = _legal(space, buffers.mask)[waiting]
+    try:
+        env.lanes.load_actions(actions)
+    except InvalidAction as error:
+        raise InvalidAction(f"policy {label!r}, decision {decision} of the episode: {error}") from error
+    return act_s
 
 
 def _legal(space: Any, mask: NDArray[np.int8]) -> Any:

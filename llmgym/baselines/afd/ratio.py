@@ -116,6 +116,8 @@ class ProbePolicy(_Rule):
         patience: epochs that a ratio is kept before it is judged, so that instances that drain are not counted against it.
     """
 
+    remembered = ("_before", "_age", "_direction")
+
     def __init__(self, env: Any, name: str = "probe", tolerance: float = 0.01, patience: float = 2) -> None:
         super().__init__(env, name)
         self.tolerance = number("tolerance", tolerance, zero=True)

@@ -192,6 +192,8 @@ class DualPolicy(AttentionRule):
         rate: of the price, per nat.
     """
 
+    remembered = ("_price", "_done")
+
     def __init__(self, env: Any, name: str = "dual-budget", rate: float = 50.0) -> None:
         super().__init__(env, name)
         self.rate = number("rate", rate)

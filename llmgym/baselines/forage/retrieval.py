@@ -43,6 +43,8 @@ class RetrievalPolicy(Rule[Forage]):
         InvalidArgument: another depth.
     """
 
+    remembered = ("_next",)
+
     def __init__(self, env: Any, name: str = "top-k", depth: int = 10, hops: bool = False) -> None:
         super().__init__(env, name, Forage)
         if depth not in DEPTHS:
@@ -83,6 +85,8 @@ class SequentialPolicy(Rule[Forage]):
         name: of the policy.
         passes: times through the document, at most.
     """
+
+    remembered = ("_fresh", "_asked")
 
     def __init__(self, env: Any, name: str = "sequential", passes: int = _SEQUENTIAL_PASSES) -> None:
         super().__init__(env, name, Forage)

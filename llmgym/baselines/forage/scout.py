@@ -53,6 +53,8 @@ class ScoutPolicy(Rule[Forage]):
         InvalidArgument: a number out of range.
     """
 
+    remembered = ("_given_up", "_had", "_retrieved", "_asked", "_evaluations", "_rated")
+
     def __init__(
         self,
         env: Any,

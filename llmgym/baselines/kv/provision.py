@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from llmgym.baselines.rule import Factory, Rule
 from llmgym.core.checks import number, whole
 from llmgym.core.lanes import HOLD, Lanes
-from llmgym.core.memory import arrays_of
+from llmgym.core.memory import copy_lanes
 from llmgym.core.policy import Policy
 from llmgym.envs.kv.provision.env import UTILIZATION, KVProvision
 from llmgym.errors import InvalidArgument
@@ -129,6 +129,8 @@ class ReactivePolicy(_Rule):
         patience: epochs.
     """
 
+    remembered = ("_quiet",)
+
     def __init__(
         self, env: Any, name: str = "reactive", up: float = 4.0, low: float = 0.6, patience: int = 3
     ) -> None:
@@ -186,6 +188,8 @@ class QueueLawPolicy(_Rule):
     Raises:
         InvalidArgument: a number out of range.
     """
+
+    remembered = ("_rates",)
 
     def __init__(
         self,
@@ -340,19 +344,10 @@ class _Copies:
     def __init__(self, simulation: KVProvision, count: int) -> None:
         self.lanes = Lanes(simulation, count)
         self.earned = np.zeros(count)
-        self._replicas = np.arange(simulation.scenario.max_replicas)
 
     def take(self, lanes: Lanes, which: NDArray[np.int64]) -> None:
         """Become what the lanes `which` of others are now."""
-        replicas = (which[:, None] * len(self._replicas) + self._replicas).ravel()
-        for mine, theirs in zip(self.lanes.state, lanes.state, strict=True):
-            if isinstance(mine, tuple):  # the engines: their first axis is the replica
-                for part, other in zip(arrays_of(mine), arrays_of(theirs), strict=True):
-                    np.take(other, replicas, axis=0, out=part, mode="clip")
-            else:
-                np.take(theirs, which, axis=0, out=mine, mode="clip")
-        for name in ("obs", "mask", "ended"):
-            getattr(self.lanes.buffers, name)[:] = getattr(lanes.buffers, name)[which]
+        copy_lanes(lanes, which, self.lanes)
         self.earned[:] = 0.0
 
     def step(self, targets: NDArray[np.int64]) -> None:

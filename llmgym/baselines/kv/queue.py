@@ -106,6 +106,9 @@ class RulePolicy:
     def reset(self, lanes: NDArray[np.bool_]) -> None:
         """Nothing is remembered."""
 
+    def take(self, other: "RulePolicy", lanes: NDArray[np.int64]) -> None:
+        """Nothing is remembered."""
+
 
 class RuleFactory:
     def __init__(self, name: str) -> None:

@@ -69,6 +69,8 @@ class PlannerPolicy(Rule[OServe]):
         InvalidArgument: another action mode, a gain below 1, or no counts in the observation where the forecast needs them.
     """
 
+    remembered = ("_past",)
+
     def __init__(
         self,
         env: Any,

@@ -43,6 +43,8 @@ class _Rule(Rule[PipeSDBatch], ABC):
 class PlanPolicy(_Rule):
     """`dp`: the batches of Algorithm 1, planned when a window begins."""
 
+    remembered = ("_ends",)
+
     def __init__(self, env: Any, name: str = "dp") -> None:
         super().__init__(env, name)
         self._ends: dict[int, set[int]] = {}

@@ -114,6 +114,8 @@ class EdgeLlmPolicy(_Rule):
     The authors' scripts upload every token (`batch=1`) and have factors of 0.95 (code) and 0.7 (mathematics).
     """
 
+    remembered = ("_limit",)
+
     def __init__(
         self,
         env: Any,

@@ -58,6 +58,8 @@ class SetPolicy(Rule[Unmask]):
         InvalidArgument: the environment simulates something else, or takes macros only.
     """
 
+    remembered = ("_sets",)
+
     def __init__(self, env: Any, name: str) -> None:
         super().__init__(env, name, Unmask)
         scenario = self._simulation.scenario
