@@ -6,7 +6,8 @@
 - burstgpt (github.com/HPMLL/BurstGPT, 6 or 8 columns): `Timestamp` (s), `Request tokens`, `Response tokens`;
 - vidur (github.com/microsoft/vidur): `arrived_at` (s), `num_prefill_tokens`, `num_decode_tokens`;
 - csv: `arrival_s`, `prompt_tokens`, `output_tokens`, and where they are there `predicted_tokens`, `priority`, `session`,
-  `request_class`, `turn` and `think_s`.
+  `request_class`, `turn` and `think_s`;
+- the requests of a measured run, a JSON result of `vllm bench serve`, SGLang, GuideLLM or AIPerf (`llmgym.workloads.runs`).
 
 Columns are found by name in the first line; others are ignored. Header and rows of all but Mooncake are read by
 the same strict reader of CSV (RFC 4180), with one restriction: a row is one line, so that a quote that is never
@@ -34,6 +35,7 @@ import numpy as np
 from llmgym.errors import InvalidArgument, TraceError
 from llmgym.workloads.arrivals import Rows, replay
 from llmgym.workloads.lengths import MAX_TOKENS, RequestClass
+from llmgym.workloads.runs import is_result, read_run
 from llmgym.workloads.workload import Workload
 
 _LATEST_S = 1e12  # doubles still tell 0.1 ms apart, and no rate computed from a span overflows
@@ -75,6 +77,7 @@ _MORE = {
 _TIMES = ("think_s",)
 """Those of these that are seconds; the others are whole numbers."""
 _JSON = ("mooncake", "mooncake-s")
+_RESULTS = ("vllm", "sglang", "guidellm", "aiperf")
 _FOUND = {name: form for name, form in _FORMATS.items() if name not in _JSON}  # by their header
 
 
@@ -97,8 +100,9 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
 
     Args:
         path: the file.
-        format: "azure", "mooncake", "mooncake-s", "burstgpt", "vidur" or "csv"; found from the first line by
-            default. Timestamps of "mooncake" are milliseconds, those of "mooncake-s" seconds.
+        format: "azure", "mooncake", "mooncake-s", "burstgpt", "vidur" or "csv", or "vllm", "sglang", "guidellm" or "aiperf" for the
+            requests of a measured run; found from the first line by default. Timestamps of "mooncake" are milliseconds, those
+            of "mooncake-s" seconds.
 
     Warns:
         UserWarning: the format "mooncake" was found rather than given, and its timestamps are plainly seconds:
@@ -111,9 +115,11 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
             beyond 1e12 s or has no prompt or no output token; names file, line and column. Or its turns are not those of
             conversations (see `Rows`).
     """
-    if format is not None and format not in _FORMATS:
-        raise InvalidArgument(f"format={format!r}: must be one of {', '.join(_FORMATS)}")
+    if format is not None and format not in (*_FORMATS, *_RESULTS):
+        raise InvalidArgument(f"format={format!r}: must be one of {', '.join((*_FORMATS, *_RESULTS))}")
     file = Path(path)
+    if format in _RESULTS or (format is None and _is_result(file)):
+        return _of_run(file, format)
     times, prompts, outputs = array("d"), array("i"), array("i")
     more: dict[str, array[Any]] = {}
     try:
@@ -149,6 +155,32 @@ def from_trace(path: str | os.PathLike[str], format: str | None = None) -> Workl
         (RequestClass(rows=rows),),
         description=f"Replay of {file.name} ({read_as}), {len(rows)} requests over {rows.arrival_s[-1]:.1f} s.",
         source=_FORMATS[read_as].source or str(file),
+    )
+
+
+def _is_result(file: Path) -> bool:
+    """Whether a file begins as a result of a benchmark does; False where it cannot be read."""
+    try:
+        with file.open("rb") as raw:
+            opener: Callable[..., IO[str]] = gzip.open if raw.read(2) == b"\x1f\x8b" else open
+        with opener(file, "rt", encoding="utf-8-sig", errors="surrogateescape") as text:
+            return is_result(text.readline())
+    except (OSError, EOFError, zlib.error):
+        return False
+
+
+def _of_run(file: Path, format: str | None) -> Workload:
+    """The requests of a measured run as a workload."""
+    run = read_run(file, format)
+    if run.arrival_s is None and not run.rate_rps == math.inf:
+        raise TraceError(f"{file}: does not tell when its requests were sent")
+    rows = run.rows()
+    return Workload(
+        file.name.partition(".")[0],
+        replay(rows),
+        (RequestClass(rows=rows),),
+        description=f"Replay of {file.name} ({run.format}), {len(rows)} requests over {rows.arrival_s[-1]:.1f} s.",
+        source=str(file),
     )
 
 
