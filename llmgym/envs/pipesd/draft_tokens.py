@@ -326,7 +326,7 @@ def _turn(hard: int, source: Source, draw: float) -> int:
     return 1 if draw < source.to_hard else 0
 
 
-@kernel
+@kernel(inline=True)
 def _confidence(hard: int, source: Source, key: np.uint64, draw: int) -> float:
     """P of a token of a chain, from one draw of `key`."""
     if hard != 0:
@@ -369,7 +369,7 @@ def skip(cursor: Cursor, packed: Packed, key: np.uint64) -> None:
     cursor.position += 1
 
 
-@kernel
+@kernel(inline=True)
 def draft(cursor: Cursor, packed: Packed, key: np.uint64) -> tuple[float, bool]:
     """Draft the next token.
 

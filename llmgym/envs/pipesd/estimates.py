@@ -87,7 +87,7 @@ def begin(estimate: Estimate, log: Records[Log], alpha: float, beta: float, gamm
         uploaded(estimate, log, size, alpha + beta * size)
 
 
-@kernel
+@kernel(inline=True)
 def drafted(estimate: Estimate, log: Records[Log], seconds: float) -> None:
     """Measure a drafted token.
 
@@ -105,7 +105,7 @@ def drafted(estimate: Estimate, log: Records[Log], seconds: float) -> None:
     estimate.gamma = estimate.gammas / min(estimate.tokens_seen, MEMORY)
 
 
-@kernel
+@kernel(inline=True)
 def uploaded(estimate: Estimate, log: Records[Log], tokens: int, seconds: float) -> None:
     """Measure an upload that is through, and fit the line again.
 
@@ -140,7 +140,7 @@ def uploaded(estimate: Estimate, log: Records[Log], tokens: int, seconds: float)
         estimate.alpha = max((y - estimate.beta * x) / sizes, 0.0)
 
 
-@kernel
+@kernel(inline=True)
 def judged(estimate: Estimate, log: Records[Log], tokens: int) -> None:
     """Remember the length of a draft that was judged.
 
@@ -167,7 +167,7 @@ def moved(now: float, planned: float) -> bool:
     return abs(now - planned) > GATE * planned
 
 
-@kernel
+@kernel(inline=True)
 def replan(estimate: Estimate, ends: NDArray[np.int32], work: NDArray[np.float64]) -> None:
     """Make the plan anew if the gates say so.
 

@@ -102,7 +102,7 @@ def _remember(
     episode.intervals += 1
 
 
-@kernel
+@kernel(inline=True)
 def _draft_next(state: State, params: Params, lane: int, k: int) -> None:
     """A client begins to draft its next token."""
     client, config = state.client[lane, k], params.config[0]
@@ -183,7 +183,7 @@ def _begin_draft(client: Client) -> None:
     client.block, client.sent, client.rejected, client.product = 0, 0, -1, 1.0
 
 
-@kernel
+@kernel(inline=True)
 def _ask(state: State, params: Params, lane: int, k: int) -> None:
     """Everything unsent goes up at once with the request for a verdict; drafting goes on with a guess of the target's token."""
     client, config = state.client[lane, k], params.config[0]
@@ -222,7 +222,7 @@ def act(state: State, params: Params, lane: int, k: int, action: int) -> None:
         _draft_next(state, params, lane, k)
 
 
-@kernel
+@kernel(inline=True)
 def _finish_uploads(state: State, params: Params, lane: int, k: int) -> None:
     """Batches of a client that are through by now leave the uplink, and the edge has timed them."""
     link, line, now = state.link[lane, k], state.line[lane, k], state.lane[lane].clock_s
@@ -235,7 +235,7 @@ def _finish_uploads(state: State, params: Params, lane: int, k: int) -> None:
             estimates.uploaded(state.estimate[lane, k], state.log[lane, k], batch.tokens, seconds)
 
 
-@kernel
+@kernel(inline=True)
 def _token_drafted(state: State, params: Params, lane: int, k: int) -> bool:
     """A client has drafted a token; returns whether there is something to decide (there is not on a guess)."""
     client, now = state.client[lane, k], state.lane[lane].clock_s
@@ -264,7 +264,7 @@ def _token_drafted(state: State, params: Params, lane: int, k: int) -> bool:
     return True
 
 
-@kernel
+@kernel(inline=True)
 def _request_arrived(state: State, params: Params, lane: int, k: int) -> None:
     """A client's request is at the cloud, which verifies it when it is done with those that came before."""
     episode, client, config = state.lane[lane], state.client[lane, k], params.config[0]
@@ -278,7 +278,7 @@ def _request_arrived(state: State, params: Params, lane: int, k: int) -> None:
     _remember(state, lane, CHECK, k, client.awaited, start, episode.cloud_free_s)
 
 
-@kernel
+@kernel(inline=True)
 def _verdict_arrived(state: State, params: Params, lane: int, k: int) -> None:
     """A client has its verdict: the waiting tokens are promoted or dropped, and drafting goes on."""
     episode, client, config = state.lane[lane], state.client[lane, k], params.config[0]
@@ -327,14 +327,14 @@ def _verdict_arrived(state: State, params: Params, lane: int, k: int) -> None:
         _draft_next(state, params, lane, k)
 
 
-@kernel
+@kernel(inline=True)
 def _measure(state: State, params: Params, lane: int, k: int) -> None:
     """Before a decision: what the edge has measured by now, and the plan that follows from it."""
     _finish_uploads(state, params, lane, k)
     estimates.replan(state.estimate[lane, k], state.ends[lane, k], state.work[lane])
 
 
-@kernel
+@kernel(inline=True)
 def advance(state: State, params: Params, lane: int) -> None:
     """Run until a client has a token to decide on (`turn`), or all are done (`turn` is -1).
 
