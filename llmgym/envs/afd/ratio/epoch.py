@@ -23,18 +23,8 @@ ONE_WAY = 0.5
 
 
 @kernel(inline=True)
-def _count(episode: Episode, sign: int, prompt: int, steps: int) -> None:
-    """Add a request to the sums over the window (`sign` 1), or take it out of them (-1)."""
-    p, n = int(prompt), int(steps)
-    episode.sum_prompt += sign * p
-    episode.sum_steps += sign * n
-    episode.sum_load += sign * (p * n + n * (n - 1) // 2)
-    episode.sum_square += sign * (n * p * p + p * n * (n - 1) + n * (n - 1) * (2 * n - 1) // 6)
-
-
-@kernel
 def remember(state: State, params: Params, lane: int, prompt: int, steps: int) -> None:
-    """Put a finished request into the window, whose oldest one leaves when it is full.
+    """Put a finished request into the window, whose oldest one leaves when it is full; `tally` adds the window up.
 
     Args:
         state: of all lanes.
@@ -46,13 +36,28 @@ def remember(state: State, params: Params, lane: int, prompt: int, steps: int) -
     episode = state.lane[lane]
     size = params.config[0].window
     row = state.window[lane, episode.newest]
-    if episode.seen == size:
-        _count(episode, -1, row[0], row[1])
-    else:
-        episode.seen += 1
     row[0], row[1] = prompt, steps
-    _count(episode, 1, prompt, steps)
-    episode.newest = (episode.newest + 1) % size
+    episode.seen = min(episode.seen + 1, size)
+    episode.newest = episode.newest + 1 if episode.newest + 1 < size else 0
+
+
+@kernel
+def tally(state: State, lane: int) -> None:
+    """Add up the requests in the window, once an epoch: far more requests pass through it than it holds.
+
+    Args:
+        state: of all lanes.
+        lane: which one.
+    """
+    episode = state.lane[lane]
+    prompts, steps, load, square = 0, 0, 0, 0
+    for i in range(episode.seen):
+        p, n = int(state.window[lane, i, 0]), int(state.window[lane, i, 1])
+        prompts += p
+        steps += n
+        load += p * n + n * (n - 1) // 2
+        square += n * p * p + p * n * (n - 1) + n * (n - 1) * (2 * n - 1) // 6
+    episode.sum_prompt, episode.sum_steps, episode.sum_load, episode.sum_square = prompts, steps, load, square
 
 
 @kernel
@@ -174,7 +179,7 @@ def run(state: State, params: Params, lane: int, law: int) -> None:
     episode.cycle_time += episode.clock - before
 
 
-@kernel
+@kernel(inline=True)
 def _comm_and_ffn(state: State, params: Params, lane: int, requests: float) -> tuple[float, float]:
     """t_C and t_F of a step with so many requests in all, cycles."""
     config = params.config[0]
@@ -184,7 +189,7 @@ def _comm_and_ffn(state: State, params: Params, lane: int, requests: float) -> t
     return c[ALPHA_C] * sent + c[BETA_C], c[ALPHA_F] * each + c[BETA_F]
 
 
-@kernel
+@kernel(inline=True)
 def _book(
     state: State, lane: int, cycles: int, slowest_load: float, mean_load: float, comm: float, ffn: float
 ) -> float:
@@ -321,7 +326,7 @@ def _run_slots(state: State, params: Params, lane: int, law: int) -> None:
             episode.load_max = max(episode.load_max, load)
 
 
-@kernel
+@kernel(inline=True)
 def _refill(state: State, params: Params, lane: int, law: int, m: int, top: int, requests: np.uint64) -> None:
     """After a step of microbatch m: the requests that are done leave, and their slots are refilled at once.
 
@@ -331,6 +336,7 @@ def _refill(state: State, params: Params, lane: int, law: int, m: int, top: int,
     config = params.config[0]
     microbatch = state.microbatch[lane, m]
     early = math.ceil(EARLY_SHARE * config.stop * episode.workers)
+    completed, taken, demand = episode.completed, episode.taken, episode.demand_steps
     for i in range(top):
         t = m * config.workers + i
         table = state.table[lane, t]
@@ -341,9 +347,9 @@ def _refill(state: State, params: Params, lane: int, law: int, m: int, top: int,
         s = table.free
         for _ in range(done):
             slot = slots[s]
-            episode.completed += 1
+            completed += 1
             episode.done_tokens += slot.steps
-            if episode.completed == early:
+            if completed == early:
                 episode.early, episode.early_tokens = microbatch.back, episode.done_tokens
             if slot.began != NEVER:
                 episode.timed += 1
@@ -356,9 +362,10 @@ def _refill(state: State, params: Params, lane: int, law: int, m: int, top: int,
             if done > 0 and worker.occupied == 0:
                 episode.paid -= 1
             continue
-        for _ in range(done):
-            row = draw(params.law[law], requests, episode.taken)
-            episode.taken += 1
+        for k in range(done):
+            row = draw(params.law[law], requests, taken + k)
             prompt, steps = params.requests[row, 0], params.requests[row, 1]
-            episode.demand_steps += steps
+            demand += steps
             place(slots, wheel, table, microbatch.tick, prompt, steps, 0, microbatch.back)
+        taken += done
+    episode.completed, episode.taken, episode.demand_steps = completed, taken, demand

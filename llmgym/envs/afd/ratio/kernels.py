@@ -9,7 +9,7 @@ from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import integer, substream, uniform
 from llmgym.core.statistics import ratio
-from llmgym.envs.afd.ratio.epoch import COEFFICIENTS, SCHEDULE, WINDOW, empty, remember, run, switch
+from llmgym.envs.afd.ratio.epoch import COEFFICIENTS, SCHEDULE, WINDOW, empty, remember, run, switch, tally
 from llmgym.envs.afd.ratio.state import (
     DELTA,
     GAUSSIAN,
@@ -56,6 +56,7 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
         factor = 1.0 + config.spread * (2.0 * uniform(factors, i) - 1.0)
         state.coefficients[lane, i] = params.coefficients[i] * factor
     _fill_window(state, params, lane, episode.first_law, 0, config.window)
+    tally(state, lane)
 
 
 @kernel
@@ -103,6 +104,7 @@ def step_lane(
         _fill_window(
             state, params, lane, law, episode.epoch + 1, min(config.window, int(math.ceil(finished)))
         )
+    tally(state, lane)
     cycles = episode.cycle - cycle
     time = episode.cycle_time - cycle_time
     episode.tau = time / cycles
