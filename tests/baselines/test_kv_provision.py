@@ -153,9 +153,45 @@ def test_the_law_with_the_queue_asks_for_what_the_formula_says() -> None:
     plain = baselines.make("kv-law-queue:window=0,clear=2", env)
     obs[:, layout["rate"]], obs[:, layout["waiting"]] = 3.0, 4.0 * service / config["waiting_cap"]
     assert int(plain.act(obs, None)[0]) == int(np.ceil(4.0 / 0.9 + 2.0))
-    for wrong, named in (("window=-1", "window"), ("clear=0", "clear"), ("utilization=0", "utilization")):
+    for wrong, named in (("window=-1", "window"), ("clear=-1", "clear"), ("utilization=0", "utilization")):
         with pytest.raises(InvalidArgument, match=named):
             baselines.make(f"kv-law-queue:{wrong}", env)
+
+
+def test_the_law_with_the_trend_does_not_look_at_the_queue() -> None:
+    env = KVProvisionEnv(scenario="surge", max_replicas=12, startup_epochs=2)
+    trend, both, law = (
+        baselines.make(name, env)
+        for name in (
+            "kv-law-trend:utilization=0.8,window=2",
+            "kv-law-queue:utilization=0.8,window=2",
+            "kv-law-0.8",
+        )
+    )
+    obs = np.zeros((1, env.layout.size), np.float32)
+    for rate, queue in ((0.4, 0.0), (0.4, 0.5), (0.44, 0.0), (0.5, 0.5)):
+        obs[:, env.layout["need"]], obs[:, env.layout["mu"]] = 10.0 * rate / 12, 1.0
+        obs[:, env.layout["rate"]], obs[:, env.layout["waiting"]] = rate, queue
+        targets = [int(policy.act(obs, None)[0]) for policy in (trend, both, law)]
+        assert targets[0] <= targets[1] and (targets[0] == targets[1]) == (queue == 0.0)
+        assert targets[0] == targets[2] if rate == 0.4 else targets[0] > targets[2]
+
+
+def test_plans_are_made_for_a_utilization() -> None:
+    env = KVProvisionEnv(scenario="fluid-small")
+    load, most = env.simulation.nominal_load, env.simulation.scenario.max_replicas
+    obs = np.zeros((1, env.layout.size), np.float32)
+    for name, work in (("static-mean", load.mean()), ("static-peak", load.max())):
+        for rho in (0.6, 0.9, 1.0):
+            (replicas,) = baselines.make(f"{name}:utilization={rho}", env).act(obs, None)
+            assert replicas == min(np.ceil(work / rho), most), (name, rho)
+    rule, half = (baselines.make(f"token-rate:utilization={rho}", env) for rho in (1.0, 0.5))
+    scale = env.simulation.params.config[0]
+    obs[:, env.layout["tokens"]] = 0.5
+    obs[:, env.layout["rate"]] = 2.9 * rule.tokens_per_s / (0.5 * scale["tokens_ref"] * scale["rate_scale"])
+    assert (int(rule.act(obs, None)[0]), int(half.act(obs, None)[0])) == (3, 6)
+    with pytest.raises(InvalidArgument, match="utilization"):
+        baselines.make("static-mean:utilization=1.5", env)
 
 
 def test_rules_are_tuned_over_their_grids() -> None:

@@ -16,7 +16,7 @@ from llmgym.serving.rules import CATALOGUE, resolve
 ID = "llmgym/KVQueue-v0"
 SMALL = {"scenario": "tiny-overload", "requests": 80, "kv_capacity": 400, "information": "exact"}
 # Both need more than this environment gives: a budget that whole prompts fit into, and classes.
-PLAYED = [name for name in CATALOGUE if name != "class-budgets"]
+PLAYED = [*(name for name in CATALOGUE if name != "class-budgets"), "area-aging"]
 
 
 def run(env: Any, policy: Any, seed: int = 0) -> tuple[list[float], dict[str, float]]:
@@ -33,7 +33,7 @@ def run(env: Any, policy: Any, seed: int = 0) -> tuple[list[float], dict[str, fl
 
 
 def test_names_are_the_rules_of_the_catalogue() -> None:
-    assert baselines.names(ID) == list(CATALOGUE) == llmgym.baselines.names(ID)
+    assert baselines.names(ID) == [*CATALOGUE, "area-aging"] == llmgym.baselines.names(ID)
     with pytest.raises(UnknownName, match=r"unknown environment 'llmgym/Nothing-v0'.*KVQueue"):
         baselines.names("llmgym/Nothing-v0")
 
@@ -160,3 +160,12 @@ def test_class_budgets_are_derived_for_the_workload() -> None:
         simulation.workload, simulation.scenario.kv_capacity, simulation.scenario.chunk
     )
     assert simulation.rules[0].class_budgets == budgets and len(budgets) == 2
+
+
+def test_area_with_aging_is_area_alone_where_nobody_ages() -> None:
+    """Without aging the order is that of `area-watermark`; with much of it that of arrival, as `vllm` has it."""
+    rewards = []
+    for name in ("area-watermark", "area-aging:aging=0", "vllm", "area-aging:aging=1000000"):
+        env = gymnasium.make(ID, **SMALL, **baselines.env_kwargs(ID, name))
+        rewards.append(run(env, baselines.make(name, env)))
+    assert rewards[0] == rewards[1] and rewards[2] == rewards[3] and rewards[0] != rewards[2]

@@ -181,6 +181,23 @@ def test_a_switch_must_gain() -> None:
     assert switches[0] >= switches[1] > switches[2] == 0.0
 
 
+def test_the_menu_with_the_least_work_differs_in_who_gets_a_request_alone() -> None:
+    assert baselines.env_kwargs(ID, "menu-least-work") == {"dispatch": "least-work"}
+    plain, other = (
+        gymnasium.make(ID, **QUICK).unwrapped,
+        gymnasium.make(ID, **QUICK, dispatch="least-work").unwrapped,
+    )
+    assert plain.action_space == other.action_space and baselines.other_world(ID, "menu-least-work") is None
+    obs, _ = plain.reset(seed=3)
+    same, _ = other.reset(seed=3)
+    assert np.array_equal(obs, same)
+    rules = [baselines.make(name, env) for name, env in (("menu-greedy", plain), ("menu-least-work", other))]
+    assert rules[0].act(obs[None], None).tolist() == rules[1].act(obs[None], None).tolist()
+    greedy, least = (run_episodes(ID, name, 4, 0, QUICK) for name in ("menu-greedy", "menu-least-work"))
+    assert greedy.metrics["world_checksum"].tolist() == least.metrics["world_checksum"].tolist()
+    assert greedy.returns.tolist() != least.returns.tolist() and least.other_world is None
+
+
 @pytest.mark.parametrize("name", ["oserve:gain=0.5", "oserve:price=3", "menu-greedy:gain=0"])
 def test_wrong_numbers_of_rules(name: str) -> None:
     env = gymnasium.make(ID, **QUICK, **baselines.env_kwargs(ID, name.partition(":")[0]))

@@ -4,7 +4,8 @@ The law is that of Nie, Si and Zhou, "A Queueing-Theoretic Framework for Stabili
 Memory Constraints", ICML 2026 (arXiv 2605.04595): G = ceil(lambda / (rho mu)) with mu = M / (b E[g]). The token rule is the
 stability condition without a memory limit, lambda E[s + o] < K / t_K (Dai, Deng, Li, Peng, arXiv 2504.07347).
 
-`kv-law-queue` adds to the law what it leaves out: the queue, and where the load will be when a start serves.
+`kv-law-trend` and `kv-law-queue` add to the law what it leaves out: where the load will be when a start serves, and the queue. They
+are of no paper: to extrapolate the load over the start-up time and to work off a backlog are common in autoscalers.
 
 All rules but `static-*` and `oracle` read nothing but the observation.
 """
@@ -80,10 +81,16 @@ class TokenRatePolicy(_Rule):
 
     K is the token budget of a batch (without one, the larger of chunk and running requests), and t_K the time of a batch
     of K prompt tokens without context: the rate that a load test with short requests shows. The KV cache does not appear.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        utilization: the share of that rate that the load shall use, in (0, 1]; 0.9 above.
     """
 
-    def __init__(self, env: Any, name: str = "token-rate") -> None:
+    def __init__(self, env: Any, name: str = "token-rate", utilization: float = UTILIZATION) -> None:
         super().__init__(env, name)
+        self.utilization = _share(utilization)
         chosen = self._simulation.scenario
         tokens = chosen.budget if chosen.budget < UNLIMITED else max(chosen.chunk, chosen.seats)
         cost = self._simulation.profile.step_cost()
@@ -94,7 +101,7 @@ class TokenRatePolicy(_Rule):
         """Targets [lanes]."""
         rate = self._read(obs, "rate") * self._config["rate_scale"]
         tokens = self._read(obs, "tokens") * self._config["tokens_ref"]
-        return self._targets(rate * tokens / (UTILIZATION * self.tokens_per_s))
+        return self._targets(rate * tokens / (self.utilization * self.tokens_per_s))
 
 
 class StaticPolicy(_Rule):
@@ -102,12 +109,18 @@ class StaticPolicy(_Rule):
 
     Sized by the paper's law from the parameters of the workload: the mean, or the largest, work expected in an epoch. That
     is what a capacity plan knows in advance; the random course of this episode is not used.
+
+    Args:
+        env: the environment.
+        name: of the policy.
+        peak: the largest work counts, else the mean.
+        utilization: rho, the share of the replicas that this work shall use, in (0, 1].
     """
 
-    def __init__(self, env: Any, name: str, peak: bool) -> None:
+    def __init__(self, env: Any, name: str, peak: bool, utilization: float = UTILIZATION) -> None:
         super().__init__(env, name)
         load = self._simulation.nominal_load
-        wanted = gpus_needed(float(load.max() if peak else load.mean()), 1.0, UTILIZATION)
+        wanted = gpus_needed(float(load.max() if peak else load.mean()), 1.0, _share(utilization))
         self.replicas = min(max(wanted, self._least), self._most)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
@@ -174,6 +187,8 @@ class HoldPolicy(_Rule):
 class QueueLawPolicy(_Rule):
     """`kv-law-queue`: the law for the load that a start ordered now will meet, and what works the queue off.
 
+    `kv-law-trend` is the same without the queue.
+
     G = ceil(need (1 + trend) / rho + queue / service): need is lambda / mu as in `kv-law`; the trend goes on as the moving average
     of the rate did over the last epochs, until a replica that starts now would serve; service is what one replica serves in
     `clear` epochs. Remembers the rates that it saw.
@@ -183,7 +198,7 @@ class QueueLawPolicy(_Rule):
         name: of the policy.
         utilization: rho, in (0, 1].
         window: epochs over which the trend is taken; 0: none.
-        clear: epochs in which the queue is to be gone.
+        clear: epochs in which the queue is to be gone; 0: it is not looked at.
 
     Raises:
         InvalidArgument: a number out of range.
@@ -201,7 +216,7 @@ class QueueLawPolicy(_Rule):
     ) -> None:
         super().__init__(env, name)
         self.utilization = _share(utilization)
-        self.window, self.clear = whole("window", window, 0, 1000), number("clear", clear)
+        self.window, self.clear = whole("window", window, 0, 1000), number("clear", clear, zero=True)
         self._rates: NDArray[np.float64] = np.zeros((0, 0))
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
@@ -218,8 +233,10 @@ class QueueLawPolicy(_Rule):
         need = self._read(obs, "need") * self._most
         waiting = self._read(obs, "waiting") * self._config["waiting_cap"]
         mu = self._read(obs, "mu") * self._config["mu_ref"]
-        service = np.maximum(mu * self.clear * self._simulation.scenario.epoch_s, 1e-9)
-        return self._targets(need * (1.0 + trend) / self.utilization + waiting / service)
+        wanted = need * (1.0 + trend) / self.utilization
+        if self.clear > 0.0:
+            wanted += waiting / np.maximum(mu * self.clear * self._simulation.scenario.epoch_s, 1e-9)
+        return self._targets(wanted)
 
     def reset(self, lanes: NDArray[np.bool_]) -> None:
         """Forget the rates of lanes whose episode just began."""
@@ -416,7 +433,7 @@ def _law(env: Any, name: str, utilization: float = UTILIZATION) -> Policy:
 
 
 def _static(peak: bool) -> Callable[..., Policy]:
-    return lambda env, name: StaticPolicy(env, name, peak)
+    return lambda env, name, **numbers: StaticPolicy(env, name, peak, **numbers)
 
 
 BASELINES: dict[str, Factory] = {
@@ -425,9 +442,10 @@ BASELINES: dict[str, Factory] = {
     "kv-law-queue": Factory(
         "kv-law-queue", QueueLawPolicy, {"utilization": float, "window": int, "clear": float}
     ),
-    "token-rate": Factory("token-rate", TokenRatePolicy),
-    "static-mean": Factory("static-mean", _static(False)),
-    "static-peak": Factory("static-peak", _static(True)),
+    "kv-law-trend": Factory("kv-law-trend", QueueLawPolicy, {"utilization": float, "window": int}, clear=0.0),
+    "token-rate": Factory("token-rate", TokenRatePolicy, {"utilization": float}),
+    "static-mean": Factory("static-mean", _static(False), {"utilization": float}),
+    "static-peak": Factory("static-peak", _static(True), {"utilization": float}),
     "reactive": Factory("reactive", ReactivePolicy, {"up": float, "low": float, "patience": int}),
     "hold": Factory("hold", HoldPolicy),
     "oracle": Factory("oracle", OraclePolicy, {"sweeps": int}),
@@ -438,8 +456,19 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "kv-law-queue": tuple(
         f"kv-law-queue:utilization={rho},window={window}"
         for rho in (0.8, 0.9, 0.95, 1.0)
-        for window in (1, 2, 4)
+        for window in (0, 1, 2, 4)
     ),
+    "kv-law-trend": tuple(
+        f"kv-law-trend:utilization={rho},window={window}" for rho in (0.7, 0.8, 0.9) for window in (1, 2)
+    ),
+    **{
+        name: tuple(f"{name}:utilization={rho}" for rho in rhos)
+        for name, rhos in (
+            ("token-rate", (0.2, 0.3, 0.4, 0.5, 0.6, 0.9)),
+            ("static-mean", (0.5, 0.6, 0.7, 0.9)),
+            ("static-peak", (0.8, 0.9, 1.0)),
+        )
+    },
     "reactive": tuple(
         f"reactive:up={up},patience={patience}" for up in (1.0, 4.0, 16.0) for patience in (2, 3, 5)
     ),

@@ -2,8 +2,9 @@
 
 The stability law is that of Nie, Si and Zhou (ICML 2026, arXiv 2605.04595); the rules for the same queue are those of vLLM V1,
 Jaillet et al. (arXiv 2502.07115: MC-SF and its relatives, clearing), Dai et al. (arXiv 2504.07347: batches under a token
-budget) and Dong and Cao (arXiv 2604.11001: class budgets). The rules themselves are data,
-`llmgym.serving.rules.CATALOGUE`, carried out by compiled code inside the environment; a policy here only says which is in force.
+budget) and Dong and Cao (arXiv 2604.11001: class budgets). The rules themselves are data, `CATALOGUE` of
+`llmgym.serving.rules` and `area-aging` of its `OF_ENGINES`, carried out by compiled code inside the environment; a policy here only
+says which is in force.
 """
 
 from collections.abc import Mapping
@@ -52,6 +53,11 @@ __all__ = [
 GRIDS: dict[str, tuple[str, ...]] = {
     "vllm": tuple(f"vllm:watermark={w}" for w in (0.0, 0.01, 0.02, 0.05, 0.1)),
     "area-watermark": tuple(f"area-watermark:watermark={w}" for w in (0.0, 0.01, 0.02, 0.05, 0.1)),
+    "area-aging": tuple(
+        f"area-aging:aging={aging},watermark={w}"
+        for aging in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
+        for w in (0.0, 0.02, 0.05)
+    ),
     "alpha-clearing": tuple(f"alpha-clearing:headroom={a}" for a in (0.1, 0.2, 0.3)),
     "beta-clearing": tuple(
         f"beta-clearing:headroom={a},clear_probability={b}" for a in (0.1, 0.2, 0.3) for b in (0.1, 0.2)
@@ -124,4 +130,4 @@ class RuleFactory:
         return RuleFactory(name)
 
 
-BASELINES = {name: RuleFactory(name) for name in CATALOGUE}
+BASELINES = {name: RuleFactory(name) for name in (*CATALOGUE, "area-aging")}

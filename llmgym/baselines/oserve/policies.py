@@ -211,7 +211,8 @@ class StaticPolicy(PlannerPolicy):
 class MenuPolicy(Rule[OServe]):
     """`menu-greedy`: in the environment's own action space, the candidate with the largest headroom if it gains enough.
 
-    What there is to learn beyond it is when that does not pay.
+    What there is to learn beyond it is when that does not pay. `menu-least-work` is the same where each request goes to the replica
+    that has the least work before it, a common heuristic, in place of the shares of a linear program.
 
     Args:
         env: the environment, made with `action="menu"`.
@@ -293,6 +294,7 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "no-switch-cost": _planner("no-switch-cost", other_world="switches take no time", switching="free"),
     "oserve-oracle": _planner("oserve-oracle", "oracle", "all"),
     "menu-greedy": Factory("menu-greedy", MenuPolicy, {"gain": float}),
+    "menu-least-work": Factory("menu-least-work", MenuPolicy, {"gain": float}, {"dispatch": "least-work"}),
     "stay": Factory("stay", StayPolicy),
 }
 
@@ -309,6 +311,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
             "oserve-ridge",
         ),
         *("oserve-lstm", "oserve-preflow", "brute-force", "no-switch-cost", "oserve-oracle", "menu-greedy"),
+        "menu-least-work",
     )
 }
 """Every rule that switches is tuned by how much a switch must gain: the reload-bound ones need far more than the others."""
