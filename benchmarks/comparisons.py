@@ -4,8 +4,10 @@
     python benchmarks/comparisons.py llmgym/PPDRouting-v0 --scenarios small paper --pictures
 
 Writes benchmarks/results/comparisons/<environment>.md: for each scenario mean return, interval, and paired difference to the best
-baseline. Rules are tuned and policies were trained on other worlds than these. Environments are found by themselves; one
-without a scenario of a name is run with its default. A page keeps the scenarios that are not run anew.
+baseline, on 200 worlds and on 200 others. Who wins or loses does so by the intervals of both; else it is a tie. Rules are tuned and
+policies were trained on other worlds than these. Environments are found by themselves; one without a scenario of a name is run with
+its default. A page keeps the scenarios that are not run anew. Where the room is measured (`llmgym room ID --scenario S --out
+benchmarks/results/rooms/NAME-S.json`), tables tell which share of it each policy gets.
 """
 
 import argparse
@@ -17,9 +19,13 @@ import gymnasium
 import llmgym
 from llmgym import baselines, policies
 from llmgym.errors import UnknownName
-from llmgym.evaluation import compare, tuned
+from llmgym.evaluation import Comparison, ResultTable, RoomResult, compare, tuned
+from llmgym.evaluation.tables import estimate
 
 RESULTS = Path(__file__).parent / "results" / "comparisons"
+ROOMS = RESULTS.parent / "rooms"
+SECOND = 1_000_000
+"""Seeds of the second worlds begin so much after those of the first."""
 LEFT_OUT = {
     ("llmgym/PPDRouting-v0", "stress"): ("replica", "oracle"),  # a minute an episode
     ("llmgym/PPDRouting-v0", "paper"): ("oracle",),
@@ -48,10 +54,55 @@ def arguments(env_id: str, scenario: str) -> dict[str, Any]:
     return {"scenario": scenario}
 
 
-def section(env_id: str, scenario: str, episodes: int, seed: int, picture: Path | None) -> str:
-    """One comparison, as Markdown."""
+def room_of(env_id: str, scenario: str) -> RoomResult | None:
+    """The room of a scenario, where it is measured."""
+    path = ROOMS / f"{env_id.rpartition('/')[2]}-{scenario}.json"
+    return RoomResult.read(path) if path.exists() else None
+
+
+def agreed(first: Comparison, second: Comparison) -> ResultTable:
+    """The table of the first worlds, with the difference on the second, and as verdict what both say.
+
+    Args:
+        first: the comparison that is shown, which chooses the reference.
+        second: the same policies on other worlds.
+    """
+    table = first.table()
+    verdict, difference = (
+        table.columns.index("verdict"),
+        next(n for n, name in enumerate(table.columns) if name.startswith("paired difference")),
+    )
+    others = second.differences(reference=first.reference)
+    for policy, row in zip(first.policies, table.rows, strict=True):
+        told = ""
+        if policy in others:
+            told = estimate(others[policy].mean, others[policy].interval, sign=True)
+            if row[verdict] in ("win", "lose") and others[policy].verdict != row[verdict]:
+                row[verdict] = "tie"
+        row.insert(difference + 1, told)
+    table.columns.insert(difference + 1, f"on seeds {second.seed_range}")
+    table.notes.insert(
+        1,
+        "Verdict: win or lose by the intervals of both sets of worlds, which have none in common; else tie.",
+    )
+    return table
+
+
+def section(
+    env_id: str, scenario: str, episodes: int, seed: int, picture: Path | None, left: tuple[str, ...] = ()
+) -> str:
+    """One comparison on two sets of worlds, as Markdown.
+
+    Args:
+        env_id: id of the environment.
+        scenario: its scenario; the default where it has none of this name.
+        episodes: worlds of each set.
+        seed: of the first world; the second set begins `SECOND` later.
+        picture: file for a picture of the first set; None: none.
+        left: further baselines that are not run.
+    """
     kwargs = arguments(env_id, scenario)
-    left_out = LEFT_OUT.get((env_id, scenario), ())
+    left_out = (*LEFT_OUT.get((env_id, scenario), ()), *left)
     names = [name for name in baselines.names(env_id) if name not in left_out]
     learned = [
         name
@@ -59,10 +110,13 @@ def section(env_id: str, scenario: str, episodes: int, seed: int, picture: Path 
         if policies.meta(name)["env_kwargs"].get("scenario") == kwargs.get("scenario")
     ]
     rivals = tuned(env_id, [*names, *learned], seed=seed, progress=False, **kwargs)
-    result = compare(env_id, rivals, episodes=episodes, seed=seed, progress=False, **kwargs)
+    first, second = (
+        compare(env_id, rivals, episodes=episodes, seed=start, progress=False, room=room, **kwargs)
+        for start, room in ((seed, room_of(env_id, scenario)), (seed + SECOND, None))
+    )
     if picture is not None:
-        result.plot(picture)
-    parts = [f"## {kwargs.get('scenario', 'default')}", result.table().markdown()]
+        first.plot(picture)
+    parts = [f"## {kwargs.get('scenario', 'default')}", agreed(first, second).markdown()]
     if left_out:
         parts.append(f"Not run here: {', '.join(left_out)}.")
     if picture is not None:
@@ -77,8 +131,9 @@ def main() -> None:
     )
     parser.add_argument("envs", nargs="*", help="ids; all if left out")
     parser.add_argument("--scenarios", nargs="+", default=["small"])
-    parser.add_argument("--episodes", type=int, default=60)
+    parser.add_argument("--episodes", type=int, default=200, help="worlds of each of the two sets")
     parser.add_argument("--seed", type=int, default=10_000)
+    parser.add_argument("--leave-out", nargs="+", default=[], help="baselines that are not run")
     parser.add_argument("--pictures", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -93,7 +148,8 @@ def main() -> None:
             key = arguments(env_id, scenario).get("scenario", "default")
             if key not in done:
                 picture = args.out / f"{name}-{key}.png" if args.pictures else None
-                done[key] = section(env_id, scenario, args.episodes, args.seed, picture)
+                left = tuple(args.leave_out)
+                done[key] = section(env_id, scenario, args.episodes, args.seed, picture, left)
                 print(f"{env_id}\n\n{done[key]}\n", flush=True)
         head = (
             f"# {env_id}: every baseline and every shipped policy\n\nWritten by `benchmarks/comparisons.py`."

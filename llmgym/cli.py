@@ -109,6 +109,8 @@ class Compare:
     """Seed of the first world."""
     tune: bool = True
     """First tune the rules that have a grid, on other worlds than those of the comparison."""
+    room: Path | None = None
+    """File of `llmgym room --out`: the table then tells which share of the room each policy gets."""
     out: Path | None = None
     """Folder for comparison.csv, comparison.png and report.html; results/<environment>-<scenario> if left out."""
     progress: bool = True
@@ -129,11 +131,20 @@ class Compare:
         kwargs = keyword_arguments(self.env_args)
         if self.scenario is not None:
             kwargs["scenario"] = self.scenario
+        room = None if self.room is None else evaluation.RoomResult.read(self.room)
+        if room is not None:
+            room.check(env_id, kwargs)
         names: list[str] | None = list(self.policies) or None
         if self.tune and env_id in env_ids():
             names = evaluation.tuned(self.env, names, seed=self.seed, progress=self.progress, **kwargs)
         result = evaluation.compare(
-            self.env, names, episodes=self.episodes, seed=self.seed, progress=self.progress, **kwargs
+            self.env,
+            names,
+            episodes=self.episodes,
+            seed=self.seed,
+            progress=self.progress,
+            room=room,
+            **kwargs,
         )
         print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
         out.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from llmgym.evaluation.contenders import BASELINE
 from llmgym.evaluation.export import write_csv
 from llmgym.evaluation.results import NO_VERDICT, Difference, Summary
 from llmgym.evaluation.rollout import RETURN, EpisodeTable
+from llmgym.evaluation.room_result import RoomResult
 from llmgym.evaluation.statistics import NOTHING, Paired
 from llmgym.evaluation.tables import ResultTable, estimate, number, p_value
 
@@ -38,10 +39,11 @@ class Comparison:
         metrics: names of the metrics of the main table; None for the environment's headline metrics.
         confidence: confidence of all intervals, between 0 and 1.
         env_kwargs: arguments that all environments had in common; what a policy added is in its table.
+        room: what there is to win in this environment; None: the tables do not tell shares of it.
 
     Raises:
-        InvalidArgument: no tables, fewer than 2 episodes, two of one name, other seeds or environments, or other worlds
-            (`world_checksum`, `scenario` or `task` differ between policies on one seed).
+        InvalidArgument: room of another environment, no tables, fewer than 2 episodes, two of one name, other seeds or
+            environments, or other worlds (`world_checksum`, `scenario` or `task` differ between policies on one seed).
         UnknownName: a metric the environment does not report.
     """
 
@@ -52,6 +54,7 @@ class Comparison:
         metrics: Sequence[str] | None = None,
         confidence: float = 0.95,
         env_kwargs: Mapping[str, Any] | None = None,
+        room: RoomResult | None = None,
     ) -> None:
         statistics.check_confidence(confidence)
         if not tables:
@@ -68,6 +71,9 @@ class Comparison:
         self.env_id = first.env_id
         self.env_kwargs = dict(env_kwargs or {})
         self.confidence = confidence
+        self.room = room
+        if room is not None:
+            room.check(self.env_id, self.env_kwargs)
         self.seeds = first.seeds
         self.tables = {table.policy: table for table in tables}
         self.date = datetime.now(UTC).date().isoformat()
@@ -177,6 +183,7 @@ class Comparison:
         """The main table: returns, paired differences, verdicts, means of the shown metrics; `print` it."""
         level = f"{100 * self.confidence:g}% CI"
         columns = ["policy", f"return [{level}]", "IQM", f"paired difference [{level}]", "p", "verdict"]
+        columns += ["share of the room"] if self.room is not None else []
         columns += [f"{name}{ARROWS[self.direction(name)]}" for name in self.shown]
         differences = self.differences()
         rows = []
@@ -184,6 +191,8 @@ class Comparison:
             summary, difference = self.summary(policy), differences.get(policy)
             row = [self.marked(policy), estimate(summary.mean, summary.mean_interval), number(summary.iqm)]
             row += _difference_cells(difference)
+            if self.room is not None:
+                row.append("" if difference is None else self._room_cell(difference))
             rows.append(row + [self._mean_cell(policy, name) for name in self.shown])
         made = f"{self.env_id}{in_brackets(self.env_kwargs)}"
         title = f"{made}: {self.episodes} paired episodes, seeds {self.seed_range}"
@@ -222,6 +231,12 @@ class Comparison:
         marks = ["†"] * table.privileged + ["‡"] * (table.other_world is not None)
         return " ".join([policy, *marks])
 
+    def _room_cell(self, difference: Difference) -> str:
+        """The share of the room that a policy gets over the reference."""
+        assert self.room is not None
+        share = self.room.share(difference.mean, self.tables[difference.reference].returns, self.seeds)
+        return _share(share) if difference.same_world else ""
+
     def _mean_cell(self, policy: str, metric: str) -> str:
         """A mean, and over how many episodes where some have no value."""
         summary = self.summary(policy, metric)
@@ -244,6 +259,8 @@ class Comparison:
                 "win or lose: its interval excludes 0. "
                 f"p: Wilcoxon signed-rank test{corrected}."
             )
+        if self.room is not None:
+            notes.append(self.room.note(self.reference))
         notes += self._marks()
         if any(0 < self.summary(p, name).count < self.episodes for p in self.policies for name in self.shown):
             notes.append(

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from llmgym.core.checks import whole
@@ -20,6 +21,7 @@ from llmgym.evaluation.comparison import (
 from llmgym.evaluation.contenders import LEARNED, Contender, check_id, known, make_env, merged_kwargs, resolve
 from llmgym.evaluation.progress import Bar
 from llmgym.evaluation.rollout import run
+from llmgym.evaluation.room_result import RoomResult
 from llmgym.evaluation.statistics import check_confidence
 
 
@@ -31,6 +33,7 @@ def compare(
     metrics: Sequence[str] | None = None,
     confidence: float = 0.95,
     progress: bool = True,
+    room: RoomResult | str | Path | None = None,
     **env_kwargs: Any,
 ) -> Comparison:
     """Run policies on the same worlds and compare them.
@@ -44,6 +47,8 @@ def compare(
         metrics: metrics to show in the main table; None for the environment's headline metrics.
         confidence: of all intervals, between 0 and 1.
         progress: a bar on stderr, if that is a terminal.
+        room: what there is to win, of `llmgym.evaluation.room`, or the file of such a measurement; tables then tell which share of
+            it each policy gets.
         **env_kwargs: arguments of the environment; those a policy needs are added for it.
 
     Returns:
@@ -53,7 +58,7 @@ def compare(
     Raises:
         UnknownName: no such environment, policy or metric.
         InvalidArgument: a bad number, no or repeated policies, a policy that needs other arguments than were
-            given, or policies that met other worlds.
+            given, policies that met other worlds, or room of another environment.
         InvalidAction: a policy's actions are not allowed.
     """
     whole("episodes", episodes, 2)
@@ -63,12 +68,16 @@ def compare(
     contenders = fitting(env_id, env_kwargs) if policies is None else _named(env_id, policies)
     check_labels([contender.label for contender in contenders])
     _probe(env_id, contenders, env_kwargs, metrics)
+    if isinstance(room, (str, Path)):
+        room = RoomResult.read(room)
+    if room is not None:
+        room.check(env_id, env_kwargs)
     tables = []
     with Bar(len(contenders), int(episodes), shown=progress) as bar:
         for contender in contenders:
             bar.begin(contender.label)
             tables.append(run(env_id, contender, int(episodes), int(seed), env_kwargs, bar))
-    return Comparison(tables, metrics=metrics, confidence=confidence, env_kwargs=env_kwargs)
+    return Comparison(tables, metrics=metrics, confidence=confidence, env_kwargs=env_kwargs, room=room)
 
 
 def _named(env_id: str, policies: Sequence[str | Policy] | Mapping[str, str | Policy]) -> list[Contender]:

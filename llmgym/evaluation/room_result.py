@@ -114,6 +114,23 @@ class RoomResult:
         room = self.knowing[self.top][here] - reference[there]
         return gain / float(room.mean()) if self.interval_of(room).low > 0.0 else math.nan
 
+    def check(self, env_id: str, env_kwargs: Mapping[str, Any]) -> None:
+        """Raise `InvalidArgument` if it was measured in another environment, or with other arguments."""
+        mine, theirs = (
+            json.dumps([name, dict(kwargs)], sort_keys=True, default=str)
+            for name, kwargs in ((self.env_id, self.env_kwargs), (env_id, env_kwargs))
+        )
+        if mine != theirs:
+            raise InvalidArgument(f"room: it was measured in {mine}, and these are episodes of {theirs}")
+
+    def note(self, reference: str) -> str:
+        """What a share of the room is, one line; `reference` is the policy that others are compared with."""
+        return (
+            f"Share of the room: the difference to {reference}, of what {self.top} † gains over it on the {len(self.seeds)} worlds "
+            f"on which that was measured (over {self.best} {estimate(self.gain, self.interval, sign=True)}, "
+            f"{number(self.percent, 1)} %). That knows what is to come: nobody need get all of it."
+        )
+
     def table(self) -> ResultTable:
         """A row for each who knows the future, with its gain over the best rule; `print` it."""
         level = f"{100 * self.confidence:g}% CI"

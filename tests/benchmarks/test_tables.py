@@ -7,6 +7,8 @@ import throughput
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 import llmgym
+from llmgym.evaluation import Comparison, EpisodeTable
+from llmgym.evaluation.tables import estimate
 
 
 def test_random_actions_are_legal() -> None:
@@ -55,3 +57,60 @@ def test_a_comparison_names_every_baseline(tmp_path) -> None:
         set(left_out) <= set(llmgym.baselines.names(env_id))
         for (env_id, _), left_out in comparisons.LEFT_OUT.items()
     )
+
+
+def test_a_verdict_needs_both_sets_of_worlds() -> None:
+    """Of policies whose episodes are made up: one wins on both, one on the first alone, one loses on both."""
+
+    def episodes(name: str, returns: np.ndarray, seed: int) -> EpisodeTable:
+        count = len(returns)
+        ones = np.ones(count, np.int64)
+        return EpisodeTable(
+            name,
+            "baseline",
+            name,
+            False,
+            "made/Up-v0",
+            {},
+            seed + np.arange(count),
+            returns,
+            ones,
+            returns,
+            ones == 1,
+            ones == 0,
+            {},
+            {},
+            1.0,
+            1.0,
+            1,
+        )
+
+    noise = np.random.default_rng(0).normal(0.0, 0.1, (2, 4, 40))
+    sets = [
+        Comparison(
+            [
+                episodes(name, gain + noise[n, k], 1000 * n)
+                for k, (name, gain) in enumerate(
+                    (("best", 2.0), ("lucky", gain), ("rule", 1.0), ("worse", 0.0))
+                )
+            ]
+        )
+        for n, gain in enumerate((1.5, 0.9))
+    ]
+    for one in sets:
+        one.reference = "rule"
+    assert sets[0].difference("lucky").verdict == "win" and sets[1].difference("lucky").verdict == "lose"
+    table = comparisons.agreed(*sets)
+    verdict, told = table.columns.index("verdict"), table.columns.index("on seeds 1000-1039")
+    assert {row[0]: row[verdict] for row in table.rows} == {
+        "best": "win",
+        "lucky": "tie",
+        "rule": "",
+        "worse": "lose",
+    }
+    cells = {row[0]: row[told] for row in table.rows}
+    for name in ("best", "lucky", "worse"):
+        other = sets[1].difference(name)
+        assert cells[name] == estimate(other.mean, other.interval, sign=True)
+    assert cells["best"][0] == "+" and cells["lucky"][0] == "-" and cells["rule"] == ""
+    assert "both sets" in table.notes[1]

@@ -14,7 +14,7 @@ from llmgym.baselines.rule import Rule
 from llmgym.core.lanes import HOLD, Lanes
 from llmgym.core.memory import arrays_of, copy_lanes
 from llmgym.errors import InvalidArgument, UnknownName
-from llmgym.evaluation import RoomResult, room
+from llmgym.evaluation import RoomResult, compare, room
 from llmgym.evaluation.lookahead import LookAhead, candidates
 from llmgym.evaluation.rollout import run_episodes
 from tests.evaluation.conftest import TOY, always
@@ -235,7 +235,7 @@ SMALL = {"worlds": 4, "tuning": 4, "progress": False, "scenario": "small"}
 
 @pytest.fixture(scope="module")
 def measured():
-    return room("llmgym/MemPipe-v0", privileged=(), requests=12, **SMALL)
+    return room("llmgym/MemPipe-v0", requests=12, **SMALL)
 
 
 def test_the_room_of_an_environment(measured):
@@ -300,6 +300,27 @@ def test_shares_of_the_room():
     assert np.isnan(result.share(1.0, rule + gains, seeds)) and np.isnan(
         result_of(rule, rule, seeds).share(1.0, rule, seeds)
     )
+
+
+def test_a_comparison_tells_shares_of_the_room(measured, tmp_path):
+    name, path = measured.env_id, tmp_path / "room.json"
+    measured.to_json(path)
+    rules = ["static", "gpu-only", measured.best]
+    kwargs = {"scenario": "small", "requests": 12, "episodes": 4, "seed": 10_000, "progress": False}
+    plain = compare(name, rules, **kwargs)
+    with_room = compare(name, rules, room=path, **kwargs)
+    assert "share of the room" not in plain.table().columns
+    table = with_room.table()
+    column = table.columns.index("share of the room")
+    shares = {row[0]: row[column] for row in table.rows}
+    gains = measured.knowing["clairvoyant"] - with_room.tables[with_room.reference].returns
+    wanted = 100 * with_room.difference("gpu-only").mean / gains.mean()
+    assert shares[with_room.reference] == "" and shares["gpu-only"] in (f"{wanted:.0f}%", "-")
+    assert any(note.startswith("Share of the room: ") and "4 worlds" in note for note in table.notes)
+    with pytest.raises(
+        InvalidArgument, match=r"room: it was measured in .*12.*, and these are episodes of .*13"
+    ):
+        compare(name, rules, room=measured, **{**kwargs, "requests": 13})
 
 
 def test_one_action_throughout_where_no_rule_acts():
