@@ -5,20 +5,25 @@ Without arguments, KVQueue-v0 in overload with the own PPO: about three minutes.
     llmgym train
     llmgym train --scenario azure-conv --timesteps 20000000 --out runs/azure
     llmgym train --out runs/azure --resume --timesteps 40000000
+    llmgym train --env llmgym/AFDRefill-v0 --imitate min-max --seeds 3
+    llmgym train --env llmgym/KVProvision-v0 --init runs/fluid/best.pt
     llmgym train --algo sb3-maskable-ppo --lanes 64 --minibatch 512
     llmgym train --env my_module:me/My-v0
 
-A resumed run goes on with the settings it was started with. An environment of your own is named with the module that
+Each environment has settings of its own, in llmgym/policies/recipes.toml; what is given here comes first. A
+resumed run goes on with the settings it was started with. An environment of your own is named with the module that
 registers it, which is looked for in the current folder too.
 
-The run folder then holds checkpoint.pt, learning_curve.csv and .png, comparison.png and .csv, and
-report.html: the policy against every baseline of the environment, on worlds it never met (training uses seeds
-of 2**32 and above, the comparison those from `--eval-seed`, 10,000, on).
+The run folder then holds checkpoint.pt, best.pt (the best in validation), learning_curve.csv and .png,
+comparison.png and .csv, and report.html: the best policy against every baseline of the environment, on worlds
+it never met (training uses seeds of 2**32 and above, validation those from 4,000,000,000 on, the comparison
+those from `--eval-seed`, 10,000, on).
 """
 
 import json
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,38 +36,14 @@ from rich.console import Console
 from llmgym import baselines, policies
 from llmgym.core.env import check_id
 from llmgym.errors import CheckpointError, InvalidArgument, LlmgymError, UnknownName
-from llmgym.policies import FIRST_TRAINING_SEED, Plan, PPOConfig
+from llmgym.policies import Plan, PPOConfig, TrainingResult
+from llmgym.policies.recipes import Recipe, recipe
 
-SHOWCASE = {
-    "llmgym/KVQueue-v0": (
-        "tiny-overload",
-        "rule",
-        (
-            "every=4",
-            'rules=["smallest-area", "area-watermark", "area-watermark:watermark=0.1", "mc-sf", "vllm", "wc-skip"]',
-        ),
-    )
-}
-"""Scenario, action mode and further arguments of an environment for which none of them is given: something in which there
-is something to learn. In KVQueue, a burst at 1.3 times the capacity with noisy length predictions and recompute on overflow:
-no rule is best in all of its phases (filling up, overloaded, draining), so choosing among the rules, every four batches, is
-worth learning; at loads below the capacity all sensible rules are nearly alike."""
+MOST_EVAL_SEED = 2_000_000_000
+"""Seeds of comparisons stay below: baselines are tuned on worlds that many seeds above, and validation follows on those."""
 
 USAGE = 2
 """Exit code for a mistake of the caller."""
-
-
-def default_config() -> PPOConfig:
-    """Hyperparameters for scheduling: episodes of hundreds of decisions, effects that show late."""
-    return PPOConfig(
-        rollout_steps=64,
-        minibatch=2048,
-        gamma=0.999,
-        gae_lambda=0.98,
-        entropy=0.003,
-        learning_rate=1e-3,
-        target_kl=0.06,
-    )
 
 
 @dataclass(frozen=True)
@@ -72,10 +53,9 @@ class Args:
     env: str = "llmgym/KVQueue-v0"
     """Id of the environment; module:id if a module of yours registers it."""
     scenario: str | None = None
-    """Scenario of the environment. If neither this nor --action nor --env-args is given, KVQueue is trained in an overload
-    where order and admission matter (see `llmgym.train.SHOWCASE`), other environments with their defaults."""
+    """Scenario of the environment. If neither this nor --action nor --env-args is given, the one of its settings."""
     action: str | None = None
-    """What is decided, for environments that offer a choice; its default if left out."""
+    """What is decided, for environments that offer a choice; if left out, what the settings say, or its default."""
     env_args: tuple[str, ...] = ()
     """Further arguments of the environment, each as name=value; the value is read as JSON if it is JSON, else
     as a text."""
@@ -86,33 +66,55 @@ class Args:
     updates."""
     seed: int = 0
     """Of networks, exploration and training worlds."""
+    seeds: tuple[int, ...] = ()
+    """Train once with each of these seeds, each in a folder of its own, and compare all; a single number n: 0 to n - 1."""
+    init: str = ""
+    """A checkpoint, or the name of a shipped policy, to begin with; from another scenario, for instance. The network is its."""
     lanes: int = 256
     """Copies of the environment that step together."""
     out: Path | None = None
-    """Folder of the run; runs/<environment>-<algo>-s<seed> if left out."""
+    """Folder of the run; runs/<environment>-<algo>-s<seed> if left out (without -s<seed> for several seeds)."""
     resume: bool = False
     """Go on from the checkpoint in the folder; everything not given on the command line stays as it was."""
     save_every_s: float = 20.0
     """Seconds between checkpoints: as much is lost at most if the process is killed."""
+    validation_episodes: int = 64
+    """Episodes of a validation during training, on worlds of its own; the best checkpoint is kept as best.pt. 0: none."""
+    validate_every: int = 0
+    """Updates between validations; 0: about twenty in all."""
+    patience: int = 0
+    """Validations without a better one after which the training ends; 0: it goes on to the last step."""
     eval_episodes: int = 30
     """Episodes a policy in the comparison at the end; 0 leaves the comparison out."""
     eval_seed: int = 10_000
-    """Seed of the first episode of the comparison at the end; it must stay below 2**32, where the training seeds begin."""
+    """Seed of the first episode of the comparison at the end; it must stay below 2,000,000,000, where other seeds begin."""
     log: bool = False
     """Write tensorboard files into the folder of the run."""
     progress: bool = True
     """Show progress on stderr."""
-    config: Annotated[PPOConfig, tyro.conf.arg(name="")] = field(default_factory=default_config)
+    config: Annotated[PPOConfig, tyro.conf.arg(name="")] = field(default_factory=PPOConfig)
     """Hyperparameters."""
 
 
 def folder(args: Args) -> Path:
     """Where the run lives."""
     name = args.env.rpartition(":")[2].rpartition("/")[2]
-    return args.out or Path("runs") / f"{name}-{args.algo}-s{args.seed}"
+    return args.out or Path("runs") / (f"{name}-{args.algo}" + ("" if args.seeds else f"-s{args.seed}"))
 
 
-def env_kwargs(args: Args) -> dict[str, Any]:
+def runs(args: Args) -> dict[int, Path]:
+    """The folder of each seed's run."""
+    if not args.seeds:
+        return {args.seed: folder(args)}
+    if len(args.seeds) == 1 and args.seeds[0] < 1:
+        raise InvalidArgument(
+            f"--seeds {args.seeds[0]}: expected a number of seeds, at least 1, or several seeds"
+        )
+    seeds = range(args.seeds[0]) if len(args.seeds) == 1 else args.seeds
+    return {seed: folder(args) / f"seed-{seed}" for seed in seeds}
+
+
+def given_kwargs(args: Args) -> dict[str, Any]:
     """Arguments of the environment."""
     kwargs: dict[str, Any] = {}
     for item in args.env_args:
@@ -129,34 +131,65 @@ def env_kwargs(args: Args) -> dict[str, Any]:
     return kwargs
 
 
+def with_recipe(args: Args) -> tuple[Args, Recipe]:
+    """The settings of the environment and scenario, as defaults for the command line that asked for them."""
+    chosen = recipe(args.env, args.scenario, args.action, given_kwargs(args))
+    config = chosen.config
+    if args.init:
+        then = PPOConfig.from_dict(policies.meta(args.init)["config"])
+        config = replace(
+            config, network=then.network, hidden=then.hidden, activation=then.activation, imitate=""
+        )
+    if args.algo != "ppo":  # which is the only one that can do these
+        config = replace(config, network="mlp", imitate="")
+    made = Args(timesteps=chosen.timesteps, lanes=chosen.lanes, patience=chosen.patience, config=config)
+    return with_world(made, chosen.env_kwargs), chosen
+
+
+def with_world(args: Args, env_kwargs: Mapping[str, Any]) -> Args:
+    """The same with these arguments of the environment."""
+    kwargs = dict(env_kwargs)
+    scenario, action = kwargs.pop("scenario", None), kwargs.pop("action", None)
+    items = tuple(f"{name}={json.dumps(value)}" for name, value in kwargs.items())
+    return replace(args, scenario=scenario, action=action, env_args=items)
+
+
 def resumed(args: Args) -> Args:
     """The settings a run was started with, as defaults for the command line that resumes it."""
     path = folder(args) / "checkpoint.pt"
+    several = sorted(int(file.parent.name[5:]) for file in folder(args).glob("seed-*/checkpoint.pt"))
+    if several and not path.is_file():
+        path = folder(args) / f"seed-{several[0]}" / "checkpoint.pt"
     if not path.is_file():
         raise CheckpointError(f"--resume: no such file: {path}; name the run's folder with --out")
     from llmgym.policies.checkpoint import load_latest
 
     meta = load_latest(path)["meta"]
-    kwargs = dict(meta["env_kwargs"])
-    return Args(
+    was = Args(
         env=":".join(filter(None, (meta.get("env_module"), meta["env_id"]))),
-        scenario=kwargs.pop("scenario", None),
-        action=kwargs.pop("action", None),
-        env_args=tuple(f"{name}={json.dumps(value)}" for name, value in kwargs.items()),
         algo=meta["algo"],
         timesteps=meta["timesteps"],
         seed=meta["seed"],
         lanes=meta["lanes"],
-        out=path.parent,
+        out=folder(args),
         config=PPOConfig.from_dict(meta["config"]),
+        **{
+            name: meta[name]
+            for name in ("init", "validation_episodes", "validate_every", "patience")
+            if name in meta
+        },
     )
+    if path.parent != folder(args):
+        # a single number would be how many
+        was = replace(was, seeds=tuple(several) if len(several) > 1 else (several[0] + 1,))
+    return with_world(was, meta["env_kwargs"])
 
 
 def draw_curve(curve: dict[str, Any], title: str, path: Path) -> None:
-    """Draw the mean return of finished episodes over the steps of training, with its spread.
+    """Draw the mean return of finished episodes over the steps of training, with its spread, and the validations.
 
     Args:
-        curve: arrays [updates] by name: `steps`, `return_mean` and `return_std`.
+        curve: arrays [updates] by name: `steps`, `return_mean`, `return_std` and `validation_return`.
         title: of the picture.
         path: image file to write.
     """
@@ -169,38 +202,48 @@ def draw_curve(curve: dict[str, Any], title: str, path: Path) -> None:
     shown = np.isfinite(curve["return_mean"])
     steps, mean, spread = (curve[name][shown] for name in ("steps", "return_mean", "return_std"))
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axis.plot(steps, mean, color="#0072B2", label="mean of the episodes that ended in an update")
+    axis.plot(
+        steps, mean, color="#0072B2", label="mean of the episodes that ended in an update, while exploring"
+    )
     axis.fill_between(
         steps, mean - spread, mean + spread, color="#0072B2", alpha=0.15, linewidth=0, label="± 1 deviation"
     )
-    axis.set(xlabel="environment steps", ylabel="return of an episode (while exploring)", title=title)
+    tried = np.isfinite(curve["validation_return"])
+    if tried.any():
+        at, value = curve["steps"][tried], curve["validation_return"][tried]
+        axis.plot(
+            at, value, color="#D55E00", marker="o", markersize=3, label="validation, the most likely actions"
+        )
+        best = value.argmax()
+        axis.plot(
+            at[best], value[best], color="#D55E00", marker="*", markersize=12, label="best", linestyle=""
+        )
+    axis.set(xlabel="environment steps", ylabel="return of an episode", title=title)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
 
-def evaluate(args: Args, console: Console, checkpoint: Path) -> None:
-    """Compare the policy with every baseline, tuned where it has a grid, write the files, and say who wins.
+def evaluate(args: Args, console: Console, learned: Mapping[str, Path]) -> None:
+    """Compare policies with every baseline, tuned where it has a grid, write the files, and say who wins.
 
     Args:
         args: arguments of the command.
         console: where the result is told.
-        checkpoint: path of the policy.
+        learned: checkpoints of the policies, by name.
     """
     from llmgym.evaluation import compare, tuned
 
     out = folder(args)
     env_id = args.env
-    own = policies.env_kwargs(checkpoint)
-    world = {name: value for name, value in env_kwargs(args).items() if name not in own}
-    label = out.resolve().name
+    own = policies.env_kwargs(next(iter(learned.values())))
+    world = {name: value for name, value in given_kwargs(args).items() if name not in own}
     rivals = rivals_of(env_id)
-    if label in rivals:
-        label = f"learned:{label}"
+    learned = {f"learned:{name}" if name in rivals else name: path for name, path in learned.items()}
     if rivals:
         rivals = tuned(env_id, rivals, seed=args.eval_seed, progress=args.progress, **world)
-    contenders = {label: str(checkpoint), **{name: name for name in rivals}}
+    contenders = {name: str(path) for name, path in learned.items()} | {name: name for name in rivals}
     result = compare(
         env_id, contenders, episodes=args.eval_episodes, seed=args.eval_seed, progress=args.progress, **world
     )
@@ -209,18 +252,20 @@ def evaluate(args: Args, console: Console, checkpoint: Path) -> None:
     result.to_csv(out / "comparison.csv")
     result.report(out / "report.html")
     best = result.reference
-    if best == label:
-        console.print(f"[bold]There is no baseline without privileges to compare {label} with.[/bold]")
+    if best in learned:
+        console.print(f"[bold]There is no baseline without privileges to compare {best} with.[/bold]")
         return
-    difference = result.difference(label)
-    verdict = {"win": "beats", "lose": "loses to", "tie": "cannot be told apart from"}[difference.verdict]
-    console.print(
-        f"[bold]The learned policy {verdict} the best baseline, {best}[/bold]: return {difference.mean:+.4g} "
-        f"on the same {result.episodes} worlds ({100 * result.confidence:g}% interval "
-        f"{difference.interval.low:+.4g} to {difference.interval.high:+.4g}).",
-        highlight=False,
-        soft_wrap=True,
-    )
+    for label in learned:
+        difference = result.difference(label)
+        verdict = {"win": "beats", "lose": "loses to", "tie": "cannot be told apart from"}[difference.verdict]
+        which = f"The learned policy{f' {label}' if len(learned) > 1 else ''}"
+        console.print(
+            f"[bold]{which} {verdict} the best baseline, {best}[/bold]: return {difference.mean:+.4g} "
+            f"on the same {result.episodes} worlds ({100 * result.confidence:g}% interval "
+            f"{difference.interval.low:+.4g} to {difference.interval.high:+.4g}).",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def rivals_of(env_id: str) -> list[str]:
@@ -242,8 +287,10 @@ def check_before(args: Args) -> None:
         raise InvalidArgument(
             f"--eval-episodes {args.eval_episodes}: expected 0 (no comparison) or at least 2"
         )
-    if not 0 <= args.eval_seed <= FIRST_TRAINING_SEED - args.eval_episodes:
-        raise InvalidArgument(f"--eval-seed {args.eval_seed}: expected 0 up to 2**32 less --eval-episodes")
+    if not 0 <= args.eval_seed <= MOST_EVAL_SEED - args.eval_episodes:
+        raise InvalidArgument(
+            f"--eval-seed {args.eval_seed}: expected 0 up to 2,000,000,000 less --eval-episodes"
+        )
 
 
 def described(command: str) -> str:
@@ -251,41 +298,62 @@ def described(command: str) -> str:
     return (__doc__ or "").replace("llmgym train", command)
 
 
-def run(argv: list[str], command: str) -> None:
-    """Everything the command line does. Raises `LlmgymError`."""
+def arguments(argv: list[str], command: str) -> tuple[Args, str]:
+    """Read the command line.
+
+    Args:
+        argv: options.
+        command: what it is called by, for help.
+
+    Returns:
+        The arguments, the settings of the environment (or those of the run to resume) filled in; and which settings these are.
+    """
     words: dict[str, Any] = {"prog": command, "description": described(command)}
-    args = tyro.cli(Args, args=argv, **words)
-    if args.resume:
-        args = tyro.cli(Args, args=argv, default=resumed(args), **words)
-    elif args.scenario is None and args.action is None and not args.env_args and args.env in SHOWCASE:
-        scenario, action, more = SHOWCASE[args.env]
-        args = replace(args, scenario=scenario, action=action, env_args=more)
-    check_before(args)
-    out = folder(args)
-    if not args.resume and (out / "checkpoint.pt").exists():
-        raise InvalidArgument(
-            f"{out} already holds a run: go on with --resume, or name another folder with --out"
-        )
+    first = tyro.cli(Args, args=[word for word in argv if word not in ("-h", "--help")], **words)
+    if first.resume:
+        default, name = resumed(first), "the run that is resumed"
+    else:
+        default, chosen = with_recipe(first)
+        name = chosen.name
+    words["description"] += f"\nThe defaults shown are the settings of {name}."
+    args = tyro.cli(Args, args=argv, default=default, **words)
+    if not first.resume:  # which has what was asked for too
+        args = with_world(args, chosen.env_kwargs)
+    return args, name
+
+
+def train(args: Args, seed: int, out: Path, console: Console) -> TrainingResult:
+    """Train with one seed, draw its learning curve, and say how fast it was.
+
+    Args:
+        args: arguments of the command.
+        seed: of the run.
+        out: its folder.
+        console: where the result is told.
+    """
     plan = Plan(
         args.env,
         out,
-        env_kwargs(args),
+        given_kwargs(args),
         algo=args.algo,
         timesteps=args.timesteps,
-        seed=args.seed,
+        seed=seed,
         lanes=args.lanes,
-        resume=args.resume,
+        resume=args.resume and ((out / "checkpoint.pt").exists() or not args.seeds),
         save_every_s=args.save_every_s,
         log=args.log,
         progress=args.progress,
         config=args.config,
+        init=args.init,
+        validation_episodes=args.validation_episodes,
+        validate_every=args.validate_every,
+        patience=args.patience,
     )
-    console = Console(highlight=False)
     try:
         result = policies.train(plan)
     except KeyboardInterrupt:
         if (out / "checkpoint.pt").exists():
-            resume = f"go on with --out {out} --resume"
+            resume = f"go on with --out {folder(args)} --resume"
         else:
             resume = "there is no checkpoint yet, so the same command begins anew"
         raise KeyboardInterrupt(f"stopped; {resume}") from None
@@ -297,10 +365,36 @@ def run(argv: list[str], command: str) -> None:
     console.print(
         f"{result.steps:,} steps in {result.wall_s:,.0f} s ({rate:,.0f} a second: {shares})", soft_wrap=True
     )
-    draw_curve(result.curve, f"{args.env}, {args.algo}, seed {args.seed}", out / "learning_curve.png")
+    draw_curve(result.curve, f"{args.env}, {args.algo}, seed {seed}", out / "learning_curve.png")
+    return result
+
+
+def run(argv: list[str], command: str) -> None:
+    """Everything the command line does. Raises `LlmgymError`."""
+    args, settings = arguments(argv, command)
+    check_before(args)
+    folders = runs(args)
+    for out in folders.values():
+        if not args.resume and (out / "checkpoint.pt").exists():
+            raise InvalidArgument(
+                f"{out} already holds a run: go on with --resume, or name another folder with --out"
+            )
+    console = Console(highlight=False)
+    console.print(f"{args.env}: the settings are those of {settings}, and what was given", soft_wrap=True)
+    results = {seed: train(args, seed, out, console) for seed, out in folders.items()}
+    if len(results) > 1 and args.validation_episodes:
+        for seed, result in results.items():
+            console.print(f"seed {seed}: best return in validation {result.validation_return:.4g}")
+        best = max(results, key=lambda seed: results[seed].validation_return)
+        console.print(
+            f"[bold]The best in validation is that of seed {best}: {results[best].best}[/bold]",
+            soft_wrap=True,
+        )
     if args.eval_episodes:
-        evaluate(args, console, result.checkpoint)
-    console.print(f"Everything is in {out}/", soft_wrap=True)
+        evaluate(
+            args, console, {folders[seed].resolve().name: result.best for seed, result in results.items()}
+        )
+    console.print(f"Everything is in {folder(args)}/", soft_wrap=True)
 
 
 def main(argv: list[str], command: str = "llmgym train") -> int:

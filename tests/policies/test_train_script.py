@@ -40,7 +40,10 @@ def script() -> Any:
         (["--env-args", "nothing"], "expected name=value"),
         (["--lanes", "0"], "lanes=0"),
         (["--minibatch", "0"], "minibatch=0"),
-        (["--eval-seed", str(2**32)], "--eval-seed"),
+        (["--eval-seed", str(2 * 10**9)], "--eval-seed 2000000000: expected 0 up to 2,000,000,000 less"),
+        (["--seeds", "0"], "--seeds 0"),
+        (["--patience", "-1"], "patience=-1"),
+        (["--init", "nowhere.pt"], "no such file: nowhere.pt"),
         (["--resume"], "--resume: no such file: "),
         (["--seed", "-1"], "seed=-1"),
         (["--seed", str(2**32)], "seed=4294967296"),
@@ -80,7 +83,8 @@ def test_a_run_from_start_to_report(script: Any, tmp_path: Path, capsys: Any, mo
     monkeypatch.setattr(baselines, "names", lambda env_id: few)
     out = tmp_path / "small"
     arguments = ["--out", str(out), "--scenario", "tiny", "--env-args", "requests=20", *QUICK]
-    assert script.main([*arguments, "--timesteps", "512", "--eval-episodes", "3"]) == 0
+    few_worlds = ["--validation-episodes", "4"]
+    assert script.main([*arguments, *few_worlds, "--timesteps", "512", "--eval-episodes", "3"]) == 0
     printed = capsys.readouterr().out
     for name in (*few, "small", "The learned policy ", "512 steps in"):
         assert name in printed
@@ -100,9 +104,10 @@ def test_a_run_from_start_to_report(script: Any, tmp_path: Path, capsys: Any, mo
     assert "already holds a run" in capsys.readouterr().err
     # settings that are not repeated are those of the run
     assert script.main(["--out", str(out), "--resume", "--timesteps", "1024", "--eval-episodes", "0"]) == 0
-    meta = policies.meta(out)
+    meta = policies.meta(out / "checkpoint.pt")
     assert meta["steps"] == 1024 and meta["lanes"] == 16 and meta["config"]["minibatch"] == 256
-    assert meta["env_kwargs"] == {"scenario": "tiny", "requests": 20}
+    assert meta["env_kwargs"] == {"scenario": "tiny", "requests": 20} and meta["validation_episodes"] == 4
+    assert (out / "best.pt").exists()
     assert script.main(["--out", str(out), "--resume", "--hidden", "8", "--timesteps", "2048"]) == 2
     assert "hidden" in capsys.readouterr().err
 
@@ -122,7 +127,72 @@ def test_an_environment_of_ones_own_is_trained_and_compared_with_nothing(
         assert script.main(again) == 0
     finally:
         gymnasium.registry.setdefault(TOY, before)
-    assert policies.meta(out)["steps"] == 512
+    assert policies.meta(out / "checkpoint.pt")["steps"] == 512
+
+
+def test_several_seeds_are_trained_and_compared(
+    script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    env, out = "llmgym/AFDRefill-v0", tmp_path / "all"
+    monkeypatch.setattr(baselines, "names", lambda env_id: ["fcfs"])
+    arguments = [
+        "--env",
+        env,
+        "--out",
+        str(out),
+        "--imitate-steps",
+        "256",
+        "--validation-episodes",
+        "2",
+        *QUICK,
+    ]
+    assert script.main([*arguments, "--seeds", "2", "--timesteps", "256", "--eval-episodes", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{env}: the settings are those of AFDRefill-v0, and what was given" in printed
+    for seed in (0, 1):
+        meta = policies.meta(out / f"seed-{seed}")
+        assert meta["seed"] == seed and meta["config"]["imitate"] == "min-max"
+        assert meta["config"]["network"] == "scorer" and meta["env_kwargs"]["scenario"] == "small"
+        assert f"seed {seed}: best return in validation {meta['best_return']:.4g}" in printed
+        assert f"The learned policy seed-{seed} " in printed
+    better = max((0, 1), key=lambda seed: policies.meta(out / f"seed-{seed}")["best_return"])
+    assert f"seed {better}: {out}/seed-{better}/best.pt" in printed
+    assert (out / "report.html").exists()
+    # one of them is gone, and is trained anew; the other goes on
+    for file in (out / "seed-1").iterdir():
+        file.unlink()
+    more = ["--out", str(out), "--resume", "--seeds", "2", "--timesteps", "512", "--eval-episodes", "0"]
+    assert script.main([*more, "--no-progress"]) == 0
+    assert [policies.meta(out / f"seed-{seed}" / "checkpoint.pt")["steps"] for seed in (0, 1)] == [512, 512]
+    assert script.main([*more[:3], "--timesteps", "768", "--eval-episodes", "0", "--no-progress"]) == 0
+    assert [policies.meta(out / f"seed-{seed}" / "checkpoint.pt")["steps"] for seed in (0, 1)] == [768, 768]
+
+
+def test_a_run_begins_with_the_network_of_another(script: Any, tmp_path: Path, capsys: Any) -> None:
+    env = ["--env", "llmgym/AFDRefill-v0", "--validation-episodes", "0", "--eval-episodes", "0", *QUICK]
+    first = [*env, "--out", str(tmp_path / "a"), "--hidden", "8", "4", "--imitate", "", "--timesteps", "256"]
+    assert script.main(first) == 0
+    start = str(tmp_path / "a" / "checkpoint.pt")
+    second = [*env, "--out", str(tmp_path / "b"), "--init", start, "--env-args", "window=5"]
+    assert script.main(second) == 2
+    assert "does not fit this environment" in capsys.readouterr().err
+    third = [*env, "--out", str(tmp_path / "c"), "--init", start, "--timesteps", "256"]
+    assert script.main(third) == 0
+    meta = policies.meta(tmp_path / "c")
+    assert (
+        meta["config"]["hidden"] == [8, 4] and meta["config"]["network"] == "scorer" and meta["init"] == start
+    )
+
+
+def test_an_algorithm_of_others_gets_what_it_can_do(script: Any, tmp_path: Path) -> None:
+    pytest.importorskip("sb3_contrib")
+    out = tmp_path / "run"
+    arguments = ["--env", "llmgym/AFDRefill-v0", "--algo", "sb3-maskable-ppo", "--out", str(out), *QUICK]
+    assert (
+        script.main([*arguments, "--timesteps", "256", "--validation-episodes", "2", "--eval-episodes", "0"])
+        == 0
+    )
+    assert policies.meta(out)["config"]["network"] == "mlp" and (out / "best.pt").exists()
 
 
 @pytest.mark.parametrize("folder", ["file/run", "file", "file/a/b"])
@@ -140,6 +210,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_training(
 
 
 OWN = ["--env", TOY, "--timesteps", "100000", "--eval-episodes", "0", "--save-every-s", "1e9", *QUICK]
+OWN += ["--validation-episodes", "0"]
 
 
 @pytest.fixture
@@ -172,7 +243,7 @@ def test_ctrl_c_before_the_first_checkpoint_saves_one(
         f"train.py: stopped; go on with --out {out} --resume\n" in told
         and "stopping after this update" in told
     )
-    assert policies.meta(out)["steps"] == updates[-1] == 2 * 16 * 16 and len(updates) == 2
+    assert policies.meta(out / "checkpoint.pt")["steps"] == updates[-1] == 2 * 16 * 16 and len(updates) == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     monkeypatch.setattr(run.Run, "record", record)
     assert (
@@ -181,7 +252,7 @@ def test_ctrl_c_before_the_first_checkpoint_saves_one(
         )
         == 0
     )
-    assert policies.meta(out)["steps"] == 1024
+    assert policies.meta(out / "checkpoint.pt")["steps"] == 1024
 
 
 @pytest.mark.usefixtures("interrupts")
@@ -206,9 +277,7 @@ def test_a_full_disk_is_one_line(script: Any, tmp_path: Path, capsys: Any, monke
 
     out = tmp_path / "run"
     monkeypatch.setattr(os, "fsync", full)
-    assert (
-        script.main(["--out", str(out), *OWN[:2], "--timesteps", "256", "--eval-episodes", "0", *QUICK]) == 2
-    )
+    assert script.main(["--out", str(out), *OWN, "--timesteps", "256"]) == 2
     error = capsys.readouterr().err
     assert error == f"train.py: {out / 'checkpoint.pt'} cannot be written: No space left on device\n"
     assert [path.name for path in out.iterdir()] == ["learning_curve.csv"]
@@ -234,8 +303,9 @@ def test_help_shows_each_example_in_one_line(script: Any) -> None:
         env={**os.environ, "COLUMNS": "80"},
     )
     lines = [line.rstrip() for line in shown.stdout.splitlines()]
+    assert "The defaults shown are the settings of KVQueue-v0, tiny-overload." in lines
     examples = [line for line in script.__doc__.splitlines() if "python train.py" in line]
-    assert len(examples) == 5 and all(example in lines and len(example) < 80 for example in examples)
+    assert len(examples) == 7 and all(example in lines and len(example) < 80 for example in examples)
     assert all(
         example.startswith("    python train.py") and example.count("python") == 1 for example in examples
     )
