@@ -1,9 +1,9 @@
-"""Train the shipped policies of the environments whose actions are rows: several at once, each in a process of its own.
+"""Train policies to ship: several at once, each in a process of its own.
 
     python benchmarks/train_policies.py --minutes 8 --device cuda:0 --device cuda:1 --out runs
     python benchmarks/train_policies.py llmgym/Forage-v0 --scenarios small --seeds 0 --steps 200000 --out runs
 
-Each begins by imitating the best rule of its environment that sees no more (`RECIPES`), and learns on with the own PPO.
+The settings are those of `llmgym/policies/recipes.toml`. The best checkpoint on the worlds of the validation is left.
 With `--minutes` the number of steps is chosen by the speed of the first updates, while all of them run; a checkpoint tells it.
 What is left, `OUT/ENVIRONMENT/ppo-SCENARIO.pt` (second seed: `ppo-SCENARIO-s1.pt`), lacks what playing does not need: the
 optimizer's moments and most of the learning curve.
@@ -13,6 +13,7 @@ optimizer's moments and most of the learning curve.
 import argparse
 import csv
 import itertools
+import json
 import os
 import shutil
 import subprocess
@@ -29,73 +30,26 @@ import torch
 
 from llmgym import policies
 from llmgym.evaluation import compare
-from llmgym.policies import Plan, PPOConfig
+from llmgym.policies import Plan
+from llmgym.policies.recipes import Recipe, names, recipe
 
-COMMON = PPOConfig(
-    network="scorer",
-    hidden=(64, 64),
-    rollout_steps=64,
-    minibatch=4096,
-    gamma=0.999,
-    gae_lambda=0.95,
-    learning_rate=1e-3,
-    entropy=0.002,
-    target_kl=0.03,
-    teacher_steps=400_000,
-    value_first=6,
-    scatter=64,
-)
-RECIPES: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
-    "llmgym/Unmask-v0": (
-        {"small": "switch:low=0.4,high=4,gamma=1", "real": "switch:low=0.4,high=4,gamma=1"},
-        {"gae_lambda": 0.97},
-    ),
-    "llmgym/Forage-v0": (
-        {
-            "small": "hybrid:retrieve=5,read=0.4,evaluations=0",
-            "real": "hybrid:retrieve=10,read=0.4,evaluations=0",
-        },
-        {"gamma": 1.0, "rollout_steps": 32, "scatter": 8},
-    ),
-    "llmgym/AttentionBudget-v0": (
-        {
-            "small": "priced:loss=0.2,time=0.3,pace=1,skip=1",
-            "real": "priced:loss=0.1,time=1,pace=2,skip=1",
-        },
-        {},
-    ),
-    "llmgym/SegmentedPrefill-v0": (
-        {name: "triage:short=10,price=0,give_up=-0.5,pressure=0.4" for name in ("small", "real")},
-        {},
-    ),
-    "llmgym/DistillProgramme-v0": (
-        {"small": "thrifty:margin=12,dense=0,worth=0.8", "real": "thrifty:margin=0,dense=1,worth=0"},
-        {"gamma": 1.0},
-    ),
-    "llmgym/KVQueue-v1": (
-        {
-            "azure-conv-tight": "pick-area:aging=0.05",
-            "tiers": "pick-area:aging=0.02,lead_s=3",
-            "sessions": "pick-area:aging=2,cached_s=3",
-        },
-        {"gamma": 1.0, "gae_lambda": 0.98, "rollout_steps": 128},
-    ),
-}
-"""Of each environment: the rule to imitate by scenario, and what differs from `COMMON`."""
-LANES = 512
-VALIDATION_SEED, VALIDATION_EPISODES = 30_000, 200
+LOOK_SEED, LOOK_EPISODES = 30_000, 200
 """Worlds of the first look at a policy; those of `benchmarks/comparisons.py` begin at 10,000."""
+VALIDATION_EPISODES = 128
+"""Of each validation during training."""
 CURVE_ROWS = 20
 """Rows of the learning curve that a shipped policy keeps."""
 TRIAL_UPDATES = 8
 """Updates after which the speed is known."""
 
 
-def config_of(env_id: str, scenario: str, device: str, changes: Sequence[str]) -> PPOConfig:
-    """The hyperparameters of an environment; `changes` are numbers that replace some, `name=value`."""
-    teachers, differing = RECIPES[env_id]
-    numbers = {name: float(value) for name, _, value in (one.partition("=") for one in changes)}
-    return replace(COMMON, **{"teacher": teachers[scenario], "device": device, **differing, **numbers})
+def settings_of(env_id: str, scenario: str, device: str, changes: Sequence[str]) -> Recipe:
+    """The settings of an environment; `changes` are numbers that replace hyperparameters, `name=value`."""
+    chosen = recipe(env_id, scenario)
+    numbers: dict[str, Any] = {
+        name: json.loads(value) for name, _, value in (one.partition("=") for one in changes)
+    }
+    return replace(chosen, config=replace(chosen.config, device=device, **numbers))
 
 
 def steps_a_second(curve: Path) -> float:
@@ -126,19 +80,20 @@ def train(
         minutes: time of the training after the trial; counts where `steps` is 0.
         steps: environment steps; 0: as many as fit into `minutes`.
         out: folder of all policies.
-        changes: of the hyperparameters, see `config_of`.
+        changes: of the hyperparameters, see `settings_of`.
     """
-    config = config_of(env_id, scenario, device, changes)
+    settings = settings_of(env_id, scenario, device, changes)
+    config, lanes, kwargs = settings.config, settings.lanes, settings.env_kwargs
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(
-            env_id, Path(folder) / "run", {"scenario": scenario}, seed=seed, lanes=LANES, config=config,
-            timesteps=steps, save_every_s=60.0,
+            env_id, Path(folder) / "run", kwargs, seed=seed, lanes=lanes, config=config,
+            timesteps=steps, save_every_s=60.0, validation_episodes=VALIDATION_EPISODES,
         ) if steps else None  # fmt: skip
         if plan is None:
             trial = Plan(
-                env_id, Path(folder) / "trial", {"scenario": scenario}, seed=seed, lanes=LANES, progress=False,
-                config=replace(config, teacher="", value_first=0),
-                timesteps=TRIAL_UPDATES * LANES * config.rollout_steps,
+                env_id, Path(folder) / "trial", kwargs, seed=seed, lanes=lanes, progress=False,
+                config=replace(config, imitate="", value_first=0),
+                timesteps=TRIAL_UPDATES * lanes * config.rollout_steps,
             )  # fmt: skip
             policies.train(trial)
             speed = steps_a_second(trial.out / "learning_curve.csv")
@@ -147,6 +102,7 @@ def train(
                 out=Path(folder) / "run",
                 config=config,
                 timesteps=int(60 * minutes * speed),
+                validation_episodes=VALIDATION_EPISODES,
                 progress=True,
             )
         result = policies.train(plan)
@@ -154,10 +110,11 @@ def train(
         name = f"{env_id.rpartition('/')[2]}/ppo-{scenario}" + (f"-s{seed}" if seed else "")
         target = out / f"{name}.pt"
         target.parent.mkdir(parents=True, exist_ok=True)
-        stored = torch.load(result.checkpoint, map_location="cpu", weights_only=True)
+        stored = torch.load(result.best, map_location="cpu", weights_only=True)
         torch.save(slim(stored, target.stem), target)
         shutil.copy(plan.out / "learning_curve.csv", out / f"{name}.csv")
-        judge(env_id, scenario, target, config.teacher)
+        if config.imitate:
+            judge(env_id, scenario, target, config.imitate)
 
 
 def slim(stored: dict[str, Any], name: str) -> dict[str, Any]:
@@ -167,16 +124,16 @@ def slim(stored: dict[str, Any], name: str) -> dict[str, Any]:
     return {**stored, "optimizer": {}, "curve": curve, "meta": {**stored["meta"], "name": name}}
 
 
-def judge(env_id: str, scenario: str, path: Path, teacher: str) -> None:
+def judge(env_id: str, scenario: str, path: Path, rule: str) -> None:
     """Print how a policy does beside the rule that it imitated, on worlds that are neither trained nor compared on."""
     result = compare(
-        env_id, {"policy": str(path), teacher: teacher}, episodes=VALIDATION_EPISODES, seed=VALIDATION_SEED,
+        env_id, {"policy": str(path), rule: rule}, episodes=LOOK_EPISODES, seed=LOOK_SEED,
         progress=False, scenario=scenario,
     )  # fmt: skip
     gain = result.difference("policy")
     print(
         f"{env_id} {scenario} {path.stem}: {gain.mean:+.4g} [{gain.interval.low:+.4g}, {gain.interval.high:+.4g}] "
-        f"to {teacher}, {gain.verdict}",
+        f"to {rule}, {gain.verdict}",
         flush=True,
     )
 
@@ -186,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("envs", nargs="*", help=f"ids; all of {', '.join(RECIPES)} if left out")
+    parser.add_argument("envs", nargs="*", help="ids; if left out, all that begin by imitating a rule")
     parser.add_argument("--scenarios", nargs="+", default=["small", "real"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--device", action="append", help="devices of torch, taken in turn")
@@ -197,7 +154,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    jobs = list(itertools.product(args.envs or RECIPES, args.scenarios, args.seeds))
+    envs = args.envs or [f"llmgym/{name}" for name in names() if recipe(name).config.imitate]
+    jobs = list(itertools.product(envs, args.scenarios, args.seeds))
     devices = args.device or ["cpu"]
     if len(jobs) == 1:
         train(*jobs[0], devices[0], args.minutes, args.steps, args.out, args.set)
