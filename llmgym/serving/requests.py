@@ -129,13 +129,17 @@ def remaining_area(
 
 
 @kernel(inline=True)
-def begin(request: Request, longest: int) -> None:
-    """Nothing of a freshly drawn request is done yet. It ends where prompt and output together reach `longest` tokens; a
-    scheduler knows that limit too.
-    """
+def cut(request: Any, longest: int) -> None:
+    """A freshly drawn request ends where prompt and output together reach `longest` tokens; a scheduler knows that limit too."""
     room = max(longest - request.prompt, 1)
     request.output = min(request.output, room)
     request.predicted = min(request.predicted, room)
+
+
+@kernel(inline=True)
+def begin(request: Request, longest: int) -> None:
+    """Nothing of a freshly drawn request is done yet, and it ends as `cut` says."""
+    cut(request, longest)
     request.kept = 0
     request.hosted = 0
     request.area = 0
@@ -144,7 +148,7 @@ def begin(request: Request, longest: int) -> None:
 
 
 @kernel
-def checksum_of(requests: Records[Request], count: int) -> float:
+def checksum_of(requests: Records[Any], count: int) -> float:
     """A number that tells a world of requests from others: the sum of their arrival times and lengths.
 
     Outputs have a weight of their own, so that a prompt and an output cannot change places unnoticed.

@@ -3,6 +3,7 @@
 import numpy as np
 
 from llmgym.envs.oserve.env import OServe
+from llmgym.envs.oserve.hidden import in_system
 from llmgym.envs.oserve.state import State
 
 
@@ -21,26 +22,22 @@ def cluster(simulation: OServe, state: State, lane: int) -> dict[str, float]:
         arrival times of requests that have not completed, seconds.
     """
     episode, slots = state.lane[lane], state.slot[lane]
-    arrived = state.request[lane, : episode["next"]]
     tokens = simulation.params.lengths.sum(axis=1)
-    waiting: list[int] = []
-    running: list[int] = []
+    waiting, running = in_system(state, lane)
     fullest, resident, used = 0.0, 0, 0
     gpus = np.zeros(simulation.scenario.gpus, np.int64)
     for k, slot in enumerate(slots):
         if slot["shape"] < 0:
             continue
-        r = int(slot["head"])
-        for _ in range(slot["waiting"]):
-            waiting.append(r)
-            r = int(state.request["next"][lane, r])
         runs_here = state.heap_id[lane, k, : slot["running"]].tolist()
-        running += runs_here
         resident += int(tokens[state.request["request_class"][lane, runs_here]].sum())
         used += int(slot["kv"])
         fullest = max(fullest, float(slot["kv"]) / float(simulation.table.capacity[slot["shape"]]))
         gpus[slot["gpu"] : slot["gpu"] + slot["gpus"]] += 1
-    done = arrived["e2e_s"] >= 0.0
+    live, r = int(episode["rows"]), int(episode["free"])
+    while r >= 0:
+        live, r = live - 1, int(state.request["next"][lane, r])
+    here = np.concatenate([waiting, running])
     sent = float(episode["weights_bytes"] + episode["kv_bytes"])
     return {
         "arrived": float(episode["next"]),
@@ -48,10 +45,10 @@ def cluster(simulation: OServe, state: State, lane: int) -> dict[str, float]:
         "waiting_counted": float(episode["waiting"]),
         "running": float(len(running)),
         "running_counted": float(episode["running"]),
-        "done": float(done.sum()),
+        "done": float(episode["next"] - live),
         "done_counted": float(episode["done"]),
-        "live": float((~done).sum()),
-        "distinct": float(len(set(waiting + running))),
+        "live": float(live),
+        "distinct": float(len(np.unique(here))),
         "kv_used": float(used),
         "kv_resident": float(resident),
         "kv_fullest": fullest,
@@ -63,6 +60,6 @@ def cluster(simulation: OServe, state: State, lane: int) -> dict[str, float]:
         "bytes_sent": sent,
         "bytes_received": sent - float(episode["flying_bytes"]),
         "bytes_in_flight": float(episode["flying_bytes"]),
-        "open_arrival_s": round(float(arrived["arrival_s"][~done].sum()), 3),
+        "open_arrival_s": round(float(state.request["arrival_s"][lane, here].sum()), 3),
         "clock_s": float(episode["epoch"] * simulation.scenario.epoch_s),
     }

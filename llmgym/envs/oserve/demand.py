@@ -23,12 +23,14 @@ _PARTS = 96
 _CVS = 9
 """Coefficients of variation that stand for all of them."""
 _MOST_REQUESTS = 2**26
-"""Requests of an episode; a lane of so many takes 3.5 GB."""
+"""Requests of an episode; a lane of so many takes 1.5 GB."""
 _DEVIATIONS = 6.0
 """Deviations of the number of arrivals that there is room for: more come once in a thousand million episodes."""
 _NOISE_DEVIATIONS = 3.0
 """Standard deviations of the logarithm of the rate that there is room for."""
 _SPARE = 64
+_BETWEEN = 1.25
+"""Room in one epoch for mixes between those of the grid that the largest rate is looked for on; ours."""
 
 
 def harmonics(streams: int) -> Floats:
@@ -96,8 +98,8 @@ def expected_rps(scenario: Scenario, requests: Requests, types: RateTable, menu:
     return 0.5 * sum(scenario.load) * float(np.average(alpha.max(axis=1), weights=weight))
 
 
-def room(scenario: Scenario, requests: Requests, types: RateTable, menu: Counts) -> int:
-    """Requests to have room for: an episode of the mix that asks for the most of them, and six deviations.
+def room(scenario: Scenario, requests: Requests, types: RateTable, menu: Counts) -> tuple[int, int]:
+    """Requests to have room for: an episode, or one epoch, of the mix that asks for the most of them, and six deviations.
 
     Args:
         scenario: the settings.
@@ -106,7 +108,7 @@ def room(scenario: Scenario, requests: Requests, types: RateTable, menu: Counts)
         menu: int64 [candidates, shapes], replicas of each shape.
 
     Returns:
-        Number of requests, at most 2^26.
+        Requests of an episode, at most 2^26, and those of an epoch, at most as many.
 
     Raises:
         InvalidArgument: more than fit into memory.
@@ -125,14 +127,21 @@ def room(scenario: Scenario, requests: Requests, types: RateTable, menu: Counts)
             loads = grid[spread] @ requests.stream_type
         alpha, _ = evaluate(types, menu, loads)
         rate = scenario.load[1] * float(alpha.max())
-    expected = rate * scenario.epochs * scenario.epoch_s * math.exp(_NOISE_DEVIATIONS * scenario.noise)
-    n = math.ceil(expected + _DEVIATIONS * math.sqrt(expected) + _SPARE)
+    n = _with_deviations(
+        rate * scenario.epochs * scenario.epoch_s * math.exp(_NOISE_DEVIATIONS * scenario.noise)
+    )
     if n > _MOST_REQUESTS:
         raise InvalidArgument(
             f"epochs={scenario.epochs}, epoch_s={scenario.epoch_s:g}, load={scenario.load}, noise={scenario.noise:g}: "
             f"{n:,} requests an episode are too many"
         )
-    return n
+    most = _with_deviations(_BETWEEN * rate * scenario.epoch_s * math.exp(_DEVIATIONS * scenario.noise))
+    return n, min(n, most)
+
+
+def _with_deviations(expected: float) -> int:
+    """The largest number of arrivals to have room for where so many are expected."""
+    return math.ceil(expected + _DEVIATIONS * math.sqrt(expected) + _SPARE)
 
 
 def known_at_arrival(requests: Requests, work_s: Floats) -> tuple[Floats, Counts]:

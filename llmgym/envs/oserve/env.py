@@ -76,6 +76,8 @@ class OServe(Simulation):
         latency_ref_s: mean latency of a lone request in a replica of the static deployment, seconds.
         expected_rps: mean arrivals over the worlds of the scenario, requests a second; what `backlog_s` is counted in.
         room: requests that an episode has room for.
+        most: requests that an epoch has room for.
+        rows: requests that may be in the system at once.
     """
 
     kernels = KERNELS
@@ -114,8 +116,10 @@ class OServe(Simulation):
         self.places = chosen.gpus // min(shape.gpus for shape in self.table.shapes)
         demand = (chosen, self.requests, self.types, self.deployments[self.menu])
         self.expected_rps = expected_rps(*demand)
-        self.room = room(*demand)
+        self.room, self.most = room(*demand)
         self.params = self._params(day_rate_rps(*demand))
+        in_system = int(self.params.config[0]["cap"]) + self.places * SEATS + self.most
+        self.rows = min(self.room, in_system)
         shapes, types = self.types.rate.shape
         self.layout = layout(chosen.history, types, shapes, len(menu) if action == "menu" else 0, self.places)
         edits = len(self.params.edits)
@@ -187,6 +191,7 @@ class OServe(Simulation):
             dispatch=DISPATCH[chosen.dispatch],
             initial=self.initial,
             cap=min(1 + int(chosen.backlog_s * self.expected_rps), _MOST_WAITING),
+            most=self.most,
             day_rate_rps=day_rate_rps,
             reload_s=model.weight_bytes / (1e9 * chosen.disk_gb_per_s),
             gpu_bytes_per_s=1e9 * chosen.nvlink_gb_per_s,
@@ -235,7 +240,9 @@ class OServe(Simulation):
         return State(
             lane=Episode.zeros(lanes),
             slot=Slot.zeros(lanes, places),
-            request=Request.zeros(lanes, n),
+            arrival_s=np.zeros((lanes, n)),
+            arrival_class=np.zeros((lanes, n), np.int16),
+            request=Request.zeros(lanes, self.rows),
             heap_at=np.zeros((lanes, places, SEATS)),
             heap_id=np.zeros((lanes, places, SEATS), np.int32),
             demand=np.zeros((lanes, epochs, len(self.requests.mix))),
@@ -256,7 +263,6 @@ class OServe(Simulation):
             ends=np.zeros((lanes, 4), np.int32),
             candidate=Candidate.zeros(lanes, len(self.menu)),
             served=np.zeros((lanes, 3, n), np.float32),
-            times=np.zeros((lanes, n), np.float32),
             history=Past.zeros(lanes, epochs),
         )
 
@@ -277,9 +283,9 @@ class OServe(Simulation):
             float64 [epochs, types], requests a second.
         """
         epochs, epoch_s, types = self.scenario.epochs, self.scenario.epoch_s, self.requests.types
-        requests = state.request[lane, : state.lane[lane]["requests"]]
-        type_of = self.requests.type_of[requests["request_class"]]
-        epoch = np.minimum((requests["arrival_s"] / epoch_s).astype(np.int64), epochs - 1)
+        count = state.lane[lane]["requests"]
+        type_of = self.requests.type_of[state.arrival_class[lane, :count]]
+        epoch = np.minimum((state.arrival_s[lane, :count] / epoch_s).astype(np.int64), epochs - 1)
         flat = np.bincount(epoch * types + type_of, minlength=epochs * types)
         return np.asarray(flat.reshape(epochs, -1) / epoch_s)
 

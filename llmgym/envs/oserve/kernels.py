@@ -10,7 +10,7 @@ from llmgym.envs.oserve.actions import MOST_PLANNED, decide, mask_lane
 from llmgym.envs.oserve.deployments import headroom, latency
 from llmgym.envs.oserve.metrics import metrics_lane
 from llmgym.envs.oserve.observation import observe_lane
-from llmgym.envs.oserve.replicas import advance
+from llmgym.envs.oserve.replicas import advance, arrive
 from llmgym.envs.oserve.routes import migrate_waiting, send, set_routes, update_forecast
 from llmgym.envs.oserve.state import (
     CONSIDERED,
@@ -117,10 +117,11 @@ def _serve(state: State, params: Params, lane: int, start_s: float, end_s: float
         if again >= 0:
             again = requests[r].next
         else:
-            r = episode.next
-            if r >= episode.requests or requests[r].arrival_s >= end_s:
+            number = episode.next
+            if number >= episode.requests or state.arrival_s[lane, number] >= end_s:
                 break
-            at_s = requests[r].arrival_s
+            at_s = state.arrival_s[lane, number]
+            r = arrive(state, lane, number)
             episode.next += 1
             episode.open += 1.0
             episode.open_arrival_s += at_s
@@ -148,6 +149,8 @@ def _count_up(state: State, params: Params, lane: int, first: int, end_s: float)
     if episode.done > first:
         # reorders the epoch's part, which nobody minds
         episode.p99_s = quantile(state.served[lane, 0, first : episode.done], 0.99)
+        for i in range(first, episode.done):
+            episode.e2e_sum_s += state.served[lane, 0, i]
     episode.p99_sum_s += episode.p99_s
     episode.headroom_sum += episode.headroom
     update_forecast(state, params, lane)

@@ -4,7 +4,7 @@ import math
 
 from llmgym.core.jit import kernel
 from llmgym.core.records import Record, metric
-from llmgym.core.statistics import copy_numbers, mean, quantile, ratio
+from llmgym.core.statistics import quantile, ratio
 from llmgym.envs.oserve.state import Params, State
 
 
@@ -86,7 +86,7 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     """
     episode, config = state.lane[lane], params.config[0]
     duration_s = episode.epoch * config.epoch_s
-    served, times = state.served[lane], state.times[lane]  # `times` for one kind after the other
+    served = state.served[lane]
     busy_gpu_s, kv_share_s = episode.busy_gpu_s, episode.kv_share_s
     for k in range(state.slot.shape[1]):
         slot = state.slot[lane, k]
@@ -97,16 +97,16 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
     out.completed = episode.done
     out.waiting_end = episode.waiting
     out.waiting_peak = episode.waiting_peak
-    e2e = times[: copy_numbers(served[0, : episode.done], times)]
-    out.e2e_mean_s = mean(e2e)
+    e2e = served[0, : episode.done]
+    out.e2e_mean_s = ratio(episode.e2e_sum_s, episode.done)
     out.e2e_p50_s = quantile(e2e, 0.5)
     out.e2e_p90_s = quantile(e2e, 0.9)
     out.e2e_p99_s = quantile(e2e, 0.99)
-    ttft = times[: copy_numbers(served[1, : episode.done], times)]
-    out.ttft_mean_s = mean(ttft)
+    ttft = served[1, : episode.done]
+    out.ttft_mean_s = ratio(episode.ttft_sum_s, episode.done)
     out.ttft_p99_s = quantile(ttft, 0.99)
-    tpot = times[: copy_numbers(served[2, : episode.done], times)]
-    out.tpot_mean_s = mean(tpot)
+    tpot = served[2, : episode.paced]
+    out.tpot_mean_s = ratio(episode.tpot_sum_s, episode.paced)
     out.tpot_p99_s = quantile(tpot, 0.99)
     out.system_mean_s = ratio(episode.counted_s, episode.requests)
     out.epoch_p99_mean_s = episode.p99_sum_s / config.epochs if episode.done > 0 else math.nan

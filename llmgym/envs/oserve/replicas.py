@@ -16,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmgym.core.jit import kernel
-from llmgym.envs.oserve.state import Params, Slot, State
+from llmgym.envs.oserve.state import Params, Request, Slot, State
 from llmgym.serving.requests import time_per_token
+
+NEW = Request.blank
 
 
 @kernel(inline=True)
@@ -52,24 +54,58 @@ def _pop(at: NDArray[np.float64], ids: NDArray[np.int32], size: int) -> None:
 
 
 @kernel(inline=True)
+def arrive(state: State, lane: int, number: int) -> int:
+    """Let a request of the episode into the system.
+
+    Args:
+        state: arrays of all lanes.
+        lane: which one.
+        number: of the request, in order of arrival.
+
+    Returns:
+        Its row in `State.request`.
+    """
+    episode = state.lane[lane]
+    r = episode.free
+    if r >= 0:
+        episode.free = state.request[lane, r].next
+    else:
+        r = episode.rows
+        episode.rows += 1
+    state.request[lane, r] = NEW[0]
+    request = state.request[lane, r]
+    request.arrival_s, request.request_class = (
+        state.arrival_s[lane, number],
+        state.arrival_class[lane, number],
+    )
+    return int(r)
+
+
+@kernel(inline=True)
 def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None:
-    """Count a request that completes.
+    """Count a request that completes, and free its row.
 
     Args:
         state: arrays of all lanes.
         params: numbers and tables that all lanes share.
         lane: which one.
-        r: number of the request.
+        r: row of the request.
         at_s: time of its completion, seconds.
     """
     episode = state.lane[lane]
     request = state.request[lane, r]
     c = request.request_class
     e2e_s = at_s - request.arrival_s
-    request.e2e_s = e2e_s
     state.served[lane, 0, episode.done] = e2e_s
     state.served[lane, 1, episode.done] = request.ttft_s
-    state.served[lane, 2, episode.done] = time_per_token(request.ttft_s, e2e_s, params.lengths[c, 1])
+    episode.ttft_sum_s += request.ttft_s
+    if params.lengths[c, 1] > 1:
+        tpot_s = np.float32(time_per_token(request.ttft_s, e2e_s, params.lengths[c, 1]))
+        state.served[lane, 2, episode.paced] = tpot_s
+        episode.tpot_sum_s += tpot_s
+        episode.paced += 1
+    request.next = episode.free
+    episode.free = r
     episode.done += 1
     episode.running -= 1
     episode.open -= 1.0
@@ -98,8 +134,7 @@ def _admit(state: State, params: Params, lane: int, k: int) -> None:
         slot.waiting_kv -= params.known_tokens[c]
         slot.kv += tokens
         slot.load += params.work_s[s, c] / params.latency_s[s, c]
-        if request.began_s < 0.0:
-            request.began_s = slot.clock_s
+        if request.ttft_s < 0.0:
             # the first token comes at the speed of the moment
             request.ttft_s = slot.clock_s - request.arrival_s + params.prefill_s[s, c] * max(slot.load, 1.0)
         request.node = -1

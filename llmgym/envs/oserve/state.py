@@ -34,8 +34,11 @@ class Episode(Record):
     epoch: int = int32("Epochs that have passed.")
     deployment: int = int32("Number of the deployment; -1 where edits have made it.")
     requests: int = int32("Requests that the whole episode brings.")
+    free: int = int32("First free row of `State.request` that has been in use; -1 for none.", blank=-1)
+    rows: int = int32("Rows of `State.request` that have been in use.")
     next: int = int32("Number of the first request that has not arrived.")
     done: int = int32("Requests that have completed.")
+    paced: int = int32("Completed requests of two output tokens or more, which have a time per output token.")
     met: int = int32("Requests that have completed within their objective.")
     waiting: int = int32("Requests that wait in the lines of the replicas.")
     running: int = int32("Requests that run.")
@@ -56,6 +59,11 @@ class Episode(Record):
     open: float = float64("Requests in the system.")
     open_arrival_s: float = float64("Sum of the arrival times of the requests in the system, seconds.")
     done_s: float = float64("Sum of the times in the system of completed requests, seconds.")
+    e2e_sum_s: float = float64(
+        "Sum of the end-to-end times up to the last epoch's end, in single precision, seconds."
+    )
+    ttft_sum_s: float = float64("Sum of the times to the first token of completed requests, seconds.")
+    tpot_sum_s: float = float64("Sum of the times per output token of completed requests, seconds.")
     counted_s: float = float64("Time in the system that the rewards have counted, seconds.")
     p99_sum_s: float = float64("Sum over the epochs of the P99 of the end-to-end time, seconds.")
     p99_s: float = float64(
@@ -98,14 +106,14 @@ class Slot(Place):
 
 
 class Request(Record):
-    """One request of a lane."""
+    """One request that is in the system."""
 
     arrival_s: float = float64("Time of arrival, seconds.")
     left: float = float64("Share of its work that was left when it last began to wait.", blank=1.0)
-    began_s: float = float64("Time of the first admission, seconds; -1 before.", blank=-1.0)
-    e2e_s: float = float32("End-to-end time, seconds; -1 until it completes.", blank=-1.0)
-    ttft_s: float = float32("Time to the first token, seconds; -1 until it is known.", blank=-1.0)
-    next: int = int32("Request behind it in line; -1 for none.", blank=-1)
+    ttft_s: float = float32(
+        "Time to the first token, seconds; -1 until it is known, with the first admission.", blank=-1.0
+    )
+    next: int = int32("Request behind it in line, or the next free row; -1 for none.", blank=-1)
     request_class: int = int16("Number of its class, which holds the length of the answer.")
     node: int = int16("Node on which its cache lies while it moves; -1 for none.", blank=-1)
 
@@ -143,6 +151,7 @@ class Config(Record):
     reroute: int = int32("1 where requests go to other replicas while some stop.")
     initial: int = int32("Number of the first deployment.")
     cap: int = int32("Waiting requests; more of them end the episode.")
+    most: int = int32("Requests that one epoch brings at most.")
     span_epochs: NDArray[np.int32] = int32("Shortest and longest span, epochs.", shape=2)
     epoch_s: float = float64("Length of an epoch, seconds.")
     cv: NDArray[np.float64] = float64("Least and largest coefficient of variation of the shares.", shape=2)
@@ -172,9 +181,12 @@ class State(NamedTuple):
     Attributes:
         lane: records [lanes].
         slot: records [lanes, R].
-        request: records [lanes, n], every request of the episode in order of arrival.
+        arrival_s: float64 [lanes, n], time of arrival of every request of the episode, in order, seconds.
+        arrival_class: int16 [lanes, n], its class.
+        request: records [lanes, rows], those that are in the system: what waits when an epoch begins is at most `Config.cap`, what
+            runs has a seat, and an epoch brings at most `Config.most`.
         heap_at: float64 [lanes, R, seats], a heap: progress of its replica at which a running request completes, seconds.
-        heap_id: int32 [lanes, R, seats], numbers of the requests in the order of `heap_at`.
+        heap_id: int32 [lanes, R, seats], rows of the requests in the order of `heap_at`.
         demand: float64 [lanes, epochs, streams], true mean arrivals, requests a second.
         counts: int32 [lanes, epochs, J], arrivals so far, by the type that they are taken for.
         waits: int32 [lanes, J], waiting requests, by the type that they are taken for.
@@ -193,13 +205,14 @@ class State(NamedTuple):
         ends: int32 [lanes, 4], first and last of the requests that a switch puts out, those that had run and those that waited.
         candidate: records [lanes, K].
         served: float32 [lanes, 3, n], end-to-end time, time to the first token and time per output token of completed
-            requests, seconds.
-        times: float32 [lanes, n], seconds of one of these kinds while metrics are taken of them.
+            requests, seconds; in no order, and of the last kind only those that there are.
         history: records [lanes, epochs + 1], by the epochs that have passed.
     """
 
     lane: Records[Episode]
     slot: Records2[Slot]
+    arrival_s: NDArray[np.float64]
+    arrival_class: NDArray[np.int16]
     request: Records2[Request]
     heap_at: NDArray[np.float64]
     heap_id: NDArray[np.int32]
@@ -221,7 +234,6 @@ class State(NamedTuple):
     ends: NDArray[np.int32]
     candidate: Records2[Candidate]
     served: NDArray[np.float32]
-    times: NDArray[np.float32]
     history: Records2[Past]
 
 

@@ -123,7 +123,7 @@ def _leave(state: State, params: Params, lane: int, k: int, now_s: float, ends: 
         episode.running -= 1
         if config.switching == RELOAD:
             episode.restarted += 1
-            request.left, request.began_s, request.ttft_s = 1.0, -1.0, -1.0
+            request.left, request.ttft_s = 1.0, -1.0
         else:
             episode.migrated += 1
             request.left = min(remaining / params.latency_s[s, c], 1.0)

@@ -13,11 +13,10 @@ from llmgym.core.jit import kernel
 from llmgym.core.rng import exponential, integer, normal, substream, uniform
 from llmgym.envs.oserve.daily import HARMONICS, LEAST_RATE
 from llmgym.envs.oserve.deployments import headroom
-from llmgym.envs.oserve.state import CONSIDERED, DAY, SPANS, WAVE, Params, Request, State
+from llmgym.envs.oserve.state import CONSIDERED, DAY, SPANS, WAVE, Params, State
 
 _GAPS, _CLASSES, _SPANS, _NOISE = 0, 1, 2, 3
 """Streams of random numbers of a world."""
-NEW = Request.blank
 
 
 @kernel
@@ -158,11 +157,11 @@ def draw_world(state: State, params: Params, lane: int, key: np.uint64) -> None:
 
 @kernel
 def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> None:
-    """Poisson arrivals with the rates of each epoch."""
+    """Poisson arrivals with the rates of each epoch, as many as there is room for."""
     episode = state.lane[lane]
     config = params.config[0]
     gaps, classes = substream(key, _GAPS), substream(key, _CLASSES)
-    requests, demand = state.request[lane], state.demand[lane]
+    demand = state.demand[lane]
     count, checksum, at_s = 0, 0.0, 0.0
     for e in range(config.epochs):
         total = 0.0
@@ -170,7 +169,8 @@ def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> N
             total += demand[e, m]
         begin_s, end_s = e * config.epoch_s, (e + 1) * config.epoch_s
         at_s = begin_s
-        while count < requests.shape[0] and total > 0.0:
+        last = min(count + config.most, state.arrival_s.shape[1])
+        while count < last and total > 0.0:
             # a Poisson process has no memory: it may begin anew with every epoch
             at_s += exponential(gaps, count + e) / total
             if at_s >= end_s:
@@ -182,8 +182,7 @@ def _draw_requests(state: State, params: Params, lane: int, key: np.uint64) -> N
             c, u = 0, uniform(classes, 2 * count + 1)
             while c + 1 < config.classes and u >= params.stream_cdf[m, c]:
                 c += 1
-            requests[count] = NEW[0]
-            requests[count].arrival_s, requests[count].request_class = at_s, c
+            state.arrival_s[lane, count], state.arrival_class[lane, count] = at_s, c
             checksum += at_s + c
             count += 1
     episode.requests = count

@@ -31,12 +31,14 @@ def graft(env: Any, other: Any, seed: int, epochs: int) -> None:
     env.reset(seed=seed), other.reset(seed=seed + 1000)
     ours, theirs = env.lanes.state, other.lanes.state
     until_s = epochs * env.simulation.scenario.epoch_s
-    mine = ours.request[0, : ours.lane[0]["requests"]]
-    past = mine[mine["arrival_s"] < until_s]
-    new = theirs.request[0, : theirs.lane[0]["requests"]]
-    joined = np.concatenate([past, new[new["arrival_s"] >= until_s]])[: theirs.request.shape[1]]
-    theirs.request[0, : len(joined)] = joined
-    theirs.lane["requests"] = len(joined)
+    past = slice(0, int((ours.arrival_s[0, : ours.lane[0]["requests"]] < until_s).sum()))
+    mine = slice(0, int(theirs.lane[0]["requests"]))
+    coming = theirs.arrival_s[0, mine] >= until_s
+    room = theirs.arrival_s.shape[1]
+    for one, other in ((ours.arrival_s, theirs.arrival_s), (ours.arrival_class, theirs.arrival_class)):
+        joined = np.concatenate([one[0, past], other[0, mine][coming]])[:room]
+        other[0, : len(joined)] = joined
+    theirs.lane["requests"] = min(past.stop + coming.sum(), room)
     theirs.demand[0, :epochs] = ours.demand[0, :epochs]
     theirs.clock[:] = ours.clock  # the hour is known
 

@@ -36,7 +36,8 @@ def test_the_world_does_not_depend_on_what_is_done() -> None:
     play(b, lambda step, mask: int(np.flatnonzero(mask)[-1]), seed=9)
     ours, theirs = a.lanes.state, b.lanes.state
     assert ours.lane["checksum"] == theirs.lane["checksum"]
-    np.testing.assert_array_equal(ours.request["arrival_s"], theirs.request["arrival_s"])
+    np.testing.assert_array_equal(ours.arrival_s, theirs.arrival_s)
+    np.testing.assert_array_equal(ours.arrival_class, theirs.arrival_class)
     again, _ = play(a, lambda step, mask: 0, seed=9)
     assert first == again
 

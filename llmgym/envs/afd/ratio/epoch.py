@@ -11,7 +11,7 @@ import numpy as np
 from llmgym.core.jit import kernel
 from llmgym.core.rng import normal, substream
 from llmgym.envs.afd.costs import ALPHA_A, ALPHA_C, ALPHA_F, BETA_A, BETA_C, BETA_F
-from llmgym.envs.afd.ratio.state import GAUSSIAN, MEANFIELD, PIPELINE, Episode, Params, State
+from llmgym.envs.afd.ratio.state import GAUSSIAN, MEANFIELD, PIPELINE, Params, State
 from llmgym.envs.afd.slots import NEVER, NONE, advance, clear, draw, draw_running, place
 
 REQUESTS, SCHEDULE, COEFFICIENTS, AGES, WINDOW, NOISE = 0, 1, 2, 3, 4, 5

@@ -59,6 +59,7 @@ from llmgym.serving.settings import OVERFLOWS, cache_in_blocks
 from llmgym.serving.state import Request, Resident, no_prefixes
 from llmgym.serving.targets import Target, objective_records
 from llmgym.workloads import Workload
+from llmgym.workloads.traffic import Drawn
 
 PARCELS = 100
 """Fluid: pieces in which the requests of a mean epoch arrive."""
@@ -266,9 +267,8 @@ class KVProvision(Simulation):
                 scratch=np.zeros((engines, SCRATCH_ROWS, width), np.int32),
                 moved=np.zeros((engines, slots), np.int32),
             ),
-            request=Request.zeros(lanes, n),
+            request=Drawn.zeros(lanes, n),
             served=np.zeros((lanes, TIMES, served), np.float32),
-            times=np.zeros((lanes, served), np.float32),
             fluid=np.zeros((lanes, QUANTITIES)),
             history=np.zeros((lanes, chosen.epochs + 1, HISTORY), np.float32),
         )
@@ -287,7 +287,6 @@ class KVProvision(Simulation):
         "engine.resident.finish": "when the request completes",
         "engine.request.output": "when the request completes",
     }
-    shown: ClassVar[frozenset[str]] = frozenset({"request.ttft_s", "request.e2e_s"})
 
     def redraw(self, state: State, lane: int, key: int) -> None:
         """Other arrivals from the coming epoch on, and another rest of every output; see `Simulation.redraw`.

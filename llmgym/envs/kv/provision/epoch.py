@@ -7,6 +7,8 @@ closed up, so that a replica needs room for the requests in the system and not f
 
 import math
 
+import numpy as np
+
 from llmgym.core.jit import kernel
 from llmgym.envs.kv.provision.state import (
     AREA,
@@ -33,6 +35,8 @@ from llmgym.serving.engine import empty, held_up_s, plan, run_batch
 from llmgym.serving.requests import remaining_area, time_per_token
 from llmgym.serving.residents import wait
 from llmgym.serving.rules import AS_ADMITTED
+from llmgym.serving.state import Request
+from llmgym.workloads.traffic import Drawn
 
 BUSY = 0.8
 """The duration of a batch is measured in batches that use more than this share of the cache: near saturation."""
@@ -213,12 +217,21 @@ def _hand_out(state: State, params: Params, lane: int, start_s: float, end_s: fl
             episode.turn = turn
             episode.door -= 1
             engines.lane[e].filled = slot + 1
-            engines.request[e, slot] = requests[request]
+            _take(engines.request[e, slot], requests[request])
         episode.next += 1
     for request in range(episode.next, episode.arrived):
         if requests[request].prompt > 0:
             episode.waiting_s += end_s - max(requests[request].arrival_s, start_s)
     return came
+
+
+@kernel(inline=True)
+def _take(slot: Request, drawn: Drawn) -> None:
+    """Put a request as it was drawn into a slot."""
+    slot.arrival_s, slot.prompt, slot.output = drawn.arrival_s, drawn.prompt, drawn.output
+    slot.predicted, slot.request_class = drawn.predicted, drawn.request_class
+    slot.area, slot.kept, slot.hosted = 0, 0, 0
+    slot.ttft_s, slot.e2e_s = -1.0, -1.0
 
 
 @kernel
@@ -279,11 +292,16 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
         if request.e2e_s >= 0.0:
             area += remaining_area(config, request.prompt, 0, 0, 0, 0, request.output)
             total += request.prompt + request.output
-            tpot_s = time_per_token(request.ttft_s, request.e2e_s, request.output)
             state.served[lane, TTFT_S, episode.served] = request.ttft_s
             state.served[lane, E2E_S, episode.served] = request.e2e_s
-            state.served[lane, TPOT_S, episode.served] = tpot_s
+            episode.ttft_sum_s += request.ttft_s
+            episode.e2e_sum_s += request.e2e_s
             episode.served += 1
+            if request.output > 1:
+                tpot_s = np.float32(time_per_token(request.ttft_s, request.e2e_s, request.output))
+                state.served[lane, TPOT_S, episode.paced] = tpot_s
+                episode.tpot_sum_s += tpot_s
+                episode.paced += 1
             continue
         moved[i] = keep
         if keep < i:

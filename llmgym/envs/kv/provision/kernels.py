@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from llmgym.core.jit import kernel
 from llmgym.core.lanes import Kernels
 from llmgym.core.rng import substream
-from llmgym.core.statistics import copy_numbers, mean, quantile, ratio
+from llmgym.core.statistics import quantile, ratio
 from llmgym.envs.kv.provision.epoch import flow, serve
 from llmgym.envs.kv.provision.state import (
     DRAINING,
@@ -32,7 +32,7 @@ from llmgym.envs.kv.provision.state import (
     State,
 )
 from llmgym.serving.engine import start
-from llmgym.serving.requests import begin, checksum_of
+from llmgym.serving.requests import checksum_of, cut
 from llmgym.serving.state import FAR
 from llmgym.workloads.traffic import draw
 
@@ -68,7 +68,7 @@ def reset_lane(state: State, params: Params, lane: int, key: np.uint64) -> None:
         start(state.engine, params, e, substream(key, FAR - g))
     episode.requests = draw(params.traffic, key, config.epochs * config.epoch_s, requests)
     for i in range(episode.requests):
-        begin(requests[i], config.longest)
+        cut(requests[i], config.longest)
     episode.checksum = checksum_of(requests, episode.requests)
     _remember(state, lane)
 
@@ -318,17 +318,16 @@ def metrics_lane(state: State, params: Params, lane: int, out: Metrics) -> None:
         preemptions += replica.preemptions
         dropped += replica.dropped
     out.rejected = episode.rejected
-    served, times = state.served[lane], state.times[lane]  # `times` for one kind after the other
-    e2e = times[: copy_numbers(served[E2E_S, : episode.served], times)]
-    out.e2e_mean_s = mean(e2e)
+    e2e = state.served[lane, E2E_S, : episode.served]
+    out.e2e_mean_s = ratio(episode.e2e_sum_s, episode.served)
     out.e2e_p50_s = quantile(e2e, 0.5)
     out.e2e_p99_s = quantile(e2e, 0.99)
-    ttft = times[: copy_numbers(served[TTFT_S, : episode.served], times)]
-    out.ttft_mean_s = mean(ttft)
+    ttft = state.served[lane, TTFT_S, : episode.served]
+    out.ttft_mean_s = ratio(episode.ttft_sum_s, episode.served)
     out.ttft_p50_s = quantile(ttft, 0.5)
     out.ttft_p99_s = quantile(ttft, 0.99)
-    tpot = times[: copy_numbers(served[TPOT_S, : episode.served], times)]
-    out.tpot_mean_s = mean(tpot)
+    tpot = state.served[lane, TPOT_S, : episode.paced]
+    out.tpot_mean_s = ratio(episode.tpot_sum_s, episode.paced)
     out.tpot_p99_s = quantile(tpot, 0.99)
     out.goodput_rps = ratio(episode.met, duration)
     out.slo_attainment = ratio(episode.met, episode.arrivals)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from llmgym.core.records import Record, Records, Records2, float64, int32, metric, shown
 from llmgym.profiles.cost import StepCost
 from llmgym.serving.state import CompiledRule, Engine, Limits, Objective, Order, Prefixes, Request, Resident
-from llmgym.workloads.traffic import Traffic
+from llmgym.workloads.traffic import Drawn, Traffic
 
 EVENT, FLUID = 0, 1
 OFF, STARTING, ON, DRAINING = 0, 1, 2, 3
@@ -43,7 +43,8 @@ class Episode(Record):
     stops: int = int32("How often a replica was stopped.")
     invalid: int = int32("Masked actions so far.")
     unstable: int = int32("1 once more than `waiting_cap` requests wait.")
-    served: int = int32("Completed requests, in event mode: columns of `State.served` in use.")
+    served: int = int32("Completed requests, in event mode.")
+    paced: int = int32("Completed requests of two output tokens or more, which have a time per output token.")
     met: int = int32("Completed requests whose TTFT and TPOT were both within their objectives.")
     waiting: float = float64("Requests waiting at the end of the last epoch.")
     waiting_before: float = float64("Requests waiting at its beginning.")
@@ -64,6 +65,9 @@ class Episode(Record):
     used_s: float = float64("Time of a full cache that was used, seconds.")
     waiting_s: float = float64("Integral of waiting requests, seconds.")
     penalty: float = float64("Cost of masked actions and of an unstable end.")
+    ttft_sum_s: float = float64("Sum of the times to the first token of completed requests, seconds.")
+    e2e_sum_s: float = float64("Sum of the times to the last token of completed requests, seconds.")
+    tpot_sum_s: float = float64("Sum of the times per output token of completed requests, seconds.")
     checksum: float = float64("Sum over all requests of the world that tells it from others.")
 
 
@@ -253,18 +257,17 @@ class State(NamedTuple):
     Attributes:
         lane: one record for each lane.
         engine: the replicas.
-        request: every request of the episode; a rejected one has a prompt of 0.
-        served: float32 [lanes, 3, n], TTFT, E2E and time per output token of completed requests, seconds.
-        times: float32 [lanes, n], seconds of one of these kinds while metrics are taken of them.
+        request: every request of the episode as it was drawn; a rejected one has a prompt of 0.
+        served: float32 [lanes, 3, n], TTFT, E2E and time per output token of completed requests, seconds; in no order, and of the
+            last kind only those that there are.
         fluid: float64 [lanes, 5], what waits in the fluid, by the columns of `Params.work`.
         history: float32 [lanes, epochs + 1, 5], for pictures: rate (req/s), on, starting, draining, waiting after each epoch.
     """
 
     lane: Records[Episode]
     engine: Engines
-    request: Records2[Request]
+    request: Records2[Drawn]
     served: NDArray[np.float32]
-    times: NDArray[np.float32]
     fluid: NDArray[np.float64]
     history: NDArray[np.float32]
 
