@@ -244,8 +244,8 @@ def _check_look(
         whole("horizon", horizon)
     contender = None if tail is None else _resolve(env_id, tail)
     env = plain if contender is None else make_env(env_id, 1, merged_kwargs(contender, env_kwargs))
-    if contender is not None:
-        contender.build(env)
+    if contender is not None and (other := getattr(contender.build(env), "other_world", None)) is not None:
+        raise InvalidArgument(f"tail={tail!r}: it does not play the same world ({other}); name another rule")
     if len(candidates(env.single_action_space, points)) < 2:
         raise InvalidArgument(
             f"tail={tail!r}: it acts by {env.single_action_space}, in which there is nothing to choose; name another rule"

@@ -367,6 +367,11 @@ def test_a_rule_without_a_choice_cannot_go_on():
         room("llmgym/KVQueue-v0", tail="vllm", scenario="tiny", progress=False)
 
 
+def test_a_rule_of_another_world_cannot_go_on():
+    with pytest.raises(InvalidArgument, match="tail='replica': it does not play the same world"):
+        room("llmgym/PPDRouting-v0", tail="replica", scenario="small", against=["local"], progress=False)
+
+
 def test_the_command(tmp_path, capsys):
     out = tmp_path / "a" / "room.json"
     arguments = [
