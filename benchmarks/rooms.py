@@ -38,7 +38,7 @@ def table(results: Iterable[RoomResult], named: bool) -> str:
             gains = returns - best
             how = f"{len(gains)} worlds, {one.date}, version {one.version}"
             if name == "clairvoyant":
-                decides = "" if one.stride == 1 else f", every {one.stride}th decision"
+                decides = "" if one.stride == 1 else f", one decision in {one.stride}"
                 grid = "" if one.points is None else f", {one.points} values of each entry"
                 ends = "" if one.horizon is None else f", {one.horizon} decisions ahead"
                 how += f", then `{one.tail}`{decides}{grid}{ends}, {one.wall_s:.0f} s"

@@ -170,7 +170,7 @@ class RoomResult:
 
     def notes(self) -> list[str]:
         """How the clairvoyant played, and what it did to the headline metrics."""
-        how = "every decision" if self.stride == 1 else f"every {self.stride}th decision"
+        how = "every decision" if self.stride == 1 else f"one decision in {self.stride}"
         ends = "to the end" if self.horizon is None else f"for {self.horizon} decisions"
         tried = (
             "every allowed action"
