@@ -291,9 +291,9 @@ class Learner:
             kl_sum, kl_count = 0.0, 0
             parts = minibatches(size, config.minibatch, batch.before, self.shuffler, self.device)
             for pick, before in parts:
-                mask = batch.masks[pick] if batch.masks is not None else None
-                state_rows = batch.states[pick]
-                log_p, entropy = net.evaluate(state_rows, mask, batch.actions[pick], before)
+                mask = batch.masks.index_select(0, pick) if batch.masks is not None else None
+                state_rows = batch.states.index_select(0, pick)  # several times as fast as [pick] on a CPU
+                log_p, entropy = net.evaluate(state_rows, mask, batch.actions.index_select(0, pick), before)
                 log_ratio = log_p - batch.log_probabilities[pick]
                 ratio = log_ratio.exp()
                 weight = batch.weights[pick]
