@@ -30,7 +30,15 @@ def table(results: Iterable[RoomResult], named: bool) -> str:
         results: of one environment or of several.
         named: whether rows name their environment.
     """
-    head = ["environment"] * named + ["scenario", "best tuned rule", "its return", "who knows the future", "gain", "%", "how"]
+    head = ["environment"] * named + [
+        "scenario",
+        "best tuned rule",
+        "its return",
+        "who knows the future",
+        "gain",
+        "%",
+        "how",
+    ]
     rows = [head, ["---"] * len(head)]
     for one in results:
         best = one.rules[one.best]

@@ -21,38 +21,49 @@ from llmgym.baselines.distill.plan import Distill
 from llmgym.baselines.kv.plan import Kv, Law
 from llmgym.baselines.oserve.plan import Oserve
 from llmgym.core.checks import keyword_arguments, number, output_folder, whole
+from llmgym.core.told import Told, as_json
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
 from llmgym.evaluation.room_command import Room
 from llmgym.profiles.convert_command import Convert
 from llmgym.profiles.measure_command import Measure, Profiles
 from llmgym.serving.replay_command import Replay
+from llmgym.serving.validate_command import Validate
 
 FAILED, USAGE = 1, 2
 """Exit codes: a check that failed, and a mistake of the caller."""
 
 
 @dataclass(frozen=True)
-class List:
+class List(Told):
     """What there is: environments, their baselines, scenarios, workloads and profiles."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         from llmgym import policies, profiles, workloads
         from llmgym.envs import scenario_names
 
-        for env_id in env_ids():
+        environments = {
+            env_id: {
+                "scenarios": scenario_names(env_id),
+                "baselines": baselines.names(env_id),
+                "learned policies": policies.names(env_id),
+            }
+            for env_id in env_ids()
+        }
+        for env_id, lists in environments.items():
             console.print(f"[bold]{env_id}[/bold]")
-            for title, known in (
-                ("scenarios", scenario_names(env_id)),
-                ("baselines", baselines.names(env_id)),
-                ("learned policies", policies.names(env_id)),
-            ):
+            for title, known in lists.items():
                 console.print(f"  {title}: {', '.join(known) or '(none shipped)'}")
         console.print("[bold]workloads[/bold]", ", ".join(workloads.names()))
         console.print("[bold]profiles[/bold]", ", ".join(profiles.names()))
+        return {
+            "environments": environments,
+            "workloads": workloads.names(),
+            "profiles": profiles.names(),
+        }
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Told):
     """What can be set of an environment: every setting of a scenario, what it may be, and its unit."""
 
     env: Annotated[str, tyro.conf.Positional]
@@ -60,7 +71,7 @@ class Settings:
     scenario: str | None = None
     """Show the values of this scenario; the defaults if left out."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         from llmgym import spec
         from llmgym.core import settings
         from llmgym.core.checks import choice
@@ -72,26 +83,32 @@ class Settings:
             if self.scenario is not None:
                 raise InvalidArgument(f"scenario={self.scenario!r}: {chosen.id} has no scenarios")
             table = Table("argument", "default", "type", title=f"{chosen.id} has no scenarios; it takes")
-            for name, default, kind in chosen.arguments():
-                table.add_row(name, escape(default), escape(kind))
+            arguments = [
+                {"argument": name, "default": default, "type": kind}
+                for name, default, kind in chosen.arguments()
+            ]
+            for one in arguments:
+                table.add_row(*map(escape, one.values()))
             console.print(table)
-            return
+            return {"environment": chosen.id, "arguments": arguments}
         what: Any = type(next(iter(known.values())))
         if self.scenario is not None:
             what = known[choice("scenario", self.scenario, known)]
         table = Table(title=f"{chosen.id}: {self.scenario or 'defaults'}", title_justify="left")
         for name in ("setting", "value", "allowed", "unit", "meaning"):
             table.add_column(name, overflow="fold")
+        found = []
         for name, value, setting in settings.rows(what):
             allowed = setting.allowed.replace("`", "") + ("; None" if setting.optional else "")
-            table.add_row(
-                name, escape(str(value)), escape(allowed.lstrip("; ")), setting.unit, escape(setting.about)
-            )
+            cells = (name, str(value), allowed.lstrip("; "), setting.unit, setting.about)
+            found.append(dict(zip(("setting", "value", "allowed", "unit", "meaning"), cells, strict=True)))
+            table.add_row(*map(escape, cells))
         console.print(table)
+        return {"environment": chosen.id, "scenario": self.scenario, "settings": found}
 
 
 @dataclass(frozen=True)
-class Compare:
+class Compare(Told):
     """Run policies on the same worlds and say who wins: a table, CSV files, a picture and an HTML report."""
 
     env: Annotated[str, tyro.conf.Positional]
@@ -116,9 +133,9 @@ class Compare:
     progress: bool = True
     """Show progress on stderr."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         from llmgym import evaluation
-        from llmgym.evaluation import contenders
+        from llmgym.evaluation import contenders, export
         from llmgym.evaluation.tuning import TUNING_SEEDS
 
         episodes = whole("episodes", self.episodes, 2, 10**6)
@@ -146,19 +163,22 @@ class Compare:
             room=room,
             **kwargs,
         )
-        print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
+        if not self.json:
+            print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
         out.mkdir(parents=True, exist_ok=True)
         result.to_csv(out / "comparison.csv")
         result.plot(out / "comparison.png")
         result.report(out / "report.html")
-        console.print(f"Written: {out / 'comparison.csv'}, {out / 'comparison.png'}, {out / 'report.html'}")
+        written = [out / name for name in ("comparison.csv", "comparison.png", "report.html")]
+        console.print(f"Written: {', '.join(map(str, written))}")
+        return export.data(result) | {"written": written}
 
 
 @dataclass(frozen=True)
 class Train:
     """Train a policy and say whether it wins; `llmgym train --help` tells its options."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         raise InvalidArgument(
             "llmgym train: give it first"
         )  # `main` hands everything after it to `llmgym.train`
@@ -176,12 +196,17 @@ class Plan:
         | Annotated[Distill, tyro.conf.subcommand("distill")]
     )
 
-    def run(self, console: Console) -> None:
-        self.what.run(console)
+    def run(self, console: Console) -> dict[str, Any]:
+        return self.what.run(console)
+
+    @property
+    def json(self) -> bool:
+        """Whether JSON is asked for."""
+        return self.what.json
 
 
 @dataclass(frozen=True)
-class Throughput:
+class Throughput(Told):
     """Steps a second of the native vector environment on this machine, one thread."""
 
     env: Annotated[str, tyro.conf.Positional] = "llmgym/KVQueue-v0"
@@ -193,7 +218,7 @@ class Throughput:
     seconds: float = 3.0
     """How long to measure."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         from llmgym.evaluation.contenders import make_env
 
         number("seconds", self.seconds)
@@ -211,10 +236,11 @@ class Throughput:
         console.print(
             f"{self.env}: {rate:,.0f} steps/s over {self.lanes:,} lanes (random actions, one thread)"
         )
+        return {"environment": self.env, "lanes": self.lanes, "steps_per_s": rate}
 
 
 @dataclass(frozen=True)
-class Check:
+class Check(Told):
     """Run the test kit on an environment: everything that the environments of this package are held to.
 
     The exit status is 1 if a check failed.
@@ -225,36 +251,42 @@ class Check:
     progress: bool = True
     """Show progress on stderr."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         from llmgym.testing import check
 
         try:
             report = check(self.env, progress=self.progress)
         except CheckFailed as failed:
             console.print(failed.report)
+            if self.json:
+                print(as_json(failed.report.data()))
             raise
         console.print(report)
+        found: dict[str, Any] = report.data()
+        return found
 
 
 @dataclass(frozen=True)
-class New:
+class New(Told):
     """Write an environment of your own, one file that runs, trains and passes the test kit, to be changed from there."""
 
     name: Annotated[str, tyro.conf.Positional]
     """Name of the module, such as my_env, which is written to my_env.py."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         from llmgym.testing.new import new
 
         path, env_id = new(self.name)
         named = f"{self.name}:{env_id}"
         console.print(f"Written: {path}. Go on with", soft_wrap=True)
-        for command in (f"llmgym check {named}", f"llmgym compare {named}", f"llmgym train --env {named}"):
+        commands = (f"llmgym check {named}", f"llmgym compare {named}", f"llmgym train --env {named}")
+        for command in commands:
             console.print(f"  {command}", soft_wrap=True, highlight=False)
+        return {"written": [path], "environment": env_id, "next": commands}
 
 
 @dataclass(frozen=True)
-class Compile:
+class Compile(Told):
     """Compile the kernels of environments beforehand, with their defaults and their test cases; kept on disk, they load at once."""
 
     envs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
@@ -262,7 +294,7 @@ class Compile:
     progress: bool = True
     """Show progress on stderr."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         import gymnasium
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -307,6 +339,7 @@ class Compile:
         for name, taken in seconds.items():
             table.add_row(name, f"{taken:.1f}")
         console.print(table)
+        return {"folder": cache_dir(), "seconds": seconds}
 
 
 @dataclass(frozen=True)
@@ -324,6 +357,7 @@ class Arguments:
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
+        | Annotated[Validate, tyro.conf.subcommand("validate")]
         | Annotated[Profiles, tyro.conf.subcommand("profiles")]
         | Annotated[Measure, tyro.conf.subcommand("profile")]
         | Annotated[Convert, tyro.conf.subcommand("convert")]
@@ -350,7 +384,9 @@ def main(arguments: list[str] | None = None) -> int:
         tyro.conf.OmitArgPrefixes[tyro.conf.OmitSubcommandPrefixes[Arguments]], args=arguments, prog="llmgym"
     )
     try:
-        parsed.command.run(Console())
+        found = parsed.command.run(Console(quiet=parsed.command.json))
+        if parsed.command.json:
+            print(as_json(found))
     except BrokenPipeError:  # whoever read the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

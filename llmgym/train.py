@@ -35,6 +35,7 @@ from rich.console import Console
 
 from llmgym import baselines, policies
 from llmgym.core.env import check_id
+from llmgym.core.told import Told, as_json
 from llmgym.errors import CheckpointError, InvalidArgument, LlmgymError, UnknownName
 from llmgym.policies import Plan, PPOConfig, TrainingResult
 from llmgym.policies.recipes import Recipe, recipe
@@ -47,7 +48,7 @@ USAGE = 2
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(Told):
     """Train a policy, compare it with every baseline on held-out seeds, and write a report."""
 
     env: str = "llmgym/KVQueue-v0"
@@ -225,15 +226,18 @@ def draw_curve(curve: dict[str, Any], title: str, path: Path) -> None:
     plt.close(figure)
 
 
-def evaluate(args: Args, console: Console, learned: Mapping[str, Path]) -> None:
+def evaluate(args: Args, console: Console, learned: Mapping[str, Path]) -> dict[str, Any]:
     """Compare policies with every baseline, tuned where it has a grid, write the files, and say who wins.
 
     Args:
         args: arguments of the command.
         console: where the result is told.
         learned: checkpoints of the policies, by name.
+
+    Returns:
+        The comparison as JSON has it.
     """
-    from llmgym.evaluation import compare, tuned
+    from llmgym.evaluation import compare, export, tuned
 
     out = folder(args)
     env_id = args.env
@@ -247,14 +251,15 @@ def evaluate(args: Args, console: Console, learned: Mapping[str, Path]) -> None:
     result = compare(
         env_id, contenders, episodes=args.eval_episodes, seed=args.eval_seed, progress=args.progress, **world
     )
-    print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
+    if not args.json:
+        print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
     result.plot(out / "comparison.png")
     result.to_csv(out / "comparison.csv")
     result.report(out / "report.html")
     best = result.reference
     if best in learned:
         console.print(f"[bold]There is no baseline without privileges to compare {best} with.[/bold]")
-        return
+        return export.data(result)
     for label in learned:
         difference = result.difference(label)
         verdict = {"win": "beats", "lose": "loses to", "tie": "cannot be told apart from"}[difference.verdict]
@@ -266,6 +271,7 @@ def evaluate(args: Args, console: Console, learned: Mapping[str, Path]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    return export.data(result)
 
 
 def rivals_of(env_id: str) -> list[str]:
@@ -379,7 +385,7 @@ def run(argv: list[str], command: str) -> None:
             raise InvalidArgument(
                 f"{out} already holds a run: go on with --resume, or name another folder with --out"
             )
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=args.json)
     console.print(f"{args.env}: the settings are those of {settings}, and what was given", soft_wrap=True)
     results = {seed: train(args, seed, out, console) for seed, out in folders.items()}
     if len(results) > 1 and args.validation_episodes:
@@ -390,11 +396,17 @@ def run(argv: list[str], command: str) -> None:
             f"[bold]The best in validation is that of seed {best}: {results[best].best}[/bold]",
             soft_wrap=True,
         )
+    found = None
     if args.eval_episodes:
-        evaluate(
-            args, console, {folders[seed].resolve().name: result.best for seed, result in results.items()}
-        )
+        learned = {folders[seed].resolve().name: result.best for seed, result in results.items()}
+        found = evaluate(args, console, learned)
     console.print(f"Everything is in {folder(args)}/", soft_wrap=True)
+    if args.json:
+        runs_of = [
+            {"seed": seed, "steps": result.steps, "seconds": result.wall_s, "best": result.best}
+            for seed, result in results.items()
+        ]
+        print(as_json({"runs": runs_of, "comparison": found, "written": [folder(args)]}))
 
 
 def main(argv: list[str], command: str = "llmgym train") -> int:

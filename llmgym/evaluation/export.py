@@ -74,3 +74,20 @@ def _summaries(comparison: Results) -> Iterable[list[Any]]:
             else:
                 row += [""] * 9 + ["reference"]
             yield row
+
+
+def data(comparison: Results) -> dict[str, Any]:
+    """A comparison as JSON has it: what was compared, the policies with the best first, and a record a policy and metric.
+
+    The records have the columns of the summary that `write_csv` writes; times and other units are in the names of the metrics.
+    """
+    return {
+        "environment": comparison.env_id,
+        "arguments": comparison.env_kwargs,
+        "episodes": comparison.episodes,
+        "seeds": comparison.seeds,
+        "confidence": comparison.confidence,
+        "reference": comparison.reference,
+        "policies": comparison.policies,
+        "summary": [dict(zip(_SUMMARY, row, strict=True)) for row in _summaries(comparison)],
+    }

@@ -1,17 +1,19 @@
 """`llmgym room`: how much is left to win over the best tuned rule."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from llmgym.core.checks import keyword_arguments, output_folder
+from llmgym.core.told import Told
 
 
 @dataclass(frozen=True)
-class Room:
+class Room(Told):
     """Say how much is left to win: a clairvoyant, which tries every action in copies of the world, against the best tuned rule."""
 
     env: Annotated[str, tyro.conf.Positional]
@@ -38,14 +40,12 @@ class Room:
     """Values of each entry of the action that are tried, where actions are real numbers."""
     env_args: tuple[str, ...] = ()
     """Further arguments of the environment, as name=value."""
-    json: bool = False
-    """Print everything as JSON, instead of a table."""
     out: Path | None = None
     """File for the same JSON, which compare takes as room=."""
     progress: bool = True
     """Show progress and the time left on stderr."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> Any:
         from llmgym import evaluation
 
         if self.out is not None:
@@ -70,4 +70,6 @@ class Room:
         if self.out is not None:
             self.out.parent.mkdir(parents=True, exist_ok=True)
         text = result.to_json(self.out)
-        print(text if self.json else result.table().text(max(console.width, 80)))
+        if not self.json:
+            print(result.table().text(max(console.width, 80)))
+        return json.loads(text)

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from llmgym.core.checks import number, output_folder
+from llmgym.core.told import Told
 from llmgym.errors import InvalidArgument
 from llmgym.profiles.llmservingsim import Link, from_llmservingsim
 
@@ -15,7 +16,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Convert:
+class Convert(Told):
     """Make a profile, which every environment takes, out of the kernel tables of LLMServingSim."""
 
     folder: Annotated[Path, tyro.conf.Positional]
@@ -39,8 +40,11 @@ class Convert:
     host_from: str = "h100/llama-3.1-8b"
     """Profile whose host time is taken over: the tables do not have it."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         """Write the profile.
+
+        Returns:
+            Its name and folder.
 
         Raises:
             LlmgymError: a name, file or number that does not do.
@@ -70,3 +74,4 @@ class Convert:
         console.print(
             f"Written: {self.out} ({profile.name}). `llmgym profiles {self.out}` shows it.", soft_wrap=True
         )
+        return {"profile": profile.name, "written": [self.out]}

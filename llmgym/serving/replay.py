@@ -136,7 +136,12 @@ def _times_per_token(
 
 
 def latency_figures(
-    arrival_s: Floats, first_s: Floats, last_s: Floats, output_tokens: NDArray[np.integer[Any]]
+    arrival_s: Floats,
+    first_s: Floats,
+    last_s: Floats,
+    output_tokens: NDArray[np.integer[Any]],
+    *,
+    means: bool = False,
 ) -> dict[str, float]:
     """What users of a server see: percentiles of TTFT, TPOT and end-to-end time (s), makespan (s) and output tokens a second.
 
@@ -148,11 +153,12 @@ def latency_figures(
         first_s: float64 [n], when its first output token was there, s.
         last_s: float64 [n], when its last one was, s.
         output_tokens: int [n], length of its output, tokens.
+        means: whether to tell means too, beside each figure's percentiles.
 
     Returns:
-        `ttft_p50_s`, `ttft_p90_s`, `ttft_p99_s`, the same of `tpot` and `e2e`, `makespan_s` and `output_tokens_per_s`. NaN is what
-        no request is there for: all if none finished, TPOT if none of those has two output tokens, the tokens a second if the
-        makespan is 0.
+        `ttft_p50_s`, `ttft_p90_s`, `ttft_p99_s` (and `ttft_mean_s`), the same of `tpot` and `e2e`, `makespan_s` and
+        `output_tokens_per_s`. NaN is what no request is there for: all if none finished, TPOT if none of those has two output
+        tokens, the tokens a second if the makespan is 0.
     """
     done = np.isfinite(last_s)
     arrival, first, last = (np.asarray(x, np.float64)[done] for x in (arrival_s, first_s, last_s))
@@ -160,11 +166,12 @@ def latency_figures(
     tpot = np.zeros(len(output))
     _times_per_token(first, last, output, tpot)
     times = {"ttft": first - arrival, "tpot": tpot[~np.isnan(tpot)], "e2e": last - arrival}
-    figures = {
-        f"{name}_p{p}_s": float(np.percentile(values, p)) if len(values) else np.nan
-        for name, values in times.items()
-        for p in (50, 90, 99)
-    }
+    figures: dict[str, float] = {}
+    for name, values in times.items():
+        if means:
+            figures[f"{name}_mean_s"] = float(values.mean()) if len(values) else np.nan
+        for p in (50, 90, 99):
+            figures[f"{name}_p{p}_s"] = float(np.percentile(values, p)) if len(values) else np.nan
     figures["makespan_s"] = float(last.max() - np.nanmin(arrival_s)) if len(last) else np.nan
     figures["output_tokens_per_s"] = np.nan
     if figures["makespan_s"] > 0.0:

@@ -134,3 +134,24 @@ def attained(rows: Rows, replayed: Times, targets: Sequence[Target]) -> Attained
     return Attained(
         share, good / weight if weight > 0.0 else np.nan, good / makespan_s if makespan_s > 0.0 else np.nan
     )
+
+
+def slo(text: str) -> Target:
+    """One objective out of a text such as `ttft=0.5,tpot=50ms,e2e=10`, times in seconds unless they end in ms.
+
+    Raises:
+        InvalidArgument: another form, a name that is there twice, or a time that is not above 0.
+    """
+    expected = f"slo={text!r}: expected some of ttft=, tpot= and e2e= with times in s or ms, such as ttft=0.5,tpot=50ms"
+    times: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, value = part.strip().partition("=")
+        unit = 1e-3 if value.endswith("ms") else 1.0
+        try:
+            time_s = unit * float(value.removesuffix("ms").removesuffix("s"))
+        except ValueError:
+            raise InvalidArgument(expected) from None
+        if not equals or name not in ("ttft", "tpot", "e2e") or name in times or not time_s > 0.0:
+            raise InvalidArgument(expected)
+        times[name] = time_s
+    return Target(**{f"{name}_s": time_s for name, time_s in times.items()})

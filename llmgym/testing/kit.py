@@ -76,6 +76,11 @@ class Report:
         counts = ", ".join(f"{len(self.of(status))} {status}" for status in (PASSED, FAILED, SKIPPED))
         return f"{self.env_id}: {counts}, in {sum(result.seconds for result in self.results):.1f} s"
 
+    def data(self) -> dict[str, Any]:
+        """The same as numbers and texts, as JSON has them."""
+        counts = {status: len(self.of(status)) for status in (PASSED, FAILED, SKIPPED)}
+        return {"environment": self.env_id, **counts, "checks": [vars(one) for one in self.results]}
+
     def __rich__(self) -> Table:
         table = Table(title=self.summary, title_justify="left")
         for name in ("check", "case", "", "s", "why"):

@@ -94,7 +94,7 @@ def test_several_runs_in_a_file(tmp_path):
     with pytest.raises(InvalidArgument, match="holds 2 runs; expected which, from 1 to 2"):
         runs.read_run(path)
     assert runs.read_run(path, number=2).rate_rps == 9.0
-    with pytest.raises(InvalidArgument, match="run=3: expected a whole number from 1 to 2"):
+    with pytest.raises(InvalidArgument, match="number=3: expected a whole number from 1 to 2"):
         runs.read_run(path, number=3)
 
 

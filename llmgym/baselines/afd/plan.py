@@ -3,7 +3,7 @@
 The forms are those of Song et al., arXiv 2601.21351 (`llmgym.envs.afd.law`), on latencies that are fitted to a profile.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from llmgym.core.checks import choice, number, whole
+from llmgym.core.told import Told
 from llmgym.envs.afd.costs import LINK_LATENCY_US, PAPER, Coefficients, ProfileFit, fit
 from llmgym.envs.afd.law import (
     COMMUNICATION,
@@ -35,7 +36,7 @@ _MOST_SLOTS = 2**19
 
 
 @dataclass(frozen=True)
-class Afd:
+class Afd(Told):
     """How many attention instances one FFN instance can feed (Song et al., arXiv 2601.21351), what binds, and the throughput."""
 
     trace: Path | None = None
@@ -59,8 +60,11 @@ class Afd:
     simulate: bool = True
     """Check the closed forms with a simulated pipeline."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         """Print what was found.
+
+        Returns:
+            The same as numbers.
 
         Raises:
             LlmgymError: a trace that cannot be read, an unknown name, or a number out of range.
@@ -107,8 +111,24 @@ class Afd:
                 f"{best.feasible_throughput / c.cycle_s:,.0f} tokens/s an instance"
             )
         self._warn(console, law, fitted, profile, barrier.ratio)
-        if self.simulate:
-            self._simulate(console, law, c, (field, barrier, flight))
+        simulated = self._simulate(console, law, c, (field, barrier, flight)) if self.simulate else None
+        ways = {"mean_field": field, "barrier": barrier, "in_flight": flight}
+        return {
+            "requests": law.name,
+            "profile": self.profile,
+            "batch": b,
+            "batches": m,
+            "mean_prompt_tokens": law.mean_prompt,
+            "mean_output_tokens": law.mean_steps,
+            "theta_tokens": law.theta,
+            "nu_tokens": law.nu,
+            "time_unit": unit,
+            "attention_time": attention,
+            "round_trip_time": link,
+            **{name: asdict(best) for name, best in ways.items()},
+            "tokens_per_s": {name: best.feasible_throughput / c.cycle_s for name, best in ways.items()},
+            "simulated": simulated,
+        }
 
     def _requests(self) -> Requests:
         if self.trace is None:
@@ -165,8 +185,8 @@ class Afd:
 
     def _simulate(
         self, console: Console, law: Requests, coefficients: Coefficients, optima: tuple[Optimum, ...]
-    ) -> None:
-        """Simulate feasible ratios near those of the formulas, in the pipeline with m microbatches, and print the best."""
+    ) -> dict[str, Any]:
+        """Simulate feasible ratios near those of the formulas, in the pipeline with m microbatches; print the best and tell all."""
         import gymnasium
 
         from llmgym.baselines.afd.ratio import OraclePolicy
@@ -205,3 +225,7 @@ class Afd:
             f"best {ratios[best][0]}A-{ratios[best][1]}F with {rates[best]:,.0f} tokens/s an instance; "
             + ", ".join(f"{x}A-{y}F {rates[ratios.index((x, y))]:,.0f}" for x, y in sorted(chosen))
         )
+        return {
+            "best": f"{ratios[best][0]}A-{ratios[best][1]}F",
+            "tokens_per_s": {f"{x}A-{y}F": rate for (x, y), rate in zip(ratios, rates, strict=True)},
+        }

@@ -6,7 +6,7 @@ The numbers are those of Lambert and Luccioni, ICML 2026, arXiv 2605.13981 (`llm
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -15,20 +15,24 @@ from rich.table import Table
 
 from llmgym.baselines.distill.decide import Decision, Planned, Planner
 from llmgym.baselines.distill.programme_file import ARTEFACT_NAMES, read_programme
+from llmgym.core.told import Told
 from llmgym.envs.distill.law import break_even_reuse, emissions_kg
 from llmgym.envs.distill.published import KD, PIPELINES, SFT, SIZES, SYNTHETIC
 from llmgym.envs.distill.state import MAKES, TRAINS
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Told):
     """Which students of a programme to distil, from which shared artefacts (Lambert, Luccioni, ICML 2026), and why."""
 
     programme: Annotated[Path, tyro.conf.Positional]
     """TOML or JSON file with the students, their floors and deadlines; see docs/envs/distill_programme.md."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         """Print the decision.
+
+        Returns:
+            The same as numbers.
 
         Raises:
             LlmgymError: a file that cannot be read, or something in it that is not allowed.
@@ -47,6 +51,27 @@ class Distill:
             console.print(_artefacts(planner, decision))
             console.print(_students(planner, decision))
         self._totals(console, planner, decision)
+        names = [order.name for order in programme.orders]
+        return {
+            "energy_kwh": decision.energy_kwh,
+            "fine_tuning_alone_kwh": planner.all_sft_kwh(),
+            "co2_kg": emissions_kg(decision.energy_kwh, programme.intensity_g, programme.pue),
+            "budget_kwh": programme.budget_kwh,
+            "made": [ARTEFACT_NAMES[a] for a in decision.made],
+            "late": [names[n] for n in decision.late],
+            "impossible": [names[n] for n in decision.impossible],
+            "jobs": [
+                {
+                    "what": names[job.which] if job.kind == TRAINS else ARTEFACT_NAMES[job.which],
+                    "pipeline": PIPELINES[job.pipeline] if job.kind == TRAINS else "make",
+                    "cap_w": programme.caps[job.cap - 1] if job.cap else None,
+                    "begin_h": job.begin_h,
+                    "end_h": job.end_h,
+                    "energy_kwh": job.energy_kwh,
+                }
+                for job in decision.jobs
+            ],
+        }
 
     def _totals(self, console: Console, planner: Planner, decision: Decision) -> None:
         programme = planner.programme

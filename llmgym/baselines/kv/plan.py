@@ -12,6 +12,7 @@ from rich.table import Table
 
 from llmgym import profiles, workloads
 from llmgym.core.checks import number, whole
+from llmgym.core.told import Told
 from llmgym.errors import InvalidArgument
 from llmgym.profiles import Profile
 from llmgym.serving.capacity import (
@@ -29,7 +30,7 @@ _LEAST_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
-class Kv:
+class Kv(Told):
     """How many GPUs a load needs under the KV-cache limit (Nie, Si, Zhou, ICML 2026), and how that comes about."""
 
     rate: float
@@ -51,8 +52,11 @@ class Kv:
     simulate: bool = True
     """Check the closed form with a simulated saturated engine."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         """Print the plan.
+
+        Returns:
+            The same as numbers.
 
         Raises:
             LlmgymError: a name or number that does not do, or a cache that holds next to none of the requests.
@@ -99,17 +103,38 @@ class Kv:
                     f"[yellow]Memory:[/yellow] a cache of {capacity:,} tokens does not fit beside the weights in the memory of "
                     f"{self.profile}; {held:,} do."
                 )
+        told = {
+            "workload": self.workload,
+            "profile": self.profile,
+            "gpus": needed,
+            "rate_rps": self.rate,
+            "served_rps": served,
+            "kv_capacity_tokens": capacity,
+            "fitting_share": fits.share,
+            "mean_prompt_tokens": workload.expectation(lambda s, o: s),
+            "mean_output_tokens": workload.expectation(lambda s, o: o),
+            "mean_area": predicted.mean_area,
+            "batch_s": predicted.batch_s,
+            "residents": predicted.residents,
+            "memory_rate_rps": predicted.memory_rate_rps,
+            "budget_rate_rps": predicted.budget_rate_rps,
+            "seats_rate_rps": predicted.seats_rate_rps,
+            "binding": predicted.binding,
+            "critical_rate_rps": predicted.rate_rps,
+            "simulated_rate_rps": None,
+        }
         if self.simulate:
-            measured = simulated_rate(workload, profile, capacity, self)
+            told["simulated_rate_rps"] = measured = simulated_rate(workload, profile, capacity, self)
             console.print(
                 f"Simulated with work always waiting (vLLM's rule, watermark 0.02): {measured:.4g} req/s a GPU, "
                 f"{measured / predicted.rate_rps - 1:+.1%} to the closed form; by that rate "
                 f"{gpus_needed(served, measured, self.utilization):,} GPUs."
             )
+        return told
 
 
 @dataclass(frozen=True)
-class Law:
+class Law(Told):
     """The bare stability law mu = M / (b E[g]) with a batch time of your own measuring."""
 
     rate: float
@@ -125,8 +150,11 @@ class Law:
     utilization: float = 0.9
     """Share of the critical rate that each GPU may be loaded with."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         """Print the plan.
+
+        Returns:
+            The same as numbers.
 
         Raises:
             LlmgymError: a name or number that does not do, or a cache that holds next to none of the requests.
@@ -150,6 +178,16 @@ class Law:
         console.print(
             f"[bold]{needed:,} GPU{'s' * (needed != 1)}[/bold] = ceil({served:g} / ({self.utilization:g} x {mu:.4g}))"
         )
+        return {
+            "workload": self.workload,
+            "gpus": needed,
+            "rate_rps": self.rate,
+            "served_rps": served,
+            "mean_area": g,
+            "critical_rate_rps": mu,
+            "stable_rate_rps": mu * (1 - delta),
+            "delta": delta,
+        }
 
 
 def _served_rate(console: Console, rate: float, fits: Fitting, capacity: int, workload: str) -> float:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from llmgym.baselines.oserve.search import brute_force, catalogue_uniform, route_lp
 from llmgym.core.checks import choice, whole
+from llmgym.core.told import Told
 from llmgym.envs.oserve.deployments import Counts, best, evaluate
 from llmgym.envs.oserve.placement import switch_plan
 from llmgym.envs.oserve.shapes import (
@@ -26,7 +27,7 @@ from llmgym.errors import InvalidArgument
 
 
 @dataclass(frozen=True)
-class Oserve:
+class Oserve(Told):
     """Which replica shapes serve a load of several request types best (Jiang et al., arXiv 2602.12151), and who gets what."""
 
     model: str = "llama-2-70b"
@@ -42,8 +43,11 @@ class Oserve:
     kernels: str | None = None
     """A kernel set such as h100/kernels, for the models that it holds; the roofline if left out."""
 
-    def run(self, console: Console) -> None:
+    def run(self, console: Console) -> dict[str, Any]:
         """Print the best deployment, its routing, and what a change to it moves.
+
+        Returns:
+            The same as numbers.
 
         Raises:
             LlmgymError: a name or number that does not do, or a model that fits nowhere.
@@ -78,7 +82,7 @@ class Oserve:
                 f"[bold]{title}[/bold]" if k == 0 else title, f"{values[0, k]:.3f}", f"{times_s[0, k]:.2f}"
             )
         console.print(shown)
-        self._routes(console, table, planned, load)
+        routing = self._routes(console, table, planned, load)
         before, after = _shapes(table, plain), _shapes(table, planned)
         plan = switch_plan(before, after, model.weight_bytes, self.gpus)
         console.print(
@@ -86,9 +90,28 @@ class Oserve:
             f"{plan.total_bytes / 1e9:,.0f} GB of weights move "
             f"({plan.between_nodes_bytes / 1e9:,.0f} GB between nodes) in {plan.seconds:.2f} s."
         )
+        ranked = [0, *(1 + np.argsort(-values[0, 1:]))]
+        return {
+            "model": self.model,
+            "gpus": self.gpus,
+            "deployments": [
+                {
+                    "deployment": deployment_name(table.shapes, rows[k]),
+                    "headroom": values[0, k],
+                    "latency_s": times_s[0, k],
+                }
+                for k in ranked
+            ],
+            "routing": routing,
+            "from": deployment_name(table.shapes, plain),
+            "changed_gpus": plan.changed_gpus,
+            "moved_bytes": plan.total_bytes,
+            "between_nodes_bytes": plan.between_nodes_bytes,
+            "switch_s": plan.seconds,
+        }
 
-    def _routes(self, console: Console, table: RateTable, replicas: Counts, load: Any) -> None:
-        """Print which share of each type goes where, and how much of each is served."""
+    def _routes(self, console: Console, table: RateTable, replicas: Counts, load: Any) -> dict[str, Any]:
+        """Print which share of each type goes where, and how much of each is served; the same as numbers, requests/s."""
         routing = route_lp(table, replicas, load)
         if routing.headroom < 1.0:
             console.print(
@@ -110,6 +133,20 @@ class Oserve:
         ]
         shown.add_row("[bold]served[/bold]", *shares, f"{routing.served:.1%}")
         console.print(shown)
+        return {
+            "headroom": routing.headroom,
+            "served_share": routing.served,
+            "types": [{"prompt": one.prompt, "output": one.output} for one in table.classes],
+            "replicas": [
+                {
+                    "shape": str(table.shapes[s]),
+                    "count": replicas[s],
+                    "rates_rps": routing.flow[s],
+                    "utilization": routing.utilization[s],
+                }
+                for s in np.flatnonzero(replicas)
+            ],
+        }
 
 
 def _shapes(table: RateTable, replicas: Counts) -> list[tuple[int, int]]:

@@ -90,10 +90,10 @@ def read_run(
     if number is None:
         if len(runs) > 1:
             raise InvalidArgument(
-                f"run: {os.fspath(path)} holds {len(runs)} runs; expected which, from 1 to {len(runs)}"
+                f"number=None: {os.fspath(path)} holds {len(runs)} runs; expected which, from 1 to {len(runs)}"
             )
         return runs[0]
-    return runs[whole("run", number, 1, len(runs)) - 1]
+    return runs[whole("number", number, 1, len(runs)) - 1]
 
 
 def write_run(path: str | os.PathLike[str], format: str, run: MeasuredRun) -> None:
