@@ -4,7 +4,8 @@
     python benchmarks/throughput.py --part every --out benchmarks/results/throughput.md      one part; the file keeps the other
     python benchmarks/throughput.py --device cuda --out results      lanes on a GPU beside one CPU core: `benchmarks/gpu.py`
 
-The part `every` has a row for each registered environment, the part `queue` says of KVQueue what bounds it.
+The part `every` has a row for each registered environment, the part `queue` says of KVQueue what bounds it, and the part `events`
+where a step goes in environments whose step is many events.
 
 Every figure is taken in turns with its reference in one run (best of several turns), so that a drift of the machine's speed falls
 on both. One thread. What is timed: the whole `step` call with its default copies, on random legal actions; episodes that end reset
@@ -30,15 +31,14 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-import numba
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from events import events, every_lane, legal_action, smallest_scenario, told_simulated
 
 import llmgym
 from llmgym.core.checks import number, output_folder, whole
 from llmgym.core.lanes import observing
 from llmgym.core.memory import bytes_of_a_lane
-from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
+from llmgym.errors import InvalidArgument, LlmgymError
 
 ENV_ID = "llmgym/KVQueue-v0"
 QUEUE = f"# Throughput of {ENV_ID}"
@@ -77,17 +77,6 @@ def vector_rate(envs: Any, actions: list[Any], seconds: float) -> Callable[[], f
     return job
 
 
-def legal_action(space: Any, mask: Any, lanes: int, rng: np.random.Generator) -> Any:
-    """A random action that the masks allow, for all lanes."""
-    if isinstance(space, Box):
-        return rng.uniform(space.low, space.high, (lanes, *space.shape)).astype(space.dtype)
-    weights = rng.random(mask.shape) * mask
-    if isinstance(space, Discrete):
-        return weights.argmax(axis=1)
-    parts = np.split(weights, np.cumsum(space.nvec)[:-1], axis=1)
-    return np.stack([part.argmax(axis=1) for part in parts], axis=1)
-
-
 def legal_rate(envs: Any, seconds: float) -> Callable[[], float]:
     """Steps a second, over all lanes, on random legal actions; drawing them is left out of the time."""
     rng = np.random.default_rng(0)
@@ -106,15 +95,6 @@ def legal_rate(envs: Any, seconds: float) -> Callable[[], float]:
 
     job()
     return job
-
-
-def smallest_scenario(env_id: str) -> dict[str, Any]:
-    """Arguments for the scenario `small`, or for the default where there is none."""
-    try:
-        gymnasium.make(env_id, scenario="small").close()
-    except UnknownName:
-        return {}
-    return {"scenario": "small"}
 
 
 def compile_s(env_id: str, kwargs: dict[str, Any]) -> float:
@@ -152,7 +132,8 @@ def row(env_id: str, turns: int, seconds: float) -> str:
     one, few, many, beside = best(turns, *[legal_rate(envs, seconds) for envs in (*vectors, sync)])
     size = bytes_of_a_lane(sync.envs[0].unwrapped.simulation)
     return (
-        f"| {env_id} | {kwargs.get('scenario', 'default')} | {one:,.0f} | {few:,.0f} | {many:,.0f} | {beside:,.0f} "
+        f"| {env_id} | {kwargs.get('scenario', 'default')} | {one:,.0f} | {few:,.0f} | {many:,.0f} "
+        f"| {told_simulated(env_id, kwargs)} | {beside:,.0f} "
         f"| {few / beside:.1f} | {many / beside:.1f} | {size:,} | {compile_s(env_id, kwargs):.0f} |"
     )
 
@@ -164,9 +145,9 @@ def every_environment(turns: int, seconds: float, processes: int) -> list[str]:
         "",
         where(),
         "",
-        "| environment | scenario | 1 lane, steps/s | 64 lanes | 1,024 lanes | SyncVectorEnv of 64 | ratio of 64 lanes | of 1,024 "
-        "| bytes a lane | compiled in, CPU s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| environment | scenario | 1 lane, steps/s | 64 lanes | 1,024 lanes | a step simulates | SyncVectorEnv of 64 "
+        "| ratio of 64 lanes | of 1,024 | bytes a lane | compiled in, CPU s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
         for line in pool.map(row, llmgym.env_ids(), itertools.repeat(turns), itertools.repeat(seconds)):
@@ -218,17 +199,6 @@ def engine_rates(scenario: str, lanes: int, **kwargs: Any) -> tuple[float, float
         if time.perf_counter() - start < best_s:
             best_s, batches = time.perf_counter() - start, steps
     return batches / best_s, requests / best_s, batches / requests
-
-
-def every_lane(kernel: Any) -> Any:
-    """A compiled loop that calls nothing but one kernel `(state, params, lane, row)`, for all lanes."""
-
-    @numba.njit(nogil=True, error_model="numpy", _nrt=False)
-    def loop(state: Any, params: Any, out: Any) -> None:
-        for lane in range(out.shape[0]):
-            kernel(state, params, lane, out[lane])
-
-    return loop
 
 
 def parts(lanes: int) -> tuple[float, ...]:
@@ -346,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--part", choices=("all", "queue", "every"), default="all")
+    parser.add_argument("--part", choices=("all", "queue", "every", "events"), default="all")
     parser.add_argument("--scenario", default="tiny", help="of KVQueue")
     parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
     parser.add_argument("--turns", type=int, default=5)
@@ -375,6 +345,8 @@ def main() -> None:
         parts.append(queue(args.scenario, args.turns, args.seconds))
     if args.part in ("all", "every"):
         parts.append(every_environment(args.turns, args.seconds, args.processes))
+    if args.part in ("all", "events"):
+        parts.append(events(args.turns, where()))
     print(merged("", parts))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

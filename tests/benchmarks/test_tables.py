@@ -1,6 +1,7 @@
 """The scripts that write tables of results: throughput of every environment, and comparisons of every environment."""
 
 import comparisons
+import events
 import numpy as np
 import pytest
 import throughput
@@ -46,6 +47,19 @@ def test_rates_of_an_environment(env_id: str) -> None:
     for mode in (None, "sync"):
         more = {} if mode is None else {"vectorization_mode": mode}
         assert throughput.legal_rate(gymnasium.make_vec(env_id, 3, **more, **kwargs), 0.01)() > 0.0
+
+
+def test_what_a_step_simulates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """AFDRefill counts cycles, and one step of PPDRouting brings the tokens of its metrics; others have no events."""
+    monkeypatch.setattr(events, "PLAYED_STEPS", 16)
+    kwargs = {"scenario": "small"}
+    assert events.simulated("llmgym/AFDRefill-v0", kwargs) > 0.0
+    assert events.told_simulated("llmgym/Unmask-v0", {}) == "-"
+    told = {"output_tokens_per_s": 3.0, "duration_s": 7.0}
+    assert events._events("llmgym/PPDRouting-v0", told) == 21.0
+    assert set(events.SIMULATED) <= set(llmgym.env_ids())
+    step_us, world_us, look_us = events.shares("llmgym/AFDRefill-v0", kwargs, 1)
+    assert step_us > 0.0 and world_us >= 0.0 and look_us > 0.0
 
 
 def test_a_comparison_names_every_baseline(tmp_path) -> None:

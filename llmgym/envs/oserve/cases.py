@@ -23,6 +23,8 @@ CASES: dict[str, dict[str, Any]] = {
     "route": {**_CHEAP, "action": "route", "drift": "wave"},
     "overload": {
         **_CHEAP,
+        "types": ((2455, 18), (2455, 510)),
+        "types_known": False,
         "load": (1.5, 2.0),
         "backlog_s": 8.0,
         "dispatch": "least-work",

@@ -102,7 +102,7 @@ def finish(state: State, params: Params, lane: int, r: int, at_s: float) -> None
     if params.lengths[c, 1] > 1:
         tpot_s = np.float32(time_per_token(request.ttft_s, e2e_s, params.lengths[c, 1]))
         state.served[lane, 2, episode.paced] = tpot_s
-        episode.tpot_sum_s += tpot_s
+        episode.tpot_sum_s += float(tpot_s)
         episode.paced += 1
     request.next = episode.free
     episode.free = r

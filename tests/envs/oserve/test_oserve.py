@@ -288,3 +288,41 @@ def test_pictures(mode: str) -> None:
         assert "GPU" in later and later != first
     else:
         assert later.shape == (600, 940, 3) and later.dtype == np.uint8 and (later != first).any()
+
+
+# ---------------------------------------------------------------------------------------------- rows of what is inside
+
+
+@pytest.mark.parametrize("backlog_s", [1e9, 20.0])
+def test_rows_are_used_again_and_never_run_out(backlog_s: float) -> None:
+    """At most as many rows are in use as there is room for, in overload too; what completes leaves its row to who comes next."""
+    env = make(**QUICK, load=(1.5, 1.6), backlog_s=backlog_s)
+    simulation, ended = env.simulation, False
+    _, info = env.reset(seed=4)
+    rng = np.random.default_rng(0)
+    while not ended:
+        _, _, terminated, truncated, info = env.step(legal_action(env, info["action_mask"], rng))
+        ended = terminated or truncated
+        lane, inside = env.lanes.state.lane[0], np.concatenate(in_system(env.lanes.state, 0))
+        assert len(np.unique(inside)) == len(inside) == lane["next"] - lane["done"]
+        assert inside.max() < lane["rows"] <= simulation.rows <= simulation.room
+        free, r = [], int(lane["free"])
+        while r >= 0:
+            free.append(r)
+            r = int(env.lanes.state.request["next"][0, r])
+        assert sorted([*inside.tolist(), *free]) == list(range(lane["rows"]))
+    assert terminated == (backlog_s == 20.0)
+    assert lane["rows"] < lane["next"]
+    came = np.bincount((env.lanes.state.arrival_s[0, : lane["requests"]] // 30.0).astype(int))
+    assert came.max() <= simulation.most
+
+
+def test_an_epoch_brings_no_more_than_there_is_room_for() -> None:
+    """Where a rate is drawn that is beyond what there is room for, the rest of the epoch brings nobody."""
+    env = make(**QUICK)
+    env.simulation.params.config.setflags(write=True)
+    env.simulation.params.config["most"] = 40
+    env.reset(seed=0)
+    state = env.lanes.state
+    came = np.bincount((state.arrival_s[0, : state.lane[0]["requests"]] // 30.0).astype(int), minlength=12)
+    assert came.tolist() == [40] * 12

@@ -259,7 +259,8 @@ def _run_replica(engine: Engines, params: Params, e: int, start_s: float, end_s:
             replica.clock_s = end_s
             break
         plan(engine, params, e)
-        admit_by_rule(engine, params, e, 0, rule.watermark)
+        if replica.waiting > 0:
+            admit_by_rule(engine, params, e, 0, rule.watermark)
         if rule.batch != AS_ADMITTED:
             compose(engine, params, e, rule.batch)
         queued = replica.waiting
@@ -300,7 +301,7 @@ def _close_up(state: State, params: Params, lane: int, e: int) -> tuple[float, f
             if request.output > 1:
                 tpot_s = np.float32(time_per_token(request.ttft_s, request.e2e_s, request.output))
                 state.served[lane, TPOT_S, episode.paced] = tpot_s
-                episode.tpot_sum_s += tpot_s
+                episode.tpot_sum_s += float(tpot_s)
                 episode.paced += 1
             continue
         moved[i] = keep
