@@ -135,7 +135,7 @@ def events(turns: int, where: str) -> list[str]:
         print(lines[-1], flush=True)
     lines += [
         "",
-        "The compiled loop alone, 16 lanes, random legal actions, CPU time of one thread; the shortest of several turns. A world is",
+        "The compiled loop alone, 16 lanes, random legal actions, CPU time, the shortest of several turns. A world is",
         "drawn whenever an episode begins. Simulation is the rest.",
     ]
     return lines
