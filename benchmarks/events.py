@@ -7,11 +7,10 @@ import time
 from typing import Any
 
 import gymnasium
-import numba
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from llmgym.core.lanes import observing
+from llmgym.core.lanes import LOOK, NEXT_STEP
 from llmgym.errors import UnknownName
 
 EVENTS = "# Where a step of many events goes"
@@ -87,17 +86,6 @@ def _events(env_id: str, metrics: dict[str, float]) -> float:
     return metrics[f"{name}_per_s"] * metrics["duration_s"]
 
 
-def every_lane(kernel: Any) -> Any:
-    """A compiled loop that calls nothing but one kernel `(state, params, lane, row)`, for all lanes."""
-
-    @numba.njit(nogil=True, error_model="numpy", _nrt=False)
-    def loop(state: Any, params: Any, out: Any) -> None:
-        for lane in range(out.shape[0]):
-            kernel(state, params, lane, out[lane])
-
-    return loop
-
-
 def told_simulated(env_id: str, kwargs: dict[str, Any]) -> str:
     """What a step simulates, in words; a dash where it is no events."""
     if env_id not in SIMULATED:
@@ -150,13 +138,9 @@ def shares(env_id: str, kwargs: dict[str, Any], turns: int) -> tuple[float, floa
         turns: how often each time is taken.
     """
     envs: Any = gymnasium.make_vec(env_id, 16, **kwargs).unwrapped
-    inner, params = envs.lanes, envs.simulation.params
+    inner = envs.lanes
     rng = np.random.default_rng(0)
     envs.reset(seed=0)
-    look = [
-        (every_lane(observing(envs.simulation)), inner.buffers.obs),
-        (every_lane(envs.simulation.kernels.mask_lane), inner.buffers.mask),
-    ]
     step_s, world_s, look_s = np.inf, np.inf, np.inf
     for _ in range(turns):
         spent, steps, begun = 0.0, 0, 0
@@ -165,7 +149,7 @@ def shares(env_id: str, kwargs: dict[str, Any], turns: int) -> tuple[float, floa
             inner.load_actions(legal_action(envs.single_action_space, mask, 16, rng))
             before = inner.buffers.episode.sum()
             start = time.thread_time()
-            inner.step(0)
+            inner.step(NEXT_STEP)
             spent += time.thread_time() - start
             begun += int(inner.buffers.episode.sum() - before)
             steps += 1
@@ -173,11 +157,8 @@ def shares(env_id: str, kwargs: dict[str, Any], turns: int) -> tuple[float, floa
         start = time.thread_time()
         inner.reset(None, [None] * 16)
         world_s = min(world_s, (time.thread_time() - start) / 16 * begun / steps / 16)
-        for kernel, out in look:
-            kernel(inner.state, params, out)
         start = time.thread_time()
         for _ in range(100):
-            for kernel, out in look:
-                kernel(inner.state, params, out)
+            inner.step(LOOK)
         look_s = min(look_s, (time.thread_time() - start) / 1600)
     return 1e6 * step_s, 1e6 * world_s, 1e6 * look_s

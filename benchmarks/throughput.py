@@ -31,8 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numba
 import numpy as np
-from events import events, every_lane, legal_action, smallest_scenario, told_simulated
+from events import events, legal_action, smallest_scenario, told_simulated
 
 import llmgym
 from llmgym.core.checks import number, output_folder, whole
@@ -199,6 +200,17 @@ def engine_rates(scenario: str, lanes: int, **kwargs: Any) -> tuple[float, float
         if time.perf_counter() - start < best_s:
             best_s, batches = time.perf_counter() - start, steps
     return batches / best_s, requests / best_s, batches / requests
+
+
+def every_lane(kernel: Any) -> Any:
+    """A compiled loop that calls nothing but one kernel `(state, params, lane, row)`, for all lanes."""
+
+    @numba.njit(nogil=True, error_model="numpy", _nrt=False)
+    def loop(state: Any, params: Any, out: Any) -> None:
+        for lane in range(out.shape[0]):
+            kernel(state, params, lane, out[lane])
+
+    return loop
 
 
 def parts(lanes: int) -> tuple[float, ...]:
