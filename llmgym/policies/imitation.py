@@ -6,6 +6,7 @@ prediction to no-regret online learning", AISTATS 2011; here what was seen is le
 is what can be told from the observation; a rule that is drawn, or remembers, is imitated on average.
 """
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,12 +15,13 @@ from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from llmgym import baselines
+from llmgym.core.env import LaneVectorEnv
 from llmgym.core.policy import Policy
 from llmgym.errors import InvalidArgument
 from llmgym.policies.config import training_seed
 from llmgym.policies.network import normalised
 from llmgym.policies.recurrent import Before
-from llmgym.policies.run import Run
+from llmgym.policies.run import Run, make_lanes
 
 if TYPE_CHECKING:
     from llmgym.policies.ppo import Learner
@@ -28,24 +30,28 @@ EPOCHS = 4
 """Passes over the rows of a round."""
 
 
-def teacher_of(run: Run) -> Policy:
-    """The rule that a run imitates.
+MOST_LANES = 512
+"""Lanes on the CPU that a rule plays in, where those of the run are on a GPU."""
+
+
+def teacher_of(run: Run, env: LaneVectorEnv) -> Policy:
+    """The rule that a run imitates, playing in these lanes.
 
     Raises:
         InvalidArgument: it is privileged, or plays with other arguments of the environment, or the actions are not discrete.
         UnknownName: the environment has no such rule.
     """
     name, env_id = run.plan.config.imitate, run.plan.env_id.rpartition(":")[2]
-    if isinstance(run.env.single_action_space, Box):
+    if isinstance(env.single_action_space, Box):
         raise InvalidArgument(
-            f"imitate={name!r}: only discrete actions can be imitated, not {run.env.single_action_space}"
+            f"imitate={name!r}: only discrete actions can be imitated, not {env.single_action_space}"
         )
     kwargs = dict(run.plan.env_kwargs)
     if differing := {k: v for k, v in baselines.env_kwargs(env_id, name).items() if kwargs.get(k, v) != v}:
         raise InvalidArgument(
             f"imitate={name!r} plays with {differing}, this environment has other arguments"
         )
-    rule = baselines.make(name, run.env)
+    rule = baselines.make(name, env)
     if rule.privileged:
         raise InvalidArgument(f"imitate={name!r} sees what a policy does not, so it cannot be imitated")
     return rule
@@ -54,6 +60,8 @@ def teacher_of(run: Run) -> Policy:
 def imitate(run: Run, learner: "Learner") -> None:
     """Teach the policy a rule, before anything else is learned.
 
+    A rule plays on the CPU: where the lanes of the run are on a GPU, it gets lanes of its own.
+
     Args:
         run: names the rule and the number of steps (`PPOConfig.imitate`, `imitate_steps`, `imitate_rounds`, `dagger_rounds`).
         learner: what learns; the policy changes, and the moments of the observations.
@@ -61,8 +69,17 @@ def imitate(run: Run, learner: "Learner") -> None:
     Raises:
         InvalidArgument: the rule cannot be imitated.
     """
-    config, env, net, device = run.plan.config, run.env, learner.net, learner.device
-    rule = teacher_of(run)
+    if run.plan.config.env_device == "cpu":
+        _imitate(run, learner, run.env)
+        return
+    lanes = min(run.plan.lanes, MOST_LANES)
+    with contextlib.closing(make_lanes(run.plan.env_id, lanes, run.plan.env_kwargs)) as env:
+        _imitate(run, learner, env)
+
+
+def _imitate(run: Run, learner: "Learner", env: LaneVectorEnv) -> None:
+    config, net, device = run.plan.config, learner.net, learner.device
+    rule = teacher_of(run, env)
     rounds = config.imitate_rounds + config.dagger_rounds
     lanes, steps = env.num_envs, max(1, -(-config.imitate_steps // (rounds * env.num_envs)))
     current, infos = env.reset(seed=training_seed(run.plan.seed, 0))

@@ -184,7 +184,7 @@ class Learner:
         """Empty memories before observations that are an episode's first where `begins`, bool [n], says so; None without memory."""
         if not self.net.memory:
             return None
-        empty = torch.zeros(self._plan.lanes, self.net.memory, device=self.device)
+        empty = torch.zeros(len(begins), self.net.memory, device=self.device)
         return Before(empty, empty, begins)
 
     def _begin_with(self, name: str) -> None:
@@ -292,7 +292,7 @@ class Learner:
             parts = minibatches(size, config.minibatch, batch.before, self.shuffler, self.device)
             for pick, before in parts:
                 mask = batch.masks.index_select(0, pick) if batch.masks is not None else None
-                state_rows = batch.states.index_select(0, pick)  # several times as fast as [pick] on a CPU
+                state_rows = batch.states.index_select(0, pick)  # faster than [pick] on a CPU
                 log_p, entropy = net.evaluate(state_rows, mask, batch.actions.index_select(0, pick), before)
                 log_ratio = log_p - batch.log_probabilities[pick]
                 ratio = log_ratio.exp()

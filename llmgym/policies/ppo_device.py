@@ -13,6 +13,7 @@ from torch import Tensor
 from llmgym.errors import InvalidArgument
 from llmgym.policies.config import Plan, training_seed
 from llmgym.policies.episodes import EPISODE_COLUMNS
+from llmgym.policies.imitation import imitate
 from llmgym.policies.network import normalised
 from llmgym.policies.ppo import Batch, Learner, remembered
 from llmgym.policies.recurrent import Before
@@ -86,7 +87,7 @@ def train(plan: Plan, run: Run) -> None:
     """Train a policy on lanes of a device; see `llmgym.policies.ppo.train_ppo`.
 
     Raises:
-        InvalidArgument: the networks live elsewhere, or there is a rule to imitate.
+        InvalidArgument: the networks live elsewhere, or the rule to imitate cannot be.
     """
     config, env, learner = plan.config, run.env, Learner(plan, run)
     lanes: Any = env.lanes
@@ -95,8 +96,8 @@ def train(plan: Plan, run: Run) -> None:
         raise InvalidArgument(
             f"env_device={config.env_device!r}: device={config.device!r} has to be the same"
         )
-    if config.imitate:
-        raise InvalidArgument(f"imitate={config.imitate!r}: a rule plays on the CPU, not on {device}")
+    if config.imitate and run.stored is None:
+        imitate(run, learner)
     T, N, parts = config.rollout_steps, plan.lanes, env.simulation.action_size
     net, actions_total, batch = learner.net, env.simulation.mask_size, T * N
     sampler = torch.Generator(device).manual_seed(training_seed(plan.seed, run.steps) % 2**63)

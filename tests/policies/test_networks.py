@@ -229,25 +229,20 @@ def test_every_network_imitates_trains_and_plays(tmp_path: Path, env_id: str, ne
         obs, _, _, _, infos = env.step(actions)
 
 
-@pytest.mark.parametrize("network", ["mlp", "scorer", "attention"])
-def test_every_network_is_trained_on_lanes_of_a_device(
-    tmp_path: Path, monkeypatch: Any, network: str
+@pytest.mark.parametrize("network", ["mlp", "scorer", "attention", "recurrent"])
+def test_every_network_imitates_and_trains_on_lanes_of_a_device(
+    tmp_path: Path, monkeypatch: Any, capsys: Any, network: str
 ) -> None:
+    """The rule plays on the CPU, in lanes of its own."""
     monkeypatch.setattr(DeviceVectorEnv, "_card", staticmethod(lambda device, exact: HostCard()))
     config = PPOConfig(
-        network=network, hidden=(8, 8), rollout_steps=8, minibatch=64, env_device="cuda", threads=1
-    )
-    plan = Plan(
-        REFILL,
-        tmp_path / "run",
-        {"scenario": "small"},
-        timesteps=256,
-        lanes=16,
-        progress=False,
-        config=config,
-    )
+        network=network, hidden=(8, 8), rollout_steps=8, minibatch=64, env_device="cuda", threads=1, imitate="min-max",
+        imitate_steps=256, imitate_rounds=1, dagger_rounds=1, value_first=1,
+    )  # fmt: skip
+    plan = Plan(REFILL, tmp_path / "run", {"scenario": "small"}, timesteps=256, lanes=16, config=config)
     result = policies.train(plan)
     assert np.isfinite(result.curve["policy_loss"]).all() and result.steps == 256
+    assert "imitating min-max: part 2 of 2" in capsys.readouterr().err
 
 
 def test_widths_that_attention_cannot_have() -> None:

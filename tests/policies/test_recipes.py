@@ -40,7 +40,7 @@ def test_an_entry_can_be_carried_out(tmp_path: Any, name: str, scenario: str | N
     if found.config.imitate:
         plan = Plan(f"llmgym/{name}", tmp_path / "run", found.env_kwargs, config=found.config)
         run: Any = SimpleNamespace(plan=plan, env=env)
-        assert not teacher_of(run).privileged
+        assert not teacher_of(run, env).privileged
     env.close()
 
 
