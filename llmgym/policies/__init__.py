@@ -11,7 +11,8 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmgym.errors import InvalidArgument, MissingExtra, UnknownName
+from llmgym.errors import MissingExtra, UnknownName
+from llmgym.policies.callbacks import Callback, CsvLogger, Logger, TensorboardLogger
 from llmgym.policies.config import (
     ALGORITHMS,
     FIRST_TRAINING_SEED,
@@ -20,26 +21,23 @@ from llmgym.policies.config import (
     PPOConfig,
     training_seed,
 )
+from llmgym.policies.shipped import TRAINED, checkpoint_of, names, path_of
 
 if TYPE_CHECKING:
-    from llmgym.policies.callbacks import Callback, CsvLogger, Logger, TensorboardLogger
     from llmgym.policies.learned import LearnedPolicy
     from llmgym.policies.run import TrainingResult
     from llmgym.policies.sb3 import SB3VecEnv
 
 _HOMES = {
-    "Callback": "callbacks",
-    "CsvLogger": "callbacks",
     "LearnedPolicy": "learned",
-    "Logger": "callbacks",
     "SB3VecEnv": "sb3",
-    "TensorboardLogger": "callbacks",
     "TrainingResult": "run",
 }
 __all__ = [
     "ALGORITHMS",
     "FIRST_TRAINING_SEED",
     "FIRST_VALIDATION_SEED",
+    "TRAINED",
     "Callback",
     "CsvLogger",
     "LearnedPolicy",
@@ -53,39 +51,9 @@ __all__ = [
     "load",
     "meta",
     "names",
-    "stored",
     "train",
     "training_seed",
 ]
-
-TRAINED = Path(__file__).parent / "trained"
-"""Shipped checkpoints: `trained/<environment>/<name>.pt`, called `<environment>/<name>`, such as
-`KVQueue-v0/ppo`."""
-
-
-def names(env_id: str | None = None) -> list[str]:
-    """Names of the shipped policies of an environment (with or without `llmgym/`), or of all."""
-    if env_id is None:
-        return sorted(f"{path.parent.name}/{path.stem}" for path in TRAINED.glob("*/*.pt"))
-    namespace, _, environment = env_id.rpartition(":")[2].rpartition("/")
-    if namespace not in ("", "llmgym"):
-        return []
-    return [name for name in names() if name.partition("/")[0] == environment]
-
-
-def _path(name_or_path: str | Path) -> tuple[Path, str | None]:
-    """The file of a policy, and its name if it is a shipped one."""
-    if isinstance(name_or_path, str) and name_or_path in names():
-        return TRAINED / f"{name_or_path}.pt", name_or_path
-    path = Path(name_or_path)
-    if path.is_dir():
-        best = path / "best.pt"
-        path = best if best.is_file() else path / "checkpoint.pt"
-    if path.is_file() or path.suffix in (".pt", ".zip"):
-        return path, None
-    raise UnknownName(
-        "learned policy", str(name_or_path), [*names(), "<path of a .pt or .zip file, or of a run folder>"]
-    )
 
 
 def _needs(module: str, what: str) -> None:
@@ -112,7 +80,7 @@ def load(name_or_path: str | Path, env: Any, *, sample_seed: int | None = None) 
         MissingExtra: torch is not installed.
         UnknownName: there is no such policy.
     """
-    path, name = _path(name_or_path)
+    path, name = path_of(name_or_path)
     _needs("torch", "loading a learned policy")
     from llmgym.policies.learned import load_learned
 
@@ -127,33 +95,17 @@ def meta(name_or_path: str | Path) -> dict[str, Any]:
         InvalidArgument: it is an archive of stable-baselines3, which says nothing of the kind.
         UnknownName: there is no such policy.
     """
-    return dict(stored(name_or_path)["meta"])
-
-
-def stored(name_or_path: str | Path) -> dict[str, Any]:
-    """All that a checkpoint has: `meta, model, optimizer, normaliser, rng, curve`, in plain types and tensors.
-
-    Raises:
-        CheckpointError: it cannot be read.
-        InvalidArgument: it is an archive of stable-baselines3, which has other parts.
-        UnknownName: there is no such policy.
-    """
-    path, _ = _path(name_or_path)
-    if path.suffix == ".zip":
-        raise InvalidArgument(
-            f"{path} is an archive of stable-baselines3: it does not say what it was trained on"
-        )
     _needs("torch", "loading a learned policy")
     from llmgym.policies.checkpoint import load as read
 
-    return read(path)
+    return dict(read(checkpoint_of(name_or_path))["meta"])
 
 
 def env_kwargs(name_or_path: str | Path) -> dict[str, Any]:
     """The arguments an environment has to be made with for a policy to act in it (such as its action mode); not the scenario it
     was trained on, which is in `meta`. Empty for an archive of stable-baselines3, which does not say.
     """
-    path, _ = _path(name_or_path)
+    path, _ = path_of(name_or_path)
     return {} if path.suffix == ".zip" else dict(meta(name_or_path)["interface"])
 
 

@@ -9,39 +9,54 @@ policies.train(Plan("llmgym/KVQueue-v0", Path("runs/mine"), callbacks=(StopAt(),
 
 import csv
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from llmgym.errors import MissingExtra, OutputError
 
-if TYPE_CHECKING:
-    from llmgym.policies.run import Run
+
+class Training(Protocol):
+    """What hooks see of a training.
+
+    Attributes:
+        plan: what was asked for, a `Plan`.
+        env: the lanes, a `LaneVectorEnv`.
+        path: of the newest checkpoint.
+        steps: environment steps done so far.
+        state: gives what a checkpoint stores of the networks and the optimizer.
+    """
+
+    plan: Any
+    env: Any
+    path: Path
+    steps: int
+    state: Callable[[], Mapping[str, Any]]
 
 
 class Callback:
     """Hooks of a training; override those that you need.
 
     One that returns False ends the training as if its steps were over: after the update in which it did, with everything saved.
-    `run` tells `plan`, `env`, `steps`, and `state()`, which is what a checkpoint stores of networks and optimizer.
+    `Training` says what they see of it.
     """
 
-    def on_training_start(self, run: "Run") -> None:
+    def on_training_start(self, run: Training) -> None:
         """Before the first step; what is resumed has been restored."""
 
-    def on_step(self, run: "Run") -> bool | None:
+    def on_step(self, run: Training) -> bool | None:
         """After a step of all lanes."""
         return None
 
-    def on_rollout_end(self, run: "Run") -> bool | None:
+    def on_rollout_end(self, run: Training) -> bool | None:
         """After the steps of an update, before it is learned from."""
         return None
 
-    def on_update(self, run: "Run", row: Mapping[str, float]) -> bool | None:
+    def on_update(self, run: Training, row: Mapping[str, float]) -> bool | None:
         """After an update; `row` is that of the learning curve, without the columns that have no value."""
         return None
 
-    def on_training_end(self, run: "Run") -> None:
+    def on_training_end(self, run: Training) -> None:
         """After the last checkpoint; not after an error."""
 
 

@@ -5,15 +5,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument
-
-if TYPE_CHECKING:
-    from llmgym.policies.callbacks import Callback, Logger
+from llmgym.policies.callbacks import Callback, Logger
 
 NETWORKS = ("mlp", "scorer", "attention", "recurrent")
 """Kinds of networks; all but the first are of the own trainer only."""
@@ -204,8 +202,8 @@ class Plan:
     validation_episodes: int = 0
     validate_every: int = 0
     patience: int = 0
-    callbacks: "Sequence[Callback]" = ()
-    loggers: "Sequence[Logger]" = ()
+    callbacks: Sequence[Callback] = ()
+    loggers: Sequence[Logger] = ()
 
     def __post_init__(self) -> None:
         whole("timesteps", self.timesteps, 1, 2**62)

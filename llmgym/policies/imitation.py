@@ -7,7 +7,7 @@ is what can be told from the observation; a rule that is drawn, or remembers, is
 """
 
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,10 @@ from llmgym.core.env import LaneVectorEnv
 from llmgym.core.policy import Policy
 from llmgym.errors import InvalidArgument
 from llmgym.policies.config import training_seed
+from llmgym.policies.learner import Learner
 from llmgym.policies.network import normalised
 from llmgym.policies.recurrent import Before
 from llmgym.policies.run import Run, make_lanes
-
-if TYPE_CHECKING:
-    from llmgym.policies.ppo import Learner
 
 EPOCHS = 4
 """Passes over the rows of a round."""
@@ -57,7 +55,7 @@ def teacher_of(run: Run, env: LaneVectorEnv) -> Policy:
     return rule
 
 
-def imitate(run: Run, learner: "Learner") -> None:
+def imitate(run: Run, learner: Learner) -> None:
     """Teach the policy a rule, before anything else is learned.
 
     A rule plays on the CPU: where the lanes of the run are on a GPU, it gets lanes of its own.
@@ -77,7 +75,7 @@ def imitate(run: Run, learner: "Learner") -> None:
         _imitate(run, learner, env)
 
 
-def _imitate(run: Run, learner: "Learner", env: LaneVectorEnv) -> None:
+def _imitate(run: Run, learner: Learner, env: LaneVectorEnv) -> None:
     config, net, device = run.plan.config, learner.net, learner.device
     rule = teacher_of(run, env)
     rounds = config.imitate_rounds + config.dagger_rounds

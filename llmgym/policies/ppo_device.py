@@ -14,8 +14,8 @@ from llmgym.errors import InvalidArgument
 from llmgym.policies.config import Plan, training_seed
 from llmgym.policies.episodes import EPISODE_COLUMNS
 from llmgym.policies.imitation import imitate
+from llmgym.policies.learner import Batch, Learner, remembered
 from llmgym.policies.network import normalised
-from llmgym.policies.ppo import Batch, Learner, remembered
 from llmgym.policies.recurrent import Before
 from llmgym.policies.run import Run
 

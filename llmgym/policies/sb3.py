@@ -26,7 +26,7 @@ from llmgym.errors import CheckpointError, InvalidArgument
 from llmgym.policies.checkpoint import whole_or_not_at_all
 from llmgym.policies.config import Plan, training_seed
 from llmgym.policies.episodes import EPISODE_COLUMNS, Episodes
-from llmgym.policies.ppo import LOSS_COLUMNS
+from llmgym.policies.learner import LOSS_COLUMNS
 from llmgym.policies.run import Run, TrainingResult, learning_threads
 
 Indices = None | int | Iterable[int]

@@ -15,7 +15,7 @@ from llmgym import policies  # noqa: E402
 from llmgym.core.device_env import DeviceVectorEnv  # noqa: E402
 from llmgym.core.layout import Table  # noqa: E402
 from llmgym.errors import CheckpointError, InvalidArgument  # noqa: E402
-from llmgym.policies import Plan, PPOConfig, checkpoint, ppo  # noqa: E402
+from llmgym.policies import Plan, PPOConfig, checkpoint, learner  # noqa: E402
 from llmgym.policies.network import ActorCritic, RunningMoments, normalised  # noqa: E402
 from llmgym.policies.recurrent import Before, Recurrent  # noqa: E402
 from llmgym.policies.rows import Scorer  # noqa: E402
@@ -107,7 +107,7 @@ def test_a_memory_goes_on_over_sequences_and_is_emptied_when_an_episode_begins()
     with torch.no_grad():
         assert torch.allclose(net(obs[pick], some.actor, some.begins)[0], out[pick], atol=1e-6)
     drawn = list(
-        ppo.minibatches(steps * lanes, 2 * steps, before, np.random.default_rng(0), torch.device("cpu"))
+        learner.minibatches(steps * lanes, 2 * steps, before, np.random.default_rng(0), torch.device("cpu"))
     )
     assert sorted(torch.cat([rows for rows, _ in drawn]).tolist()) == list(range(steps * lanes))
     assert [len(rows) for rows, _ in drawn] == [2 * steps, 2 * steps]
