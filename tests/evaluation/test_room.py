@@ -16,7 +16,8 @@ from llmgym.core.memory import arrays_of, copy_lanes
 from llmgym.errors import InvalidArgument, UnknownName
 from llmgym.evaluation import RoomResult, compare, room
 from llmgym.evaluation.lookahead import LookAhead, candidates
-from llmgym.evaluation.rollout import run_episodes
+from llmgym.evaluation.measure_room import Throughout
+from llmgym.evaluation.rollout import load_decision, run_episodes
 from tests.evaluation.conftest import TOY, always
 from tests.toy import Toy, ToyVectorEnv
 
@@ -209,6 +210,61 @@ def test_copies_of_lanes_are_what_they_were(env_id):
         for n, lane in enumerate((2, 0, 2)):
             assert mine[n].tobytes() == theirs[lane].tobytes()
     assert copies.buffers.obs[:3].tobytes() == env.lanes.buffers.obs[[2, 0, 2]].tobytes()
+
+
+def goes_on(env_id, kwargs):
+    """The last rule of an environment that acts by its own actions, with the arguments that it needs."""
+    space = gymnasium.make_vec(env_id, num_envs=1, **kwargs).unwrapped.single_action_space
+    for name in reversed(baselines.names(env_id)):
+        try:
+            given = {**kwargs, **baselines.env_kwargs(env_id, name)}
+            env = gymnasium.make_vec(env_id, num_envs=1, **given).unwrapped
+            policy = baselines.make(name, env)
+        except (InvalidArgument, TypeError):
+            continue
+        if env.single_action_space == space and not policy.privileged and "random" not in name:
+            return name, given
+    return None, kwargs
+
+
+@pytest.mark.parametrize("env_id", llmgym.env_ids())
+def test_what_copies_promise_is_what_comes(env_id):
+    """In every environment: the first time that there is a choice all is tried, and the best copy tells the return."""
+    cases = llmgym.spec(env_id).test_cases()
+    name, kwargs = goes_on(env_id, cases["edit" if "OServe" in env_id else next(iter(cases))])
+    env = gymnasium.make_vec(env_id, num_envs=2, **kwargs).unwrapped
+
+    def build(env):
+        return Throughout(env, "action=0") if name is None else baselines.make(name, env)
+
+    def make(count):
+        return gymnasium.make_vec(env_id, num_envs=count, **kwargs).unwrapped
+
+    points = 3 if isinstance(env.single_action_space, Box) else None
+    policy = LookAhead(env, make, build, points=points)
+    promised = {}
+    measured = policy._worth
+
+    def worth(which, actions):
+        found = measured(which, actions)
+        promised.update(
+            {lane: total[lane] + found[which == lane].max() for lane in np.unique(which).tolist()}
+        )
+        policy._stride = 10**6  # never again
+        return found
+
+    policy._worth = worth
+    env.reset(seed=[11, 12])
+    policy.reset(np.ones(2, np.bool_))
+    total, decision = np.zeros(2), 0
+    while not env.lanes.buffers.ended.all():
+        load_decision(env, policy, "clairvoyant", decision)
+        env.lanes.step(HOLD)
+        total += env.lanes.buffers.reward
+        decision += 1
+    assert promised
+    for lane, value in promised.items():
+        assert total[lane] == pytest.approx(value, rel=1e-9, abs=1e-12)
 
 
 def test_actions_of_every_space():
