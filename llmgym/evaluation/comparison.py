@@ -235,7 +235,9 @@ class Comparison:
         """The share of the room that a policy gets over the reference."""
         assert self.room is not None
         share = self.room.share(difference.mean, self.tables[difference.reference].returns, self.seeds)
-        return _share(share) if difference.same_world else ""
+        if not difference.same_world:
+            return ""
+        return _share(share) if not share < -1.0 else "< -100%"
 
     def _mean_cell(self, policy: str, metric: str) -> str:
         """A mean, and over how many episodes where some have no value."""
