@@ -1,5 +1,6 @@
 import errno
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -103,7 +104,13 @@ def test_a_run_from_start_to_report(script: Any, tmp_path: Path, capsys: Any, mo
     assert script.main([*arguments, "--timesteps", "512"]) == 2
     assert "already holds a run" in capsys.readouterr().err
     # settings that are not repeated are those of the run
-    assert script.main(["--out", str(out), "--resume", "--timesteps", "1024", "--eval-episodes", "0"]) == 0
+    assert (
+        script.main(["--out", str(out), "--resume", "--timesteps", "1024", "--eval-episodes", "2", "--json"])
+        == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert told["runs"][0]["steps"] == 1024
+    assert sorted(told["comparison"]["policies"]) == sorted([*few, "small"])
     meta = policies.meta(out / "checkpoint.pt")
     assert meta["steps"] == 1024 and meta["lanes"] == 16 and meta["config"]["minibatch"] == 256
     assert meta["env_kwargs"] == {"scenario": "tiny", "requests": 20} and meta["validation_episodes"] == 4

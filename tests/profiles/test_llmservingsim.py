@@ -424,6 +424,9 @@ def test_convert(folder: Path, tmp_path: Path, capsys: Any) -> None:
     assert (found.model, found.tensor_parallel, found.memory_bytes) == ("toy-model", 2, 0)
     expected = from_llmservingsim(folder, "org/toy", shape, tensor_parallel=2, link=Link(50.0, 8.0))
     assert step_s(found, 4, 256) == step_s(expected, 4, 256)
+    assert cli.main([*arguments, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == {"profile": "GPU/toy", "written": [str(tmp_path / "out")]}
 
 
 @pytest.mark.parametrize(
