@@ -1,6 +1,7 @@
 """What episodes on the same worlds say about the policies that ran them: a `Comparison` says who wins."""
 
 import math
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -26,6 +27,9 @@ CHECKSUM = "world_checksum"
 
 STRATA = ("scenario", "task")
 """Metrics of these names number groups of worlds; bootstrap samples are drawn within each group."""
+
+PERCENTILE = re.compile(r"_p\d+_")
+"""What names of percentiles have where that of the mean has `_mean_`."""
 
 FEW = 10
 """Below this many episodes the tables warn."""
@@ -77,7 +81,7 @@ class Comparison:
         self.seeds = first.seeds
         self.tables = {table.policy: table for table in tables}
         self.date = datetime.now(UTC).date().isoformat()
-        self.headline = check_headline(first.headline, first.metrics)
+        self.headline = with_means(check_headline(first.headline, first.metrics), first.metrics)
         self.metric_names = [name for name in first.metrics if name not in (CHECKSUM, *STRATA)]
         self.shown = list(self.headline if metrics is None else check_metrics(metrics, self.metric_names))
         _check_worlds(tables)
@@ -434,6 +438,22 @@ def check_headline(headline: Mapping[str, str], names: Collection[str]) -> dict[
                 f"headline_metrics[{name!r}]={direction!r}: expected 'min' or 'max' for one of {list(names)}"
             )
     return dict(headline)
+
+
+def with_means(headline: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
+    """A headline with the mean beside each percentile, in front of the first one, where there is such a metric.
+
+    Args:
+        headline: "min" or "max" of metrics; percentiles are named as `ttft_p99_s` is.
+        names: of all metrics; the mean of `ttft_p99_s` is `ttft_mean_s`.
+    """
+    found: dict[str, str] = {}
+    for name, direction in headline.items():
+        mean = PERCENTILE.sub("_mean_", name)
+        if mean != name and mean in names and mean not in headline:
+            found.setdefault(mean, direction)
+        found[name] = direction
+    return found
 
 
 def check_labels(labels: Sequence[str]) -> None:

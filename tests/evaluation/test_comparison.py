@@ -493,3 +493,17 @@ def test_wrong_input_says_what_is_wrong_before_anything_runs(arguments, error, w
 def test_wrong_questions_say_what_is_wrong(call, error, words):
     with pytest.raises(error, match=words):
         call(contest())
+
+
+def test_the_mean_stands_beside_a_percentile():
+    """In front of the first percentile of a headline, with its direction, where the environment has such a metric."""
+    metrics = {
+        name: [1.0, 2.0]
+        for name in ("a_p50_s", "a_p99_s", "a_mean_s", "b_p99_s", "c_p9_s", "c_mean_s", "d_mean_s")
+    }
+    headline = {"b_p99_s": "min", "c_mean_s": "max", "c_p9_s": "min", "a_p50_s": "max", "a_p99_s": "min"}
+    found = Comparison([episodes_of("one", [1.0, 2.0], headline=headline, **metrics)])
+    assert found.shown == ["b_p99_s", "c_mean_s", "c_p9_s", "a_mean_s", "a_p50_s", "a_p99_s"]
+    assert found.direction("a_mean_s") == "max" and found.direction("d_mean_s") is None
+    given = Comparison([episodes_of("one", [1.0, 2.0], headline=headline, **metrics)], metrics=["a_p99_s"])
+    assert given.shown == ["a_p99_s"]
