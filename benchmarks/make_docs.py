@@ -9,10 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import gymnasium
-import numpy as np
-from matplotlib import image
 
 import llmgym
+from benchmarks import pictures, site_tables
 from llmgym import baselines
 from llmgym.core import settings
 from llmgym.envs import ENVIRONMENTS
@@ -194,35 +193,6 @@ def window_scenarios() -> str:
     return "\n".join(rows)
 
 
-def window_picture() -> None:
-    """A frame of PipeSDBatch."""
-    env = gymnasium.make("llmgym/PipeSDBatch-v0", scenario="s1", tokens=(14, 14), render_mode="rgb_array")
-    env.reset(seed=0)
-    for action in (1, 0, 0, 0, 1, 0, 0):
-        env.step(action)
-    image.imsave(DOCS / "pictures" / "pipesd_batch.png", np.asarray(env.render()))
-
-
-def speculation_picture() -> None:
-    """A frame of PipeSDNav."""
-    env = gymnasium.make("llmgym/PipeSDNav-v0", scenario="compressed", render_mode="rgb_array")
-    policy = llmgym.baselines.make("pipesd", env)
-    obs, info = env.reset(seed=3)
-    for _ in range(140):
-        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-    image.imsave(DOCS / "pictures" / "pipesd_nav.png", np.asarray(env.render()))
-
-
-def queue_picture() -> None:
-    """A frame of KVQueue under overload."""
-    env = gymnasium.make("llmgym/KVQueue-v0", scenario="tiny-overload", render_mode="rgb_array")
-    policy = llmgym.baselines.make("wc-fcfs", env)
-    obs, info = env.reset(seed=2)
-    for _ in range(160):
-        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-    image.imsave(DOCS / "pictures" / "kv_queue.png", np.asarray(env.render()))
-
-
 def shapes_table() -> str:
     """The scenarios of OServe with the deployments that there are to choose from."""
     rows = [
@@ -268,16 +238,6 @@ def pipe_scenarios() -> str:
     return "\n".join(rows)
 
 
-def pipe_picture() -> None:
-    """A frame of MemPipe under the greedy rule."""
-    env = gymnasium.make("llmgym/MemPipe-v0", scenario="small", render_mode="rgb_array")
-    policy = llmgym.baselines.make("earliest-finish", env)
-    obs, info = env.reset(seed=3)
-    for _ in range(90):
-        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-    image.imsave(DOCS / "pictures" / "mem_pipe.png", np.asarray(env.render()))
-
-
 def attention_scenarios() -> str:
     """The scenarios of AttentionBudget."""
     rows = [
@@ -291,16 +251,6 @@ def attention_scenarios() -> str:
             f"{short_time(simulation.mean_s)} | {s.load:g} | {s.budget:g} | {simulation.free_bytes / 1e9:.3g} | {s.batches} |"
         )
     return "\n".join(rows)
-
-
-def attention_picture() -> None:
-    """A frame of AttentionBudget."""
-    env = gymnasium.make("llmgym/AttentionBudget-v0", scenario="small", render_mode="rgb_array")
-    policy = llmgym.baselines.make("priced", env)
-    obs, info = env.reset(seed=3)
-    for _ in range(78):
-        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-    image.imsave(DOCS / "pictures" / "attention_budget.png", np.asarray(env.render()))
 
 
 def unmask_scenarios() -> str:
@@ -317,17 +267,6 @@ def unmask_scenarios() -> str:
             f"| {short_time(call_s)} | {', '.join(map(str, s.interleave))} |"
         )
     return "\n".join(rows)
-
-
-def unmask_pictures() -> None:
-    """A frame of Unmask under the EB sampler, and one on measured text under DUS."""
-    for scenario, rule, steps, name in (("small", "eb", 51, "unmask"), ("real", "dus", 70, "unmask_real")):
-        env = gymnasium.make("llmgym/Unmask-v0", scenario=scenario, render_mode="rgb_array")
-        policy = llmgym.baselines.make(rule, env)
-        obs, info = env.reset(seed=3)
-        for _ in range(steps):
-            obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-        image.imsave(DOCS / "pictures" / f"{name}.png", np.asarray(env.render()))
 
 
 def forage_scenarios() -> str:
@@ -348,16 +287,6 @@ def forage_scenarios() -> str:
     return "\n".join(rows)
 
 
-def forage_picture() -> None:
-    """A frame of Forage under Scout."""
-    env = gymnasium.make("llmgym/Forage-v0", scenario="sources", facts=(0, 0, 1, 0), render_mode="rgb_array")
-    policy = llmgym.baselines.make("scout", env)
-    obs, info = env.reset(seed=4)
-    for _ in range(22):
-        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-    image.imsave(DOCS / "pictures" / "forage.png", np.asarray(env.render()))
-
-
 def segmented_scenarios() -> str:
     """The scenarios of SegmentedPrefill."""
     rows = [
@@ -376,16 +305,6 @@ def segmented_scenarios() -> str:
     return "\n".join(rows)
 
 
-def segmented_picture() -> None:
-    """A frame of SegmentedPrefill under a rule that weighs time, quality and memory."""
-    env = gymnasium.make("llmgym/SegmentedPrefill-v0", scenario="paper", render_mode="rgb_array")
-    policy = llmgym.baselines.make("triage", env)
-    obs, info = env.reset(seed=3)
-    for _ in range(110):
-        obs, _, _, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-    image.imsave(DOCS / "pictures" / "segmented_prefill.png", np.asarray(env.render()))
-
-
 def distill_scenarios() -> str:
     """The scenarios of DistillProgramme."""
     rows = [
@@ -399,18 +318,6 @@ def distill_scenarios() -> str:
         for name, s in DISTILL.items()
     ]
     return "\n".join(rows)
-
-
-def distill_picture() -> None:
-    """A frame of DistillProgramme under the thrifty rule."""
-    env = gymnasium.make("llmgym/DistillProgramme-v0", scenario="small", render_mode="rgb_array")
-    policy = llmgym.baselines.make("thrifty", env)
-    obs, info = env.reset(seed=13)
-    for _ in range(22):
-        obs, _, ended, _, info = env.step(policy.act(obs[None], info["action_mask"][None])[0])
-        if ended:
-            break
-    image.imsave(DOCS / "pictures" / "distill_programme.png", np.asarray(env.render()))
 
 
 def environments() -> str:
@@ -456,15 +363,10 @@ def main() -> None:
         fill(DOCS / "envs" / f"{name}.md", "scenarios", table())
     for of in ("paper", "simulation"):
         fill(DOCS / "deviations.md", of, deviations(of))
-    queue_picture()
-    speculation_picture()
-    window_picture()
-    pipe_picture()
-    attention_picture()
-    unmask_pictures()
-    forage_picture()
-    segmented_picture()
-    distill_picture()
+    fill(DOCS / "gallery.md", "gallery", site_tables.gallery())
+    fill(DOCS / "rules.md", "rules", site_tables.rules())
+    fill(DOCS / "api" / "environments.md", "classes", site_tables.classes())
+    pictures.main([])
 
 
 if __name__ == "__main__":
