@@ -49,7 +49,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "new": (["mine"], "written"),
     "compile": (["llmgym/AFDRefill-v0"], "seconds"),
 }
-ELSEWHERE = {"profile", "convert", "check", "train"}
+ELSEWHERE = {"profile", "convert", "check", "train", "room"}
 """Commands whose JSON has a test of its own, below or where the command is tested."""
 
 
