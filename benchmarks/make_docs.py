@@ -366,6 +366,9 @@ def main() -> None:
     fill(DOCS / "gallery.md", "gallery", site_tables.gallery())
     fill(DOCS / "rules.md", "rules", site_tables.rules())
     fill(DOCS / "api" / "environments.md", "classes", site_tables.classes())
+    for spec in ENVIRONMENTS:
+        if table := site_tables.numbers(spec):
+            fill(DOCS.parent / spec.docs, "numbers", table)
     pictures.main([])
 
 

@@ -1,11 +1,28 @@
 """Settings of the documentation site: sphinx-build -W --keep-going -b html docs docs/_build."""
 
 import re
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import numpy.typing
 from sphinx.application import Sphinx
 
-import llmgym
+T = TypeVar("T")
+
+
+class ArrayLike:
+    """What numpy makes an array of; its own type is a union of ten lines, which no signature can show."""
+
+
+class NDArray(Generic[T]):
+    """An array of numpy with this type of entries; its own name does not come back out of a signature."""
+
+
+numpy.typing.ArrayLike, numpy.typing.NDArray = (
+    ArrayLike,
+    NDArray,
+)  # before the package is imported, whose signatures are shown
+
+import llmgym  # noqa: E402
 
 project = "llmgym"
 author = "The llmgym authors"

@@ -200,6 +200,14 @@ def test_a_page_begins_with_the_problem_and_a_picture(spec: llmgym.EnvSpec) -> N
     assert picture.name == f"{page.stem}.png" and 3_000 < picture.stat().st_size < 60_000
 
 
+@pytest.mark.parametrize("spec", ENVIRONMENTS, ids=lambda spec: spec.id)
+def test_a_page_shows_the_numbers_of_the_results(spec: llmgym.EnvSpec) -> None:
+    from benchmarks.site_tables import numbers
+
+    if table := numbers(spec):
+        assert filled(spec.docs, "numbers") == table
+
+
 def test_the_same_moment_is_the_same_picture() -> None:
     from benchmarks.pictures import MOMENTS, frame
 
