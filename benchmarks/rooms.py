@@ -16,10 +16,10 @@ HERE = Path(__file__).parent
 ROOMS = HERE / "results" / "rooms"
 HEAD = """# What is left to win
 
-Written by `benchmarks/rooms.py` from the files of `llmgym room ID --scenario S --out FILE` in `rooms/`. Rules were tuned on worlds of
-their own. The clairvoyant tries every action in copies of the world and lets a rule go on after it; it knows what is to come, so a gain
-is a lower bound of what that is worth, and no promise for a policy that does not. 95 % intervals over worlds; %: of the size of the best
-rule's mean return.
+Written by `benchmarks/rooms.py` from the files of `llmgym room ID --scenario S --out FILE` in `rooms/`. Rules were tuned on
+worlds of their own. The clairvoyant tries every action in copies of the world and lets a rule go on after it; it knows what is to
+come, so a gain is a lower bound of what that is worth, and no promise for a policy that does not. 95 % intervals over worlds; %:
+of the size of the best rule's mean return.
 """
 
 
