@@ -1,5 +1,7 @@
 """Every block of code of the README and of the docs runs, up to the work where that takes minutes; tables are fresh."""
 
+import importlib
+import inspect
 import json
 import random
 import re
@@ -104,6 +106,16 @@ def test_examples_run(page: Path, folder: Path) -> None:
         names["play_on_a_gpu"]()  # type: ignore[operator]
     if missing:
         pytest.skip(f"all other blocks ran: {'; '.join(missing)}")
+
+
+@pytest.mark.parametrize("spec", ENVIRONMENTS, ids=lambda spec: spec.id)
+def test_the_example_of_a_docstring_runs(spec: llmgym.EnvSpec) -> None:
+    module, _, name = spec.env.partition(":")
+    text = inspect.getdoc(getattr(importlib.import_module(module), name)) or ""
+    examples = [code for _, language, code in FENCE.findall(text) if language == "python"]
+    assert examples
+    for code in examples:
+        exec(compile(code, name, "exec"), {"__name__": "example"})
 
 
 @pytest.fixture
