@@ -92,12 +92,14 @@ def draw(number: int) -> Case:
     return case
 
 
-def build(case: Case, folder: str) -> Any:
+def build(case: Case, folder: str, scheduler_class: Any = None, additional: Case | None = None) -> Any:
     """The scheduler of vLLM with the settings of a case.
 
     Args:
         case: see the module.
         folder: holds the `config.json` of a model.
+        scheduler_class: made instead of vLLM's own.
+        additional: further settings, as `--additional-config` gives them.
     """
     import torch
     from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
@@ -124,12 +126,13 @@ def build(case: Case, folder: str) -> Any:
             async_scheduling=runs_ahead,
             watermark=0.0,
         ),
+        additional_config=additional or {},
     )
     spec = FullAttentionSpec(block_size=BLOCK_TOKENS, num_kv_heads=1, head_size=1, dtype=torch.float32)
     # One block more: vLLM keeps the first for itself.
     blocks = case["blocks"] + 1
     config.cache_config.num_gpu_blocks = blocks
-    scheduler = (AsyncScheduler if runs_ahead else Scheduler)(
+    scheduler = (scheduler_class or (AsyncScheduler if runs_ahead else Scheduler))(
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=blocks, kv_cache_tensors=[], kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)]
@@ -154,12 +157,18 @@ def request_of(case: Case, number: int) -> Any:
     return Request(
         request_id=f"{number:06d}",
         prompt_token_ids=[token_of(case, number)] * prompt,
-        sampling_params=SamplingParams(max_tokens=output, ignore_eos=True),
+        sampling_params=SamplingParams(max_tokens=output, ignore_eos=True, extra_args=extra_of(case, number)),
         pooling_params=None,
         arrival_time=arrival_s,
         priority=priority,
         block_hasher=get_request_block_hasher(BLOCK_TOKENS, sha256) if case["caching"] else None,
     )
+
+
+def extra_of(case: Case, number: int) -> Case | None:
+    """What a request says of itself beside its tokens: its predicted output and its class, where the case has them."""
+    told = {"predicted_output_tokens": case.get("predicted"), "request_class": case.get("classes")}
+    return {key: values[number] for key, values in told.items() if values is not None} or None
 
 
 def token_of(case: Case, number: int) -> int:
@@ -193,6 +202,11 @@ def drive(case: Case, scheduler: Any) -> Iterator[dict[str, Any]]:
     begins, so that two are under way; a step with nothing to run takes no time.
     """
     most = 2 if case["scheduling"] == "async" else 1
+
+    def at(time_s: float) -> None:
+        if hasattr(scheduler, "clock"):  # one that looks at the time
+            scheduler.clock = lambda: time_s
+
     arrivals = [request[0] for request in case["requests"]]
     under_way: deque[tuple[float, Any, Any]] = deque()
     free_s, clock_s, coming = 0.0, 0.0, 0
@@ -203,6 +217,7 @@ def drive(case: Case, scheduler: Any) -> Iterator[dict[str, Any]]:
             coming += 1
         if scheduler.get_num_unfinished_requests() > 0:
             before = [request.request_id for request in scheduler.running]
+            at(max(free_s, clock_s))
             scheduled = scheduler.schedule()
             after = {request.request_id for request in scheduler.running}
             preempted += [int(name) for name in before if name not in after]
@@ -226,6 +241,7 @@ def drive(case: Case, scheduler: Any) -> Iterator[dict[str, Any]]:
         if under_way:
             ended_s, scheduled, output = under_way.popleft()
             clock_s = max(clock_s, ended_s)
+            at(clock_s)
             scheduler.update_from_output(scheduled, output)
         elif coming < len(arrivals):
             clock_s = max(clock_s, arrivals[coming])

@@ -4,6 +4,8 @@
     python benchmarks/engine_vllm.py --traffic DIR --out RUNS        # measure what `fidelity.py --predict DIR` wrote
     python benchmarks/engine_vllm.py --out RUNS --cases calibration,bursty --minutes 8
     python benchmarks/engine_vllm.py --traffic DIR --out RUNS --steps --minutes 7    # one engine, every step written down
+    python benchmarks/engine_vllm.py --traffic benchmarks/results/deploy --cases deploy_1,deploy_2,deploy_3 --out RUNS/rule \
+        --scheduler-cls llmgym.deploy.vllm.GymScheduler --policy rule.npz            # a policy of the gym; see docs/deploy.md
 
 Needs a CUDA device and vllm 0.24 (https://github.com/vllm-project/vllm); no network, no weights, no tokenizer: weights are
 random, prompts are token ids, outputs end at the asked length. One engine serves all cases that share its settings, in a
@@ -41,15 +43,19 @@ from fidelity.cases import (
     ALL_CASES,
     BLOCK_TOKENS,
     CASES,
+    DEPLOY_CASES,
     LONGEST_TOKENS,
     STEP_CASES,
     Case,
     Traffic,
     describe,
     draw,
+    read_predictions,
     read_traffic,
+    warm_up,
     write_rows,
 )
+from fidelity.scheduling import Scheduling, add_options, chosen
 
 VOCABULARY = 128_256
 AT_THE_END = 2**30
@@ -128,8 +134,18 @@ ENGINE_COLUMNS = (
 """
 
 
-async def measure(engine: Any, traffic: Traffic, name: str, seed: int) -> tuple[float, list[list[float]]]:
+async def measure(
+    engine: Any, traffic: Traffic, name: str, seed: int, told: Any = None, shortest: bool = False
+) -> tuple[float, list[list[float]]]:
     """Send the requests at their times and note when their tokens come.
+
+    Args:
+        engine: of vLLM.
+        traffic: the requests.
+        name: of the case.
+        seed: of the tokens.
+        told: predicted length that each request says, int [n]; None: they say none.
+        shortest: give each request its prediction as its priority.
 
     Returns:
         Zero of the case on the monotonic clock, s, and a row of `REQUEST_COLUMNS` for each request.
@@ -137,6 +153,7 @@ async def measure(engine: Any, traffic: Traffic, name: str, seed: int) -> tuple[
     from vllm.inputs import TokensPrompt
     from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+    priorities = told.tolist() if shortest and told is not None else [0] * len(traffic.asked_s)
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(1_000, 100_000, int(n)).tolist() for n in traffic.prompt_tokens]
     rows: list[list[float]] = [[] for _ in prompts]
@@ -155,11 +172,13 @@ async def measure(engine: Any, traffic: Traffic, name: str, seed: int) -> tuple[
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
+            extra_args=None if told is None else {"predicted_output_tokens": int(told[i])},
         )
         arrival = time.monotonic()
         first = last = 0.0
         produced, stats = 0, None
-        async for output in engine.generate(TokensPrompt(prompt_token_ids=prompts[i]), params, f"{name}-{i}"):
+        prompt = TokensPrompt(prompt_token_ids=prompts[i])
+        async for output in engine.generate(prompt, params, f"{name}-{i}", priority=priorities[i]):
             last = time.monotonic()
             produced += len(output.outputs[0].token_ids)
             stats = output.metrics or stats
@@ -185,28 +204,6 @@ async def measure(engine: Any, traffic: Traffic, name: str, seed: int) -> tuple[
         gc.enable()
         gc.unfreeze()
     return start, sorted(rows)
-
-
-def warm_up(seats: int, blocks: int) -> Traffic:
-    """Requests of all sizes in growing crowds, so that every kernel and graph has run before anything is measured."""
-    rng = np.random.default_rng(1)
-    crowds = [
-        n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= seats and n * 512 <= blocks * BLOCK_TOKENS
-    ]
-    asked, prompt, output = [], [], []
-    at = 0.0
-    for _ in range(2):
-        for n in crowds:
-            asked += [at] * n
-            prompt += rng.integers(8, 512, n).tolist()
-            output += rng.integers(8, 40, n).tolist()
-            at += 0.4
-        for n in (500, 700, 1_000, 1_500, 2_000, 3_000, 6_000):
-            asked.append(at)
-            prompt.append(n)
-            output.append(16)
-            at += 0.15
-    return Traffic(np.array(asked), np.array(prompt), np.array(output))
 
 
 def _device() -> tuple[str, str]:
@@ -243,8 +240,24 @@ def _skip(out: Path, case: str, reason: str) -> None:
         file.write(json.dumps({"case": case, "reason": reason}) + "\n")
 
 
-async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, until: float) -> None:
-    """Start one engine and measure cases on it, until `until` (monotonic clock, s)."""
+async def serve(
+    cases: Sequence[Case],
+    traffic: Sequence[Traffic],
+    told: Sequence[Any],
+    out: Path,
+    until: float,
+    scheduling: Scheduling,
+) -> None:
+    """Start one engine and measure cases on it.
+
+    Args:
+        cases: of one engine.
+        traffic: of each.
+        told: predicted lengths of each; None: there are none.
+        out: folder for the runs.
+        until: no case begins that would end later, s on the monotonic clock.
+        scheduling: who orders the requests.
+    """
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -281,12 +294,14 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
             pass
 
     blocks, seats, budget_tokens, logged = cases[0].engine
-    own: dict[str, Any] = {}
+    own = scheduling.arguments()
     if logged:
-        own = {
+        own |= {
             "scheduler_cls": "fidelity.engine_steps.Scheduler",
             "worker_extension_cls": "fidelity.engine_steps.Steps",
         }
+    longest = max(int((one.prompt_tokens + one.output_tokens).max()) for one in traffic)
+    longest = max(LONGEST_TOKENS, -(-longest // 1_024) * 1_024)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as model:
         (Path(model) / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
@@ -296,7 +311,7 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
                 load_format="dummy",
                 skip_tokenizer_init=True,
                 dtype="bfloat16",
-                max_model_len=LONGEST_TOKENS,
+                max_model_len=longest,
                 max_num_seqs=seats,
                 max_num_batched_tokens=budget_tokens,
                 block_size=BLOCK_TOKENS,
@@ -316,7 +331,7 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
             print(f"engine with {found} KV blocks is up after {time.monotonic() - began:.0f} s", flush=True)
             await measure(engine, warm_up(seats, found), "warm-up", 0)
             name, driver = _device()
-            for case, asked in zip(cases, traffic, strict=True):
+            for case, asked, lengths in zip(cases, traffic, told, strict=True):
                 need_s = float(asked.asked_s[-1]) + DRAIN_S
                 if time.monotonic() + need_s > until:
                     _skip(out, case.name, f"needs about {need_s:.0f} s, which were not left")
@@ -326,7 +341,9 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
                     await taken(engine)
                 steps.clear()
                 try:
-                    start, rows = await measure(engine, asked, case.name, case.seed)
+                    start, rows = await measure(
+                        engine, asked, case.name, case.seed, lengths, scheduling.shortest
+                    )
                 except Exception as error:  # one case must not take the others with it
                     _skip(out, case.name, f"{type(error).__name__}: {error}")
                     if getattr(engine, "errored", False):
@@ -343,13 +360,14 @@ async def serve(cases: Sequence[Case], traffic: Sequence[Traffic], out: Path, un
                     "block_size": BLOCK_TOKENS,
                     "max_num_batched_tokens": budget_tokens,
                     "max_num_seqs": seats,
-                    "max_model_len": LONGEST_TOKENS,
+                    "max_model_len": longest,
                     "prefix_caching": False,
                     "asynchronous_scheduling": bool(config.scheduler_config.async_scheduling),
                     "cuda_graphs": str(getattr(config.compilation_config, "cudagraph_mode", "unknown")),
                     "sampler": "greedy, end of sequence ignored, no detokenisation",
                     "preemptions": int(sum(step[6] for step in steps)),
                     "case": asdict(case),
+                    "scheduling": asdict(scheduling),
                 }
                 write_rows(
                     out / f"{case.name}_steps.csv",
@@ -397,6 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the traffic and stop")
     parser.add_argument("--again", action="store_true", help="measure cases that are there already too")
+    add_options(parser)
     parser.add_argument("--in-process", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
     until = time.monotonic() + 60 * asked.minutes
@@ -408,13 +427,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--minutes {asked.minutes}: expected a number > 0")
     if asked.out is None and not asked.dry_run:
         parser.error("--out is needed, unless this is a --dry-run")
+    scheduling = chosen(parser, asked, any(ALL_CASES[name].logged for name in names))
     cases = [ALL_CASES[name] for name in names]
-    traffic = {}
+    if asked.traffic is None and any(name in DEPLOY_CASES for name in names):
+        parser.error(f"--traffic is needed for {', '.join(DEPLOY_CASES)}: benchmarks/results/deploy has it")
+    traffic, told = {}, {}
     for case in cases:
         path = asked.traffic / f"{case.name}_traffic.csv" if asked.traffic else None
         if path is not None and not path.is_file():
             parser.error(f"--traffic: {path} is missing")
         traffic[case.name] = draw(case) if path is None else read_traffic(path)
+        told[case.name] = None if path is None else read_predictions(path)
+        if asked.shortest and told[case.name] is None:
+            parser.error(f"--shortest: the traffic of {case.name} has no predicted_tokens")
     if asked.dry_run:
         for case in cases:
             print(describe(case, traffic[case.name]))
@@ -425,7 +450,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     left = [case for case in cases if asked.again or not (asked.out / f"{case.name}_requests.csv").is_file()]
     if asked.in_process:
-        asyncio.run(serve(left, [traffic[case.name] for case in left], asked.out, until))
+        lists = [[by_name[case.name] for case in left] for by_name in (traffic, told)]
+        asyncio.run(serve(left, *lists, asked.out, until, scheduling))
         return 0
     for settings in dict.fromkeys(case.engine for case in left):
         group = [case.name for case in left if case.engine == settings]
@@ -446,6 +472,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command += ["--minutes", f"{minutes:.3f}"]
         command += ["--traffic", str(asked.traffic)] if asked.traffic else []
         command += ["--again"] if asked.again else []
+        command += scheduling.options()
         before = len(_lines(asked.out / "skipped.jsonl"))
         code = subprocess.run(command).returncode
         said = {json.loads(line)["case"] for line in _lines(asked.out / "skipped.jsonl")[before:]}

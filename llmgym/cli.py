@@ -22,6 +22,7 @@ from llmgym.baselines.kv.plan import Kv, Law
 from llmgym.baselines.oserve.plan import Oserve
 from llmgym.core.checks import keyword_arguments, number, output_folder, whole
 from llmgym.core.told import Told, as_json
+from llmgym.deploy.export_command import ExportPolicy
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
 from llmgym.evaluation.room_command import Room
 from llmgym.profiles.convert_command import Convert
@@ -365,6 +366,7 @@ class Arguments:
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[New, tyro.conf.subcommand("new")]
         | Annotated[Compile, tyro.conf.subcommand("compile")]
+        | Annotated[ExportPolicy, tyro.conf.subcommand("export-policy")]
     ) = field(default_factory=List)
 
 

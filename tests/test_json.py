@@ -48,6 +48,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "throughput": (["llmgym/KVQueue-v1", "--lanes", "2", "--seconds", "0.01"], "steps_per_s"),
     "new": (["mine"], "written"),
     "compile": (["llmgym/AFDRefill-v0"], "seconds"),
+    "export-policy": (["pick-area", "rule.npz"], "written"),
 }
 ELSEWHERE = {"profile", "convert", "check", "train", "room"}
 """Commands whose JSON has a test of its own, below or where the command is tested."""

@@ -165,7 +165,21 @@ STEP_CASES = {
 }
 """The experiment on step times: three kinds of traffic on one warm engine, each with two kinds of client. Rates were chosen so
 that all of it takes less than seven minutes on an H200, the engine's start included."""
-ALL_CASES = CASES | STEP_CASES
+DEPLOY_CASES = {
+    f"deploy_{number}": Case(
+        f"deploy_{number}",
+        "a world of KVQueue-v1's azure-conv-tight, whose requests come with predicted lengths",
+        "azure-conv-2023",
+        12.09,
+        400,
+        blocks=2_049,
+        seed=90_000 + number,
+    )
+    for number in (1, 2, 3)
+}
+"""The experiment on deployed schedulers; `benchmarks/deploy_proof.py` writes its requests. vLLM keeps a block for itself, so that
+32,768 tokens are left."""
+ALL_CASES = CASES | STEP_CASES | DEPLOY_CASES
 
 
 class Traffic(NamedTuple):
@@ -196,6 +210,28 @@ def draw(case: Case) -> Traffic:
     return Traffic(drawn.arrival_s - drawn.arrival_s[0], prompt, output)
 
 
+def warm_up(seats: int, blocks: int) -> Traffic:
+    """Requests of all sizes in growing crowds, so that every kernel and graph has run before anything is measured."""
+    rng = np.random.default_rng(1)
+    crowds = [
+        n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if n <= seats and n * 512 <= blocks * BLOCK_TOKENS
+    ]
+    asked, prompt, output = [], [], []
+    at = 0.0
+    for _ in range(2):
+        for n in crowds:
+            asked += [at] * n
+            prompt += rng.integers(8, 512, n).tolist()
+            output += rng.integers(8, 40, n).tolist()
+            at += 0.4
+        for n in (500, 700, 1_000, 1_500, 2_000, 3_000, 6_000):
+            asked.append(at)
+            prompt.append(n)
+            output.append(16)
+            at += 0.15
+    return Traffic(np.array(asked), np.array(prompt), np.array(output))
+
+
 def write_traffic(folder: Path, case: Case) -> Traffic:
     """Draw a case and write `<case>_traffic.csv`, with which a machine without llmgym can measure it."""
     found = draw(case)
@@ -214,6 +250,15 @@ def read_traffic(path: Path) -> Traffic:
         np.array([int(row["prompt_tokens"]) for row in rows]),
         np.array([int(row["output_tokens"]) for row in rows]),
     )
+
+
+def read_predictions(path: Path) -> Any:
+    """The predicted lengths of the outputs of a traffic file, int64 [n]; None where it has none."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "predicted_tokens" not in rows[0]:
+        return None
+    return np.array([int(row["predicted_tokens"]) for row in rows])
 
 
 def describe(case: Case, traffic: Traffic) -> str:

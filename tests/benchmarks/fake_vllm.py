@@ -22,6 +22,7 @@ class Engine:
         self.loggers = [make(self.vllm_config) for make in loggers]
         self.output_processor = SimpleNamespace(stream_interval=arguments.stream_interval)
         self.intervals: list[int] = []
+        self.told: list[tuple[Any, int]] = []
         self.steps: list[list[float]] = []
         Engine.started.append(self)
 
@@ -29,10 +30,11 @@ class Engine:
     def from_engine_args(cls, arguments: Any, stat_loggers: list[Any]) -> "Engine":
         return cls(arguments, stat_loggers)
 
-    async def generate(self, prompt: dict[str, Any], params: Any, request_id: str) -> Any:
+    async def generate(self, prompt: dict[str, Any], params: Any, request_id: str, priority: int = 0) -> Any:
         if request_id.startswith("bursty"):
             raise RuntimeError("out of memory")
         self.intervals.append(self.output_processor.stream_interval)
+        self.told.append((params.extra_args, priority))
         prompt_tokens, left = len(prompt["prompt_token_ids"]), params.max_tokens
         now = time.monotonic()
         stats = SimpleNamespace(queued_ts=now, scheduled_ts=now, first_token_ts=now, last_token_ts=now)

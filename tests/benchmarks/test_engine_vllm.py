@@ -78,6 +78,10 @@ def test_the_experiment_on_steps_is_one_engine_with_two_clients(capsys):
         (["--cases", "bursty"], "--out is needed"),
         (["--dry-run", "--minutes", "0"], "expected a number > 0"),
         (["--dry-run", "--traffic", "nowhere"], "calibration_traffic.csv is missing"),
+        (["--dry-run", "--cases", "deploy_1"], "--traffic is needed for deploy_1"),
+        (["--dry-run", "--steps", "--scheduler-cls", "a.B"], "have a scheduler of their own"),
+        (["--dry-run", "--policy", "x.npz"], "needs --scheduler-cls"),
+        (["--dry-run", "--scheduler-cls", "a.B", "--shortest"], "goes without --scheduler-cls"),
     ],
 )
 def test_wrong_arguments_are_told(arguments, said, capsys):
@@ -127,6 +131,30 @@ def test_what_is_written_is_what_fidelity_reads(small):
     (engine,) = fake_vllm.Engine.started
     assert engine.stopped
     assert engine.arguments.load_format == "dummy" and engine.arguments.skip_tokenizer_init
+
+
+def test_a_scheduler_and_what_it_is_told_reach_the_engine(small):
+    for name in ("deploy_1", "deploy_2"):
+        (small / f"{name}_traffic.csv").write_text(
+            "arrival_s,prompt_tokens,output_tokens,predicted_tokens\n0.0,5,1,3\n0.01,6,4,9\n",
+            encoding="utf-8",
+        )
+    own = ["--scheduler-cls", "llmgym.deploy.vllm.GymScheduler", "--policy", "x.npz"]
+    assert run(small, "--cases", "deploy_1", *own) == 0
+    assert run(small, "--cases", "deploy_2", "--shortest") == 0
+    mine, shortest = fake_vllm.Engine.started
+    assert mine.arguments.scheduler_cls == own[1] and mine.arguments.num_gpu_blocks_override == 2_049
+    assert mine.arguments.additional_config["llmgym"]["policy"] == "x.npz"
+    assert not hasattr(mine.arguments, "scheduling_policy")
+    assert mine.told[1:] == [({"predicted_output_tokens": n}, 0) for n in (3, 9)]
+    assert shortest.arguments.scheduling_policy == "priority" and not hasattr(
+        shortest.arguments, "scheduler_cls"
+    )
+    assert shortest.told == [(None, 0)] + [({"predicted_output_tokens": n}, n) for n in (3, 9)]
+    meta = json.loads((small / "runs" / "deploy_1_meta.json").read_text(encoding="utf-8"))
+    assert meta["scheduling"] == {"scheduler_cls": own[1], "policy": "x.npz", "shortest": False}
+    with pytest.raises(SystemExit):
+        run(small, "--cases", "overload", "--shortest")
 
 
 @pytest.mark.slow

@@ -33,6 +33,9 @@ class PickArea(Rule[KVQueue]):
         cached_s: seconds that a cached prompt counts less.
         watermark: share of the cache that stays free.
 
+    Attributes:
+        numbers: the four of these, by name.
+
     Raises:
         InvalidArgument: another action, or a number that is negative.
     """
@@ -53,7 +56,7 @@ class PickArea(Rule[KVQueue]):
                 f"policy {name!r} needs action='pick', not {self._simulation.action_mode!r}"
             )
         numbers = {"aging": aging, "lead_s": lead_s, "cached_s": cached_s, "watermark": watermark}
-        self._numbers = {key: number(key, value, zero=True) for key, value in numbers.items()}
+        self.numbers = {key: number(key, value, zero=True) for key, value in numbers.items()}
         config = self._simulation.params.config[0]
         self._area_s = float(config["batch_ref_s"] * config["per_capacity"] / config["per_area"])
         self._window_s = float(config["window_s"])
@@ -63,7 +66,7 @@ class PickArea(Rule[KVQueue]):
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """The actions of all lanes, int64 [lanes]."""
-        told = self._numbers
+        told = self.numbers
         rows = self._rows(obs, "waiting.candidates").reshape(len(obs), self._slots, PER_WAITING)
         wait = np.minimum(rows[..., _WAIT], 1.0 - 1e-6)
         key = (

@@ -1,0 +1,362 @@
+"""What is known of the requests of a live engine, who waits in which order, and the batch that comes next.
+
+The engine plans as `llmgym.serving.engine` does: who runs what, what that takes of the cache, who could join. Everything is in
+numbers of numpy or Python, a row a request; nothing here knows vLLM.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmgym.deploy.bundle import PER_WAITING, Bundle
+
+PROMPT, KEPT, PREDICTED, AREA, CLASS, MOST, COMPUTED = range(7)
+"""Columns of `Facts.whole`: prompt, output kept from before a preemption, predicted output (0 if none is told), predicted area when
+it last began to wait, class, longest output that it asks for, and tokens in the cache when a batch was planned last."""
+NOBODY = -1
+"""No request in a row of candidates."""
+
+
+@dataclass
+class Limits:
+    """Settings of a live engine.
+
+    Attributes:
+        capacity: of the KV cache, tokens.
+        block: tokens of a block of it.
+        budget: most tokens of a batch.
+        chunk: longest chunk of a prompt, tokens.
+        seats: most requests that run.
+        longest: prompt and output together, tokens at most.
+        watermark: tokens of the cache that an admission leaves free.
+        alone: whether `chunk` does not bind a request that is alone.
+        prefix: whether prefixes are cached.
+    """
+
+    capacity: int
+    block: int
+    budget: int
+    chunk: int
+    seats: int
+    longest: int
+    watermark: int = 0
+    alone: bool = False
+    prefix: bool = False
+
+    def in_blocks(self, tokens: int) -> int:
+        """Tokens of the whole blocks that so many tokens need."""
+        return -(-tokens // self.block) * self.block
+
+
+class Facts:
+    """A row for each request that is in the system.
+
+    The last row is nobody's: nothing is known of it, it has just arrived, and NOBODY finds it as -1.
+
+    Attributes:
+        whole: int64 [rows, 7], see `PROMPT` and the others.
+        arrival_s: float64 [rows], s on the clock of the engine.
+        shown: what an observation tells of a request that waits and does not depend on time, float32 [rows, 11].
+        promised_s: s to the first and to the last token, float64 [rows, 2]; 1 where nothing is promised.
+        counts: 1 where something is promised and not kept or broken yet, float64 [rows, 2].
+    """
+
+    def __init__(self, rows: int = 256) -> None:
+        self._make(rows)
+        self._free = list(range(rows - 2, -1, -1))
+
+    def _make(self, rows: int) -> None:
+        self.whole = np.zeros((rows, 7), np.int64)
+        self.arrival_s = np.full(rows, np.inf)
+        self.shown: NDArray[np.float32] = np.zeros((rows, PER_WAITING), np.float32)
+        self.promised_s, self.counts = np.ones((rows, 2)), np.zeros((rows, 2))
+
+    def _arrays(self) -> tuple[NDArray[Any], ...]:
+        return self.whole, self.arrival_s, self.shown, self.promised_s, self.counts
+
+    def take(self) -> int:
+        """A row for a new request."""
+        if not self._free:
+            before = self._arrays()
+            rows = len(self.whole)
+            self._make(2 * rows)
+            for old, new in zip(before, self._arrays()):
+                new[: rows - 1] = old[: rows - 1]
+            self._free = list(range(2 * rows - 2, rows - 2, -1))
+        return self._free.pop()
+
+    def release(self, row: int) -> None:
+        """Give a row back."""
+        self._free.append(row)
+
+
+def remaining_area(limits: Limits, tokens: int, prefilled: int, kept: int, output: int) -> int:
+    """Tokens x batches that a request which waits or prefills still takes, if its chunks are never cut short.
+
+    Args:
+        limits: of the engine.
+        tokens: to prefill, with the output kept from before a preemption.
+        prefilled: of these, tokens that are in the cache.
+        kept: output from before a preemption, tokens.
+        output: length of the whole output, tokens.
+    """
+    area, done = 0, kept
+    left = tokens - prefilled
+    if left > 0:
+        chunks = -(-left // limits.chunk)
+        area = limits.chunk * (chunks * (chunks - 1) // 2) + prefilled * (chunks - 1) + tokens
+        done = kept + 1
+    more = output - done
+    if more > 0:
+        area += more * (tokens - kept - 1) + (output * (output + 1) - done * (done + 1)) // 2
+    return area
+
+
+class Line:
+    """Those that wait, in every order that has candidates.
+
+    Attributes:
+        area: predicted tokens x batches of all of them.
+        tokens: what each has to prefill, by row.
+    """
+
+    def __init__(self, facts: Facts, bundle: Bundle, limits: Limits) -> None:
+        self.area = 0
+        self.tokens: dict[int, int] = {}
+        self._facts, self._limits = facts, limits
+        self._lists, self._slots = bundle.lists, bundle.slots
+        self._default = bundle.scales.default_output
+        self._scales, self._objectives = bundle.scales, bundle.objectives
+        self._orders: list[list[tuple[float, int, int]]] = [[] for _ in bundle.lists]
+        self._places: dict[int, list[tuple[float, int, int]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __contains__(self, row: int) -> bool:
+        return row in self.tokens
+
+    def enter(self, row: int, ticket: int) -> int:
+        """Let a request wait.
+
+        Args:
+            row: of the request.
+            ticket: its place in the order of arrival.
+
+        Returns:
+            Its predicted area, tokens x batches.
+        """
+        whole = self._facts.whole
+        prompt, kept, predicted, _, request_class = whole[row, :5].tolist()
+        expected = predicted if predicted > 0 else self._default
+        area = remaining_area(self._limits, prompt + kept, 0, kept, max(expected, kept + 1))
+        whole[row, AREA] = area
+        scales, promised = self._scales, self._objectives[request_class]
+        self._facts.shown[row] = (
+            1.0,
+            min((prompt + kept) * scales.per_prompt, 1.0),
+            min(predicted * scales.per_output, 1.0),
+            0.0,
+            min(area * scales.per_area, 1.0),
+            min(kept * scales.per_output, 1.0),
+            request_class * scales.per_class,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+        )
+        for k, seconds in enumerate((promised.ttft_s, promised.e2e_s)):
+            self._facts.promised_s[row, k] = seconds if isfinite(seconds) else 1.0
+            self._facts.counts[row, k] = isfinite(seconds) and (k == 1 or kept == 0)
+        places = []
+        for order, name in zip(self._orders, self._lists):
+            key = 0.0
+            if name == "smallest-area":
+                key = float(area)
+            elif name == "shortest-output":
+                key = float(expected)
+            elif name == "deadline":
+                key = float(self._facts.arrival_s[row]) + self._objectives[request_class].ttft_s
+            place = (key, ticket, row)
+            insort(order, place)
+            places.append(place)
+        self._places[row] = places
+        self.tokens[row] = prompt + kept
+        self.area += area
+        return area
+
+    def leave(self, row: int) -> None:
+        """Let a request wait no longer."""
+        for order, place in zip(self._orders, self._places.pop(row)):
+            del order[bisect_left(order, place)]
+        del self.tokens[row]
+        self.area -= int(self._facts.whole[row, AREA])
+
+    def candidates(self, away: Collection[int] = ()) -> list[int]:
+        """Rows of the first requests of each order, or NOBODY, [slots]; one that is in two orders is there once.
+
+        Args:
+            away: rows of those that are passed over.
+        """
+        each = self._slots // len(self._lists)
+        found: list[int] = []
+        for order in self._orders:
+            before = set(found)
+            missing = each
+            for _, _, row in order:
+                if row in away:
+                    continue
+                found.append(NOBODY if row in before else row)
+                missing -= 1
+                if missing == 0:
+                    break
+            found += [NOBODY] * missing
+        return found
+
+
+class Cache(Protocol):
+    """What a KV cache knows of requests, by their rows."""
+
+    def found(self, row: int) -> tuple[int, int]:
+        """Tokens of a waiting request that are in the cache, and those of these in blocks that nobody holds."""
+
+    def hold(self, row: int) -> None:
+        """Count the blocks that were found for a request as held from now on."""
+
+    def freed(self, row: int, computed: int) -> int:
+        """Tokens of the blocks that are free when a request with so many tokens in the cache loses it."""
+
+
+class Coming:
+    """The batch that the engine plans next.
+
+    Attributes:
+        rows: of those that run, oldest first, and of those that join.
+        computed: tokens in the cache of those that ran before, int64 [running].
+        run: tokens of each of these in the batch, int64 [running].
+        whole: what is known of them, int64 [running, 7].
+        new: rows of those that join, with their tokens in the cache and the tokens that they have to prefill in all.
+        used: tokens of the blocks that they hold.
+        growth: tokens of the blocks that the batch adds.
+        budget_left: tokens that it may still take.
+        short: whether it does not fit into the cache.
+        chunk: longest chunk of a prompt in it, tokens.
+        done: rows of those whose last token is on its way.
+        plans: how often it was planned, over all steps.
+    """
+
+    def __init__(self, facts: Facts, limits: Limits, cache: Cache) -> None:
+        self._facts, self._limits, self._cache = facts, limits, cache
+        self.rows: list[int] = []
+        self.computed: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.run: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.whole: NDArray[np.int64] = np.zeros((0, 7), np.int64)
+        self.new: list[tuple[int, int, int]] = []
+        self.used = self.growth = self.budget_left = self.chunk = self.plans = 0
+        self.short = False
+        self.done: list[int] = []
+
+    def begin(self, rows: Sequence[int], computed: NDArray[np.int64], used: int, waiting: int) -> None:
+        """Plan for those that run.
+
+        Args:
+            rows: of those that run, oldest first.
+            computed: their tokens in the cache, those of the batch that is running included, int64 [running].
+            used: tokens of the blocks that are held.
+            waiting: requests that wait.
+        """
+        self.rows, self.computed, self.used = list(rows), computed, used
+        limits = self._limits
+        self.chunk = limits.budget if limits.alone and len(rows) + waiting <= 1 else limits.chunk
+        self.done = []
+        if self.rows:
+            self._facts.whole[self.rows, COMPUTED] = computed
+        self._plan(True)
+
+    def _plan(self, first: bool) -> None:
+        limits, kv = self._limits, self.computed
+        self.plans += 1
+        self.new = []
+        if not self.rows:
+            self.run = np.zeros(0, np.int64)
+            self.growth, self.budget_left, self.short = 0, limits.budget, False
+            return
+        self.whole = whole = self._facts.whole[self.rows]
+        left = whole[:, PROMPT] + whole[:, KEPT] - kv
+        # who decodes runs one token, unless all that it asked for is on its way
+        more = kv - whole[:, PROMPT] + 1 < whole[:, MOST]
+        decoding = left <= 0
+        need = np.where(decoding, more, np.minimum(left, self.chunk))
+        if first and not more.all():
+            self.done = [self.rows[i] for i in np.flatnonzero(decoding & ~more).tolist()]
+        taken = np.minimum(need.cumsum(), limits.budget)
+        run = taken.copy()
+        run[1:] -= taken[:-1]
+        self.run = run
+        block = limits.block
+        held = (kv + (block - 1)) // block
+        self.growth = int(((kv + run + (block - 1)) // block - held).sum()) * block
+        self.budget_left = limits.budget - int(taken[-1])
+        self.short = self.used + self.growth > limits.capacity
+
+    def output_of(self, row: int, computed: int) -> int:
+        """Output tokens of a request that has so many tokens in the cache, the one on its way included."""
+        prompt, kept = self._facts.whole[row, PROMPT : KEPT + 1].tolist()
+        return int(computed - prompt + 1 if computed >= prompt + kept else kept)
+
+    def evict(self, index: int) -> int:
+        """Take somebody out of the batch, and plan again; call only while nobody has joined.
+
+        Args:
+            index: of the request in `rows`.
+
+        Returns:
+            Its row, whose output so far is kept.
+        """
+        row, computed = self.rows.pop(index), int(self.computed[index])
+        self.used -= self._cache.freed(row, computed)
+        self._facts.whole[row, KEPT] = self.output_of(row, computed)
+        self.computed = np.delete(self.computed, index)
+        self._plan(False)
+        return row
+
+    def lets_in(self) -> bool:
+        """Whether there is a seat and a token for one more."""
+        return not self.short and self.budget_left > 0 and len(self.rows) < self._limits.seats
+
+    def fits(self, row: int, tokens: int) -> bool:
+        """Whether a request may join as vLLM lets it: its first chunk fits, and its whole prompt unless it is alone.
+
+        Args:
+            row: of the request.
+            tokens: that it has to prefill.
+        """
+        limits = self._limits
+        found, revived = self._cache.found(row) if limits.prefix else (0, 0)
+        total = self.used + self.growth + revived
+        first = min(tokens - found, self.chunk, self.budget_left)
+        if total + limits.in_blocks(first) > limits.capacity:
+            return False
+        return not self.rows or total + limits.in_blocks(tokens) - found <= limits.capacity - limits.watermark
+
+    def admit(self, row: int, tokens: int) -> None:
+        """Let a request join. Call only if `fits`.
+
+        Args:
+            row: of the request.
+            tokens: that it has to prefill.
+        """
+        limits = self._limits
+        found, revived = self._cache.found(row) if limits.prefix else (0, 0)
+        run = min(tokens - found, self.chunk, self.budget_left)
+        self.rows.append(row)
+        self.new.append((row, found, tokens))
+        self.growth += revived + limits.in_blocks(found + run) - limits.in_blocks(found)
+        self.budget_left -= run
+        if limits.prefix:
+            self._cache.hold(row)
