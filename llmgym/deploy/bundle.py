@@ -124,7 +124,7 @@ class Bundle:
         objectives: of each class.
         engine: settings of the engine that it was made for, by the names of KVQueue-v1.
         numbers: of a rule, by name.
-        network: `kind` (`perceptron`, `scorer`), `activation` and `clip` of a network.
+        network: `kind` (`mlp`, `scorer`), `activation` and `clip` of a network.
         weights: its arrays by name.
     """
 

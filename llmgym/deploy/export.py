@@ -93,19 +93,16 @@ def _of_checkpoint(policy: str, kwargs: Mapping[str, Any]) -> Bundle:
     if meta["env_id"].rpartition(":")[2] != ENV_ID:
         raise CheckpointError(f"{policy} was trained on {meta['env_id']}: expected {ENV_ID}")
     env = gymnasium.make(ENV_ID, **{**meta["env_kwargs"], **kwargs})
-    from llmgym.policies import checkpoint  # torch is there, or reading `meta` had said so
+    from llmgym.policies import checkpoint, shipped  # torch is there, or reading `meta` had said so
 
-    file = policies.TRAINED / f"{policy}.pt" if policy in policies.names() else Path(policy)
-    stored = checkpoint.load(file / "checkpoint.pt" if file.is_dir() else file)
+    stored = checkpoint.load(shipped.checkpoint_of(policy))
     simulation = env.unwrapped.simulation  # type: ignore[attr-defined]
     checkpoint.check_environment(meta, simulation.layout, simulation.action_space, ENV_ID, policy)
     config = meta["config"]
-    kind = {"scorer": "scorer", "perceptron": "perceptron", "mlp": "perceptron"}.get(
-        config.get("network") or "perceptron"
-    )
+    kind = {"scorer": "scorer", "perceptron": "mlp", "mlp": "mlp"}.get(config.get("network") or "mlp")
     if kind is None or meta["algo"] != "ppo":
         raise CheckpointError(
-            f"{policy}: network={config.get('network')!r} of {meta['algo']}: expected a perceptron or a scorer of ppo"
+            f"{policy}: network={config.get('network')!r} of {meta['algo']}: expected mlp or scorer, of ppo"
         )
     model = {
         key.removeprefix("actor."): value.numpy()
@@ -115,7 +112,7 @@ def _of_checkpoint(policy: str, kwargs: Mapping[str, Any]) -> Bundle:
     weights: dict[str, NDArray[np.float32]] = {
         key: np.ascontiguousarray(value, np.float32) for key, value in model.items()
     }
-    if kind == "perceptron":
+    if kind == "mlp":
         numbers = sorted({int(key.partition(".")[0]) for key in model})
         weights = {
             f"layer.{i}.{part}": weights[f"{number}.{part}"]

@@ -35,7 +35,7 @@ def network(bundle: Bundle) -> Forward:
         raise CheckpointError(
             f"activation={said.get('activation')!r}: expected one of {', '.join(ACTIVATIONS)}"
         )
-    makers = {"perceptron": _perceptron, "scorer": _scorer}
+    makers = {"mlp": _mlp, "scorer": _scorer}
     if said.get("kind") not in makers:
         raise CheckpointError(f"network={said.get('kind')!r}: expected one of {', '.join(makers)}")
     try:
@@ -65,7 +65,7 @@ def _normalised(forward: Forward, mean: Floats, scale: Floats, clip: float) -> F
     return normalised
 
 
-def _perceptron(bundle: Bundle, weights: Mapping[str, Any], act: Callable[[Floats], Floats]) -> Forward:
+def _mlp(bundle: Bundle, weights: Mapping[str, Any], act: Callable[[Floats], Floats]) -> Forward:
     count = sum(key.startswith("layer.") and key.endswith(".weight") for key in weights)
     layers = [(weights[f"layer.{i}.weight"], weights[f"layer.{i}.bias"]) for i in range(count)]
     if not layers:

@@ -88,13 +88,13 @@ def test_a_shipped_policy_acts_as_in_the_gym(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_a_perceptron_gives_the_logits_of_torch(normalise: bool) -> None:
+def test_an_mlp_gives_the_logits_of_torch(normalise: bool) -> None:
     torch = pytest.importorskip("torch")
-    from llmgym.policies.network import perceptron
+    from llmgym.policies.layers import mlp
 
     env = make(slots=4, running=2)
     found = described(env, kind="network")
-    net = perceptron([found.size, 16, 8, 7], "relu", 1.0, torch.Generator().manual_seed(0))
+    net = mlp([found.size, 16, 8, 7], "relu", 1.0, torch.Generator().manual_seed(0))
     linear = [layer for layer in net if hasattr(layer, "weight")]
     weights = {}
     for i, layer in enumerate(linear):
@@ -102,7 +102,7 @@ def test_a_perceptron_gives_the_logits_of_torch(normalise: bool) -> None:
         weights[f"layer.{i}.bias"] = layer.bias.detach().numpy() + np.float32(0.1)
         layer.bias.data += 0.1
     rng = np.random.default_rng(0)
-    said: dict[str, Any] = {"kind": "perceptron", "activation": "relu"}
+    said: dict[str, Any] = {"kind": "mlp", "activation": "relu"}
     obs = rng.uniform(-1, 1, (20, found.size)).astype(np.float32)
     x = obs
     if normalise:
@@ -215,7 +215,7 @@ def test_a_network_of_other_shapes_is_told() -> None:
     with pytest.raises(CheckpointError, match="network='attention'"):
         network(replace(good, network={**good.network, "kind": "attention"}))
     with pytest.raises(CheckpointError, match="has no layers"):
-        network(replace(good, network={**good.network, "kind": "perceptron"}))
+        network(replace(good, network={**good.network, "kind": "mlp"}))
 
 
 @pytest.mark.parametrize(
