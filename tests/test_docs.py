@@ -24,8 +24,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(.*)\n((?:.*\n)*?)\1```$", re.M)
 PROGRAMS = ("llmgym", "python", "pip", "pytest")
-MAY_BE_MISSING = ("runs/",)
-"""What a command before it would have made, by hours of training: it may be told to be missing."""
+MAY_BE_MISSING = ("runs/", "run.json", "room.json")
+"""What a command before it would have made, by hours of training or measuring, begins so: where it is missing, the arguments of the
+command are read, and no more."""
 MEASURES = ("profile", "throughput", "compile")
 """Commands that only measure or compile: their arguments are read, and no more."""
 
@@ -161,9 +162,9 @@ def run_command(words: list[str]) -> None:
         return
     if words[0] == "check" and not Path("my_env.py").exists():
         new("my_env")
-    if any(
-        word.startswith(MAY_BE_MISSING) and not Path(word).exists() for word in words if "--out" not in words
-    ):
+    written = words[words.index("--out") + 1] if "--out" in words else None
+    read = [word for word in words if word != written]
+    if any(word.startswith(MAY_BE_MISSING) and not Path(word).exists() for word in read):
         read_only(words)
         return
     assert cli.main(words) == 0, "it fails"

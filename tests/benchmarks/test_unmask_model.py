@@ -148,6 +148,7 @@ def test_training_learns(clock):
     assert told["held_out_loss"]["code"] < 0.7 * before
 
 
+@pytest.mark.slow
 def test_quick_writes_a_table_that_the_environment_plays(tmp_path, monkeypatch, clock):
     corpus_file(tmp_path / "corpus.xz")
     argv = ["--corpus", str(tmp_path / "corpus.xz"), "--device", "cpu", "--quick", "--out", str(tmp_path)]

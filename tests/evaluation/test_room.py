@@ -178,7 +178,13 @@ def test_memories_of_every_kind_are_copies_of_their_own():
     assert one.lists == [[1], [2]] and one.by_lane == {1: [9]} and other.lists[2] == [2]
 
 
-@pytest.mark.parametrize("env_id", llmgym.env_ids())
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        pytest.param(env_id, marks=[pytest.mark.slow] if "OServe" in env_id else [])
+        for env_id in llmgym.env_ids()
+    ],
+)
 def test_every_rule_with_a_memory_names_it(env_id):
     """Whoever has something to forget has something to take along."""
     cases = llmgym.spec(env_id).test_cases()

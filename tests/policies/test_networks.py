@@ -147,7 +147,7 @@ def returns(policy: Any, env: Any, vector: bool) -> float:
     return total / 40
 
 
-@pytest.mark.parametrize("device", ["cpu", "card"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("card", marks=pytest.mark.slow)])
 def test_what_was_seen_once_is_remembered(tmp_path: Path, monkeypatch: Any, device: str) -> None:
     """Who forgets is right once an episode, and in half of the other four steps."""
     monkeypatch.setattr(DeviceVectorEnv, "_card", staticmethod(lambda device, exact: HostCard()))

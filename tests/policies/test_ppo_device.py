@@ -42,6 +42,7 @@ def test_learns_the_toy_and_leaves_a_policy(tmp_path: Path) -> None:
     assert np.allclose(curve["return_mean"][known], -curve["waited_s"][known])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "least"), [("multi", 14.5), ("box", -2.0)])
 def test_learns_several_parts_and_real_numbers(tmp_path: Path, kind: str, least: float) -> None:
     result = policies.train(

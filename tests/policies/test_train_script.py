@@ -137,6 +137,7 @@ def test_an_environment_of_ones_own_is_trained_and_compared_with_nothing(
     assert policies.meta(out / "checkpoint.pt")["steps"] == 512
 
 
+@pytest.mark.slow
 def test_several_seeds_are_trained_and_compared(
     script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -336,7 +336,7 @@ def test_candidates_are_the_first_of_each_list_and_open_where_the_engine_admits(
             closed += number != NOBODY and not info["action_mask"][1 + k]
         for table, actions in ((waiting, 1), (running, 1 + slots)):
             assert table.actions == (actions,)
-            told = obs[table.start :][: table.rows * table.width].reshape(table.rows, table.width)
+            told = obs[table.entries()]
             there = state.candidate[0, actions - 1 :][: table.rows] != NOBODY
             np.testing.assert_array_equal(told[:, 0], there)
             if table is waiting:

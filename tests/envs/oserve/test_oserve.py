@@ -111,7 +111,7 @@ def reference(
     return times
 
 
-@pytest.mark.parametrize("load", [0.5, 1.2])
+@pytest.mark.parametrize("load", [0.5, pytest.param(1.2, marks=pytest.mark.slow)])
 def test_a_replica_against_small_steps_of_time(load: float) -> None:
     env = one_type(load=(load, load))
     play(env, lambda step, mask: 0, seed=1)
