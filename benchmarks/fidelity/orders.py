@@ -44,7 +44,7 @@ class Order:
 
 
 def figures(rows: Rows, arrival_s: Floats, first_s: Floats, last_s: Floats) -> dict[str, float]:
-    """`latency_figures` without the token rate, and the means of TTFT, TPOT and end-to-end time, s.
+    """`latency_figures` with means and without the token rate, s.
 
     Args:
         rows: the requests.
@@ -52,12 +52,8 @@ def figures(rows: Rows, arrival_s: Floats, first_s: Floats, last_s: Floats) -> d
         first_s: float64 [n], when the first output token was there, s.
         last_s: float64 [n], when the last one was, s.
     """
-    found = latency_figures(arrival_s, first_s, last_s, rows.output_tokens)
+    found = latency_figures(arrival_s, first_s, last_s, rows.output_tokens, means=True)
     del found["output_tokens_per_s"]
-    several = rows.output_tokens > 1
-    tpot_s = (last_s - first_s)[several] / (rows.output_tokens[several] - 1)
-    for name, times in (("ttft", first_s - arrival_s), ("tpot", tpot_s), ("e2e", last_s - arrival_s)):
-        found[f"{name}_mean_s"] = float(np.mean(times))
     return dict(sorted(found.items()))
 
 
