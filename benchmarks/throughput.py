@@ -33,13 +33,15 @@ from typing import Any
 import gymnasium
 import numba
 import numpy as np
-from events import events, legal_action, smallest_scenario, told_simulated
 
 import llmgym
 from llmgym.core.checks import number, output_folder, whole
 from llmgym.core.lanes import observing
 from llmgym.core.memory import bytes_of_a_lane
 from llmgym.errors import InvalidArgument, LlmgymError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.events import events, legal_action, smallest_scenario, told_simulated
 
 ENV_ID = "llmgym/KVQueue-v0"
 QUEUE = f"# Throughput of {ENV_ID}"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import llmgym
-from benchmarks.throughput import legal_action
+from benchmarks.events import legal_action
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.jit import kernel
 from llmgym.core.memory import arrays_of
