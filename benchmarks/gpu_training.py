@@ -32,6 +32,7 @@ from llmgym import policies
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.gpu import cases
 from benchmarks.throughput import where
+from benchmarks.training_speed import rates as told_rates
 from llmgym.core.memory import bytes_of_a_lane
 
 SHOWCASE: tuple[str, dict[str, Any]] = ("llmgym/KVQueue-v0", {"scenario": "azure-conv-tight"})
@@ -72,16 +73,7 @@ def trained(
             save_every_s=1e9, progress=False, config=config,
         )  # fmt: skip
         result = policies.train(plan)
-    curve = result.curve
-    half = len(curve["steps"]) // 2
-    steps, seconds = (np.diff(curve[name][[half, -1]])[0] for name in ("steps", "wall_s"))
-    return {
-        "lanes": lanes,
-        "steps": result.steps,
-        "steps_per_s": result.steps / result.wall_s,
-        "steps_per_s_second_half": float(steps / seconds),
-        "parts_s": result.seconds,
-    }
+    return {"lanes": lanes, **told_rates(result)}
 
 
 def in_a_process(job: dict[str, Any], log: Path) -> dict[str, Any]:

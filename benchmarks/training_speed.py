@@ -64,6 +64,19 @@ def multiplied_flop_per_s(rows: int, inputs: int, width: int, threads: int) -> f
     return 2.0 * rows * inputs * width / best
 
 
+def rates(result: policies.TrainingResult) -> dict[str, Any]:
+    """Steps of a training, steps a second over all of it and over its second half, where all is compiled, and seconds by part."""
+    curve = result.curve
+    half = len(curve["steps"]) // 2
+    steps, seconds = (np.diff(curve[name][[half, -1]])[0] for name in ("steps", "wall_s"))
+    return {
+        "steps": result.steps,
+        "steps_per_s": result.steps / result.wall_s,
+        "steps_per_s_second_half": float(steps / seconds),
+        "parts_s": result.seconds,
+    }
+
+
 def main() -> None:
     """Train, print and write."""
     parser = argparse.ArgumentParser(
@@ -106,14 +119,10 @@ def main() -> None:
     inputs, outputs = sum(size for _, size in meta["layout"]), meta["action_space"]["n"]
     curve = result.curve
     half = len(curve["steps"]) // 2
-    steps, seconds = (np.diff(curve[name][[half, -1]])[0] for name in ("steps", "wall_s"))
     found: dict[str, Any] = {
         "arguments": {name: str(value) for name, value in vars(args).items()},
         "seconds": time.perf_counter() - began,
-        "steps": result.steps,
-        "steps_per_s": result.steps / result.wall_s,
-        "steps_per_s_second_half": float(steps / seconds),
-        "parts_s": result.seconds,
+        **rates(result),
         "parts_us_a_step": {name: 1e6 * spent / result.steps for name, spent in result.seconds.items()},
         "return_mean": curve["return_mean"][[0, half, -1]].tolist(),
         "episodes": float(np.nansum(curve["episodes"])),

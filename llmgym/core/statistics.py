@@ -20,25 +20,6 @@ def mean(values: NDArray[np.float32]) -> float:
     return ratio(total, values.shape[0])
 
 
-@kernel
-def copy_numbers(values: NDArray[np.float32], out: NDArray[np.float32]) -> int:
-    """Copy the values that are no NaN to memory of the lane, where `quantile` may reorder them: kernels make no arrays.
-
-    Args:
-        values: float32 [n].
-        out: float32 [n] or longer, written from the front.
-
-    Returns:
-        How many were written.
-    """
-    count = 0
-    for i in range(values.shape[0]):
-        if not math.isnan(values[i]):
-            out[count] = values[i]
-            count += 1
-    return count
-
-
 @kernel(inline=True)
 def ratio(total: float, count: float) -> float:
     """`total / count`; NaN where there is nothing to divide by, which is a count of 0 or less."""

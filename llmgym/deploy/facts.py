@@ -329,6 +329,11 @@ class Coming:
         """Whether there is a seat and a token for one more."""
         return not self.short and self.budget_left > 0 and len(self.rows) < self._limits.seats
 
+    def _first(self, row: int, tokens: int) -> tuple[int, int, int]:
+        """Tokens of a newcomer that are in the cache, those of these that nobody holds, and those of its first chunk."""
+        found, revived = self._cache.found(row) if self._limits.prefix else (0, 0)
+        return found, revived, min(tokens - found, self.chunk, self.budget_left)
+
     def fits(self, row: int, tokens: int) -> bool:
         """Whether a request may join as vLLM lets it: its first chunk fits, and its whole prompt unless it is alone.
 
@@ -337,9 +342,8 @@ class Coming:
             tokens: that it has to prefill.
         """
         limits = self._limits
-        found, revived = self._cache.found(row) if limits.prefix else (0, 0)
+        found, revived, first = self._first(row, tokens)
         total = self.used + self.growth + revived
-        first = min(tokens - found, self.chunk, self.budget_left)
         if total + limits.in_blocks(first) > limits.capacity:
             return False
         return not self.rows or total + limits.in_blocks(tokens) - found <= limits.capacity - limits.watermark
@@ -352,8 +356,7 @@ class Coming:
             tokens: that it has to prefill.
         """
         limits = self._limits
-        found, revived = self._cache.found(row) if limits.prefix else (0, 0)
-        run = min(tokens - found, self.chunk, self.budget_left)
+        found, revived, run = self._first(row, tokens)
         self.rows.append(row)
         self.new.append((row, found, tokens))
         self.growth += revived + limits.in_blocks(found + run) - limits.in_blocks(found)

@@ -8,16 +8,15 @@ from typing import Any
 from llmgym.core.checks import whole
 from llmgym.core.policy import Policy
 from llmgym.errors import CheckpointError, InvalidArgument, MissingExtra
-from llmgym.evaluation.comparison import (
+from llmgym.evaluation.comparable import (
     CHECKSUM,
     STRATA,
-    Comparison,
     check_headline,
     check_labels,
     check_metrics,
     check_same_metrics,
-    in_brackets,
 )
+from llmgym.evaluation.comparison import Comparison, in_brackets
 from llmgym.evaluation.contenders import LEARNED, Contender, check_id, known, make_env, merged_kwargs, resolve
 from llmgym.evaluation.progress import Bar
 from llmgym.evaluation.rollout import run

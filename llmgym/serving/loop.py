@@ -12,12 +12,11 @@ from llmgym.core.records import Record, Records, Records2, float64, int32, int64
 from llmgym.profiles.cost import StepCost, cooler_s
 from llmgym.serving import conversations
 from llmgym.serving.admission import admit_by_rule, compose
+from llmgym.serving.batch_time import batch_time_s, launching_s
 from llmgym.serving.engine import (
-    batch_time_s,
     empty,
     end_batch,
     held_up_s,
-    launching_s,
     plan,
     release,
     start,

@@ -1,13 +1,13 @@
 """The scripts that write tables of results: throughput of every environment, and comparisons of every environment."""
 
 import comparisons
-import events
 import numpy as np
 import pytest
 import throughput
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 import llmgym
+from benchmarks import events
 from llmgym.evaluation import Comparison, EpisodeTable
 from llmgym.evaluation.tables import estimate
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from llmgym.core.statistics import copy_numbers, counted, mean, quantile, ratio
+from llmgym.core.statistics import counted, mean, quantile, ratio
 
 values = arrays(np.float32, st.integers(1, 60), elements=st.floats(-1000, 1000, width=32))
 
@@ -22,14 +22,6 @@ def test_the_mean_is_numpys_and_a_quantile_only_reorders(values):
     work = values.copy()
     quantile(work, 0.9)
     assert np.array_equal(np.sort(work), np.sort(values))
-
-
-def test_the_numbers_among_values_are_copied_in_order():
-    given_values = np.array([3.0, np.nan, -1.0, np.nan, 2.0], np.float32)
-    out = np.full(7, 9.0, np.float32)
-    assert copy_numbers(given_values, out) == 3
-    assert out.tolist() == [3.0, -1.0, 2.0, 9.0, 9.0, 9.0, 9.0] and np.isnan(given_values[1])
-    assert copy_numbers(given_values[:0], out) == 0
 
 
 def test_equal_values_and_no_values():

@@ -7,7 +7,6 @@ not in the file. Where all were sent at once, or a fixed number was kept in flig
 from pathlib import Path
 from typing import Any
 
-from llmgym.errors import TraceError
 from llmgym.workloads.runs import vllm
 from llmgym.workloads.runs.record import MeasuredRun
 
@@ -30,10 +29,7 @@ def read(file: Path, record: dict[str, Any]) -> MeasuredRun:
     Raises:
         TraceError: it has no times of single requests, or one that cannot be read.
     """
-    if "ttfts" not in record:
-        raise TraceError(
-            f"{file}: has no times of single requests ('ttfts'); run SGLang's bench_serving with --output-details"
-        )
+    vllm.needs_details(file, record, "SGLang's bench_serving with --output-details")
     return vllm.from_lists(file, record, "sglang", record.get("start_times"), None, _FACTS)
 
 

@@ -35,12 +35,15 @@ def read(file: Path, record: dict[str, Any]) -> MeasuredRun:
     Raises:
         TraceError: it has no times of single requests, or one that cannot be read.
     """
-    if "ttfts" not in record:
-        raise TraceError(
-            f"{file}: has no times of single requests ('ttfts'); run vllm bench serve with --save-result --save-detailed"
-        )
+    needs_details(file, record, "vllm bench serve with --save-result --save-detailed")
     start = record.get("start_times")
     return from_lists(file, record, "vllm", start, record.get("latencies"), _FACTS)
+
+
+def needs_details(file: Path, record: dict[str, Any], command: str) -> None:
+    """Raise `TraceError` where a result has no times of single requests, and say which command writes them."""
+    if "ttfts" not in record:
+        raise TraceError(f"{file}: has no times of single requests ('ttfts'); run {command}")
 
 
 def from_lists(

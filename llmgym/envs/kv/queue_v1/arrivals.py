@@ -8,7 +8,8 @@ from llmgym.core.jit import kernel
 from llmgym.envs.kv.queue.kernels import enter, hold, note
 from llmgym.envs.kv.queue_v1.state import Params, State
 from llmgym.serving import conversations, prefix
-from llmgym.serving.engine import batch_time_s, empty, end_batch, launching_s, start
+from llmgym.serving.batch_time import batch_time_s, launching_s
+from llmgym.serving.engine import empty, end_batch, start
 from llmgym.serving.requests import begin, checksum_of
 from llmgym.workloads.turns import draw_turns
 
