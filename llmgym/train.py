@@ -34,6 +34,7 @@ import tyro
 from rich.console import Console
 
 from llmgym import baselines, policies
+from llmgym.core.checks import keyword_arguments
 from llmgym.core.env import check_id
 from llmgym.core.told import Told, as_json
 from llmgym.errors import CheckpointError, InvalidArgument, LlmgymError, UnknownName
@@ -117,15 +118,7 @@ def runs(args: Args) -> dict[int, Path]:
 
 def given_kwargs(args: Args) -> dict[str, Any]:
     """Arguments of the environment."""
-    kwargs: dict[str, Any] = {}
-    for item in args.env_args:
-        name, equals, text = item.partition("=")
-        if not equals or not name:
-            raise InvalidArgument(f"--env-args {item!r}: expected name=value")
-        try:
-            kwargs[name] = json.loads(text)
-        except ValueError:
-            kwargs[name] = text
+    kwargs = keyword_arguments(args.env_args)
     for name in ("scenario", "action"):
         if getattr(args, name) is not None:
             kwargs[name] = getattr(args, name)

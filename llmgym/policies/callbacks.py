@@ -1,8 +1,8 @@
 """What may follow a training from outside: callbacks in the manner of stable-baselines3, and loggers.
 
 class StopAt(Callback):
-def on_update(self, run, row):
-return not row["return_mean"] > 50.0
+    def on_update(self, run, row):
+        return not row["return_mean"] > 50.0
 
 policies.train(Plan("llmgym/KVQueue-v0", Path("runs/mine"), callbacks=(StopAt(),)))
 """
