@@ -13,6 +13,7 @@ an .npz: `<case>`, float32 [decisions, entries].
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,8 @@ import numpy as np
 from engine_reference import MODEL, Case, build, draw, drive
 
 CASES = 50
-RESULTS = Path(__file__).parent / "results" / "deploy"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "deploy"
 
 
 def run(cases: Sequence[Case], policy: str, out: Path, told: Path | None = None) -> None:
@@ -105,7 +107,10 @@ def run_in(python: str, cases: Sequence[Case], policy: str, folder: Path, *more:
     asked, out = folder / "cases.json", folder / f"{policy.rpartition('/')[2]}.jsonl"
     asked.write_text(json.dumps(list(cases)), encoding="utf-8")
     command = [python, __file__, "--cases", str(asked), "--policy", policy, "--out", str(out), *more]
-    done = subprocess.run(command, capture_output=True, text=True)
+    # llmgym itself from this checkout, whether that environment has one of its own or none
+    paths = filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(f"{python} failed: {done.stderr[-2000:]}")
     return out
