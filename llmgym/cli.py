@@ -115,10 +115,12 @@ class Compare(Told):
     env: Annotated[str, tyro.conf.Positional]
     """Environment id, such as llmgym/KVQueue-v0; module:id if a module of yours registers it."""
     policies: tuple[str, ...] = ()
-    """Baselines, learned policies, paths of checkpoints, or policies of your own as module:name; all baselines and shipped policies
-    if left out."""
-    scenario: str | None = None
+    """Baselines, learned policies, paths of checkpoints, or policies of your own as module:name; "rules" and "learned" stand for
+    all baselines and all shipped policies, "all" for both; all if left out."""
+    scenario: Annotated[str | None, tyro.conf.arg(aliases=("--test-on",))] = None
     """Scenario of the environment; its default if left out."""
+    trained_on: Annotated[str | None, tyro.conf.arg(aliases=("--train-on",))] = None
+    """Of the shipped policies, take those that were trained on this scenario, to see how they do on another one."""
     env_args: tuple[str, ...] = ()
     """Further arguments of the environment, as name=value."""
     episodes: int = 30
@@ -137,13 +139,15 @@ class Compare(Told):
     def run(self, console: Console) -> dict[str, Any]:
         from llmgym import evaluation
         from llmgym.evaluation import contenders, export
+        from llmgym.evaluation.paired import GROUPS, members
         from llmgym.evaluation.tuning import TUNING_SEEDS
 
         episodes = whole("episodes", self.episodes, 2, 10**6)
         whole("seed", self.seed, 0, TUNING_SEEDS - episodes)
         env_id = contenders.check_id(self.env)
         for name in self.policies:
-            contenders.resolve(env_id, name)
+            if name not in GROUPS:
+                contenders.resolve(env_id, name)
         out = self.out or Path("results") / "-".join(filter(None, (env_id.rpartition("/")[2], self.scenario)))
         output_folder("out", out)
         kwargs = keyword_arguments(self.env_args)
@@ -152,7 +156,9 @@ class Compare(Told):
         room = None if self.room is None else evaluation.RoomResult.read(self.room)
         if room is not None:
             room.check(env_id, kwargs)
-        names: list[str] | None = list(self.policies) or None
+        names: list[str] | None = None
+        if self.policies or self.trained_on is not None:
+            names = members(env_id, self.policies or ("all",), kwargs, self.trained_on)
         if self.tune and env_id in env_ids():
             names = evaluation.tuned(self.env, names, seed=self.seed, progress=self.progress, **kwargs)
         result = evaluation.compare(

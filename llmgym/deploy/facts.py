@@ -334,6 +334,16 @@ class Coming:
         found, revived = self._cache.found(row) if self._limits.prefix else (0, 0)
         return found, revived, min(tokens - found, self.chunk, self.budget_left)
 
+    def most(self) -> int:
+        """Most tokens to prefill with which a request may join, where no prefix is cached."""
+        limits = self._limits
+        free = limits.capacity - self.used - self.growth
+        if self.rows:
+            free -= limits.watermark
+        elif limits.in_blocks(min(self.chunk, self.budget_left)) <= free:
+            return limits.longest
+        return free // limits.block * limits.block
+
     def fits(self, row: int, tokens: int) -> bool:
         """Whether a request may join as vLLM lets it: its first chunk fits, and its whole prompt unless it is alone.
 
@@ -342,6 +352,8 @@ class Coming:
             tokens: that it has to prefill.
         """
         limits = self._limits
+        if not limits.prefix:
+            return tokens <= self.most()
         found, revived, first = self._first(row, tokens)
         total = self.used + self.growth + revived
         if total + limits.in_blocks(first) > limits.capacity:

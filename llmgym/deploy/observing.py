@@ -32,7 +32,7 @@ BIN_SHIFT = 20
 """Bins per batch and per token are whole numbers, times 2 to this power."""
 
 
-CHEAP = frozenset({"short", "kv.free", "residents"})
+CHEAP = frozenset({"short", "kv.free", "residents", "waiting.candidates"})
 """Fields that are known without a look at those that run."""
 
 
@@ -140,18 +140,17 @@ class Observer:
         """
         out: NDArray[np.float32] = np.zeros(self._size, np.float32)
         fields = self.fields
-        if fields is None or not fields <= CHEAP:
-            if self._planned != coming.plans or self._now_s != now_s:
-                self._look(coming, now_s)
         if fields is None or "waiting.candidates" in fields:
             self._waiting(out, candidates, allowed, now_s)
-        if fields is not None and fields <= CHEAP | {"waiting.candidates"}:
+        if fields is not None and fields <= CHEAP:
             at, limits = self._at, self._limits
             free = (limits.capacity - coming.used - coming.growth) * self._per_capacity
             out[at["kv.free"]] = max(free, 0.0)
             out[at["residents"]] = len(coming.rows) * self._per_seat
             out[at["short"]] = coming.short
             return out
+        if self._planned != coming.plans or self._now_s != now_s:
+            self._look(coming, now_s)
         self._engine(out, coming, line, episode, now_s, waiting, picked)
         self._running(out, coming, now_s)
         return out

@@ -292,7 +292,11 @@ class Steering:
             allowed = [0] * slots
             if coming.lets_in():
                 tokens = line.tokens
-                allowed = [int(row != NOBODY and coming.fits(row, tokens[row])) for row in candidates]
+                if self.limits.prefix:
+                    allowed = [int(row != NOBODY and coming.fits(row, tokens[row])) for row in candidates]
+                else:
+                    most = coming.most()
+                    allowed = [int(row != NOBODY and tokens[row] <= most) for row in candidates]
             if not any(allowed):
                 break
             mask = np.zeros(1 + slots + self.bundle.running, np.int8)

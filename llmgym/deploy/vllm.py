@@ -96,13 +96,21 @@ class Queue(FCFSRequestQueue):
         super().remove_requests(away)
         self._tell("leave", away)
 
-    def bring_forward(self, chosen: Sequence[Any]) -> None:
-        """Put requests in front, in this order; those that wait for something else than room stay ahead of them."""
+    def bring_forward(self, chosen: Sequence[Any], all_ready: bool) -> None:
+        """Put requests in front, in this order; those that wait for something else than room stay ahead of them.
+
+        Args:
+            chosen: what comes first.
+            all_ready: whether nobody waits for something else than room, which saves a look at everybody.
+        """
         if all(here is wanted for here, wanted in zip(self, chosen)):
             return
         names = {id(request) for request in chosen}
-        held = [request for request in self if not ready(request)]
-        rest = [request for request in self if id(request) not in names and ready(request)]
+        rest = [request for request in self if id(request) not in names]
+        held = []
+        if not all_ready:
+            held = [request for request in rest if not ready(request)]
+            rest = [request for request in rest if ready(request)]
         self.clear()
         self.extend([*held, *chosen, *rest])
 
@@ -362,7 +370,7 @@ class GymScheduler(AsyncScheduler):
                 *(request for request in self.running if id(request) not in away),
                 *reversed(decision.victims),
             ]
-        queue.bring_forward(decision.admit)
+        queue.bring_forward(decision.admit, len(queue) == len(steering.line))
         queue.chosen = {id(request) for request in decision.admit}
         # Shut, unless the next in line was looked at and does not fit, or nobody runs and nobody was chosen: there vLLM's own check
         # says the same, or better.

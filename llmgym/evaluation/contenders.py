@@ -107,7 +107,12 @@ def _named(env_id: str, name: str, label: str) -> Contender:
     if name in rules or name.partition(":")[0] in rules:
         kwargs = baselines.env_kwargs(env_id, name)
         return Contender(label, BASELINE, name, dict(kwargs), lambda env: baselines.make(name, env))
-    if name in learned or Path(name).exists() or Path(name).suffix in (".pt", ".zip"):
+    if (
+        name in learned
+        or _stands_for_seeds(env_id, name)
+        or Path(name).exists()
+        or Path(name).suffix in (".pt", ".zip")
+    ):
         kwargs = policies.env_kwargs(name)
         return Contender(label, LEARNED, name, dict(kwargs), lambda env: policies.load(name, env))
     module, _, attribute = name.partition(":")
@@ -115,6 +120,13 @@ def _named(env_id: str, name: str, label: str) -> Contender:
         given = _of_module(module, attribute)
         return resolve(env_id, given, label if label != name else None)
     raise UnknownName(f"policy (or checkpoint path) for {env_id}", name, [*rules, *learned])
+
+
+def _stands_for_seeds(env_id: str, name: str) -> bool:
+    """Whether a name is an environment and a scenario of which policies are shipped."""
+    from llmgym.policies.shipped import seeds_of
+
+    return name.partition("/")[0] == env_id.rpartition("/")[2] and bool(seeds_of(name))
 
 
 def _of_module(module: str, attribute: str) -> Policy:

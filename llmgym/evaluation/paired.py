@@ -17,11 +17,23 @@ from llmgym.evaluation.comparable import (
     check_same_metrics,
 )
 from llmgym.evaluation.comparison import Comparison, in_brackets
-from llmgym.evaluation.contenders import LEARNED, Contender, check_id, known, make_env, merged_kwargs, resolve
+from llmgym.evaluation.contenders import (
+    BASELINE,
+    LEARNED,
+    Contender,
+    check_id,
+    known,
+    make_env,
+    merged_kwargs,
+    resolve,
+)
 from llmgym.evaluation.progress import Bar
 from llmgym.evaluation.rollout import run
 from llmgym.evaluation.room_result import RoomResult
 from llmgym.evaluation.statistics import check_confidence
+
+GROUPS = {"rules": (BASELINE,), "learned": (LEARNED,), "all": (BASELINE, LEARNED)}
+"""Words that stand for several policies: the kinds that each means."""
 
 
 def compare(
@@ -112,6 +124,43 @@ def fitting(env_id: str, env_kwargs: Mapping[str, Any]) -> list[Contender]:
             f"policies=None: no known policy fits {env_id}{in_brackets(env_kwargs)}; name your own"
         )
     return fitting
+
+
+def members(
+    env_id: str, words: Sequence[str], env_kwargs: Mapping[str, Any], trained_on: str | None = None
+) -> list[str]:
+    """Names of policies, where some may be asked for together.
+
+    Args:
+        env_id: a registered id.
+        words: names, which stay, and `all`, `rules` or `learned`: what is known and fits the environment.
+        env_kwargs: arguments of the environment.
+        trained_on: take all learned ones, but of those that are not named only those that were trained on this scenario.
+
+    Returns:
+        The names, each once.
+
+    Raises:
+        InvalidArgument: no learned policy that fits was trained on the scenario.
+    """
+    from llmgym import policies
+
+    words = [*words] if trained_on is None else [*words, "learned"]
+    known = fitting(env_id, env_kwargs) if any(word in GROUPS for word in words) else []
+    if trained_on is not None:
+        fit = [one.label for one in known if one.kind == LEARNED]
+        scenarios = {label: policies.meta(label)["env_kwargs"].get("scenario") for label in fit}
+        if trained_on not in scenarios.values():
+            there = sorted({name for name in scenarios.values() if name is not None})
+            raise InvalidArgument(
+                f"trained_on={trained_on!r}: no shipped policy of {env_id} that fits here was trained on it; "
+                f"there are policies of {', '.join(there) or 'no scenario'}"
+            )
+        known = [one for one in known if one.kind != LEARNED or scenarios[one.label] == trained_on]
+    names: list[str] = []
+    for word in words:
+        names += [one.label for one in known if one.kind in GROUPS[word]] if word in GROUPS else [word]
+    return list(dict.fromkeys(names))
 
 
 def _probe(

@@ -67,7 +67,8 @@ def load(name_or_path: str | Path, env: Any, *, sample_seed: int | None = None) 
     """A learned policy, ready to act in `env`.
 
     Args:
-        name_or_path: a name out of `names()`, a checkpoint (`.pt`), the folder of a run (its best checkpoint where there was a
+        name_or_path: a name out of `names()`, an environment and a scenario such as `"AFDRefill-v0/small"` (of the seeds that are
+            shipped the best in validation), a checkpoint (`.pt`), the folder of a run (its best checkpoint where there was a
             validation, else its newest), or an archive of stable-baselines3 (`.zip`).
         env: the environment it will act in: single or vector, wrapped or not.
         sample_seed: None takes the most likely action, a number draws actions from the policy with this seed.

@@ -1,5 +1,6 @@
 """Where policies are: those that come with the package, by name, and files and folders of runs."""
 
+import re
 from pathlib import Path
 
 from llmgym.errors import InvalidArgument, UnknownName
@@ -19,10 +20,32 @@ def names(env_id: str | None = None) -> list[str]:
     return [name for name in names() if name.partition("/")[0] == environment]
 
 
+def seeds_of(name: str) -> list[Path]:
+    """The shipped checkpoints that `<environment>/<scenario>` stands for, one a training seed; none if it stands for nothing."""
+    environment, _, scenario = name.partition("/")
+    seed = re.compile(rf"ppo-{re.escape(scenario)}(-s\d+)?")
+    found = [path for path in TRAINED.glob(f"{environment}/*.pt") if seed.fullmatch(path.stem)]
+    return sorted(found, key=lambda path: path.stem)
+
+
+def _best(paths: list[Path]) -> Path:
+    """The checkpoint that did best on the worlds of its validation; the first where none was validated."""
+    from llmgym.policies.checkpoint import load
+
+    def validated(path: Path) -> float:
+        found = load(path)["meta"].get("best_return")
+        return float("-inf") if found is None else float(found)
+
+    return paths[0] if len(paths) == 1 else max(paths, key=validated)
+
+
 def path_of(name_or_path: str | Path) -> tuple[Path, str | None]:
     """The file of a policy, and its name if it is a shipped one."""
-    if isinstance(name_or_path, str) and name_or_path in names():
-        return TRAINED / f"{name_or_path}.pt", name_or_path
+    if isinstance(name_or_path, str):
+        if name_or_path in names():
+            return TRAINED / f"{name_or_path}.pt", name_or_path
+        if seeds := seeds_of(name_or_path):
+            return _best(seeds), name_or_path
     path = Path(name_or_path)
     if path.is_dir():
         best = path / "best.pt"

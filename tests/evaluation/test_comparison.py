@@ -8,6 +8,7 @@ import llmgym
 from llmgym import baselines, policies
 from llmgym.errors import InvalidArgument, MissingExtra, UnknownName
 from llmgym.evaluation import Comparison, EpisodeTable, compare, statistics
+from llmgym.evaluation.paired import members
 from tests.evaluation import worlds
 from tests.evaluation.conftest import TOY, WORLDS, Fake, always
 
@@ -425,6 +426,19 @@ def test_none_takes_all_that_can_act_and_warns_of_the_others(registry):
     assert any("'short' is left out" in text and "horizon=5" in text for text in said)
     assert any("'no-torch' is left out" in text and "pip install" in text for text in said)
     assert len(said) == 2
+
+
+@pytest.mark.filterwarnings("ignore:policy .* is left out")
+def test_words_for_several_policies_and_those_of_another_scenario(registry, monkeypatch):
+    monkeypatch.setattr(policies, "meta", lambda name: {"env_kwargs": {"scenario": "far"}})
+    nine = {"horizon": 9}
+    assert members(TOY, ["rules"], nine) == ["one", "two"]
+    assert members(TOY, ["learned"], nine) == ["shipped"]
+    assert members(TOY, ["shipped", "one:x=1", "all"], nine) == ["shipped", "one:x=1", "one", "two"]
+    assert members(TOY, ["two"], nine) == ["two"]
+    assert members(TOY, ["rules"], nine, trained_on="far") == ["one", "two", "shipped"]
+    with pytest.raises(InvalidArgument, match=r"trained_on='near': no shipped .* there are policies of far"):
+        members(TOY, ["rules"], nine, trained_on="near")
 
 
 def test_none_with_a_wrong_argument_is_an_error_not_a_warning(registry):

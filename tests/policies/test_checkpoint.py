@@ -209,6 +209,27 @@ def test_shipped_policies_are_those_of_this_packages_environments() -> None:
     assert policies.names("me/KVQueue-v0") == policies.names("mine:me/KVQueue-v0") == []
 
 
+def test_environment_and_scenario_stand_for_the_best_seed_in_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmgym.policies import shipped
+
+    monkeypatch.setattr(shipped, "TRAINED", tmp_path)
+    (tmp_path / "X-v0").mkdir()
+    for stem in ("ppo-small", "ppo-small-s1", "ppo-small-s2", "ppo-small-far", "ppo-small-s2x", "ppo-real"):
+        (tmp_path / "X-v0" / f"{stem}.pt").write_bytes(b"")
+    best = {"ppo-small": None, "ppo-small-s1": -2.0, "ppo-small-s2": -3.0}
+    monkeypatch.setattr(checkpoint, "load", lambda path: {"meta": {"best_return": best[path.stem]}})
+    assert shipped.path_of("X-v0/small") == (tmp_path / "X-v0" / "ppo-small-s1.pt", "X-v0/small")
+    assert shipped.path_of("X-v0/real")[0].stem == "ppo-real"
+    best["ppo-small-s1"] = best["ppo-small-s2"] = None  # type: ignore[assignment]
+    assert shipped.path_of("X-v0/small")[0].stem == "ppo-small"
+    assert shipped.path_of("X-v0/small-s1")[0].stem == "ppo-small-s1"
+    for nothing in ("X-v0/sma", "X-v0/", "X-v0/small-s3", "Y-v0/small"):
+        with pytest.raises(UnknownName):
+            shipped.path_of(nothing)
+
+
 def test_missing_truncated_and_garbage(copy: Path) -> None:
     env = ToyEnv()
     with pytest.raises(CheckpointError, match=r"^no such file: .*none\.pt$"):
