@@ -223,8 +223,10 @@ class Run:
             raise InvalidArgument(f"{plan.out} already holds a run: resume it, or choose another folder")
         threads = max(1, plan.config.threads)
         self.env = make_lanes(plan.env_id, plan.lanes, plan.env_kwargs, plan.config.env_device, threads)
-        metrics = [name for name in self.env.simulation.metric_names if name not in (*columns, CHECKSUM)]
-        self.columns = ["steps", "wall_s", "steps_per_s", *columns, *metrics, VALIDATION]
+        own = ["steps", "wall_s", "steps_per_s", *columns]
+        # a metric that has the name of a column is left out
+        metrics = [name for name in self.env.simulation.metric_names if name not in (*own, CHECKSUM)]
+        self.columns = [*own, *metrics, VALIDATION]
         self.steps, self.earlier_s = 0, 0.0
         self.rows: list[list[float]] = []
         self.best_return, self.stale = -math.inf, 0
@@ -365,7 +367,7 @@ class Run:
         now = time.perf_counter()
         speed = (self.steps - self._last_steps) / max(now - self._last, 1e-9)
         self._last, self._last_steps = now, self.steps
-        row = {"steps": float(self.steps), "wall_s": self.wall_s, "steps_per_s": speed, **values}
+        row = {**values, "steps": float(self.steps), "wall_s": self.wall_s, "steps_per_s": speed}
         for name in ("policy_loss", "value_loss"):
             if not math.isfinite(row.get(name, 0.0)):
                 raise LlmgymError(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llmgym import policies
 from llmgym.errors import InvalidAction, InvalidArgument, UnknownName
 from llmgym.policies import FIRST_TRAINING_SEED, Plan, PPOConfig, training_seed
-from tests.policies.toys import GUESS, TOY, GuessVectorEnv, mean_return
+from tests.policies.toys import GUESS, TOY, Guess, GuessVectorEnv, mean_return
 from tests.toy import ToyVectorEnv
 
 torch = pytest.importorskip("torch")
@@ -68,6 +68,20 @@ def test_learning_curve(trained: Any) -> None:
         curve["steps"]
     )
     assert sum(trained.seconds.values()) == pytest.approx(trained.wall_s, rel=0.1)
+
+
+def test_a_metric_with_the_name_of_a_column_does_not_replace_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Guess.__init__
+
+    def other_name(self: Any, *args: Any, **kwargs: Any) -> None:
+        made(self, *args, **kwargs)
+        self.metric_names = ("steps",)
+
+    monkeypatch.setattr(Guess, "__init__", other_name)
+    curve = policies.train(plan(tmp_path / "run", GUESS)).curve
+    assert curve["steps"].tolist() == [2_048.0, 4_096.0, 6_144.0, 8_192.0]
 
 
 def test_lanes_are_brought_out_of_step(tmp_path: Path) -> None:

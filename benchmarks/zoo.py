@@ -1,0 +1,156 @@
+"""The cards of the policies that come with the package: how each was trained, and what it is worth.
+
+    python benchmarks/zoo.py
+
+Writes benchmarks/results/zoo.md and zoo.png out of the checkpoints and of what `benchmarks/comparisons.py` found.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.site_tables import RESULTS, parted
+from llmgym.policies import checkpoint, shipped
+
+OUT = Path(__file__).parent / "results"
+COLUMNS = (
+    "policy", "network", "imitates first", "seed", "steps", "minutes", "torch", "date",
+    "to the best tuned rule", "on 200 other worlds", "verdict", "share of the room",
+)  # fmt: skip
+ACROSS = 4
+"""Panels in a row of the picture."""
+
+
+class Card(NamedTuple):
+    """A shipped policy.
+
+    Attributes:
+        name: as `llmgym.policies.load` takes it.
+        scenario: that it was trained on.
+        meta: what its checkpoint says of its training.
+        curve: steps, mean return of training, and mean return in validation (NaN where there was none), float [points, 3].
+    """
+
+    name: str
+    scenario: str
+    meta: dict[str, Any]
+    curve: NDArray[np.float64]
+
+
+def cards() -> dict[tuple[str, str], list[Card]]:
+    """The shipped policies by environment and scenario."""
+    found: dict[tuple[str, str], list[Card]] = defaultdict(list)
+    for name in shipped.names():
+        stored = checkpoint.load(shipped.TRAINED / f"{name}.pt")
+        meta = stored["meta"]
+        columns, curve = meta["curve_columns"], stored["curve"].double().numpy()
+        shown = np.full((len(curve), 3), np.nan)
+        for place, column in enumerate(("steps", "return_mean", "validation_return")):
+            if column in columns:
+                shown[:, place] = curve[:, columns.index(column)]
+        if (np.diff(shown[:, 0]) <= 0).any():  # older checkpoints have a metric of this name instead
+            shown[:, 0] = np.linspace(0, meta["steps"], len(curve) + 1)[1:]
+        scenario = meta["env_kwargs"].get("scenario", "default")
+        found[meta["env_id"], scenario].append(Card(name, scenario, meta, shown))
+    return found
+
+
+def outcomes(env_id: str) -> dict[str, dict[str, str]]:
+    """The rows of the comparisons of an environment, by policy."""
+    page = RESULTS / f"{env_id.rpartition('/')[2]}.md"
+    if not page.exists():
+        return {}
+    rows = [row for table in parted(page.read_text(encoding="utf-8"))[1] for row in table]
+    return {row["policy"]: row for row in rows}
+
+
+def row(card: Card, outcome: dict[str, str]) -> str:
+    """A card as a row of the table."""
+    meta, config = card.meta, card.meta["config"]
+    imitated = config.get("imitate", config.get("teacher", ""))
+    hidden = "x".join(map(str, config.get("hidden", ())))
+    second = next((cell for name, cell in outcome.items() if name.startswith("on seeds ")), "")
+    cells = [
+        f"`{card.name}`",
+        f"{config.get('network', 'mlp')} {hidden}",
+        f"`{imitated}`" if imitated else "-",
+        meta["seed"],
+        f"{meta['steps']:,}",
+        f"{meta['wall_s'] / 60:.1f} on {'a GPU' if config.get('device', 'cpu') != 'cpu' else 'a CPU'}",
+        meta["torch_version"],
+        meta["written"][:10],
+        outcome.get("paired difference [95% CI]", "not compared"),
+        second or "-",
+        outcome.get("verdict", "-"),
+        outcome.get("share of the room", "") or "-",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def page(found: dict[tuple[str, str], list[Card]]) -> str:
+    """The page, in Markdown."""
+    parts = [
+        "# Policies that come with the package",
+        "",
+        'Written by `benchmarks/zoo.py`. `llmgym.policies.load("AFDRefill-v0/small", env)` loads, of the seeds of an '
+        "environment and a scenario, the one that did best in validation; a name of a row loads that one. Differences are "
+        "those of `benchmarks/comparisons.py`, on worlds on which nothing was trained, tuned or validated.",
+        "",
+        "![learning curves](zoo.png)",
+        "",
+        "*Mean return against steps of training, a line a seed; dots: on the worlds of the validation.*",
+    ]
+    for (env_id, scenario), group in found.items():
+        known = outcomes(env_id)
+        seeds = " ".join(str(card.meta["seed"]) for card in group)
+        steps = max(card.meta["timesteps"] for card in group)
+        command = f"python benchmarks/train_policies.py {env_id} --scenarios {scenario} --seeds {seeds} --steps {steps} --out runs"
+        parts += [
+            "",
+            f"## {env_id}, {scenario}",
+            "",
+            f"| {' | '.join(COLUMNS)} |",
+            "|" + "---|" * len(COLUMNS),
+        ]
+        parts += [row(card, known.get(card.name, {})) for card in group]
+        parts += ["", f"    {command}"]
+    return "\n".join([*parts, ""])
+
+
+def picture(found: dict[tuple[str, str], list[Card]], path: Path) -> None:
+    """Draw the learning curves, a panel for each environment and scenario."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    down = -(-len(found) // ACROSS)
+    figure = Figure(figsize=(3.2 * ACROSS, 2.2 * down), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(down, ACROSS, squeeze=False).ravel()
+    for panel, ((env_id, scenario), group) in zip(panels, found.items()):
+        for index, card in enumerate(group):
+            steps, trained, validated = card.curve.T
+            there = np.isfinite(trained)
+            panel.plot(steps[there] / 1e6, trained[there], color=f"C{index}", linewidth=1.0, alpha=0.6)
+            panel.plot(steps / 1e6, validated, ".", color=f"C{index}", markersize=5)
+        panel.set_title(f"{env_id.rpartition('/')[2]}, {scenario}", fontsize=8)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+    for panel in panels[len(found) :]:
+        panel.set_axis_off()
+    figure.supxlabel("million steps", fontsize=8)
+    figure.supylabel("mean return", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Write the page and its picture."""
+    found = cards()
+    (OUT / "zoo.md").write_text(page(found), encoding="utf-8")
+    picture(found, OUT / "zoo.png")
+
+
+if __name__ == "__main__":
+    main()
