@@ -24,7 +24,11 @@ def seeds_of(name: str) -> list[Path]:
     """The shipped checkpoints that `<environment>/<scenario>` stands for, one a training seed; none if it stands for nothing."""
     environment, _, scenario = name.partition("/")
     seed = re.compile(rf"ppo-{re.escape(scenario)}(-s\d+)?")
-    found = [path for path in TRAINED.glob(f"{environment}/*.pt") if seed.fullmatch(path.stem)]
+    found = [
+        path
+        for path in TRAINED.glob("*/*.pt")
+        if path.parent.name == environment and seed.fullmatch(path.stem)
+    ]
     return sorted(found, key=lambda path: path.stem)
 
 

@@ -225,7 +225,16 @@ def test_environment_and_scenario_stand_for_the_best_seed_in_validation(
     best["ppo-small-s1"] = best["ppo-small-s2"] = None  # type: ignore[assignment]
     assert shipped.path_of("X-v0/small")[0].stem == "ppo-small"
     assert shipped.path_of("X-v0/small-s1")[0].stem == "ppo-small-s1"
-    for nothing in ("X-v0/sma", "X-v0/", "X-v0/small-s3", "Y-v0/small"):
+    for nothing in (
+        "X-v0/sma",
+        "X-v0/",
+        "X-v0/small-s3",
+        "Y-v0/small",
+        "/X-v0/small",
+        "*/small",
+        "../x/y",
+        "",
+    ):
         with pytest.raises(UnknownName):
             shipped.path_of(nothing)
 
