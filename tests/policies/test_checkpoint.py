@@ -233,7 +233,6 @@ def test_environment_and_scenario_stand_for_the_best_seed_in_validation(
         "/X-v0/small",
         "*/small",
         "../x/y",
-        "",
     ):
         with pytest.raises(UnknownName):
             shipped.path_of(nothing)
