@@ -32,13 +32,19 @@ _MODES = {
 }
 
 
-def check_render_mode(simulation: Simulation, render_mode: str | None) -> None:
-    """Raise `InvalidArgument` for a render mode that a simulation does not have."""
-    if render_mode is not None and render_mode not in simulation.render_modes:
-        allowed = ", ".join(map(repr, simulation.render_modes))
+def check_render_mode(simulation: Simulation, render_mode: str | None, more: Sequence[str] = ()) -> None:
+    """Raise `InvalidArgument` for a render mode that a simulation does not have, and that is none of `more`."""
+    if render_mode is not None and render_mode not in (*simulation.render_modes, *more):
+        allowed = ", ".join(map(repr, (*simulation.render_modes, *more)))
         raise InvalidArgument(f"render_mode={render_mode!r} is not available; allowed: None, {allowed}")
 
 
+def _human(simulation: type[Simulation] | Simulation) -> list[str]:
+    """The mode that shows every step by itself, where a simulation has something to show."""
+    return [HUMAN] if {"ansi", "rgb_array"} & set(simulation.render_modes) else []
+
+
+HUMAN = "human"
 MOST_THREADS = 1024
 
 
@@ -94,12 +100,17 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         super().__init_subclass__(**kwargs)
         _show_base(cls, gymnasium.Env)
         simulation = cls.simulation_class
-        cls.metadata = {"render_modes": list(simulation.render_modes), "render_fps": simulation.render_fps}
+        modes = [*simulation.render_modes, *_human(simulation)]
+        cls.metadata = {"render_modes": modes, "render_fps": simulation.render_fps}
 
     def __init__(self, *, render_mode: str | None = None, **kwargs: Any) -> None:
         self.simulation = self.simulation_class(**kwargs)
-        check_render_mode(self.simulation, render_mode)
+        check_render_mode(self.simulation, render_mode, _human(self.simulation))
         self.render_mode = render_mode
+        self._viewer: Any = None
+        if render_mode == HUMAN:
+            human = importlib.import_module("llmgym.core.human")  # and rich, which nothing else here needs
+            self._viewer = human.Viewer(self.simulation.render_modes, self.simulation.render_fps)
         self.lanes = make_lanes(self.simulation, 1)
         self.observation_space = self.simulation.layout.box()  # type: ignore[assignment]
         self.action_space = self.simulation.action_space
@@ -129,6 +140,8 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         self.lanes.reset(None, [key])
         self._seeded = True
         buffers = self.lanes.buffers
+        if self._viewer is not None:
+            self._viewer.began(self._drawn)
         return buffers.obs[0].copy(), {"action_mask": buffers.mask[0].copy(), "dt": 0.0}
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
@@ -154,6 +167,8 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         info: dict[str, Any] = {"action_mask": buffers.mask[0].copy(), "dt": buffers.dt.item()}
         if done:
             info["metrics"] = lanes.metrics(0)
+        if self._viewer is not None:
+            self._viewer.stepped(self._drawn, buffers.reward.item())
         return (
             buffers.obs[0].copy(),
             buffers.reward.item(),
@@ -173,18 +188,24 @@ class LaneEnv(gymnasium.Env[NDArray[np.float32], Any]):
         return self.lanes.metrics_now(0)
 
     def render(self) -> Any:
-        """A picture (uint8 [height, width, 3]) or a text of the current state, as `render_mode` says. Raises `ResetNeeded`."""
+        """A picture (uint8 [height, width, 3]) or a text of the current state, as `render_mode` says. Raises `ResetNeeded`.
+
+        With `human` it returns None: every reset and every step shows itself (`llmgym.core.human`).
+        """
         self._check_began("render")
-        if self.render_mode is None:
-            return None
-        return self.simulation.render(self.lanes.state, 0, self.render_mode)
+        return None if self.render_mode in (None, HUMAN) else self._drawn(self.render_mode)
+
+    def _drawn(self, mode: str | None) -> Any:
+        return self.simulation.render(self.lanes.state, 0, str(mode))
 
     def _check_began(self, what: str) -> None:
         if self.lanes.never_began().any():
             raise ResetNeeded(f"call reset() before {what}()")
 
     def close(self) -> None:
-        """Release the threads."""
+        """Release the threads, and the terminal or the window of `human`."""
+        if self._viewer is not None:
+            self._viewer.close()
         self.lanes.close()
 
 
