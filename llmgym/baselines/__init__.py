@@ -69,6 +69,19 @@ def grid(env_id: str, name: str) -> tuple[str, ...]:
     return grids.get(name, ())
 
 
+def boards(env_id: str) -> dict[str | None, tuple[str, ...]]:
+    """Scenarios on which the leaderboard ranks policies, each with the baselines that are too slow for many of its worlds.
+
+    They are what the module of the baselines has under the name `BOARDS`; else the scenario `small`, and where there is none the
+    default of the environment, None.
+    """
+    known = spec(env_id)
+    named: Mapping[str, tuple[str, ...]] = getattr(known.baseline_module(), "BOARDS", {})
+    if named:
+        return dict(named)
+    return {"small" if "small" in known.scenario_names() else None: ()}
+
+
 def make(name: str, env: Any) -> Policy:
     """A baseline for an environment.
 

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from llmgym.core import env as core_env
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.policy import Policy
 from llmgym.errors import InvalidArgument, LlmgymError, UnknownName
+from llmgym.evaluation import installed
 
 BASELINE, LEARNED, GIVEN = "baseline", "learned", "given"
 """Kinds: a rule of `llmgym.baselines`, a network of `llmgym.policies`, an object of the user's."""
@@ -48,7 +49,7 @@ class Contender:
 
 
 def resolve(env_id: str, policy: str | Policy, label: str | None = None) -> Contender:
-    """Find a policy: a baseline's name, a learned policy's name, a path to a checkpoint, `module:name`, or an object.
+    """Find a policy: the name of a baseline, of a learned or of an installed policy, a checkpoint, `module:name`, or an object.
 
     Args:
         env_id: id of the environment.
@@ -103,6 +104,7 @@ def _named(env_id: str, name: str, label: str) -> Contender:
     from llmgym import baselines, policies
 
     rules, learned = _names(env_id)
+    theirs = installed.policies(env_id)
     # Numbers can follow a baseline's name, as in "vllm:watermark=0.05".
     if name in rules or name.partition(":")[0] in rules:
         kwargs = baselines.env_kwargs(env_id, name)
@@ -115,11 +117,15 @@ def _named(env_id: str, name: str, label: str) -> Contender:
     ):
         kwargs = policies.env_kwargs(name)
         return Contender(label, LEARNED, name, dict(kwargs), lambda env: policies.load(name, env))
+    if name in theirs:
+        given = theirs[name]() if isinstance(theirs[name], type) else theirs[name]
+        found = resolve(env_id, str(given) if isinstance(given, Path) else given, label)
+        return replace(found, kind=GIVEN, source=name)
     module, _, attribute = name.partition(":")
     if attribute.isidentifier():
         given = _of_module(module, attribute)
         return resolve(env_id, given, label if label != name else None)
-    raise UnknownName(f"policy (or checkpoint path) for {env_id}", name, [*rules, *learned])
+    raise UnknownName(f"policy (or checkpoint path) for {env_id}", name, [*rules, *learned, *theirs])
 
 
 def _stands_for_seeds(env_id: str, name: str) -> bool:
@@ -140,9 +146,9 @@ def _of_module(module: str, attribute: str) -> Policy:
 
 
 def known(env_id: str) -> list[str]:
-    """Names of every baseline and every shipped learned policy of an environment."""
+    """Names of every baseline, every shipped learned policy and every installed policy of an environment."""
     rules, learned = _names(env_id)
-    return [*rules, *learned]
+    return [*rules, *learned, *installed.policies(env_id)]
 
 
 def merged_kwargs(contender: Contender, env_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -70,3 +70,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "iterative": tuple(f"iterative:depth={depth}" for depth in (5, 10, 20, 50)),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "real": ()}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

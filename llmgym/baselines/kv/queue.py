@@ -64,6 +64,8 @@ GRIDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The values over which each rule is tuned before it is compared (`llmgym.evaluation.tune`)."""
+BOARDS: dict[str, tuple[str, ...]] = {"tiny-overload": ()}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
 
 
 class RulePolicy:

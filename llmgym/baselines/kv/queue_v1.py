@@ -32,6 +32,12 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "longest-prefix": tuple(f"longest-prefix:watermark={w}" for w in WATERMARKS),
 }
 """The values over which each rule is tuned before it is compared (`llmgym.evaluation.tune`)."""
+BOARDS: dict[str, tuple[str, ...]] = {
+    "azure-conv-tight": ("rollout",),
+    "tiers": ("rollout",),
+    "sessions": ("rollout",),
+}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
 
 BASELINES: dict[str, Any] = {
     **{name: RuleFactory(name) for name in NAMES},

@@ -106,3 +106,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "earliest-finish": tuple(f"earliest-finish:favour={x}" for x in (0.5, 0.7, 0.85, 1, 1.2, 1.5, 2)),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`); the mappings have nothing to tune."""
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "paper": (), "h100": ()}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

@@ -263,3 +263,5 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "oracle": OraclePolicy,
     "random": Factory("random", partial(RandomPolicy, simulation_class=MemPlace)),
 }
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "paper": (), "h100": ()}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

@@ -315,6 +315,8 @@ GRIDS: dict[str, tuple[str, ...]] = {
     )
 }
 """Every rule that switches is tuned by how much a switch must gain: the reload-bound ones need far more than the others."""
+BOARDS: dict[str, tuple[str, ...]] = {"small": ()}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
 
 
 def make(name: str, env: Any) -> Policy:

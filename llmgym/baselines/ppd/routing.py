@@ -296,3 +296,10 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "queue-aware": tuple(f"queue-aware:caution={x}" for x in (0, 0.25, 0.5, 1, 2)),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""
+BOARDS: dict[str, tuple[str, ...]] = {
+    "small": (),
+    "stress": ("replica", "oracle"),
+    "paper": ("oracle",),
+    "real": ("replica", "oracle"),
+}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

@@ -47,3 +47,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""
+BOARDS: dict[str, tuple[str, ...]] = {"small": ("clairvoyant",), "real": ("clairvoyant",)}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

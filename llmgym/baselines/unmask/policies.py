@@ -329,3 +329,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "mi-price": tuple(f"mi-price:nats={x}" for x in (0.1, 0.2, 0.4, 0.8)),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""
+BOARDS: dict[str, tuple[str, ...]] = {"small": ("look-ahead",), "real": ()}
+"""Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
