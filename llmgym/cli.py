@@ -24,6 +24,7 @@ from llmgym.core.checks import keyword_arguments, number, output_folder, whole
 from llmgym.core.told import Told, as_json
 from llmgym.deploy.export_command import ExportPolicy
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
+from llmgym.evaluation.leaderboard_command import Leaderboard
 from llmgym.evaluation.room_command import Room
 from llmgym.profiles.convert_command import Convert
 from llmgym.profiles.measure_command import Measure, Profiles
@@ -361,6 +362,7 @@ class Arguments:
         | Annotated[Settings, tyro.conf.subcommand("settings")]
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Room, tyro.conf.subcommand("room")]
+        | Annotated[Leaderboard, tyro.conf.subcommand("leaderboard")]
         | Annotated[Train, tyro.conf.subcommand("train")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]

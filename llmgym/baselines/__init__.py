@@ -78,8 +78,9 @@ def boards(env_id: str) -> dict[str | None, tuple[str, ...]]:
     known = spec(env_id)
     named: Mapping[str, tuple[str, ...]] = getattr(known.baseline_module(), "BOARDS", {})
     if named:
-        return dict(named)
-    return {"small" if "small" in known.scenario_names() else None: ()}
+        return {scenario: tuple(left) for scenario, left in named.items()}
+    default: dict[str | None, tuple[str, ...]] = {"small" if "small" in known.scenario_names() else None: ()}
+    return default
 
 
 def make(name: str, env: Any) -> Policy:

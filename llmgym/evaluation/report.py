@@ -11,36 +11,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from llmgym.evaluation import page
 from llmgym.evaluation.export import output_path
 from llmgym.evaluation.plots import draw
 from llmgym.evaluation.results import Results
 from llmgym.evaluation.rollout import RETURN
-from llmgym.evaluation.tables import ResultTable
 from llmgym.version import __version__
 
 LIBRARIES = ("gymnasium", "numpy", "numba", "scipy")
-
-STYLE = """
-:root { color-scheme: light; }
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff;
-  max-width: 74rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-.lead { color: #555; margin-top: 0; } .note { color: #555; font-size: .87rem; margin: .25rem 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; margin: .6rem 0; }
-caption { text-align: left; color: #555; padding-bottom: .4rem; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e3e3e3; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #222; vertical-align: bottom; }
-tbody tr:nth-child(odd) { background: #f6f6f6; }
-.win { color: #005a8e; font-weight: 600; } .lose { color: #b34700; font-weight: 600; }
-.tie { color: #6e6e6e; }
-img { max-width: 100%; height: auto; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .87rem; }
-details { margin: .4rem 0; } summary { cursor: pointer; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; }
-dt { color: #555; } dd { margin: 0; overflow-wrap: anywhere; }
-"""
 
 
 def write_report(comparison: Results, path: str | Path) -> Path:
@@ -52,28 +30,23 @@ def write_report(comparison: Results, path: str | Path) -> Path:
 
 def render(comparison: Results, name: str) -> str:
     """The report as HTML text; `name` is the file the reproduction command writes."""
-    title = f"{comparison.env_id}: policies compared"
+    metrics = (RETURN, *comparison.metric_names)
+    tables = {metric: comparison.metric_table(metric) for metric in metrics}
+    columns = len(next(iter(tables.values())).columns)
+    pictures = [_picture(comparison, metric) for metric in (RETURN, *comparison.shown)]
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f"<p class='lead'>{html.escape(headline(comparison))}</p>",
-        f"<h2>Result</h2>{_scrolled(comparison.table())}",
-        *(_picture(comparison, metric) for metric in (RETURN, *comparison.shown)),
-        "<h2>Every metric</h2>",
-        f"<p class='note'>{html.escape(_reading(comparison))}</p>",
-        *(_metric(comparison, metric) for metric in (RETURN, *comparison.metric_names)),
-        "<h2>What was run</h2>",
-        _facts(comparison),
-        "<h2>Reproduce it</h2>",
-        f"<pre>{html.escape(reproduce(comparison, name))}</pre>",
-        f"<p class='note'>The same versions give the digest of returns {digest(comparison)}.</p>",
+        page.section("Result", page.sortable(comparison.table())),
+        page.section(
+            "One metric", page.switching(tables, (1, columns), "".join(pictures)), _reading(comparison)
+        ),
+        page.section("What was run", _facts(comparison)),
+        page.section(
+            "Reproduce it",
+            f"<pre>{html.escape(reproduce(comparison, name))}</pre>",
+            f"<p class='note'>The same versions give the digest of returns {digest(comparison)}.</p>",
+        ),
     ]
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>\n"
-        + "\n".join(parts)
-        + "\n</body></html>\n"
-    )
+    return page.page(f"{comparison.env_id}: policies compared", headline(comparison), parts)
 
 
 def headline(comparison: Results) -> str:
@@ -181,30 +154,24 @@ def _arguments(kwargs: object) -> str:
 
 
 def _reading(comparison: Results) -> str:
-    return (
+    text = (
         "Mean and interquartile mean (IQM, mean of the middle half) with bootstrap percentile intervals, "
         "expanded for small samples. "
         f"Paired difference: policy minus {comparison.reference}, world by world. "
         "P(better): share of the worlds where the policy is better, ties half."
     )
-
-
-def _metric(comparison: Results, metric: str) -> str:
-    opened = " open" if metric == RETURN or metric in comparison.shown else ""
-    table = _scrolled(comparison.metric_table(metric))
-    return f"<details{opened}><summary>{html.escape(metric)}</summary>{table}</details>"
-
-
-def _scrolled(table: ResultTable) -> str:
-    return f"<div class='scroll'>{table.html()}</div>"
+    return f"<p class='note'>{html.escape(text)}</p>"
 
 
 def _picture(comparison: Results, metric: str) -> str:
     data = io.BytesIO()
     draw(comparison, metric).savefig(data, format="png", dpi=110)
-    text = html.escape(
-        f"{metric} of {len(comparison.policies)} policies, with intervals and paired differences", quote=True
+    text, name = (
+        html.escape(words, quote=True)
+        for words in (
+            f"{metric} of {len(comparison.policies)} policies, with intervals and paired differences",
+            metric,
+        )
     )
-    return (
-        f"<p><img alt='{text}' src='data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}'></p>"
-    )
+    picture = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return f"<p data-metric='{name}'><img alt='{text}' src='{picture}'></p>"

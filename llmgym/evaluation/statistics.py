@@ -7,6 +7,7 @@ are too narrow; they are expanded as in Hesterberg, "What teachers should know a
 procedure", Scandinavian Journal of Statistics 6(2), 1979.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -140,14 +141,35 @@ def resample(
         raise InvalidArgument(f"resamples={resamples!r}: expected at least 100")
     count = len(sample)
     groups = _groups(strata, count)
+    block = max(1, BLOCK // count)
+    if resamples <= block:  # one block, which many samples of one length share
+        sizes = tuple(map(len, groups))
+        drawn = _positions(sizes, resamples, seed)
+        order = np.concatenate(groups)
+        return np.asarray(statistic(sample[order][drawn]), np.float64)
     rng = np.random.default_rng(seed)
     out = np.empty(resamples)
-    block = max(1, BLOCK // count)
     for start in range(0, resamples, block):
         rows = min(block, resamples - start)
-        drawn = [group[rng.integers(0, len(group), size=(rows, len(group)))] for group in groups]
-        out[start : start + rows] = statistic(sample[np.concatenate(drawn, axis=1)])
+        parts = [group[rng.integers(0, len(group), size=(rows, len(group)))] for group in groups]
+        out[start : start + rows] = statistic(sample[np.concatenate(parts, axis=1)])
     return out
+
+
+@functools.lru_cache(maxsize=2)
+def _positions(sizes: tuple[int, ...], resamples: int, seed: int) -> NDArray[np.int64]:
+    """Places drawn within groups that lie one after the other, int64 [resamples, sum of the sizes]."""
+    rng = np.random.default_rng(seed)
+    starts = np.cumsum((0, *sizes))[:-1]
+    drawn = np.concatenate(
+        [
+            start + rng.integers(0, size, size=(resamples, size))
+            for start, size in zip(starts, sizes, strict=True)
+        ],
+        axis=1,
+    )
+    drawn.setflags(write=False)
+    return drawn
 
 
 def bootstrap(

@@ -21,7 +21,7 @@ class ResultTable:
     `str()` and `print` give aligned plain text, a rich console and Jupyter their own forms.
 
     Attributes:
-        title: one line.
+        title: one line; empty: there is none.
         columns: headers; the first column names the row and is aligned left, the others right.
         rows: cells, one list a row.
         notes: sentences that explain marks and terms.
@@ -50,7 +50,7 @@ class ResultTable:
             if blocks[-1] and used + len(GAP) + widths[column] > width:
                 blocks.append([])
             blocks[-1].append(column)
-        parts = [self.title]
+        parts = [self.title] if self.title else []
         for block in blocks:
             lines = [
                 _line([row[i] for i in (0, *block)], [widths[i] for i in (0, *block)])
@@ -76,7 +76,8 @@ class ResultTable:
         rows = [[cell.replace("|", "\\|") for cell in row] for row in [self.columns, *self.rows]]
         lines = ["| " + " | ".join(row) + " |" for row in rows]
         lines.insert(1, "|---|" + "---:|" * (len(self.columns) - 1))
-        return "\n\n".join([f"**{self.title}**", "\n".join(lines), *self.notes])
+        title = [f"**{self.title}**"] if self.title else []
+        return "\n\n".join([*title, "\n".join(lines), *self.notes])
 
     def html(self) -> str:
         """A `<table>` with its notes; all text is escaped, verdicts carry a class of their name."""
