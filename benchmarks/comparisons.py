@@ -7,7 +7,8 @@ Writes benchmarks/results/comparisons/<environment>.md: for each scenario mean r
 baseline, on 200 worlds and on 200 others. Who wins or loses does so by the intervals of both; else it is a tie. Rules are tuned and
 policies were trained on other worlds than these. Environments are found by themselves; one without a scenario of a name is run with
 its default. A page keeps the scenarios that are not run anew. Where the room is measured (`llmgym room ID --scenario S --out
-benchmarks/results/rooms/NAME-S.json`), tables tell which share of it each policy gets.
+benchmarks/results/rooms/NAME-S.json`), tables tell which share of it each policy gets. The first
+worlds are those of the leaderboard: their file is written to benchmarks/results/leaderboard, for `llmgym leaderboard`.
 """
 
 import argparse
@@ -17,32 +18,15 @@ from typing import Any
 import gymnasium
 
 import llmgym
-from llmgym import baselines, policies
+from llmgym import baselines
 from llmgym.errors import UnknownName
-from llmgym.evaluation import Comparison, ResultTable, RoomResult, compare, tuned
+from llmgym.evaluation import Comparison, ResultTable, boards
 from llmgym.evaluation.tables import estimate
 
 RESULTS = Path(__file__).parent / "results" / "comparisons"
 ROOMS = RESULTS.parent / "rooms"
 SECOND = 1_000_000
 """Seeds of the second worlds begin so much after those of the first."""
-LEFT_OUT = {
-    ("llmgym/PPDRouting-v0", "stress"): ("replica", "oracle"),  # a minute an episode
-    ("llmgym/PPDRouting-v0", "paper"): ("oracle",),
-    ("llmgym/PPDRouting-v0", "real"): ("replica", "oracle"),
-    ("llmgym/PPDWeights-v0", "paper"): ("oracle",),
-    ("llmgym/PPDWeights-v0", "real"): ("oracle",),
-    ("llmgym/KVQueue-v1", "azure-conv-tight"): ("rollout",),
-    ("llmgym/KVQueue-v1", "sessions"): ("rollout",),
-    ("llmgym/KVQueue-v1", "tiers"): ("rollout",),
-    ("llmgym/Unmask-v0", "small"): ("look-ahead",),
-    ("llmgym/AttentionBudget-v0", "real"): ("rollout",),
-    ("llmgym/SegmentedPrefill-v0", "small"): ("clairvoyant",),
-    ("llmgym/SegmentedPrefill-v0", "real"): ("clairvoyant",),
-    ("llmgym/DistillProgramme-v0", "small"): ("oracle",),
-    ("llmgym/DistillProgramme-v0", "real"): ("oracle",),
-}
-"""Baselines that are not run: too slow for a comparison of many worlds. The pages of the environments have them on fewer."""
 
 
 def arguments(env_id: str, scenario: str) -> dict[str, Any]:
@@ -52,12 +36,6 @@ def arguments(env_id: str, scenario: str) -> dict[str, Any]:
     except UnknownName:
         return {}
     return {"scenario": scenario}
-
-
-def room_of(env_id: str, scenario: str) -> RoomResult | None:
-    """The room of a scenario, where it is measured."""
-    path = ROOMS / f"{env_id.rpartition('/')[2]}-{scenario}.json"
-    return RoomResult.read(path) if path.exists() else None
 
 
 def agreed(first: Comparison, second: Comparison) -> ResultTable:
@@ -89,7 +67,13 @@ def agreed(first: Comparison, second: Comparison) -> ResultTable:
 
 
 def section(
-    env_id: str, scenario: str, episodes: int, seed: int, picture: Path | None, left: tuple[str, ...] = ()
+    env_id: str,
+    scenario: str,
+    episodes: int,
+    seed: int,
+    picture: Path | None,
+    left: tuple[str, ...] = (),
+    leaderboard: Path = RESULTS.parent / "leaderboard",
 ) -> str:
     """One comparison on two sets of worlds, as Markdown.
 
@@ -100,23 +84,18 @@ def section(
         seed: of the first world; the second set begins `SECOND` later.
         picture: file for a picture of the first set; None: none.
         left: further baselines that are not run.
+        leaderboard: folder for the file of the first set, out of which the leaderboard is written.
     """
-    kwargs = arguments(env_id, scenario)
-    left_out = (*LEFT_OUT.get((env_id, scenario), ()), *left)
-    names = [name for name in baselines.names(env_id) if name not in left_out]
-    learned = [
-        name
-        for name in policies.names(env_id)
-        if policies.meta(name)["env_kwargs"].get("scenario") == kwargs.get("scenario")
-    ]
-    rivals = tuned(env_id, [*names, *learned], seed=seed, progress=False, **kwargs)
-    first, second = (
-        compare(env_id, rivals, episodes=episodes, seed=start, progress=False, room=room, **kwargs)
-        for start, room in ((seed, room_of(env_id, scenario)), (seed + SECOND, None))
-    )
+    named = arguments(env_id, scenario).get("scenario")
+    left_out = tuple(dict.fromkeys((*baselines.boards(env_id).get(named, ()), *left)))
+    board = boards.Board(env_id, named, left_out)
+    played = boards.measure(board, [*board.rules(), *board.learned()], episodes=episodes, seed=seed)
+    boards.write(board, played, leaderboard / f"{board.name}.json")
+    first = boards.with_room(played, board.room(ROOMS))
+    second = boards.measure(board, list(first.tables), episodes=episodes, seed=seed + SECOND, tune=False)
     if picture is not None:
         first.plot(picture)
-    parts = [f"## {kwargs.get('scenario', 'default')}", agreed(first, second).markdown()]
+    parts = [f"## {named or 'default'}", agreed(first, second).markdown()]
     if left_out:
         parts.append(f"Not run here: {', '.join(left_out)}.")
     if picture is not None:
@@ -149,7 +128,9 @@ def main() -> None:
             if key not in done:
                 picture = args.out / f"{name}-{key}.png" if args.pictures else None
                 left = tuple(args.leave_out)
-                done[key] = section(env_id, scenario, args.episodes, args.seed, picture, left)
+                done[key] = section(
+                    env_id, scenario, args.episodes, args.seed, picture, left, args.out.parent / "leaderboard"
+                )
                 print(f"{env_id}\n\n{done[key]}\n", flush=True)
         head = (
             f"# {env_id}: every baseline and every shipped policy\n\nWritten by `benchmarks/comparisons.py`."

@@ -36,7 +36,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
 ]
-exclude_patterns = ["_build", "results/vllm_*", "results/segmented_attention"]
+exclude_patterns = ["_build", "results/vllm_*", "results/segmented_attention", "results/leaderboard"]
 html_theme = "furo"
 html_title = f"llmgym {release}"
 highlight_language = "none"

@@ -24,9 +24,9 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(.*)\n((?:.*\n)*?)\1```$", re.M)
 PROGRAMS = ("llmgym", "python", "pip", "pytest")
-MAY_BE_MISSING = ("runs/", "run.json", "room.json")
-"""What a command before it would have made, by hours of training or measuring, begins so: where it is missing, the arguments of the
-command are read, and no more."""
+MAY_BE_MISSING = ("runs/", "run.json", "room.json", "benchmarks/")
+"""What a command before it would have made, by hours of training or measuring, begins so, and what only a checkout has: where it is
+missing, the arguments of the command are read, and no more."""
 MEASURES = ("profile", "throughput", "compile")
 """Commands that only measure or compile: their arguments are read, and no more."""
 

@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
         ],
         "summary",
     ),
+    "leaderboard": (
+        ["--only", "llmgym/MemPlace-v0/small", "--policies", "static", "gpu-only", "--episodes", "2"],
+        "boards",
+    ),
     "plan kv": (["--rate", "20", "--no-simulate"], "gpus"),
     "plan law": (["--rate", "5", "--batch-s", "0.02", "--kv-capacity", "50000"], "critical_rate_rps"),
     "plan afd": (["--no-simulate"], "mean_field"),

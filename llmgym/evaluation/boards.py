@@ -160,22 +160,24 @@ def measure(
     *,
     episodes: int = 200,
     seed: int = 10_000,
+    tune: bool = True,
     progress: bool = False,
 ) -> Comparison:
-    """Play a board: baselines are tuned on worlds of their own first.
+    """Play a board.
 
     Args:
         board: what is played.
         policies: who plays; None: all its contenders.
         episodes: worlds, at least 2.
         seed: of the first world.
+        tune: first tune the baselines that have a grid, on worlds of their own.
         progress: a bar on stderr, if that is a terminal.
 
     Returns:
         The comparison, of the figures as a file keeps them.
     """
     names = list(board.contenders() if policies is None else policies)
-    if find(board.env_id) is not None:
+    if tune and find(board.env_id) is not None:
         names = tuned(board.env_id, names, seed=seed, progress=False, **board.env_kwargs)
     result = compare(board.env_id, names, episodes=episodes, seed=seed, progress=progress, **board.env_kwargs)
     return _comparison(board, [_kept(table) for table in result.tables.values()])

@@ -1,7 +1,7 @@
 """The leaderboard: one page of all boards, as Markdown and as one HTML file, out of what their files keep."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,7 +200,7 @@ def markdown(played: Sequence[Played], command: str) -> str:
 
 def _body(table: ResultTable) -> str:
     """The rows alone, as Markdown."""
-    return table.markdown().split("\n\n")[1]
+    return replace(table, title="", notes=[]).markdown()
 
 
 def html(played: Sequence[Played], command: str) -> str:
