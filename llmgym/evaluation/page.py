@@ -98,8 +98,8 @@ def switching(tables: Mapping[str, ResultTable], changing: tuple[int, int], abov
         }
         for name, table in tables.items()
     }
-    # "</" would end the script element, wherever it stands
-    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    # no tag in it may end the script element, or begin another
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     marks = f" data-changing='{start} {end}'"
     return (
         f"<div class='controls'></div>{above}{_scrolled(first, marks, caption=False)}"
