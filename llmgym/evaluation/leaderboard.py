@@ -14,6 +14,7 @@ from llmgym.evaluation.rollout import RETURN
 from llmgym.evaluation.tables import ResultTable, estimate, number
 
 KINDS = {BASELINE: "rule", LEARNED: "learned", GIVEN: "third party"}
+SHARE = "share of the room"
 COLUMNS = (
     "contender",
     "kind",
@@ -21,13 +22,11 @@ COLUMNS = (
     "IQM",
     "paired difference [95% CI]",
     "verdict",
-    "share of the room",
+    SHARE,
     "worlds",
     "seeds",
     page.COMMAND,
 )
-_CHANGING = (2, 7)
-"""The columns that depend on the metric."""
 TITLE = "Leaderboard"
 ABOUT = (
     "Every rule, tuned where it has a grid, every shipped learned policy and those of installed packages, on the same worlds of "
@@ -84,7 +83,11 @@ class Played:
                     self.command(policy),
                 ]
             )
-        return ResultTable(metric + ARROWS[result.direction(metric)], list(COLUMNS), rows, self.notes())
+        columns = list(COLUMNS)
+        if result.room is None:
+            place = columns.index(SHARE)
+            columns, *rows = ([*row[:place], *row[place + 1 :]] for row in (columns, *rows))
+        return ResultTable(metric + ARROWS[result.direction(metric)], columns, rows, self.notes())
 
     def iqm(self, policy: str, metric: str) -> float:
         """Interquartile mean of the worlds in which there is a value; NaN where there are fewer than 2."""
@@ -214,10 +217,12 @@ def html(played: Sequence[Played], command: str) -> str:
         tables: Mapping[str, ResultTable] = {
             metric: one.table(metric) for metric in (RETURN, *one.result.headline)
         }
+        columns = tables[RETURN].columns
+        changing = (columns.index("kind") + 1, columns.index("worlds"))
         parts.append(
             page.section(
                 one.board.title,
-                page.switching(tables, _CHANGING),
+                page.switching(tables, changing),
                 group=one.board.env_id,
                 anchor=one.board.name,
             )
