@@ -117,7 +117,7 @@ class Compare(Told):
     """Environment id, such as llmgym/KVQueue-v0; module:id if a module of yours registers it."""
     policies: tuple[str, ...] = ()
     """Baselines, learned policies, paths of checkpoints, or policies of your own as module:name; "rules" and "learned" stand for
-    all baselines and all shipped policies, "all" for both; all if left out."""
+    all baselines and all shipped policies, "all" for both and those of installed packages; all if left out."""
     scenario: Annotated[str | None, tyro.conf.arg(aliases=("--test-on",))] = None
     """Scenario of the environment; its default if left out."""
     trained_on: Annotated[str | None, tyro.conf.arg(aliases=("--train-on",))] = None

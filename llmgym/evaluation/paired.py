@@ -19,6 +19,7 @@ from llmgym.evaluation.comparable import (
 from llmgym.evaluation.comparison import Comparison, in_brackets
 from llmgym.evaluation.contenders import (
     BASELINE,
+    GIVEN,
     LEARNED,
     Contender,
     check_id,
@@ -32,7 +33,7 @@ from llmgym.evaluation.rollout import run
 from llmgym.evaluation.room_result import RoomResult
 from llmgym.evaluation.statistics import check_confidence
 
-GROUPS = {"rules": (BASELINE,), "learned": (LEARNED,), "all": (BASELINE, LEARNED)}
+GROUPS = {"rules": (BASELINE,), "learned": (LEARNED,), "all": (BASELINE, LEARNED, GIVEN)}
 """Words that stand for several policies: the kinds that each means."""
 
 
