@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -129,6 +129,12 @@ class Compare(Told):
     """First tune the rules that have a grid, on other worlds than those of the comparison."""
     room: Path | None = None
     """File of `llmgym room --out`: the table then tells which share of the room each policy gets."""
+    backend: Literal["local", "ray"] = "local"
+    """Where episodes are played: in processes of this machine, or as tasks of Ray. Results do not depend on it."""
+    workers: int | None = None
+    """How many pieces of the work are done at once: 1 if left out, with Ray as many as there are cores."""
+    address: str | None = None
+    """A Ray cluster that runs, as host:port, ray://host:port or auto; one on this machine, for the time being, if left out."""
     out: Path | None = None
     """Folder for comparison.csv, comparison.png and report.html; results/<environment>-<scenario> if left out."""
     progress: bool = True
@@ -153,17 +159,11 @@ class Compare(Told):
         if room is not None:
             room.check(env_id, kwargs)
         names: list[str] | None = list(self.policies) or None
-        if self.tune and env_id in env_ids():
-            names = evaluation.tuned(self.env, names, seed=self.seed, progress=self.progress, **kwargs)
-        result = evaluation.compare(
-            self.env,
-            names,
-            episodes=self.episodes,
-            seed=self.seed,
-            progress=self.progress,
-            room=room,
-            **kwargs,
-        )
+        with evaluation.backend(self.backend, self.workers, self.address) as backend:
+            common = {"seed": self.seed, "progress": self.progress, "backend": backend, **kwargs}
+            if self.tune and env_id in env_ids():
+                names = evaluation.tuned(self.env, names, **common)
+            result = evaluation.compare(self.env, names, episodes=self.episodes, room=room, **common)
         if not self.json:
             print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
         out.mkdir(parents=True, exist_ok=True)
@@ -398,8 +398,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # as on a full disk
         print(f"llmgym: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
-        print("llmgym: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"llmgym: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 

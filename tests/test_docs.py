@@ -126,7 +126,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object, **keywords: object) -> None:
         raise Reached
 
-    for name in ("evaluation.run_episodes", "evaluation.tuning.run_episodes", "evaluation.paired.run"):
+    for name in ("evaluation.run_episodes", "evaluation.tuning.run_all", "evaluation.paired.run_all"):
         monkeypatch.setattr(f"llmgym.{name}", stop)
     monkeypatch.setattr("llmgym.policies.train", stop)
     monkeypatch.setattr("llmgym.testing.check", stop)
