@@ -20,6 +20,7 @@ from llmgym.core.checks import whole
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.lanes import HOLD
 from llmgym.core.policy import Policy
+from llmgym.core.spec import EnvSpec, find, register
 from llmgym.errors import InvalidAction, InvalidArgument, LlmgymError, UnknownName
 from llmgym.evaluation.backends import HERE, Backend
 from llmgym.evaluation.contenders import (
@@ -245,7 +246,8 @@ class Block:
         episodes: how many.
         lanes: how many run together.
         module: module that registers the environment, as the user named it; empty: none was named.
-        registered: what gymnasium knows of the environment, for a process that does not know it.
+        spec: what this package knows of the environment, for a process that does not know it; None: nothing.
+        registered: what gymnasium knows of it.
     """
 
     env_id: str
@@ -255,12 +257,15 @@ class Block:
     episodes: int
     lanes: int
     module: str
+    spec: EnvSpec | None
     registered: Any
 
     def register(self) -> None:
         """Have this process know the environment."""
         if self.module:
             importlib.import_module(self.module)
+        if self.spec is not None:
+            register(self.spec)
         if self.env_id not in gymnasium.registry:
             gymnasium.registry[self.env_id] = self.registered
 
@@ -289,7 +294,7 @@ def blocks(
     chunks = math.ceil(episodes / LANES_AT_ONCE)
     lanes = math.ceil(episodes / chunks)
     of_block = episodes if chunks == 1 or _goes_on(env_id, contender, env_kwargs) else lanes
-    registered = gymnasium.spec(env_id)
+    known = find(env_id), gymnasium.spec(env_id)
     return [
         Block(
             env_id,
@@ -299,7 +304,7 @@ def blocks(
             min(of_block, episodes - start),
             lanes,
             module,
-            registered,
+            *known,
         )
         for start in range(0, episodes, of_block)
     ]
