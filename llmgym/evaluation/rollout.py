@@ -4,14 +4,12 @@ Episode i has seed `seed + i`, whatever the policy and however many lanes run to
 world by world. They are played in blocks, which do not depend on where and in which order they are played.
 """
 
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, MultiDiscrete
 from numpy.typing import NDArray
@@ -20,7 +18,7 @@ from llmgym.core.checks import whole
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.lanes import HOLD
 from llmgym.core.policy import Policy
-from llmgym.core.spec import EnvSpec, find, register
+from llmgym.core.registered import Registered
 from llmgym.errors import InvalidAction, InvalidArgument, LlmgymError, UnknownName
 from llmgym.evaluation.backends import HERE, Backend
 from llmgym.evaluation.contenders import (
@@ -239,35 +237,20 @@ class Block:
     """Episodes of one policy that are played in one piece, in this process or elsewhere.
 
     Attributes:
-        env_id: id of the environment.
+        env: the environment.
         contender: the policy.
         env_kwargs: arguments of the environment, without those that the policy needs.
         seed: seed of the first episode.
         episodes: how many.
         lanes: how many run together.
-        module: module that registers the environment, as the user named it; empty: none was named.
-        spec: what this package knows of the environment, for a process that does not know it; None: nothing.
-        registered: what gymnasium knows of it.
     """
 
-    env_id: str
+    env: Registered
     contender: Contender
     env_kwargs: Mapping[str, Any]
     seed: int
     episodes: int
     lanes: int
-    module: str
-    spec: EnvSpec | None
-    registered: Any
-
-    def register(self) -> None:
-        """Have this process know the environment."""
-        if self.module:
-            importlib.import_module(self.module)
-        if self.spec is not None:
-            register(self.spec)
-        if self.env_id not in gymnasium.registry:
-            gymnasium.registry[self.env_id] = self.registered
 
 
 def blocks(
@@ -288,24 +271,13 @@ def blocks(
     Returns:
         The pieces, in the order of their seeds.
     """
-    module = str(env_id).rpartition(":")[0]
-    env_id = check_id(env_id)
+    env = Registered.of(env_id)
     # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a lane.
     chunks = math.ceil(episodes / LANES_AT_ONCE)
     lanes = math.ceil(episodes / chunks)
-    of_block = episodes if chunks == 1 or _goes_on(env_id, contender, env_kwargs) else lanes
-    known = find(env_id), gymnasium.spec(env_id)
+    of_block = episodes if chunks == 1 or _goes_on(env.env_id, contender, env_kwargs) else lanes
     return [
-        Block(
-            env_id,
-            contender,
-            env_kwargs,
-            int(seed) + start,
-            min(of_block, episodes - start),
-            lanes,
-            module,
-            *known,
-        )
+        Block(env, contender, env_kwargs, int(seed) + start, min(of_block, episodes - start), lanes)
         for start in range(0, episodes, of_block)
     ]
 
@@ -353,8 +325,7 @@ def play(block: Block, progress: Callable[[int, int, int], None]) -> EpisodeTabl
         InvalidAction: an action of the policy is not allowed; the message names the policy.
         LlmgymError: the return of an episode is not finite.
     """
-    block.register()
-    env_id, contender, env_kwargs = block.env_id, block.contender, block.env_kwargs
+    env_id, contender, env_kwargs = block.env.register(), block.contender, block.env_kwargs
     episodes, seed, lanes = block.episodes, block.seed, block.lanes
     made_with = merged_kwargs(contender, env_kwargs)
     env = make_env(env_id, lanes, made_with)

@@ -70,15 +70,15 @@ def test_blocks_are_the_episodes_of_one_piece(monkeypatch: pytest.MonkeyPatch) -
     assert blocks.calls == 3 * whole.calls
 
 
-def test_wrong_input(capsys: Any) -> None:
+def test_wrong_input(capsys: Any, tmp_path: Path) -> None:
     for arguments, message in (
-        ({"name": "slurm"}, "backend='slurm'"),
+        ({"name": "slurm"}, "unknown backend 'slurm'. Known: local, ray"),
         ({"workers": 0}, "workers=0: expected"),
         ({"address": "auto"}, "address='auto': only backend='ray' has one"),
     ):
         with pytest.raises(InvalidArgument, match=message), backend(**arguments):
             pytest.fail("it was taken")
-    assert cli.main(["compare", ID, "--address", "here:1", "--out", "/tmp/none"]) == 2
+    assert cli.main(["compare", ID, "--address", "here:1", "--out", str(tmp_path)]) == 2
     assert "address='here:1': only backend='ray'" in capsys.readouterr().err
 
 
