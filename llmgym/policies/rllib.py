@@ -51,6 +51,9 @@ OBSERVATIONS, MASK = "observations", "action_mask"
 NEVER = -1e9
 """Logit of an action that is masked: not infinite, whose products with zero are no numbers."""
 TOO_LITTLE = 1e-8
+"""A deviation of returns below this says nothing about their scale."""
+IDLE_UPDATES = 20
+"""So many updates may find all workers dead, while others take their place."""
 LOGGED = {
     "policy_loss": "policy_loss",
     "value_loss": "vf_loss",
@@ -320,8 +323,20 @@ def _train(plan: Plan, run: Run, workers: int) -> None:
     run.saving = saving
     run.start(state)
     try:
+        idle = 0  # updates in which all workers were dead
         while not run.finished:
-            run.end_update(_update(algorithm, run, scale))
+            before = run.steps
+            row = _update(algorithm, run, scale)
+            if run.steps > before:
+                run.end_update(row)
+                idle = 0
+                continue
+            idle += 1  # nothing was learned
+            if idle > IDLE_UPDATES:
+                raise LlmgymError(
+                    f"{IDLE_UPDATES} updates without a step: the workers are gone and are not replaced. Mend the cluster and "
+                    "go on with --resume"
+                )
     finally:
         algorithm.stop()
 
@@ -337,12 +352,14 @@ def _update(algorithm: Any, run: Run, scale: float) -> dict[str, float]:
     learning = float(found.get("timers", {}).get("learner_update_timer", 0.0))
     run.seconds["learning"] += learning
     run.seconds["env"] += spent - learning
-    runners, learner = found["env_runners"], found["learners"]["default_policy"]
-    run.steps = int(runners["num_env_steps_sampled_lifetime"])
+    # both are missing where all workers were lost in this update
+    runners, learner = found.get("env_runners", {}), found.get("learners", {}).get("default_policy", {})
+    run.steps = int(runners.get("num_env_steps_sampled_lifetime", run.steps))
     row = {name: float(learner[key]) for name, key in LOGGED.items() if key in learner}
-    episodes = float(runners.get("num_episodes", 0.0))
-    row["episodes"] = episodes
-    if episodes:
+    row["episodes"] = float(runners.get("num_episodes", 0.0))
+    if (
+        "episode_return_mean" in runners
+    ):  # none that has ended is known of a worker that has just replaced another
         row["return_mean"] = scale * float(runners["episode_return_mean"])
         row["episode_steps"] = float(runners["episode_len_mean"])
     return row
