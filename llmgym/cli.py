@@ -25,6 +25,7 @@ from llmgym.core.told import Told, as_json
 from llmgym.deploy.export_command import ExportPolicy
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
 from llmgym.evaluation.room_command import Room
+from llmgym.evaluation.tune_command import Tune
 from llmgym.profiles.convert_command import Convert
 from llmgym.profiles.measure_command import Measure, Profiles
 from llmgym.serving.replay_command import Replay
@@ -356,6 +357,7 @@ class Arguments:
         | Annotated[Compare, tyro.conf.subcommand("compare")]
         | Annotated[Room, tyro.conf.subcommand("room")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Validate, tyro.conf.subcommand("validate")]

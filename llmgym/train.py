@@ -79,6 +79,8 @@ class Args(Told):
     """Train once with each of these seeds, each in a folder of its own, and compare all; a single number n: 0 to n - 1."""
     init: str = ""
     """A checkpoint, or the name of a shipped policy, to begin with; from another scenario, for instance. The network is its."""
+    recipe: Path | None = None
+    """A file of settings of your own, as `llmgym tune` writes it; what is not in it is as in the package's."""
     lanes: int = 256
     """Copies of the environment that step together."""
     out: Path | None = None
@@ -139,7 +141,7 @@ def given_kwargs(args: Args) -> dict[str, Any]:
 
 def with_recipe(args: Args) -> tuple[Args, Recipe]:
     """The settings of the environment and scenario, as defaults for the command line that asked for them."""
-    chosen = recipe(args.env, args.scenario, args.action, given_kwargs(args))
+    chosen = recipe(args.env, args.scenario, args.action, given_kwargs(args), args.recipe)
     config = chosen.config
     if args.init:
         then = PPOConfig.from_dict(policies.meta(args.init)["config"])
