@@ -144,6 +144,7 @@ class Compare(Told):
     def run(self, console: Console) -> dict[str, Any]:
         from llmgym import evaluation
         from llmgym.evaluation import contenders, export
+        from llmgym.evaluation.backends import of_command
         from llmgym.evaluation.tuning import TUNING_SEEDS
 
         episodes = whole("episodes", self.episodes, 2, 10**6)
@@ -160,7 +161,7 @@ class Compare(Told):
         if room is not None:
             room.check(env_id, kwargs)
         names: list[str] | None = list(self.policies) or None
-        with evaluation.backend(self.backend, self.workers, self.address) as backend:
+        with of_command(self.backend, self.workers, self.address) as backend:
             common = {"seed": self.seed, "progress": self.progress, "backend": backend, **kwargs}
             if self.tune and env_id in env_ids():
                 names = evaluation.tuned(self.env, names, **common)

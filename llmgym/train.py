@@ -21,6 +21,7 @@ it never met (training uses seeds of 2**32 and above, validation those from 4,00
 those from `--eval-seed`, 10,000, on).
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -372,8 +373,11 @@ def train(args: Args, seed: int, out: Path, console: Console) -> TrainingResult:
         workers=args.workers,
         address=args.address,
     )
+    # what Ray tells of killed workers is no result
+    aside = contextlib.redirect_stdout(sys.stderr) if args.backend == "rllib" else contextlib.nullcontext()
     try:
-        result = policies.train(plan)
+        with aside:
+            result = policies.train(plan)
     except KeyboardInterrupt:
         if (out / "checkpoint.pt").exists():
             resume = f"go on with --out {folder(args)} --resume"

@@ -12,6 +12,7 @@ import itertools
 import multiprocessing
 import pickle
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -182,3 +183,12 @@ def backend(name: str = "local", workers: int | None = None, address: str | None
         assert workers is not None
         with Processes(workers) as processes:
             yield processes
+
+
+@contextlib.contextmanager
+def of_command(name: str, workers: int | None, address: str | None) -> Iterator[Backend]:
+    """`backend` for a command, whose result alone belongs on stdout: what Ray tells of killed workers goes to stderr."""
+    with contextlib.ExitStack() as stack:
+        if name == "ray":
+            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        yield stack.enter_context(backend(name, workers, address))

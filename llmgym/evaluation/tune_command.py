@@ -48,7 +48,7 @@ class Tune(Told):
     """Tell of each trial on stderr."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from llmgym.evaluation.backends import backend
+        from llmgym.evaluation.backends import of_command
         from llmgym.evaluation.search import USUAL, as_data, search
 
         name = self.env.rpartition(":")[2].rpartition("/")[2]
@@ -57,7 +57,7 @@ class Tune(Told):
         if self.scenario is not None:
             kwargs["scenario"] = self.scenario
         try:
-            with backend(self.backend, self.workers, self.address) as there:
+            with of_command(self.backend, self.workers, self.address) as there:
                 found = search(
                     self.env,
                     out,

@@ -1,6 +1,7 @@
 """Where episodes are played changes nothing, and what goes wrong there is told."""
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,7 +168,7 @@ def test_ray_plays_the_same(ray: Any, workers: int) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 def test_a_killed_worker_costs_its_episodes_and_nothing_else(
-    ray: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ray: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:
     here = compare(ID, RULES, episodes=10)
     dies = tmp_path / "dies"
@@ -180,6 +181,16 @@ def test_a_killed_worker_costs_its_episodes_and_nothing_else(
         chosen = tuned(ID, ["mortal"], episodes=6)
         dies.touch()
         assert tuned(ID, ["mortal"], episodes=6, backend=there) == chosen and not dies.exists()
+    words = ["compare", ID, "--policies", *RULES, "--episodes", "10", "--json"]
+    told, csv = [], []
+    for where in (["local"], ["ray", "--workers", "2"]):
+        if where[0] == "ray":
+            dies.touch()
+        capsys.readouterr()
+        assert cli.main([*words, "--out", str(tmp_path / where[0]), "--backend", *where]) == 0
+        told.append(json.loads(capsys.readouterr().out))  # and nothing else is on stdout
+        csv.append((tmp_path / where[0] / "comparison.csv").read_bytes())
+    assert not dies.exists() and csv[0] == csv[1] and told[0]["summary"] == told[1]["summary"]
 
 
 @needs_ray
