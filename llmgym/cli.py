@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -26,6 +26,7 @@ from llmgym.deploy.export_command import ExportPolicy
 from llmgym.errors import CheckFailed, InvalidArgument, LlmgymError
 from llmgym.evaluation.leaderboard_command import Leaderboard
 from llmgym.evaluation.room_command import Room
+from llmgym.evaluation.tune_command import Tune
 from llmgym.profiles.convert_command import Convert
 from llmgym.profiles.measure_command import Measure, Profiles
 from llmgym.serving.replay_command import Replay
@@ -132,6 +133,12 @@ class Compare(Told):
     """First tune the rules that have a grid, on other worlds than those of the comparison."""
     room: Path | None = None
     """File of `llmgym room --out`: the table then tells which share of the room each policy gets."""
+    backend: Literal["local", "ray"] = "local"
+    """Where episodes are played: in processes of this machine, or as tasks of Ray. Results do not depend on it."""
+    workers: int | None = None
+    """How many pieces of the work are done at once: 1 if left out, with Ray as many as there are cores."""
+    address: str | None = None
+    """A Ray cluster that runs, as host:port, ray://host:port or auto; one on this machine, for the time being, if left out."""
     out: Path | None = None
     """Folder for comparison.csv, comparison.png and report.html; results/<environment>-<scenario> if left out."""
     progress: bool = True
@@ -140,6 +147,7 @@ class Compare(Told):
     def run(self, console: Console) -> dict[str, Any]:
         from llmgym import evaluation
         from llmgym.evaluation import contenders, export
+        from llmgym.evaluation.backends import of_command
         from llmgym.evaluation.paired import GROUPS, members
         from llmgym.evaluation.tuning import TUNING_SEEDS
 
@@ -160,17 +168,11 @@ class Compare(Told):
         names: list[str] | None = None
         if self.policies or self.trained_on is not None:
             names = members(env_id, self.policies or ("all",), kwargs, self.trained_on)
-        if self.tune and env_id in env_ids():
-            names = evaluation.tuned(self.env, names, seed=self.seed, progress=self.progress, **kwargs)
-        result = evaluation.compare(
-            self.env,
-            names,
-            episodes=self.episodes,
-            seed=self.seed,
-            progress=self.progress,
-            room=room,
-            **kwargs,
-        )
+        with of_command(self.backend, self.workers, self.address) as backend:
+            common = {"seed": self.seed, "progress": self.progress, "backend": backend, **kwargs}
+            if self.tune and env_id in env_ids():
+                names = evaluation.tuned(self.env, names, **common)
+            result = evaluation.compare(self.env, names, episodes=self.episodes, room=room, **common)
         if not self.json:
             print(result.table().text(max(console.width, 80) if console.is_terminal else 120))
         out.mkdir(parents=True, exist_ok=True)
@@ -364,6 +366,7 @@ class Arguments:
         | Annotated[Room, tyro.conf.subcommand("room")]
         | Annotated[Leaderboard, tyro.conf.subcommand("leaderboard")]
         | Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Tune, tyro.conf.subcommand("tune")]
         | Annotated[Plan, tyro.conf.subcommand("plan")]
         | Annotated[Replay, tyro.conf.subcommand("replay")]
         | Annotated[Validate, tyro.conf.subcommand("validate")]
@@ -406,8 +409,8 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:  # as on a full disk
         print(f"llmgym: {error.filename or 'writing'}: {error.strerror or error}", file=sys.stderr)
         return USAGE
-    except KeyboardInterrupt:
-        print("llmgym: stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"llmgym: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     return 0
 

@@ -8,6 +8,7 @@ Without arguments, KVQueue-v0 in overload with the own PPO: about three minutes.
     llmgym train --env llmgym/AFDRefill-v0 --imitate min-max --seeds 3
     llmgym train --env llmgym/KVProvision-v0 --init runs/fluid/best.pt
     llmgym train --algo sb3-maskable-ppo --lanes 64 --minibatch 512
+    llmgym train --backend rllib --workers 8
     llmgym train --env my_module:me/My-v0
 
 Each environment has settings of its own, in llmgym/policies/recipes.toml; what is given here comes first. A
@@ -20,13 +21,14 @@ it never met (training uses seeds of 2**32 and above, validation those from 4,00
 those from `--eval-seed`, 10,000, on).
 """
 
+import contextlib
 import json
 import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported; see PPOConfig.threads
 
@@ -63,6 +65,12 @@ class Args(Told):
     as a text."""
     algo: str = "ppo"
     """ppo (this package's own), sb3-ppo or sb3-maskable-ppo."""
+    backend: Literal["local", "rllib"] = "local"
+    """rllib: RLlib's PPO, whose workers step the lanes on a cluster of Ray. It has an mlp and knows no rule to imitate."""
+    workers: int | None = None
+    """With rllib, processes that step lanes; one a core but one if left out."""
+    address: str | None = None
+    """With rllib, a Ray cluster that runs, as host:port, ray://host:port or auto; one on this machine if left out."""
     timesteps: int = 3_000_000
     """Steps of the whole run over all lanes, what was done before a resume included; rounded up to whole
     updates."""
@@ -72,6 +80,8 @@ class Args(Told):
     """Train once with each of these seeds, each in a folder of its own, and compare all; a single number n: 0 to n - 1."""
     init: str = ""
     """A checkpoint, or the name of a shipped policy, to begin with; from another scenario, for instance. The network is its."""
+    recipe: Path | None = None
+    """A file of settings of your own, as `llmgym tune` writes it; what is not in it is as in the package's."""
     lanes: int = 256
     """Copies of the environment that step together."""
     out: Path | None = None
@@ -98,10 +108,15 @@ class Args(Told):
     """Hyperparameters."""
 
 
+def algorithm(args: Args) -> str:
+    """Name of the algorithm, the backend's where that has its own."""
+    return policies.RLLIB if args.backend == "rllib" else args.algo
+
+
 def folder(args: Args) -> Path:
     """Where the run lives."""
     name = args.env.rpartition(":")[2].rpartition("/")[2]
-    return args.out or Path("runs") / (f"{name}-{args.algo}" + ("" if args.seeds else f"-s{args.seed}"))
+    return args.out or Path("runs") / (f"{name}-{algorithm(args)}" + ("" if args.seeds else f"-s{args.seed}"))
 
 
 def runs(args: Args) -> dict[int, Path]:
@@ -127,14 +142,14 @@ def given_kwargs(args: Args) -> dict[str, Any]:
 
 def with_recipe(args: Args) -> tuple[Args, Recipe]:
     """The settings of the environment and scenario, as defaults for the command line that asked for them."""
-    chosen = recipe(args.env, args.scenario, args.action, given_kwargs(args))
+    chosen = recipe(args.env, args.scenario, args.action, given_kwargs(args), args.recipe)
     config = chosen.config
     if args.init:
         then = PPOConfig.from_dict(policies.meta(args.init)["config"])
         config = replace(
             config, network=then.network, hidden=then.hidden, activation=then.activation, imitate=""
         )
-    if args.algo != "ppo":  # which is the only one that can do these
+    if algorithm(args) != "ppo":  # which is the only one that can do these
         config = replace(config, network="mlp", imitate="")
     made = Args(timesteps=chosen.timesteps, lanes=chosen.lanes, patience=chosen.patience, config=config)
     return with_world(made, chosen.env_kwargs), chosen
@@ -161,7 +176,8 @@ def resumed(args: Args) -> Args:
     meta = load_latest(path)["meta"]
     was = Args(
         env=":".join(filter(None, (meta.get("env_module"), meta["env_id"]))),
-        algo=meta["algo"],
+        algo="ppo" if meta["algo"] == policies.RLLIB else meta["algo"],
+        backend="rllib" if meta["algo"] == policies.RLLIB else "local",
         timesteps=meta["timesteps"],
         seed=meta["seed"],
         lanes=meta["lanes"],
@@ -279,6 +295,13 @@ def check_before(args: Args) -> None:
     """What is wrong with the comparison at the end is said before the training, not after."""
     if args.algo not in policies.ALGORITHMS:
         raise UnknownName("algorithm", args.algo, policies.ALGORITHMS)
+    if args.backend == "rllib" and args.algo != "ppo":
+        raise InvalidArgument(
+            f"--algo {args.algo}: --backend rllib has its own algorithm; leave one of them out"
+        )
+    for name in ("workers", "address"):
+        if getattr(args, name) is not None and args.backend != "rllib":
+            raise InvalidArgument(f"--{name} {getattr(args, name)}: only --backend rllib has it")
     check_id(args.env)
     if args.eval_episodes == 0:
         return
@@ -334,7 +357,7 @@ def train(args: Args, seed: int, out: Path, console: Console) -> TrainingResult:
         args.env,
         out,
         given_kwargs(args),
-        algo=args.algo,
+        algo=algorithm(args),
         timesteps=args.timesteps,
         seed=seed,
         lanes=args.lanes,
@@ -347,9 +370,14 @@ def train(args: Args, seed: int, out: Path, console: Console) -> TrainingResult:
         validation_episodes=args.validation_episodes,
         validate_every=args.validate_every,
         patience=args.patience,
+        workers=args.workers,
+        address=args.address,
     )
+    # what Ray tells of killed workers is no result
+    aside = contextlib.redirect_stdout(sys.stderr) if args.backend == "rllib" else contextlib.nullcontext()
     try:
-        result = policies.train(plan)
+        with aside:
+            result = policies.train(plan)
     except KeyboardInterrupt:
         if (out / "checkpoint.pt").exists():
             resume = f"go on with --out {folder(args)} --resume"
@@ -364,7 +392,7 @@ def train(args: Args, seed: int, out: Path, console: Console) -> TrainingResult:
     console.print(
         f"{result.steps:,} steps in {result.wall_s:,.0f} s ({rate:,.0f} a second: {shares})", soft_wrap=True
     )
-    draw_curve(result.curve, f"{args.env}, {args.algo}, seed {seed}", out / "learning_curve.png")
+    draw_curve(result.curve, f"{args.env}, {algorithm(args)}, seed {seed}", out / "learning_curve.png")
     return result
 
 

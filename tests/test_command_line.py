@@ -24,7 +24,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def runs(*arguments: Any, **keywords: Any) -> None:
         pytest.fail("work begins before the mistake is told")
 
-    for name in ("run_episodes", "tuning.run_episodes", "paired.run"):
+    for name in ("run_episodes", "tuning.run_all", "paired.run_all"):
         monkeypatch.setattr(f"llmgym.evaluation.{name}", runs)
     monkeypatch.setattr("llmgym.profiles.bench.Device.time_us", runs)
 

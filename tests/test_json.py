@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "compile": (["llmgym/AFDRefill-v0"], "seconds"),
     "export-policy": (["pick-area", "rule.npz"], "written"),
 }
-ELSEWHERE = {"profile", "convert", "check", "train", "room"}
+ELSEWHERE = {"profile", "convert", "check", "train", "room", "tune"}
 """Commands whose JSON has a test of its own, below or where the command is tested."""
 
 

@@ -33,6 +33,8 @@ class Rule(Generic[S]):
     other_world: str | None = None
     """What differs in the world that this rule plays in, where that is not the one of the others; None where it is."""
     env_kwargs: Mapping[str, Any] = MappingProxyType({})
+    draws: ClassVar[bool] = False
+    """Whether it draws random numbers, which go on from one episode to the next."""
     remembered: ClassVar[tuple[str, ...]] = ()
     """Names of what it remembers of each lane: arrays [lanes, ...], lists by lane, or dicts by its number."""
 
@@ -87,6 +89,8 @@ class RandomPolicy(Rule[S]):
     Raises:
         InvalidArgument: the environment simulates something else.
     """
+
+    draws = True
 
     def __init__(
         self, env: Any, name: str, simulation_class: type[S], *, actions: int | None = None, seed: int = 0

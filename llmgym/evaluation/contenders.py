@@ -1,5 +1,6 @@
 """From what a user names (a baseline, a learned policy, a checkpoint, an object) to what can be run."""
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -80,7 +81,28 @@ def resolve(env_id: str, policy: str | Policy, label: str | None = None) -> Cont
     for ours, package in ((BASELINE, "llmgym.baselines"), (LEARNED, "llmgym.policies")):
         if home == package or home.startswith(f"{package}."):
             kind = ours
-    return Contender(label or policy.name, kind, None, dict(policy.env_kwargs), lambda env: policy)
+    return Contender(
+        label or policy.name, kind, None, dict(policy.env_kwargs), functools.partial(_given, policy)
+    )
+
+
+# What `Contender.build` is made of: functions of a module, which another process finds under their names.
+
+
+def _given(policy: Policy, env: LaneVectorEnv) -> Policy:
+    return policy
+
+
+def _rule(name: str, env: LaneVectorEnv) -> Policy:
+    from llmgym import baselines
+
+    return baselines.make(name, env)
+
+
+def _learned(name: str, env: LaneVectorEnv) -> Policy:
+    from llmgym import policies
+
+    return policies.load(name, env)
 
 
 def rules_of(env_id: str) -> list[str]:
@@ -108,19 +130,16 @@ def _named(env_id: str, name: str, label: str) -> Contender:
     # Numbers can follow a baseline's name, as in "vllm:watermark=0.05".
     if name in rules or name.partition(":")[0] in rules:
         kwargs = baselines.env_kwargs(env_id, name)
-        return Contender(label, BASELINE, name, dict(kwargs), lambda env: baselines.make(name, env))
-    if (
-        name in learned
-        or _stands_for_seeds(env_id, name)
-        or Path(name).exists()
-        or Path(name).suffix in (".pt", ".zip")
-    ):
+        return Contender(label, BASELINE, name, dict(kwargs), functools.partial(_rule, name))
+    shipped = name in learned or _stands_for_seeds(env_id, name)
+    if shipped or Path(name).exists() or Path(name).suffix in (".pt", ".zip"):
         kwargs = policies.env_kwargs(name)
-        return Contender(label, LEARNED, name, dict(kwargs), lambda env: policies.load(name, env))
+        found = name if shipped else str(Path(name).resolve())  # others may work in another folder
+        return Contender(label, LEARNED, name, dict(kwargs), functools.partial(_learned, found))
     if name in theirs:
         given = theirs[name]() if isinstance(theirs[name], type) else theirs[name]
-        found = resolve(env_id, str(given) if isinstance(given, Path) else given, label)
-        return replace(found, kind=GIVEN, source=name)
+        resolved = resolve(env_id, str(given) if isinstance(given, Path) else given, label)
+        return replace(resolved, kind=GIVEN, source=name)
     module, _, attribute = name.partition(":")
     if attribute.isidentifier():
         given = _of_module(module, attribute)

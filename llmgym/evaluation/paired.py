@@ -8,6 +8,7 @@ from typing import Any
 from llmgym.core.checks import whole
 from llmgym.core.policy import Policy
 from llmgym.errors import CheckpointError, InvalidArgument, MissingExtra
+from llmgym.evaluation.backends import HERE, Backend
 from llmgym.evaluation.comparable import (
     CHECKSUM,
     STRATA,
@@ -29,7 +30,7 @@ from llmgym.evaluation.contenders import (
     resolve,
 )
 from llmgym.evaluation.progress import Bar
-from llmgym.evaluation.rollout import run
+from llmgym.evaluation.rollout import run_all
 from llmgym.evaluation.room_result import RoomResult
 from llmgym.evaluation.statistics import check_confidence
 
@@ -46,6 +47,7 @@ def compare(
     confidence: float = 0.95,
     progress: bool = True,
     room: RoomResult | str | Path | None = None,
+    backend: Backend = HERE,
     **env_kwargs: Any,
 ) -> Comparison:
     """Run policies on the same worlds and compare them.
@@ -61,6 +63,7 @@ def compare(
         progress: a bar on stderr, if that is a terminal.
         room: what there is to win, of `llmgym.evaluation.room`, or the file of such a measurement; tables then tell which share of
             it each policy gets.
+        backend: where episodes are played: in this process, or as `llmgym.evaluation.backend` says; results do not depend on it.
         **env_kwargs: arguments of the environment; those a policy needs are added for it.
 
     Returns:
@@ -72,11 +75,12 @@ def compare(
         InvalidArgument: a bad number, no or repeated policies, a policy that needs other arguments than were
             given, policies that met other worlds, or room of another environment.
         InvalidAction: a policy's actions are not allowed.
+        LlmgymError: a return is not finite, or the backend could not play some of the episodes.
     """
     whole("episodes", episodes, 2)
     whole("seed", seed, 0, 2**63)
     check_confidence(confidence)
-    env_id = check_id(env_id)
+    named, env_id = str(env_id), check_id(env_id)
     contenders = fitting(env_id, env_kwargs) if policies is None else _named(env_id, policies)
     check_labels([contender.label for contender in contenders])
     _probe(env_id, contenders, env_kwargs, metrics)
@@ -84,11 +88,8 @@ def compare(
         room = RoomResult.read(room)
     if room is not None:
         room.check(env_id, env_kwargs)
-    tables = []
     with Bar(len(contenders), int(episodes), shown=progress) as bar:
-        for contender in contenders:
-            bar.begin(contender.label)
-            tables.append(run(env_id, contender, int(episodes), int(seed), env_kwargs, bar))
+        tables = run_all(named, contenders, int(episodes), int(seed), env_kwargs, bar, backend)
     return Comparison(tables, metrics=metrics, confidence=confidence, env_kwargs=env_kwargs, room=room)
 
 

@@ -61,9 +61,9 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def begin(self, label: str) -> None:
-        """The episodes of the next policy start."""
-        self._before += self._episodes
+    def begin(self, label: str, before: int | None = None) -> None:
+        """Episodes of a policy start, after so many that have ended; None: after all of those policies that began before."""
+        self._before = self._before + self._episodes if before is None else before
         self._longest = max(self._longest, self._steps)
         self._progress.update(self._task, completed=self._before, description=label)
 

@@ -1,13 +1,13 @@
-"""Run one policy for a number of episodes, one episode a lane.
+"""Run policies for a number of episodes, one episode a lane.
 
 Episode i has seed `seed + i`, whatever the policy and however many lanes run together, so the episodes of two policies pair up
-world by world.
+world by world. They are played in blocks, which do not depend on where and in which order they are played.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,11 @@ from llmgym.core.checks import whole
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.lanes import HOLD
 from llmgym.core.policy import Policy
+from llmgym.core.registered import Registered
 from llmgym.errors import InvalidAction, InvalidArgument, LlmgymError, UnknownName
+from llmgym.evaluation.backends import HERE, Backend
 from llmgym.evaluation.contenders import (
+    GIVEN,
     Contender,
     check_id,
     make_env,
@@ -158,7 +161,7 @@ def run(
     env_kwargs: Mapping[str, Any],
     progress: Callable[[int, int, int], None],
 ) -> EpisodeTable:
-    """Run a policy for one episode on each of `episodes` worlds.
+    """Run a policy for one episode on each of `episodes` worlds, in this process.
 
     Args:
         env_id: id of the environment.
@@ -177,10 +180,155 @@ def run(
         InvalidAction: an action of the policy is not allowed; the message names the policy.
         LlmgymError: the return of an episode is not finite.
     """
-    made_with = merged_kwargs(contender, env_kwargs)
+    tables: list[EpisodeTable] = []
+    for block in blocks(env_id, contender, episodes, seed, env_kwargs):
+        before = block.seed - seed
+        tables.append(play(block, lambda ended, *others, before=before: progress(before + ended, *others)))
+    return joined(tables)
+
+
+def run_all(
+    env_id: str,
+    contenders: Sequence[Contender],
+    episodes: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any],
+    bar: Bar,
+    backend: Backend = HERE,
+) -> list[EpisodeTable]:
+    """Run policies on the same worlds.
+
+    Args:
+        env_id: id of the environment, with the module that registers it in front where there is one.
+        contenders: the policies.
+        episodes: number of episodes of each policy, 1 or more.
+        seed: seed of the first episode.
+        env_kwargs: arguments of the environment; those that a policy needs are added.
+        bar: shows progress.
+        backend: where blocks of episodes are played.
+
+    Returns:
+        A table for each policy, in their order.
+
+    Raises:
+        InvalidArgument: a policy needs other arguments than were given.
+        InvalidAction: an action of a policy is not allowed; the message names it.
+        LlmgymError: the return of an episode is not finite, or a block could not be played.
+    """
+    parts = [blocks(env_id, contender, episodes, seed, env_kwargs) for contender in contenders]
+    todo = [block for of_one in parts for block in of_one]
+    done = 0
+
+    def handed_out() -> Iterator[Block]:
+        for block in todo:
+            bar.begin(block.contender.label, done)
+            yield block
+
+    tables: dict[int, EpisodeTable] = {}
+    for index, table in backend.results(play, handed_out(), bar):
+        tables[index] = table
+        done += len(table)
+        bar.begin(table.policy, done)
+    ordered = iter([tables[index] for index in range(len(todo))])
+    return [joined([next(ordered) for _ in of_one]) for of_one in parts]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Episodes of one policy that are played in one piece, in this process or elsewhere.
+
+    Attributes:
+        env: the environment.
+        contender: the policy.
+        env_kwargs: arguments of the environment, without those that the policy needs.
+        seed: seed of the first episode.
+        episodes: how many.
+        lanes: how many run together.
+    """
+
+    env: Registered
+    contender: Contender
+    env_kwargs: Mapping[str, Any]
+    seed: int
+    episodes: int
+    lanes: int
+
+
+def blocks(
+    env_id: str, contender: Contender, episodes: int, seed: int, env_kwargs: Mapping[str, Any]
+) -> list[Block]:
+    """The pieces in which episodes of a policy are played, whoever plays them.
+
+    Each is as many as run together. A policy that draws random numbers, and an object of the user's, which may remember anything,
+    goes on from one chunk to the next, so all its episodes are one piece.
+
+    Args:
+        env_id: id of the environment, with the module that registers it in front where there is one.
+        contender: the policy.
+        episodes: number of episodes.
+        seed: seed of the first one.
+        env_kwargs: arguments of the environment.
+
+    Returns:
+        The pieces, in the order of their seeds.
+    """
+    env = Registered.of(env_id)
     # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a lane.
     chunks = math.ceil(episodes / LANES_AT_ONCE)
     lanes = math.ceil(episodes / chunks)
+    of_block = episodes if chunks == 1 or _goes_on(env.env_id, contender, env_kwargs) else lanes
+    return [
+        Block(env, contender, env_kwargs, int(seed) + start, min(of_block, episodes - start), lanes)
+        for start in range(0, episodes, of_block)
+    ]
+
+
+def _goes_on(env_id: str, contender: Contender, env_kwargs: Mapping[str, Any]) -> bool:
+    """Whether a policy is not the same for every chunk of episodes."""
+    if contender.source is None or contender.kind == GIVEN:
+        return True
+    env = make_env(env_id, 1, merged_kwargs(contender, env_kwargs))
+    try:
+        return bool(getattr(contender.build(env), "draws", False))
+    finally:
+        env.close()
+
+
+def joined(tables: Sequence[EpisodeTable]) -> EpisodeTable:
+    """The episodes of several blocks of one policy, in the order of their seeds, as one table."""
+    if len(tables) == 1:
+        return tables[0]
+    whole_of: dict[str, Any] = {
+        name: np.concatenate([getattr(table, name) for table in tables])
+        for name in ("seeds", "returns", "steps", "simulated_s", "terminated", "truncated")
+    }
+    whole_of["metrics"] = {
+        name: np.concatenate([table.metrics[name] for table in tables]) for name in tables[0].metrics
+    }
+    for name in ("wall_s", "act_s", "calls"):
+        whole_of[name] = sum(getattr(table, name) for table in tables)
+    return replace(tables[0], **whole_of)
+
+
+def play(block: Block, progress: Callable[[int, int, int], None]) -> EpisodeTable:
+    """Play a block of episodes in this process.
+
+    Args:
+        block: what to play.
+        progress: called after every step with the number of episodes of the block that ended, of those that run, and of the steps
+            that these have run.
+
+    Returns:
+        One row an episode, in the order of their seeds.
+
+    Raises:
+        InvalidArgument: the policy needs other arguments than were given.
+        InvalidAction: an action of the policy is not allowed; the message names the policy.
+        LlmgymError: the return of an episode is not finite.
+    """
+    env_id, contender, env_kwargs = block.env.register(), block.contender, block.env_kwargs
+    episodes, seed, lanes = block.episodes, block.seed, block.lanes
+    made_with = merged_kwargs(contender, env_kwargs)
     env = make_env(env_id, lanes, made_with)
     try:
         policy = contender.build(env)
@@ -201,7 +349,7 @@ def run(
         calls, act_s, started = 0, 0.0, time.perf_counter()
         for start in range(0, episodes, lanes):
             count = min(lanes, episodes - start)
-            seeds = [int(seed) + start + lane for lane in range(lanes)]
+            seeds = [seed + start + lane for lane in range(lanes)]
             chunk = _Chunk(env, policy, contender.label, seeds, count)
             chunk.run(start, progress)
             buffers, here = env.lanes.buffers, slice(start, start + count)
@@ -231,7 +379,7 @@ def run(
         privileged=bool(policy.privileged) or shown,
         env_id=env_id,
         env_kwargs=made_with,
-        seeds=int(seed) + np.arange(episodes, dtype=np.int64),
+        seeds=seed + np.arange(episodes, dtype=np.int64),
         metrics={name: metrics[:, index].copy() for index, name in enumerate(names)},
         headline=headline,
         wall_s=wall_s,

@@ -17,6 +17,7 @@ from llmgym.policies.config import (
     ALGORITHMS,
     FIRST_TRAINING_SEED,
     FIRST_VALIDATION_SEED,
+    RLLIB,
     Plan,
     PPOConfig,
     training_seed,
@@ -37,6 +38,7 @@ __all__ = [
     "ALGORITHMS",
     "FIRST_TRAINING_SEED",
     "FIRST_VALIDATION_SEED",
+    "RLLIB",
     "TRAINED",
     "Callback",
     "CsvLogger",
@@ -116,15 +118,22 @@ def train(plan: Plan) -> "TrainingResult":
     Raises:
         CheckpointError: there is nothing to resume, or what is there does not fit.
         InvalidArgument: the plan cannot be carried out.
-        MissingExtra: torch, or stable-baselines3 where the plan asks for it, is not installed.
+        MissingExtra: torch, or stable-baselines3 or RLlib where the plan asks for it, is not installed.
     """
-    if plan.algo not in ALGORITHMS:
-        raise UnknownName("algorithm", plan.algo, ALGORITHMS)
+    if plan.algo not in (*ALGORITHMS, RLLIB):
+        raise UnknownName("algorithm", plan.algo, (*ALGORITHMS, RLLIB))
     _needs("torch", "training a policy")
     if plan.algo == "ppo":
         from llmgym.policies.ppo import train_ppo
 
         return train_ppo(plan)
+    if plan.algo == RLLIB:
+        from llmgym.policies.cluster import import_rllib
+
+        import_rllib()
+        from llmgym.policies.rllib import train_rllib
+
+        return train_rllib(plan)
     for module in ("stable_baselines3", "sb3_contrib"):
         _needs(module, f"the algorithm {plan.algo}")
     from llmgym.policies.sb3 import train_sb3

@@ -21,6 +21,8 @@ RENAMED = {"teacher": "imitate", "teacher_steps": "imitate_steps"}
 ALGORITHMS = ("ppo", "sb3-ppo", "sb3-maskable-ppo")
 """`ppo` is this package's own trainer; the others are stable-baselines3 and sb3-contrib behind the same
 interface."""
+RLLIB = "rllib-ppo"
+"""RLlib's PPO on a cluster of Ray, behind it too."""
 
 FIRST_TRAINING_SEED = 2**32
 """Training resets environments with seeds from here up only; every seed below is held out."""
@@ -167,7 +169,7 @@ class Plan:
         env_id: registered id of the environment.
         env_kwargs: its arguments: plain numbers, texts, booleans, None, and lists or dicts of them.
         out: folder of the run; it is made if need be.
-        algo: one of `ALGORITHMS`.
+        algo: one of `ALGORITHMS`, or `RLLIB`.
         timesteps: environment steps of the whole run, over all lanes, what was done before a resume included.
         seed: of the networks, the exploration and the training episodes.
         lanes: copies of the environment that step together.
@@ -184,6 +186,8 @@ class Plan:
         patience: validations without a better one after which the training ends; 0: it goes on to the last step.
         callbacks: hooks of one's own.
         loggers: where else the learning curve is written to.
+        workers: processes that step lanes, with RLlib; None: one a core but one, which learns.
+        address: of a Ray cluster that runs, as `host:port`, `ray://host:port` or `auto`; None: one on this machine.
     """
 
     env_id: str
@@ -204,6 +208,8 @@ class Plan:
     patience: int = 0
     callbacks: Sequence[Callback] = ()
     loggers: Sequence[Logger] = ()
+    workers: int | None = None
+    address: str | None = None
 
     def __post_init__(self) -> None:
         whole("timesteps", self.timesteps, 1, 2**62)
@@ -215,6 +221,13 @@ class Plan:
                 f"patience={self.patience!r}: needs validation_episodes above 0, by which it is known what is better"
             )
         whole("lanes", self.lanes)
+        if self.workers is not None:
+            whole("workers", self.workers)
+        for name in ("workers", "address"):
+            if getattr(self, name) is not None and self.algo != RLLIB:
+                raise InvalidArgument(
+                    f"{name}={getattr(self, name)!r}: only RLlib has {name}, not algo={self.algo!r}"
+                )
         whole("seed", self.seed, 0, 2**32 - 1)  # what numpy's generator takes, which stable-baselines3 seeds
         if not self.save_every_s >= 0:
             raise InvalidArgument(

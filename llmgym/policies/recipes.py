@@ -1,6 +1,7 @@
 """How each environment is trained: the settings of `recipes.toml`, by environment and scenario."""
 
 import functools
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -58,6 +59,7 @@ def recipe(
     scenario: str | None = None,
     action: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
+    file: Path | None = None,
 ) -> Recipe:
     """The settings of an environment.
 
@@ -68,25 +70,28 @@ def recipe(
         scenario: its scenario; None: the one of the table, if no argument of the environment is given.
         action: what is decided; None: what the table says.
         env_kwargs: further arguments of the environment, which come before those of the table.
+        file: entries of one's own, which come before those of the table; ids outside `llmgym/` are written in full.
 
     Returns:
         The settings.
 
     Raises:
-        InvalidArgument: the table has a setting that there is not.
+        InvalidArgument: the table has a setting that there is not, or the file cannot be read or lacks the environment.
     """
+    own_entry = None if file is None else _of_file(file, env_id.rpartition(":")[2])
     given = {name: value for name, value in (("scenario", scenario), ("action", action)) if value is not None}
     given |= env_kwargs or {}
     namespace, _, name = env_id.rpartition(":")[2].rpartition("/")
     entry = table().get(name, {}) if namespace in ("", "llmgym") else {}
+    entry = entry if own_entry is None else own_entry
     if not entry:
         return _made(f"any environment (base {OTHERS})", table()["bases"][OTHERS], given)
-    if not given:
+    if not given and "scenario" in entry:
         given["scenario"] = entry["scenario"]
     world = given.get("scenario")
     special = entry.get("scenarios", {}).get(world, {})
     settings = {**entry, **special}
-    base = table()["bases"][settings.pop("base")]
+    base = table()["bases"][settings.pop("base", OTHERS)]
     for word in ("scenario", "scenarios"):
         settings.pop(word, None)
     own = {"action": settings.pop("action")} if "action" in settings else {}
@@ -94,9 +99,55 @@ def recipe(
     label = f"{name}, {world}" if special else name
     if own and given.get("action", own.get("action")) != own.get("action"):
         return _made(
-            f"{name} with another action (base {entry['base']} without a rule to imitate)", base, given
+            f"{name} with another action (base {entry.get('base', OTHERS)} without a rule to imitate)",
+            base,
+            given,
         )
     return _made(label, {**base, **settings}, {**own, **given})
+
+
+def _of_file(file: Path, env_id: str) -> dict[str, Any]:
+    """The entry that a file of the user's has for an environment."""
+    try:
+        entries = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidArgument(f"recipe={str(file)!r} cannot be read: {error}") from error
+    for name in (env_id, env_id.removeprefix("llmgym/")):
+        if isinstance(entries.get(name), dict):
+            return dict(entries[name])
+    raise InvalidArgument(f"recipe={str(file)!r}: has {', '.join(entries) or 'nothing'}, but not {env_id}")
+
+
+def written(env_id: str, made: Recipe, about: str) -> str:
+    """Settings as an entry of a table, which `llmgym train --recipe` takes.
+
+    Args:
+        env_id: id of the environment.
+        made: the settings.
+        about: a comment above them.
+    """
+    defaults = PPOConfig()
+    kwargs = dict(made.env_kwargs)
+    entry: dict[str, Any] = {"scenario": kwargs.pop("scenario")} if "scenario" in kwargs else {}
+    entry |= {"action": kwargs.pop("action")} if "action" in kwargs else {}
+    entry |= {"env": kwargs} if kwargs else {}
+    entry |= {name: getattr(made, name) for name in OF_PLAN}
+    base = PPOConfig(**{k: v for k, v in table()["bases"][OTHERS].items() if k not in OF_PLAN})
+    values = made.config.to_dict()
+    entry |= {k: v for k, v in values.items() if v != defaults.to_dict()[k] or v != base.to_dict()[k]}
+    lines = [f"# {line}" for line in about.splitlines()]
+    name = env_id.rpartition(":")[2].removeprefix("llmgym/")
+    lines.append(f"[{json.dumps(name) if '/' in name else name}]")
+    lines += [f"{key} = {_toml(value)}" for key, value in entry.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)  # of a text, a number and a truth value, TOML has the same
 
 
 def _made(name: str, settings: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Recipe:

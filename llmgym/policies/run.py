@@ -206,6 +206,7 @@ class Run:
         state: gives what a checkpoint stores of the networks and the optimizer; `start` sets it.
         seconds: wall time spent in `env`, `inference`, `learning` and `validation`; the trainer adds to the first three.
         best_return: the best mean return on the worlds of the validation so far.
+        saving: called before the newest checkpoint is written, for what a trainer keeps beside it.
     """
 
     state: Callable[[], Mapping[str, Any]]
@@ -238,6 +239,7 @@ class Run:
         updates = -(-plan.timesteps // (plan.config.rollout_steps * plan.lanes))
         self._validate_every = plan.validate_every or max(1, updates // VALIDATIONS)
         self._ended = False
+        self.saving: Callable[[], None] = lambda: None
         self.interface = interface_kwargs(self.env, plan.env_id, plan.env_kwargs)
         self.seconds = {"env": 0.0, "inference": 0.0, "learning": 0.0, "validation": 0.0}
         self._console = Console(stderr=True)
@@ -423,6 +425,7 @@ class Run:
             self._obey(callback.on_update(self, row))
         over = last or self.finished
         if over or self.stopping or time.perf_counter() - self._saved >= self.plan.save_every_s:
+            self.saving()
             self._save(self.path)
             self._saved = time.perf_counter()
         if self.stopping:

@@ -35,6 +35,7 @@ here."""
 class _Search(Rule[PipeSDTune], ABC):
     """Tries some pairs of thresholds, takes one of them, and begins anew when the time per token is no longer what it was."""
 
+    draws = True
     remembered = ("_begun", "_tried", "_times", "_held", "_best", "_generators")
 
     def __init__(self, env: Any, name: str, evaluations: int = EVALUATIONS, seed: int = 0) -> None:

@@ -266,6 +266,8 @@ class RandomPolicy(ServerRule):
         seed: of the choices.
     """
 
+    draws = True
+
     def __init__(self, env: Any, name: str = "random", seed: int = 0) -> None:
         super().__init__(env, name)
         self._generator = np.random.default_rng(seed)

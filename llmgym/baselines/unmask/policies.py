@@ -137,6 +137,8 @@ class RandomSetPolicy(CountsPolicy):
         calls: calls of a block with equal counts; 0: as many as DUS.
     """
 
+    draws = True
+
     def __init__(self, env: Any, name: str, rising: bool = False, calls: int = 0) -> None:
         super().__init__(env, name, self._any, rising, calls)
         self._generator = np.random.default_rng(0)
