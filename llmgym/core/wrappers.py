@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
@@ -100,6 +100,12 @@ class VectorMaskInObservation(VectorWrapper):  # type: ignore[type-arg]  # gymna
         self.keys = keys
         self.single_observation_space = _space(envs, envs.single_observation_space, keys)
         self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
+
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """That of the lanes: TorchRL looks for it here, and gymnasium's wrappers do not pass it on."""
+        mode: AutoresetMode = self.env.metadata["autoreset_mode"]
+        return mode
 
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
