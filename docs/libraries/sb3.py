@@ -9,7 +9,9 @@ from llmgym.policies import SB3VecEnv
 
 def lanes(num_envs=8):
     env_id = "llmgym:llmgym/KVQueue-v1"
-    return SB3VecEnv(gymnasium.make_vec(env_id, num_envs, autoreset_mode="SAME_STEP", requests=20))
+    return SB3VecEnv(
+        gymnasium.make_vec(env_id, num_envs, autoreset_mode="SAME_STEP", requests=20, max_episode_steps=400)
+    )
 
 
 def ppo(envs, steps, seed=0):
@@ -23,5 +25,5 @@ def dqn(envs, steps, seed=0):
 if __name__ == "__main__":
     for learn in (ppo, dqn):
         model = learn(lanes(), steps=4_096)
-        mean, deviation = evaluate_policy(model, lanes(), n_eval_episodes=16)
+        mean, deviation = evaluate_policy(model, lanes(), n_eval_episodes=16, deterministic=False)
         print(f"{learn.__name__}: return {mean:.2f} ± {deviation:.2f}")

@@ -9,7 +9,9 @@ from llmgym.policies import SB3VecEnv
 
 def lanes(num_envs=8):
     env_id = "llmgym:llmgym/KVQueue-v1"
-    return SB3VecEnv(gymnasium.make_vec(env_id, num_envs, autoreset_mode="SAME_STEP", requests=20))
+    return SB3VecEnv(
+        gymnasium.make_vec(env_id, num_envs, autoreset_mode="SAME_STEP", requests=20, max_episode_steps=400)
+    )
 
 
 def maskable_ppo(envs, steps, seed=0):
@@ -21,6 +23,8 @@ def recurrent_ppo(envs, steps, seed=0):
 
 
 if __name__ == "__main__":
-    mean, deviation = evaluate_policy(maskable_ppo(lanes(), steps=4_096), lanes(), n_eval_episodes=16)
+    mean, deviation = evaluate_policy(
+        maskable_ppo(lanes(), steps=4_096), lanes(), n_eval_episodes=16, deterministic=False
+    )
     print(f"MaskablePPO: return {mean:.2f} ± {deviation:.2f}")
     recurrent_ppo(lanes(), steps=2_048)

@@ -15,11 +15,13 @@ from llmgym.libraries.tianshou import TianshouVectorEnv
 
 def lanes(num_envs=8):
     env_id = "llmgym:llmgym/KVQueue-v1"
-    return TianshouVectorEnv(gymnasium.make_vec(env_id, num_envs, autoreset_mode="DISABLED", requests=20))
+    return TianshouVectorEnv(
+        gymnasium.make_vec(env_id, num_envs, autoreset_mode="DISABLED", requests=20, max_episode_steps=400)
+    )
 
 
 def dqn(envs, steps, seed=0):
-    np.random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - Tianshou draws from this one
     torch.manual_seed(seed)
     envs.seed(seed)
     entries, actions = envs.observation_space[0]["obs"].shape, envs.action_space[0]

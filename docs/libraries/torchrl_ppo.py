@@ -6,6 +6,7 @@ from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.collectors import Collector
 from torchrl.envs import DTypeCastTransform, GymWrapper, TransformedEnv
+from torchrl.envs.utils import ExplorationType, set_exploration_type
 from torchrl.modules import MaskedCategorical, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
@@ -14,14 +15,20 @@ from llmgym.core.wrappers import VectorMaskInObservation
 
 
 def lanes(num_envs=8, device="cpu"):
-    env_id = "llmgym:llmgym/KVQueue-v1"  # TorchRL refuses NEXT_STEP, and SAME_STEP where observations are dicts
-    envs = gymnasium.make_vec(env_id, num_envs, autoreset_mode="DISABLED", requests=20, device=device)
+    env_id = (
+        "llmgym:llmgym/KVQueue-v1"  # TorchRL refuses NEXT_STEP, and SAME_STEP where observations are dicts
+    )
+    envs = gymnasium.make_vec(
+        env_id, num_envs, autoreset_mode="DISABLED", requests=20, max_episode_steps=400, device=device
+    )
     env = GymWrapper(VectorMaskInObservation(envs), categorical_action_encoding=True, device=device)
     return TransformedEnv(env, DTypeCastTransform(torch.int8, torch.bool, in_keys=["action_mask"]))
 
 
 def network(entries, outputs):
-    return nn.Sequential(nn.Linear(entries, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs))
+    return nn.Sequential(
+        nn.Linear(entries, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, outputs)
+    )
 
 
 def ppo(env, steps, seed=0, batch=1_024, epochs=10, minibatch=256):
@@ -38,7 +45,9 @@ def ppo(env, steps, seed=0, batch=1_024, epochs=10, minibatch=256):
     advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)
     loss = ClipPPOLoss(actor, critic, entropy_coeff=0.0, normalize_advantage=True)
     optimizer = torch.optim.Adam(loss.parameters(), 3e-4)
-    for rollout in Collector(env, actor, frames_per_batch=batch, total_frames=steps):
+    for rollout in Collector(
+        env, actor, frames_per_batch=batch, total_frames=steps, auto_register_policy_transforms=False
+    ):
         for _ in range(epochs):
             data = advantage(rollout).reshape(-1)
             for rows in torch.randperm(len(data)).split(minibatch):
@@ -52,6 +61,7 @@ def ppo(env, steps, seed=0, batch=1_024, epochs=10, minibatch=256):
 
 if __name__ == "__main__":
     actor = ppo(lanes(), steps=4_096)
-    played = lanes().rollout(200, actor, break_when_any_done=False)
+    with set_exploration_type(ExplorationType.RANDOM):
+        played = lanes().rollout(200, actor, break_when_any_done=False)
     ended = played["next", "done"].sum()
     print(f"PPO: return {played['next', 'reward'].sum() / ended:.2f} in {ended} episodes")

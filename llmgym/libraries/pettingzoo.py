@@ -31,8 +31,8 @@ class PipeSDClients(ParallelEnv[str, dict[str, NDArray[Any]], int]):
 
     Agents are `client_0`, `client_1` and so on; one that has made its tokens is terminated and leaves `agents`. In every step one
     client has a token to decide on, `turn`. Its action counts; all others see a mask that allows only 0 (go on), and what they
-    choose changes nothing. The clients work together: each agent gets the reward of the environment, so the return of the last one
-    is the return of the single environment with the same actions.
+    choose changes nothing. The clients work together: each agent gets the reward of the environment, so the one
+    that ends last has the return of the single environment with the same actions.
 
     An observation is a `Dict`: `observation`, float32 [d], what that client sees now, and `action_mask`, int8 [3]. The info of an
     agent has `dt`, the simulated seconds of the step, and at the end of the episode `metrics`.
@@ -128,7 +128,7 @@ class PipeSDClients(ParallelEnv[str, dict[str, NDArray[Any]], int]):
         there = self.agents
         phases = self.env.lanes.state.client["phase"][0]
         ended = {agent: terminated or bool(phases[self._number(agent)] == DONE) for agent in there}
-        told = {name: info[name] for name in ("dt", "metrics") if name in info}
+        told: dict[str, Any] = {name: info[name] for name in ("dt", "metrics") if name in info}
         self.agents = [agent for agent in there if not (ended[agent] or truncated)]
         return (
             self._see(there, info),
@@ -156,7 +156,10 @@ class PipeSDClients(ParallelEnv[str, dict[str, NDArray[Any]], int]):
             self._observe(self.env.lanes.state, self.env.simulation.params, 0, row)
             mask = np.zeros(self.env.simulation.mask_size, np.int8)
             mask[CONTINUE] = 1
-            seen[agent] = {PETTINGZOO[0]: row, PETTINGZOO[1]: info["action_mask"].copy() if k == turn else mask}
+            seen[agent] = {
+                PETTINGZOO[0]: row,
+                PETTINGZOO[1]: info["action_mask"].copy() if k == turn else mask,
+            }
         self._episode["turn"] = turn
         return seen
 

@@ -31,8 +31,8 @@ Which = int | Sequence[int] | NDArray[Any] | None
 class TianshouVectorEnv(BaseVectorEnv):
     """A `LaneVectorEnv` as Tianshou's collectors want it; the same bits as `DummyVectorEnv` of single environments.
 
-    Observations are dicts, `{"obs": float32 [d], "mask": int8 [actions]}`, in an object array [lanes], or with `masks=False` one float32
-    array [lanes, d]. The family of DQN reads the mask; PPO and the others do not.
+    Observations are dicts, `{"obs": float32 [d], "mask": int8 [actions]}`, in an object array [lanes], or with `masks=False` one
+    float32 array [lanes, d]. The family of DQN reads the mask; PPO and the others do not.
 
     Args:
         env: lanes on the CPU, in `DISABLED` mode.
@@ -102,8 +102,12 @@ class TianshouVectorEnv(BaseVectorEnv):
         lanes, inner = self._numbers(id), self.env.lanes
         buffers = inner.buffers
         if buffers.ended[lanes].any():
-            raise ResetNeeded(f"lanes {lanes[buffers.ended[lanes]].tolist()} have no running episode: reset them")
-        actions = np.zeros((self.env_num, *(self.env.single_action_space.shape or ())), np.asarray(action).dtype)
+            raise ResetNeeded(
+                f"lanes {lanes[buffers.ended[lanes]].tolist()} have no running episode: reset them"
+            )
+        actions = np.zeros(
+            (self.env_num, *(self.env.single_action_space.shape or ())), np.asarray(action).dtype
+        )
         actions[lanes] = action
         ended = buffers.ended.copy()
         held = np.ones(self.env_num, np.bool_)
@@ -169,9 +173,7 @@ class TianshouVectorEnv(BaseVectorEnv):
     def set_env_attr(self, key: str, value: Any, id: Which = None) -> None:
         """Set an attribute of the environment, which all lanes share. Raises `InvalidArgument` if lanes are left out."""
         if len(self._numbers(id)) != self.env_num:
-            raise InvalidArgument(
-                f"set_env_attr({key!r}, id={id!r}): lanes share attributes; leave id out"
-            )
+            raise InvalidArgument(f"set_env_attr({key!r}, id={id!r}): lanes share attributes; leave id out")
         setattr(self.env, key, value)
 
     def render(self, **kwargs: Any) -> list[Any]:

@@ -1,6 +1,5 @@
 """Native lanes as a vector environment of Tianshou."""
 
-import gymnasium
 import numpy as np
 import pytest
 
@@ -61,7 +60,7 @@ def test_wrong_lanes():
 
 
 def test_a_collector_gathers_the_same_from_both():
-    """Episodes of a network that is greedy, with lanes left out at the end: every entry of the buffer agrees, last observations too."""
+    """A greedy network, with lanes left out at the end: every entry of the buffer agrees, last observations too."""
     import torch
     from tianshou.algorithm.modelfree.dqn import DiscreteQLearningPolicy
     from tianshou.data import Collector, VectorReplayBuffer
