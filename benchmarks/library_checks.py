@@ -206,7 +206,8 @@ def torchrl() -> tuple[dict[str, Learner], bool]:
         steps = int(rollout["next", "done"][lane, :, 0].nonzero()[0]) + 1
         last = rollout["next", "observation"][lane, steps - 1].numpy()
         ended.append((lane, rollout["action"][lane, :steps].tolist(), last))
-    return {"ppo": Learner(module.lanes, loop, module.ppo, acting)}, right(ended)
+    # seeding resets, and so does a rollout
+    return {"ppo": Learner(module.lanes, loop, module.ppo, acting)}, right(ended, resets=2)
 
 
 def rllib() -> tuple[dict[str, Learner], bool]:
@@ -217,8 +218,7 @@ def rllib() -> tuple[dict[str, Learner], bool]:
     modes = gymnasium.VectorizeMode
 
     def learn(mode: Any, steps: int, seed: int) -> Any:
-        algorithm, _ = module.ppo(steps, seed, LANES, mode)
-        return algorithm
+        return module.ppo(steps, seed, LANES, mode)
 
     def acting(algorithm: Any) -> Acting:
         network = algorithm.get_module()
@@ -231,14 +231,13 @@ def rllib() -> tuple[dict[str, Learner], bool]:
 
         return act
 
-    algorithm, _ = module.ppo(0, 0, LANES)
+    algorithm = module.ppo(0, 0, LANES)
     firsts = {single().reset(seed=seed)[0].tobytes(): seed for seed in range(200)}
     ended = []
     for episode in algorithm.env_runner.sample(num_episodes=4 * LANES, random_actions=True):
-        seen, actions = episode.get_observations(), episode.get_actions()
-        seed = firsts.get(np.asarray(seen[0][RLLIB[0]], np.float32).tobytes())
-        if seed is not None and episode.is_done:
-            ended.append((seed, [int(action) for action in actions], seen[-1][RLLIB[0]]))
+        seen = np.asarray(episode.get_observations()[RLLIB[0]], np.float32)
+        if (seed := firsts.get(seen[0].tobytes())) is not None and episode.is_done:
+            ended.append((seed, [int(action) for action in episode.get_actions()], seen[-1]))
     algorithm.stop()
     ppo = Learner(lambda: modes.VECTOR_ENTRY_POINT, lambda: modes.SYNC, learn, acting, 8_192)
     return {"ppo": ppo}, right(ended[:LANES])
@@ -286,8 +285,14 @@ def skrl() -> tuple[dict[str, Learner], bool]:
     import skrl_ppo as module
     import torch
     from skrl.envs.wrappers.torch import wrap_env
+    from skrl.utils import set_seed
+
+    def native() -> Any:
+        set_seed(0)  # lanes take the seed that holds when they are wrapped
+        return module.lanes(LANES)
 
     def loop() -> Any:
+        set_seed(0)
         return wrap_env(looped("SAME_STEP"), verbose=False)
 
     def acting(agent: Any) -> Acting:
@@ -304,7 +309,7 @@ def skrl() -> tuple[dict[str, Learner], bool]:
         obs, _, terminated, truncated, _ = envs.step(torch.as_tensor(actions)[:, None])
         return (terminated | truncated)[:, 0].numpy(), obs.numpy()
 
-    return {"ppo": Learner(module.lanes, loop, module.ppo, acting)}, right(played(envs.reset, step))
+    return {"ppo": Learner(native, loop, module.ppo, acting)}, right(played(envs.reset, step))
 
 
 def cleanrl() -> tuple[dict[str, Learner], bool]:

@@ -25,12 +25,12 @@ def ppo(steps, seed=0, num_envs=8, lanes=gymnasium.VectorizeMode.VECTOR_ENTRY_PO
     )
     algorithm = config.build_algo()
     for _ in range(steps // 1_024):
-        result = algorithm.train()
-    return algorithm, result["env_runners"]
+        algorithm.train()
+    return algorithm
 
 
 if __name__ == "__main__":
-    _, result = ppo(steps=4_096)
+    result = ppo(steps=3_072).train()["env_runners"]
     print(
         f"PPO: return {result['episode_return_mean']:.2f}, {result['episode_len_mean']:.0f} steps an episode"
     )

@@ -128,7 +128,8 @@ class VectorMaskInObservation(VectorWrapper):  # type: ignore[type-arg]  # gymna
         return self._join(obs, infos["action_mask"]), rewards, terminated, truncated, infos
 
     def _join(self, obs: NDArray[np.float32], mask: NDArray[np.int8]) -> dict[str, Any]:
-        return {self.keys[0]: obs, self.keys[1]: mask.copy()}
+        copied: Any = mask.copy() if isinstance(mask, np.ndarray) else mask.clone()  # a tensor, on a GPU
+        return {self.keys[0]: obs, self.keys[1]: copied}
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are allowed now, bool [lanes, actions]."""
