@@ -40,7 +40,8 @@ class Library:
         checked: whether `library_checks.py` knows it.
         terminal: what is to be said of last observations beside yes or no.
         limits: what does not work, and why.
-        venv: name of the virtual environment; several share one.
+        venv: name of the virtual environment, where several share one.
+        page: name of its page in `docs/libraries`, where it has another name.
     """
 
     title: str
@@ -51,6 +52,7 @@ class Library:
     terminal: str = ""
     limits: str = ""
     venv: str = ""
+    page: str = ""
 
 
 LIBRARIES = {
@@ -68,6 +70,7 @@ LIBRARIES = {
         "sb3_masks",
         limits="RecurrentPPO knows no masks; no algorithm has both",
         venv="sb3",
+        page="sb3_contrib",
     ),
     "rllib": Library(
         "RLlib, new API stack",
@@ -140,6 +143,30 @@ LIBRARIES = {
         "numpy < 2; this package needs gymnasium >= 1.2.2. So no environment holds both, and there is no extra",
     ),
 }
+
+INTRODUCTION = """\
+`python benchmarks/libraries.py`. The example of each library ([docs/libraries](../../docs/libraries/index.md)) in a virtual
+environment of its own, and its learners on 8 lanes of KVQueue-v1 (`requests=20`, `max_episode_steps=400`) for a small budget:
+mean return in 64 held-out worlds, mean and deviation over 3 seeds. *Loop*: the same learner on single environments one after the
+other, in `SyncVectorEnv` or in what the library has in its place. Last observations are compared with those of a single
+environment with the same seed and actions, in 8 episodes. The budget shows that both kinds of lanes teach the same; it is too
+small to learn more than which actions are not masked: any legal action gets what the row "EnvPool style" says. Steps a second
+include learning, which is most of the time; the row "EnvPool style" has no learner and shows what lanes alone cost. They were
+measured while another process ran, so they are good for a rough ratio alone."""
+COLUMNS = (
+    "library",
+    "version",
+    "Python",
+    "gymnasium",
+    "example",
+    "masks honoured",
+    "last observations right",
+    "steps",
+    "return, native lanes",
+    "return, loop",
+    "steps/s, native / loop",
+    "what does not work, and why",
+)
 
 
 def shell(command: list[Any], seconds: float) -> tuple[bool, str]:
@@ -243,12 +270,12 @@ def rows(name: str, result: dict[str, Any]) -> list[str]:
     library = LIBRARIES[name]
     found = result.get("versions", {})
     told = ", ".join(f"{package} {found[package]}" for package in library.packages if package in found) or "-"
-    page = f"[{library.title}](../../docs/libraries/index.md)"
+    page = f"[{library.title}](../../docs/libraries/{library.page or name}.md)"
     base = [page, told, found.get("Python", "-"), found.get("gymnasium", "-")]
     limits = library.limits + (f"; here: {result['why']}" if "why" in result else "")
     example = "runs" if result["example"] else "fails" if result["installed"] else "cannot be installed"
     if "learners" not in result:
-        return [f"| {' | '.join([*base, example, '-', '-', '-', '-', '-', '-', limits])} |"]
+        return [f"| {' | '.join([*base, example, *6 * ['-'], limits])} |"]
     out = []
     for learner, measured in result["learners"].items():
         native, loop = measured["native"], measured["looped"]
@@ -280,21 +307,10 @@ def table() -> str:
     lines = [
         "# Libraries",
         "",
-        "`python benchmarks/libraries.py`. The example of each library ([docs/libraries](../../docs/libraries/index.md)) in a "
-        "virtual environment "
-        "of its own, and its learners on 8 lanes of KVQueue-v1 (`requests=20`, `max_episode_steps=400`) for a small budget: "
-        "mean return in 64 "
-        "held-out worlds, mean and deviation over 3 seeds. *Loop*: the same learner on single environments one after the other, in "
-        "`SyncVectorEnv`, or in what the library has in its place. Last observations are compared with those of a single "
-        "environment with the same "
-        "seed and actions, in 8 episodes. Steps a second include learning, which is most of the time; the loop in EnvPool's "
-        "style has no "
-        "learner and shows what lanes alone cost.",
+        INTRODUCTION,
         "",
-        "| library | version | Python | gymnasium | example | masks honoured | last observations right | steps | return, "
-        "native lanes "
-        "| return, loop | steps/s, native / loop | what does not work, and why |",
-        "|" + "---|" * 12,
+        f"| {' | '.join(COLUMNS)} |",
+        "|" + "---|" * len(COLUMNS),
     ]
     for name, result in results.items():
         lines += rows(name, result)
