@@ -211,7 +211,7 @@ def install(library: Library, folder: Path, seconds: float) -> tuple[Path, str]:
     torch = next(
         line for line in (ROOT / "constraints.txt").read_text().splitlines() if line.startswith("torch==")
     )
-    pip = [python, "-m", "pip", "install", "-q"]
+    pip = [python, "-m", "pip", "install", "-q", "--no-compile"]  # Python compiles what is imported
     wanted = f"{ROOT}[{library.extra}]"
     for command in (
         [sys.executable, "-m", "venv", folder],
