@@ -27,4 +27,4 @@ if __name__ == "__main__":
         maskable_ppo(lanes(), steps=4_096), lanes(), n_eval_episodes=16, deterministic=False
     )
     print(f"MaskablePPO: return {mean:.2f} ± {deviation:.2f}")
-    recurrent_ppo(lanes(), steps=2_048)
+    recurrent_ppo(lanes(), steps=1_024)
