@@ -248,7 +248,7 @@ def tried(name: str, arguments: argparse.Namespace) -> dict[str, Any]:
     if why:
         return result | {"installed": False, "example": False, "why": why}
     result |= {"installed": True, "versions": versions(python, library.packages)}
-    worked, said = shell([python, f"docs/libraries/{library.example}.py"], 300)
+    worked, said = shell([python, f"docs/libraries/{library.example}.py"], 120 if arguments.examples else 300)
     result |= {"example": worked, "said": said.strip().splitlines()[-1:]}
     if worked and library.checked and not arguments.examples:
         out = RESULTS / f".{name}.json"
