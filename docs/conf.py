@@ -47,6 +47,8 @@ autodoc_mock_imports = [
     "torch",
     "stable_baselines3",
     "sb3_contrib",
+    "tianshou",
+    "pettingzoo",
 ]  # everything else is a dependency of the package
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"

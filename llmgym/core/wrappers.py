@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Dict
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
@@ -101,6 +101,12 @@ class VectorMaskInObservation(VectorWrapper):  # type: ignore[type-arg]  # gymna
         self.single_observation_space = _space(envs, envs.single_observation_space, keys)
         self.observation_space = batch_space(self.single_observation_space, envs.num_envs)
 
+    @property
+    def autoreset_mode(self) -> AutoresetMode:
+        """That of the lanes: TorchRL looks for it here, and gymnasium's wrappers do not pass it on."""
+        mode: AutoresetMode = self.env.metadata["autoreset_mode"]
+        return mode
+
     def reset(
         self, *, seed: Any = None, options: dict[str, Any] | None = None
     ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -122,7 +128,8 @@ class VectorMaskInObservation(VectorWrapper):  # type: ignore[type-arg]  # gymna
         return self._join(obs, infos["action_mask"]), rewards, terminated, truncated, infos
 
     def _join(self, obs: NDArray[np.float32], mask: NDArray[np.int8]) -> dict[str, Any]:
-        return {self.keys[0]: obs, self.keys[1]: mask.copy()}
+        copied: Any = mask.copy() if isinstance(mask, np.ndarray) else mask.clone()  # a tensor, on a GPU
+        return {self.keys[0]: obs, self.keys[1]: copied}
 
     def action_masks(self) -> NDArray[np.bool_]:
         """Which actions are allowed now, bool [lanes, actions]."""

@@ -62,6 +62,7 @@ def test_vector_is_the_wrapped_single(keys, mode):
     sync = SyncVectorEnv([lambda: MaskInObservation(ToyEnv(), keys)] * 4, autoreset_mode=mode)
     assert native.observation_space == sync.observation_space
     assert native.single_observation_space == sync.single_observation_space
+    assert native.autoreset_mode == mode  # where TorchRL looks for it
     rng = np.random.default_rng(0)
     obs, infos = native.reset(seed=1)
     same(obs, dict(sync.reset(seed=1)[0]))
