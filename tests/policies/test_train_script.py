@@ -313,7 +313,7 @@ def test_help_shows_each_example_in_one_line(script: Any) -> None:
     lines = [line.rstrip() for line in shown.stdout.splitlines()]
     assert "The defaults shown are the settings of KVQueue-v0, tiny-overload." in lines
     examples = [line for line in script.__doc__.splitlines() if "python train.py" in line]
-    assert len(examples) == 7 and all(example in lines and len(example) < 80 for example in examples)
+    assert len(examples) == 8 and all(example in lines and len(example) < 80 for example in examples)
     assert all(
         example.startswith("    python train.py") and example.count("python") == 1 for example in examples
     )
