@@ -2,7 +2,8 @@
 
     python benchmarks/zoo.py
 
-Writes benchmarks/results/zoo.md and zoo.png out of the checkpoints and of what `benchmarks/comparisons.py` found.
+Writes benchmarks/results/zoo.md and zoo.png, and the table of README.md, out of the checkpoints and of what
+`benchmarks/comparisons.py` found.
 """
 
 from collections import defaultdict
@@ -12,6 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import llmgym
+from benchmarks.make_docs import fill
 from benchmarks.site_tables import RESULTS, parted
 from llmgym.policies import checkpoint, shipped
 
@@ -58,13 +61,38 @@ def cards() -> dict[tuple[str, str], list[Card]]:
     return found
 
 
-def outcomes(env_id: str) -> dict[str, dict[str, str]]:
-    """The rows of the comparisons of an environment, by policy."""
+def outcomes(env_id: str, scenario: str) -> dict[str, dict[str, str]]:
+    """The rows of a comparison, by policy without its marks; none where there was no comparison."""
     page = RESULTS / f"{env_id.rpartition('/')[2]}.md"
     if not page.exists():
         return {}
-    rows = [row for table in parted(page.read_text(encoding="utf-8"))[1] for row in table]
-    return {row["policy"]: row for row in rows}
+    for title, table in zip(*parted(page.read_text(encoding="utf-8")), strict=True):
+        if title[2] == scenario:
+            return {row["policy"].strip(" †‡"): row for row in table}
+    return {}
+
+
+def verdicts(found: dict[tuple[str, str], list[Card]]) -> str:
+    """Who wins, a row for each environment and scenario: the table of README.md."""
+    lines = [
+        "| environment | scenario | best tuned rule, its return | learned, difference: a figure a seed of training | verdicts |",
+        "|---|---|---|---|---|",
+    ]
+    for (env_id, scenario), group in found.items():
+        known = outcomes(env_id, scenario)
+        best = next((row for row in known.values() if row["paired difference [95% CI]"] == "reference"), None)
+        rows = [known[card.name] for card in group if card.name in known]
+        if best is None or not rows:
+            continue
+        differences = ", ".join(row["paired difference [95% CI]"] for row in rows)
+        said = [row["verdict"] for row in rows]
+        told = said[0] if len(set(said)) == 1 else ", ".join(said)
+        name = env_id.rpartition("/")[2]
+        lines.append(
+            f"| [{name}]({llmgym.spec(env_id).docs}) | `{scenario}` | `{best['policy'].strip(' †‡')}` "
+            f"{best['return [95% CI]'].partition(' ')[0]} | {differences} | {told} |"
+        )
+    return "\n".join(lines)
 
 
 def row(card: Card, outcome: dict[str, str]) -> str:
@@ -104,7 +132,7 @@ def page(found: dict[tuple[str, str], list[Card]]) -> str:
         "*Mean return against steps of training, a line a seed; dots: on the worlds of the validation.*",
     ]
     for (env_id, scenario), group in found.items():
-        known = outcomes(env_id)
+        known = outcomes(env_id, scenario)
         seeds = " ".join(str(card.meta["seed"]) for card in group)
         steps = max(card.meta["timesteps"] for card in group)
         command = f"python benchmarks/train_policies.py {env_id} --scenarios {scenario} --seeds {seeds} --steps {steps} --out runs"
@@ -150,6 +178,7 @@ def main() -> None:
     found = cards()
     (OUT / "zoo.md").write_text(page(found), encoding="utf-8")
     picture(found, OUT / "zoo.png")
+    fill(Path(__file__).parent.parent / "README.md", "winners", verdicts(found))
 
 
 if __name__ == "__main__":

@@ -254,6 +254,10 @@ def evaluate(args: Args, console: Console, learned: Mapping[str, Path]) -> dict[
     world = {name: value for name, value in given_kwargs(args).items() if name not in own}
     rivals = rivals_of(env_id)
     learned = {f"learned:{name}" if name in rivals else name: path for name, path in learned.items()}
+    slow = [name for name in rivals if name in too_slow(env_id, world.get("scenario"))]
+    if slow:
+        console.print(f"Not compared with here, as they take long: {', '.join(slow)}; llmgym compare does.")
+        rivals = [name for name in rivals if name not in slow]
     if rivals:
         rivals = tuned(env_id, rivals, seed=args.eval_seed, progress=args.progress, **world)
     contenders = {name: str(path) for name, path in learned.items()} | {name: name for name in rivals}
@@ -289,6 +293,11 @@ def rivals_of(env_id: str) -> list[str]:
         return baselines.names(env_id)
     except UnknownName:
         return []
+
+
+def too_slow(env_id: str, scenario: str | None) -> tuple[str, ...]:
+    """The baselines that the leaderboard leaves out on a scenario, as they take long."""
+    return baselines.boards(env_id).get(scenario, ())
 
 
 def check_before(args: Args) -> None:
