@@ -2,24 +2,45 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 import llmgym
 from llmgym import cli
+from llmgym.core import spec
 from llmgym.errors import InvalidAction, InvalidArgument, LlmgymError, MissingExtra
 from llmgym.evaluation import backend, compare, rollout, run_episodes, tuned
 from llmgym.evaluation.comparison import Comparison
 from llmgym.evaluation.rollout import EpisodeTable
 from tests.evaluation.conftest import Fake, always
-from tests.evaluation.mortal import DIES, ID
+from tests.evaluation.mortal import DIES, ID, SPEC
 
+ROOT = Path(__file__).parents[2]
 RULES = ["serves", "serves:serve=0", "mortal:serve=2"]
+
+
+@pytest.fixture(autouse=True)
+def _mortal() -> Iterator[None]:
+    """The environment of tests/evaluation/mortal.py is known during a test and unknown after it."""
+    llmgym.register(SPEC)
+    yield
+    for table in (spec._specs, gymnasium.registry):
+        table.pop(ID)
+
+
+def test_what_kills_is_known_to_nobody_else() -> None:
+    known = "import llmgym, tests.evaluation.test_backends; print(*llmgym.env_ids())"
+    shown = subprocess.run(
+        [sys.executable, "-c", known], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert ID not in shown.stdout.split() and "llmgym/KVQueue-v1" in shown.stdout
 
 
 @pytest.fixture
