@@ -174,14 +174,17 @@ class QueueAwarePolicy(_Rule):
         env: the environment.
         name: of the policy.
         caution: how many times what the turn takes from others counts; 0: only the turn itself counts.
+        typical: 1: what others lose is spread over as many tokens as answers have on the mean, for it is their answers that last
+            longer; 0: over as many as this turn's answer is expected to have.
 
     Raises:
-        InvalidArgument: `caution` is below 0.
+        InvalidArgument: `caution` is below 0, or `typical` is neither 0 nor 1.
     """
 
-    def __init__(self, env: Any, name: str = "queue-aware", caution: float = 1.0) -> None:
+    def __init__(self, env: Any, name: str = "queue-aware", caution: float = 1.0, typical: int = 0) -> None:
         super().__init__(env, name)
         self.caution = number("caution", caution, zero=True)
+        self.typical = whole("typical", typical, 0, 1)
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
         """Routes [lanes]."""
@@ -205,6 +208,8 @@ class QueueAwarePolicy(_Rule):
         remote_s += law.remote_s + law.remote_token_s * tokens + wait_s + receive_s + law.step_s
         held_up_s = np.maximum(prefill_s - law.step_s, 0.0) - receive_s
         answer = np.maximum(self._tokens(obs, "answer"), 1.0)
+        if self.typical:
+            answer = np.full_like(answer, self._simulation.params.config[0]["default_output"])
         gain = chosen.w_ttft * (remote_s - local_s) / remote_s
         loss = chosen.w_tpot * batch * held_up_s / (law.step_s * answer)
         return self._allowed(gain > self.caution * loss, mask)
@@ -285,7 +290,7 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "table": Factory("table", TablePolicy, _TABLE),
     "table-bypass": Factory("table-bypass", TablePolicy, _TABLE, bypass=BYPASS_TOKENS),
     "threshold": Factory("threshold", ThresholdPolicy, {"tokens": int}),
-    "queue-aware": Factory("queue-aware", QueueAwarePolicy, {"caution": float}),
+    "queue-aware": Factory("queue-aware", QueueAwarePolicy, {"caution": float, "typical": int}),
     "oracle": Factory("oracle", OraclePolicy, {"decisions": int}),
 }
 
@@ -293,7 +298,10 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "threshold": tuple(f"threshold:tokens={m}" for m in (64, 128, 256, 512, 1024)),
     "partial": tuple(f"partial:share={x}" for x in (0.25, 0.5, 0.75)),
     "table": ("table", *(f"table:w_tpot={w}" for w in (0, 1, 3, 10))),
-    "queue-aware": tuple(f"queue-aware:caution={x}" for x in (0, 0.25, 0.5, 1, 2)),
+    "queue-aware": (
+        *(f"queue-aware:caution={x}" for x in (0, 0.25, 0.5, 1, 2)),
+        *(f"queue-aware:caution={x},typical=1" for x in (0.1, 0.25, 0.5, 1)),
+    ),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""
 BOARDS: dict[str, tuple[str, ...]] = {
