@@ -2,8 +2,8 @@
 
     python benchmarks/zoo.py
 
-Writes benchmarks/results/zoo.md and zoo.png, and the table of README.md, out of the checkpoints and of what
-`benchmarks/comparisons.py` found.
+Writes benchmarks/results/zoo.md and zoo.png, the table of README.md, and those of the pages of environments that have a mark
+for it, out of the checkpoints and of what `benchmarks/comparisons.py` found.
 """
 
 from collections import defaultdict
@@ -23,6 +23,10 @@ COLUMNS = (
     "policy", "network", "imitates first", "seed", "steps", "minutes", "torch", "date",
     "to the best tuned rule", "on 200 other worlds", "verdict", "share of the room",
 )  # fmt: skip
+HOW = (
+    "Paired, on worlds that were used for nothing else; a win or a loss holds on both sets of them. "
+    "[How each was trained, with its curve and its command](../../benchmarks/results/zoo.md)."
+)
 ACROSS = 4
 """Panels in a row of the picture."""
 
@@ -148,6 +152,28 @@ def page(found: dict[tuple[str, str], list[Card]]) -> str:
     return "\n".join([*parts, ""])
 
 
+def of_page(env_id: str, found: dict[tuple[str, str], list[Card]]) -> str:
+    """What is shipped for an environment, for its page."""
+    lines = [
+        "| policy | steps, minutes of training | best tuned rule | difference to it | on 200 other worlds | verdict |",
+        "|---|---|---|---|---|---|",
+    ]
+    for (of, scenario), group in found.items():
+        if of != env_id:
+            continue
+        known = outcomes(env_id, scenario)
+        best = next(
+            (name for name, row in known.items() if row["paired difference [95% CI]"] == "reference"), "-"
+        )
+        for card in group:
+            # as in the table of all, without what they have in common
+            cells = [cell.strip() for cell in row(card, known.get(card.name, {})).strip("|").split("|")]
+            lines.append(
+                f"| {cells[0]} | {cells[4]}, {cells[5]} | `{best}` | {cells[8]} | {cells[9]} | {cells[10]} |"
+            )
+    return "\n".join([*lines, "", HOW])
+
+
 def picture(found: dict[tuple[str, str], list[Card]], path: Path) -> None:
     """Draw the learning curves, a panel for each environment and scenario."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -178,7 +204,12 @@ def main() -> None:
     found = cards()
     (OUT / "zoo.md").write_text(page(found), encoding="utf-8")
     picture(found, OUT / "zoo.png")
-    fill(Path(__file__).parent.parent / "README.md", "winners", verdicts(found))
+    root = Path(__file__).parent.parent
+    fill(root / "README.md", "winners", verdicts(found))
+    for env_id in dict.fromkeys(of for of, _ in found):
+        docs = root / llmgym.spec(env_id).docs
+        if "<!-- learned -->" in docs.read_text(encoding="utf-8"):
+            fill(docs, "learned", of_page(env_id, found))
 
 
 if __name__ == "__main__":

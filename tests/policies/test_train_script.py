@@ -83,7 +83,7 @@ def test_a_run_from_start_to_report(script: Any, tmp_path: Path, capsys: Any, mo
     few = baselines.names(env)[:2]
     monkeypatch.setattr(baselines, "names", lambda env_id: few)
     out = tmp_path / "small"
-    arguments = ["--out", str(out), "--scenario", "tiny", "--env-args", "requests=20", *QUICK]
+    arguments = ["--env", env, "--out", str(out), "--scenario", "tiny", "--env-args", "requests=20", *QUICK]
     few_worlds = ["--validation-episodes", "4"]
     assert script.main([*arguments, *few_worlds, "--timesteps", "512", "--eval-episodes", "3"]) == 0
     printed = capsys.readouterr().out
@@ -311,7 +311,7 @@ def test_help_shows_each_example_in_one_line(script: Any) -> None:
         env={**os.environ, "COLUMNS": "80"},
     )
     lines = [line.rstrip() for line in shown.stdout.splitlines()]
-    assert "The defaults shown are the settings of KVQueue-v0, tiny-overload." in lines
+    assert "The defaults shown are the settings of PPDRouting-v0." in lines
     examples = [line for line in script.__doc__.splitlines() if "python train.py" in line]
     assert len(examples) == 8 and all(example in lines and len(example) < 80 for example in examples)
     assert all(
