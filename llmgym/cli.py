@@ -147,7 +147,7 @@ class Compare(Told):
     def run(self, console: Console) -> dict[str, Any]:
         from llmgym import evaluation
         from llmgym.evaluation import contenders, export
-        from llmgym.evaluation.backends import of_command
+        from llmgym.evaluation.choose_backend import of_command
         from llmgym.evaluation.paired import GROUPS, members
         from llmgym.evaluation.tuning import TUNING_SEEDS
 

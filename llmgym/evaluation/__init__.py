@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmgym.evaluation.backends import backend
+    from llmgym.evaluation.choose_backend import backend
     from llmgym.evaluation.comparison import Comparison
     from llmgym.evaluation.measure_room import room
     from llmgym.evaluation.paired import compare
@@ -29,7 +29,7 @@ _HOMES = {
     "ResultTable": "tables",
     "RoomResult": "room_result",
     "Summary": "results",
-    "backend": "backends",
+    "backend": "choose_backend",
     "compare": "paired",
     "room": "measure_room",
     "run_episodes": "rollout",

@@ -7,18 +7,16 @@ number of their item, in whatever order they are ready.
         compare("llmgym/KVQueue-v1", backend=there)
 """
 
-import contextlib
 import itertools
 import multiprocessing
 import pickle
 import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Protocol, TypeVar
 
-from llmgym.core.checks import choice, whole
+from llmgym.core.checks import whole
 from llmgym.errors import InvalidArgument, LlmgymError
 
 Item = TypeVar("Item")
@@ -28,8 +26,6 @@ Found_co = TypeVar("Found_co", covariant=True)
 
 Tell = Callable[[int, int, int], None]
 """Told of progress within an item: what has ended, what runs, and the steps that this has run."""
-
-BACKENDS = ("local", "ray")
 
 
 class Work(Protocol[Item_contra, Found_co]):
@@ -148,47 +144,3 @@ class Processes:
             raise InvalidArgument(
                 f"{error}: an object that several processes are to use must be one of a module; with one worker any will do"
             ) from error
-
-
-@contextlib.contextmanager
-def backend(name: str = "local", workers: int | None = None, address: str | None = None) -> Iterator[Backend]:
-    """Where work is to be done.
-
-    Args:
-        name: `local` or `ray`.
-        workers: items at work at once. None: with `local` 1, which is this process; with `ray` as many as there are cores.
-        address: of a Ray cluster that runs: `host:port`, `ray://host:port`, or `auto` for the one that this machine belongs to.
-            None: a cluster on this machine, for the time being.
-
-    Yields:
-        The backend; at the end of the block its processes are gone.
-
-    Raises:
-        InvalidArgument: a name that there is not, a bad number, an address without Ray, or one where no cluster answers.
-        MissingExtra: Ray is not installed.
-    """
-    choice("backend", name, BACKENDS)
-    if workers is not None:
-        whole("workers", workers)
-    if name == "ray":
-        from llmgym.evaluation.on_ray import OnRay
-
-        with OnRay(workers, address) as there:
-            yield there
-    elif address is not None:
-        raise InvalidArgument(f"address={address!r}: only backend='ray' has one")
-    elif workers in (None, 1):
-        yield HERE
-    else:
-        assert workers is not None
-        with Processes(workers) as processes:
-            yield processes
-
-
-@contextlib.contextmanager
-def of_command(name: str, workers: int | None, address: str | None) -> Iterator[Backend]:
-    """`backend` for a command, whose result alone belongs on stdout: what Ray tells of killed workers goes to stderr."""
-    with contextlib.ExitStack() as stack:
-        if name == "ray":
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        yield stack.enter_context(backend(name, workers, address))

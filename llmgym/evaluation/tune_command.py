@@ -48,7 +48,7 @@ class Tune(Told):
     """Tell of each trial on stderr."""
 
     def run(self, console: Console) -> dict[str, Any]:
-        from llmgym.evaluation.backends import of_command
+        from llmgym.evaluation.choose_backend import of_command
         from llmgym.evaluation.search import USUAL, as_data, search
 
         name = self.env.rpartition(":")[2].rpartition("/")[2]

@@ -261,7 +261,7 @@ def test_unknown_reset_options():
 @pytest.mark.parametrize(
     "make", [ToyEnv, lambda **kwargs: ToyVectorEnv(2, **kwargs)], ids=["single", "vector"]
 )
-@pytest.mark.parametrize("mode", ["human", "", "ANSI", 3])
+@pytest.mark.parametrize("mode", ["picture", "", "ANSI", 3])
 def test_unknown_render_modes(make, mode):
     with pytest.raises(InvalidArgument, match=rf"render_mode={mode!r}.*None, 'rgb_array', 'ansi'"):
         make(render_mode=mode)

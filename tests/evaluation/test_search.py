@@ -144,6 +144,6 @@ def test_elsewhere_it_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pytest.importorskip("ray")
         monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     here = small(tmp_path / "here", 2)
-    with backends.backend(name, 1 if name == "ray" else 2) as there:
+    with choose_backend.backend(name, 1 if name == "ray" else 2) as there:
         found = small(tmp_path / "there", 2, backend=there)
     assert found.trials[0] == here.trials[0] and len(found.trials) == 2

@@ -591,7 +591,7 @@ def test_workloads_of_ones_own() -> None:
         ({"mix": ((1, 0),)}, InvalidArgument, "weights"),
         ({"shape": (0.0, 0.0)}, InvalidArgument, "shape=.* not all 0"),
         ({"rate_rps": 1e12}, InvalidArgument, "too many"),
-        ({"render_mode": "human"}, InvalidArgument, "rgb_array"),
+        ({"render_mode": "picture"}, InvalidArgument, "rgb_array"),
     ],
     ids=lambda v: str(v) if isinstance(v, dict) else "",
 )
