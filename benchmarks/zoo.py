@@ -21,7 +21,7 @@ from llmgym.policies import checkpoint, shipped
 OUT = Path(__file__).parent / "results"
 COLUMNS = (
     "policy", "network", "imitates first", "seed", "steps", "minutes", "torch", "date",
-    "to the best tuned rule", "on 200 other worlds", "verdict", "share of the room",
+    "to the best tuned rule", "on as many others", "verdict", "share of the room",
 )  # fmt: skip
 HOW = (
     "Paired, on worlds that were used for nothing else; a win or a loss holds on both sets of them. "
@@ -155,7 +155,7 @@ def page(found: dict[tuple[str, str], list[Card]]) -> str:
 def of_page(env_id: str, found: dict[tuple[str, str], list[Card]]) -> str:
     """What is shipped for an environment, for its page."""
     lines = [
-        "| policy | steps, minutes of training | best tuned rule | difference to it | on 200 other worlds | verdict |",
+        "| policy | steps, minutes of training | best tuned rule | difference to it | on as many others | verdict |",
         "|---|---|---|---|---|---|",
     ]
     for (of, scenario), group in found.items():
