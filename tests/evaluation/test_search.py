@@ -10,7 +10,7 @@ import pytest
 
 from llmgym import cli, policies
 from llmgym.errors import InvalidArgument, LlmgymError, MissingExtra
-from llmgym.evaluation import backends
+from llmgym.evaluation import backends, choose_backend
 from llmgym.evaluation.search import SPACE, STORE, search
 from llmgym.policies.recipes import recipe, written
 from tests.policies.toys import TOY
