@@ -264,10 +264,7 @@ def test_train_is_a_command(capsys, tmp_path):
         text=True,
         env={**os.environ, "COLUMNS": "80"},
     )
-    assert (
-        done.returncode == 0
-        and "llmgym train --env llmgym/KVQueue-v0 --out runs/queue" in done.stdout
-    )
+    assert done.returncode == 0 and "llmgym train --env llmgym/KVQueue-v0 --out runs/queue" in done.stdout
     assert "python train.py" not in done.stdout
 
 
