@@ -74,6 +74,7 @@ def section(
     picture: Path | None,
     left: tuple[str, ...] = (),
     leaderboard: Path = RESULTS.parent / "leaderboard",
+    variants: tuple[str, ...] = (),
 ) -> str:
     """One comparison on two sets of worlds, as Markdown.
 
@@ -85,11 +86,13 @@ def section(
         picture: file for a picture of the first set; None: none.
         left: further baselines that are not run.
         leaderboard: folder for the file of the first set, out of which the leaderboard is written.
+        variants: rules as they are to be played; none: all, tuned.
     """
     named = arguments(env_id, scenario).get("scenario")
     left_out = tuple(dict.fromkeys((*baselines.boards(env_id).get(named, ()), *left)))
     board = boards.Board(env_id, named, left_out)
-    played = boards.measure(board, [*board.rules(), *board.learned()], episodes=episodes, seed=seed)
+    names = [*(variants or board.rules()), *board.learned()]
+    played = boards.measure(board, names, episodes=episodes, seed=seed, tune=not variants)
     boards.write(board, played, leaderboard / f"{board.name}.json")
     first = boards.with_room(played, board.room(ROOMS))
     second = boards.measure(board, list(first.tables), episodes=episodes, seed=seed + SECOND, tune=False)
@@ -113,6 +116,12 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=200, help="worlds of each of the two sets")
     parser.add_argument("--seed", type=int, default=10_000)
     parser.add_argument("--leave-out", nargs="+", default=[], help="baselines that are not run")
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        default=[],
+        help="rules as they are to be played, where tuning takes too long",
+    )
     parser.add_argument("--pictures", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -129,8 +138,9 @@ def main() -> None:
                 picture = args.out / f"{name}-{key}.png" if args.pictures else None
                 left = tuple(args.leave_out)
                 done[key] = section(
-                    env_id, scenario, args.episodes, args.seed, picture, left, args.out.parent / "leaderboard"
-                )
+                    env_id, scenario, args.episodes, args.seed, picture, left, args.out.parent / "leaderboard",
+                    tuple(args.variants),
+                )  # fmt: skip
                 print(f"{env_id}\n\n{done[key]}\n", flush=True)
         head = (
             f"# {env_id}: every baseline and every shipped policy\n\nWritten by `benchmarks/comparisons.py`."

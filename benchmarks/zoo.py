@@ -99,8 +99,8 @@ def verdicts(found: dict[tuple[str, str], list[Card]]) -> str:
     return "\n".join(lines)
 
 
-def row(card: Card, outcome: dict[str, str]) -> str:
-    """A card as a row of the table."""
+def cells_of(card: Card, outcome: dict[str, str]) -> list[str]:
+    """What a card says, in the order of `COLUMNS`."""
     meta, config = card.meta, card.meta["config"]
     imitated = config.get("imitate", config.get("teacher", ""))
     hidden = "x".join(map(str, config.get("hidden", ())))
@@ -119,7 +119,7 @@ def row(card: Card, outcome: dict[str, str]) -> str:
         outcome.get("verdict", "-"),
         outcome.get("share of the room", "") or "-",
     ]
-    return f"| {' | '.join(map(str, cells))} |"
+    return [str(cell) for cell in cells]
 
 
 def page(found: dict[tuple[str, str], list[Card]]) -> str:
@@ -147,7 +147,7 @@ def page(found: dict[tuple[str, str], list[Card]]) -> str:
             f"| {' | '.join(COLUMNS)} |",
             "|" + "---|" * len(COLUMNS),
         ]
-        parts += [row(card, known.get(card.name, {})) for card in group]
+        parts += [f"| {' | '.join(cells_of(card, known.get(card.name, {})))} |" for card in group]
         parts += ["", f"    {command}"]
     return "\n".join([*parts, ""])
 
@@ -166,8 +166,7 @@ def of_page(env_id: str, found: dict[tuple[str, str], list[Card]]) -> str:
             (name for name, row in known.items() if row["paired difference [95% CI]"] == "reference"), "-"
         )
         for card in group:
-            # as in the table of all, without what they have in common
-            cells = [cell.strip() for cell in row(card, known.get(card.name, {})).strip("|").split("|")]
+            cells = cells_of(card, known.get(card.name, {}))
             lines.append(
                 f"| {cells[0]} | {cells[4]}, {cells[5]} | `{best}` | {cells[8]} | {cells[9]} | {cells[10]} |"
             )

@@ -1,6 +1,6 @@
 """Train a policy and say whether it wins.
 
-Without arguments, PPDRouting-v0 with the own PPO, which beats every rule there: about two minutes on two cores.
+Without arguments, PPDRouting-v0 with the own PPO, which beats the best rule there: about two minutes on two cores.
 
     llmgym train
     llmgym train --env llmgym/KVQueue-v0 --out runs/queue
