@@ -78,6 +78,31 @@ def test_without_sb3(script: Any, tmp_path: Path, capsys: Any, monkeypatch: pyte
     assert "pip install 'llmgym[train]'" in capsys.readouterr().err
 
 
+def test_rules_that_take_long_are_left_out_and_named(
+    script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    env = "llmgym/KVQueue-v0"
+    kept, slow = baselines.names(env)[:2]
+    monkeypatch.setattr(baselines, "names", lambda env_id: [kept, slow])
+    monkeypatch.setattr(baselines, "boards", lambda env_id: {"tiny": (slow,)})
+    arguments = [
+        "--env",
+        env,
+        "--scenario",
+        "tiny",
+        "--env-args",
+        "requests=10",
+        "--out",
+        str(tmp_path / "run"),
+        *QUICK,
+    ]
+    few = ["--validation-episodes", "0", "--eval-episodes", "2", "--timesteps", "256"]
+    assert script.main([*arguments, *few]) == 0
+    assert f"as they take long: {slow}; llmgym compare does." in " ".join(capsys.readouterr().out.split())
+    played = (tmp_path / "run" / "comparison.csv").read_text(encoding="utf-8")
+    assert kept in played and slow not in played
+
+
 def test_a_run_from_start_to_report(script: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     env = "llmgym/KVQueue-v0"
     few = baselines.names(env)[:2]
