@@ -1,17 +1,18 @@
 """Four schedulers in one vLLM, predicted before they are measured: first come first served, shortest first, a rule and a network.
 
-    python benchmarks/deploy_proof.py --predict                    # writes requests, predictions and policies
-    python benchmarks/deploy_proof.py --commands RUNS              # what to run on a machine with a GPU
-    python benchmarks/deploy_proof.py --measured RUNS              # the table, measured against predicted, and its picture
+    python benchmarks/deploy_proof.py --predict [--gpu h200]                    # writes requests, predictions and policies
+    python benchmarks/deploy_proof.py --commands RUNS [--gpu h200]              # what to run on a machine with that GPU
+    python benchmarks/deploy_proof.py --measured RUNS [--gpu h200]              # measured against predicted, and the picture
 
-Three worlds of KVQueue-v1's `azure-conv-tight` are the traffic: 400 requests each, with predicted lengths, on one H100 whose cache
-has 2,048 blocks. vLLM's own two orders are predicted by a replay of these requests, the rule and the network by playing the worlds
-in the gym, which a `GymScheduler` follows decision by decision (`tests/deploy/test_vllm.py`). Everything is in
-`benchmarks/results/deploy`.
+Three worlds of KVQueue-v1's `azure-conv-tight` are the traffic: 400 requests each, with predicted lengths, on one GPU whose cache
+has 2,048 blocks, at 1.2 times what that GPU sustains; the second is played twice, to see how much runs differ. vLLM's
+own two orders are predicted by a replay of these requests, the rule and the network by playing the worlds in the gym, which a
+`GymScheduler` follows decision by decision (`tests/deploy/test_vllm.py`). Everything is in `benchmarks/results/deploy/GPU`.
 """
 
 import argparse
 import csv
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,12 +29,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from fidelity.cases import DEPLOY_CASES, write_rows
 
-from llmgym import baselines, policies, profiles
+from llmgym import baselines, policies
 from llmgym.serving.replay import replay
 from llmgym.workloads import Rows
 
 RESULTS = Path(__file__).parent / "results" / "deploy"
 ENV_ID, SCENARIO, LATE_S = "llmgym/KVQueue-v1", "azure-conv-tight", 20.0
+GPUS = {"h100": "h100/llama-3.1-8b", "h200": "h200/llama-3.1-8b"}
+"""Profiles by which each is predicted."""
+REPEATED = {"deploy_2_again": "deploy_2"}
 RULE, NETWORK = "pick-area:aging=0.05", "KVQueue-v1/ppo-azure-conv-tight"
 SCHEDULERS = {
     "fcfs": "vLLM: first come first served",
@@ -44,8 +48,8 @@ SCHEDULERS = {
 OPTIONS = {
     "fcfs": "",
     "shortest": "--shortest",
-    "rule": "--scheduler-cls llmgym.deploy.vllm.GymScheduler --policy benchmarks/results/deploy/rule.npz",
-    "network": "--scheduler-cls llmgym.deploy.vllm.GymScheduler --policy benchmarks/results/deploy/network.npz",
+    "rule": "--scheduler-cls llmgym.deploy.vllm.GymScheduler --policy {out}/rule.npz",
+    "network": "--scheduler-cls llmgym.deploy.vllm.GymScheduler --policy {out}/network.npz",
 }
 FIGURES = ("e2e_mean_s", "e2e_p50_s", "e2e_p99_s", "ttft_p50_s", "ttft_p99_s", "late", "makespan_s")
 Floats = Any
@@ -71,9 +75,9 @@ def figures(arrival_s: Floats, first_s: Floats, last_s: Floats) -> dict[str, flo
     }
 
 
-def played(name: str, seed: int) -> tuple[Any, dict[str, float]]:
+def played(name: str, seed: int, profile: str) -> tuple[Any, dict[str, float]]:
     """The requests of a world, and what becomes of them in the gym under a rule or a network."""
-    env: Any = gymnasium.make(ENV_ID, scenario=SCENARIO).unwrapped
+    env: Any = gymnasium.make(ENV_ID, scenario=SCENARIO, profile=profile).unwrapped
     policy: Any = policies.load(name, env) if name in policies.names() else baselines.make(name, env)
     obs, info = env.reset(seed=seed)
     ended = False
@@ -86,15 +90,16 @@ def played(name: str, seed: int) -> tuple[Any, dict[str, float]]:
     return found, figures(arrival_s, arrival_s + found["ttft_s"], arrival_s + found["e2e_s"])
 
 
-def predict(out: Path) -> dict[str, Any]:
+def predict(out: Path, gpu: str) -> dict[str, Any]:
     """Write the requests of each case, and predict each scheduler."""
     out.mkdir(parents=True, exist_ok=True)
-    scenario: Any = gymnasium.make(ENV_ID, scenario=SCENARIO).unwrapped.simulation.scenario  # type: ignore[attr-defined]
-    profile = profiles.load(scenario.profile, dense=scenario.dense, host=scenario.host)
+    env = gymnasium.make(ENV_ID, scenario=SCENARIO, profile=GPUS[gpu])
+    simulation: Any = env.unwrapped.simulation  # type: ignore[attr-defined]
+    scenario, profile = simulation.scenario, simulation.profile
     cases: dict[str, Any] = {}
     for case in DEPLOY_CASES.values():
-        drawn, rule = played(RULE, case.seed)
-        _, network = played(NETWORK, case.seed)
+        drawn, rule = played(RULE, case.seed, GPUS[gpu])
+        _, network = played(NETWORK, case.seed, GPUS[gpu])
         arrival_s = drawn["arrival_s"] - drawn["arrival_s"][0]
         columns = (arrival_s, drawn["prompt"], drawn["output"], drawn["predicted"])
         write_rows(
@@ -111,11 +116,13 @@ def predict(out: Path) -> dict[str, Any]:
         for name, order in (("fcfs", "vllm:watermark=0"), ("shortest", "vllm-priority")):
             found = replay(rows, profile, rule=order, way="in-process", **settings)
             predicted[name] = figures(found.arrival_s, found.first_s, found.last_s)
-        cases[case.name] = predicted | {"rule": rule, "network": network}
+        if case.name not in REPEATED:
+            cases[case.name] = predicted | {"rule": rule, "network": network}
     said = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "llmgym": version("llmgym"),
-        "gpu": "one H100",
+        "gpu": f"one {gpu.upper()}",
+        "profile": GPUS[gpu],
         "schedulers": SCHEDULERS,
         "cases": cases,
     }
@@ -149,16 +156,89 @@ def mean_of(cases: Mapping[str, Mapping[str, Mapping[str, float]]], name: str, f
 
 def table(predicted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Predicted, and where there is any, measured, means over the cases, in Markdown."""
+    once = {case: one for case, one in found.items() if case not in REPEATED}
     lines = [
         f"| scheduler | {' | '.join(FIGURES)} |",
         "|---|" + "---|" * len(FIGURES),
     ]
     for name, label in SCHEDULERS.items():
-        for kind, cases in (("predicted", predicted), ("measured", found)):
+        for kind, cases in (("predicted", predicted), ("measured", once)):
             if any(name in one for one in cases.values()):
                 values = " | ".join(f"{mean_of(cases, name, figure):.4g}" for figure in FIGURES)
                 lines.append(f"| {label}, {kind} | {values} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_beside_stock(predicted, once), *_pairs(predicted, once), *_repeated(found)])
+
+
+def _ratios(cases: Mapping[str, Any], name: str, to: str, figure: str) -> Floats:
+    """Of the cases that have both schedulers: a figure of one over that of the other."""
+    return np.array([one[name][figure] / one[to][figure] for one in cases.values() if {name, to} <= set(one)])
+
+
+def _beside_stock(predicted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: each scheduler beside first come first served, world by world."""
+    lines = [
+        "",
+        "Beside vLLM's first come first served, mean over the worlds (and each world): end-to-end time, its 99th percentile, and "
+        "requests a second.",
+        "",
+        "| scheduler | mean | 99th percentile | throughput |",
+        "|---|---|---|---|",
+    ]
+    for name, label in list(SCHEDULERS.items())[1:]:
+        for kind, cases in (("predicted", predicted), ("measured", found)):
+            mean, tail, span = (
+                _ratios(cases, name, "fcfs", figure) for figure in ("e2e_mean_s", "e2e_p99_s", "makespan_s")
+            )
+            if len(mean):
+                less = ", ".join(f"{value - 1:+.1%}" for value in mean)
+                more = ", ".join(f"x{value:.2f}" for value in tail)
+                lines.append(
+                    f"| {label}, {kind} | {mean.mean() - 1:+.1%} ({less}) | x{tail.mean():.2f} ({more}) "
+                    f"| {(1 / span).mean() - 1:+.1%} |"
+                )
+    return lines
+
+
+def _pairs(predicted: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: how far the predicted difference of any two schedulers is from the measured one."""
+    if not found:
+        return []
+    lines = [
+        "",
+        "Any two schedulers, means over the worlds: by how much the first one's mean time is below or above the second one's.",
+        "",
+        "| schedulers | predicted | measured | apart, points |",
+        "|---|---|---|---|",
+    ]
+    for one, two in itertools.combinations(reversed(SCHEDULERS), 2):
+        said, seen = (_ratios(cases, one, two, "e2e_mean_s") for cases in (predicted, found))
+        if len(seen):
+            apart = 100 * (seen.mean() - said.mean())
+            lines.append(
+                f"| {one} to {two} | {said.mean() - 1:+.1%} | {seen.mean() - 1:+.1%} | {apart:+.1f} |"
+            )
+    return lines
+
+
+def _repeated(found: Mapping[str, Any]) -> list[str]:
+    """Lines of a table: what a second run of the same requests gives."""
+    lines = []
+    for again, first in REPEATED.items():
+        for name in SCHEDULERS:
+            if name in found.get(again, {}) and name in found.get(first, {}):
+                pairs = (
+                    f"{found[first][name][figure]:.4g}, {found[again][name][figure]:.4g}"
+                    for figure in ("e2e_mean_s", "e2e_p99_s", "makespan_s")
+                )
+                lines.append(f"| {name} | {' | '.join(pairs)} |")
+    head = [
+        "",
+        "The same requests twice, s:",
+        "",
+        "| scheduler | mean | 99th percentile | makespan |",
+        "|---|---|---|---|",
+    ]
+    return [*head, *lines] if lines else []
 
 
 def picture(path: Path, predicted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
@@ -188,24 +268,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--predict", action="store_true", help="write requests, predictions and policies")
     parser.add_argument("--commands", type=Path, metavar="RUNS", help="print what is to be run on a GPU")
     parser.add_argument("--measured", type=Path, metavar="RUNS", help="folder that these commands filled")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where everything is kept")
+    parser.add_argument("--gpu", choices=list(GPUS), default="h100", help="that it is predicted for")
+    parser.add_argument("--out", type=Path, help="where everything is kept (default: results/deploy/GPU)")
     asked = parser.parse_args(argv)
+    asked.out = asked.out or RESULTS / asked.gpu
     if sum((asked.predict, asked.commands is not None, asked.measured is not None)) != 1:
         parser.error("one of --predict, --commands and --measured is needed")
     if asked.commands is not None:
         for name, options in OPTIONS.items():
             print(
-                f"python benchmarks/engine_vllm.py --traffic benchmarks/results/deploy --cases {','.join(DEPLOY_CASES)} "
-                f"--out {asked.commands / name} --minutes 10 {options}".rstrip()
+                f"python benchmarks/engine_vllm.py --traffic {asked.out} --cases {','.join(DEPLOY_CASES)} "
+                f"--out {asked.commands / name} --minutes 10 {options.format(out=asked.out)}".rstrip()
             )
         return 0
     found: dict[str, Any] = {}
     if asked.predict:
         from llmgym.deploy.export import export
 
-        said = predict(asked.out)
+        said = predict(asked.out, asked.gpu)
         for name, policy in (("rule", RULE), ("network", NETWORK)):
-            export(policy, asked.out / f"{name}.npz", scenario=SCENARIO)
+            export(policy, asked.out / f"{name}.npz", scenario=SCENARIO, profile=GPUS[asked.gpu])
     else:
         path = asked.out / "predictions.json"
         if not path.is_file():
@@ -225,7 +307,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{LATE_S:.0f} s.\n\n{text}\n\n![mean against tail](proof.png)\n",
         encoding="utf-8",
     )
-    picture(asked.out / "proof.png", said["cases"], found)
+    once = {case: one for case, one in found.items() if case not in REPEATED}
+    picture(asked.out / "proof.png", said["cases"], once)
     return 0
 
 

@@ -4,7 +4,7 @@
     python benchmarks/engine_vllm.py --traffic DIR --out RUNS        # measure what `fidelity.py --predict DIR` wrote
     python benchmarks/engine_vllm.py --out RUNS --cases calibration,bursty --minutes 8
     python benchmarks/engine_vllm.py --traffic DIR --out RUNS --steps --minutes 7    # one engine, every step written down
-    python benchmarks/engine_vllm.py --traffic benchmarks/results/deploy --cases deploy_1,deploy_2,deploy_3 --out RUNS/rule \
+    python benchmarks/engine_vllm.py --traffic benchmarks/results/deploy/h100 --cases deploy_1,deploy_2,deploy_3 --out RUNS/rule \
         --scheduler-cls llmgym.deploy.vllm.GymScheduler --policy rule.npz            # a policy of the gym; see docs/deploy.md
 
 Needs a CUDA device and vllm 0.24 (https://github.com/vllm-project/vllm); no network, no weights, no tokenizer: weights are
@@ -430,7 +430,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     scheduling = chosen(parser, asked, any(ALL_CASES[name].logged for name in names))
     cases = [ALL_CASES[name] for name in names]
     if asked.traffic is None and any(name in DEPLOY_CASES for name in names):
-        parser.error(f"--traffic is needed for {', '.join(DEPLOY_CASES)}: benchmarks/results/deploy has it")
+        parser.error(
+            f"--traffic is needed for {', '.join(DEPLOY_CASES)}: benchmarks/results/deploy/h100 has it, for one"
+        )
     traffic, told = {}, {}
     for case in cases:
         path = asked.traffic / f"{case.name}_traffic.csv" if asked.traffic else None

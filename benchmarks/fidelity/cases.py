@@ -166,19 +166,19 @@ STEP_CASES = {
 """The experiment on step times: three kinds of traffic on one warm engine, each with two kinds of client. Rates were chosen so
 that all of it takes less than seven minutes on an H200, the engine's start included."""
 DEPLOY_CASES = {
-    f"deploy_{number}": Case(
-        f"deploy_{number}",
+    f"deploy_{name}": Case(
+        f"deploy_{name}",
         "a world of KVQueue-v1's azure-conv-tight, whose requests come with predicted lengths",
         "azure-conv-2023",
         12.09,
         400,
         blocks=2_049,
-        seed=90_000 + number,
+        seed=90_000 + int(name[0]),
     )
-    for number in (1, 2, 3)
+    for name in ("1", "2", "3", "2_again")
 }
-"""The experiment on deployed schedulers; `benchmarks/deploy_proof.py` writes its requests. vLLM keeps a block for itself, so that
-32,768 tokens are left."""
+"""The experiment on deployed schedulers; `benchmarks/deploy_proof.py` writes its requests. The second is repeated, to see how much
+runs of the same requests differ. vLLM keeps a block for itself, so that 32,768 tokens are left."""
 ALL_CASES = CASES | STEP_CASES | DEPLOY_CASES
 
 
