@@ -373,12 +373,13 @@ class DeviceLanes:
             if not grows:  # of all lanes
                 tensor.copy_(torch.from_numpy(theirs.reshape(1, -1).view(np.uint8).copy()))
                 continue
-            rows = theirs.reshape(source.count, -1)[sent]
+            rows = theirs.reshape(source.count, -1).view(np.uint8)[sent]
             if tile:
-                tiles.fill(tensor, torch.from_numpy(tiles.words(rows, len(sent))).to(device), of)
-                continue
-            there = torch.from_numpy(rows.view(np.uint8)).to(device)
-            torch.index_select(there, 0, of, out=tensor[: len(which)])
+                words = tiles.words(rows.view(theirs.dtype), len(sent))
+                tiles.fill(tensor, torch.from_numpy(words).to(device), of)
+            else:
+                there = torch.from_numpy(rows).to(device)
+                torch.index_select(there, 0, of, out=tensor[: len(which)])
         for name in COPIED:
             theirs = getattr(source.buffers, name)[sent]
             plain = theirs.view(np.int64) if theirs.dtype == np.uint64 else theirs
