@@ -43,7 +43,7 @@ class LanesAtHand(Lanes):
         self._discrete, self._rows = False, np.arange(self.count)
 
     def _pinned(self, tensor: Any) -> Any:
-        on_card = tensor.device.type == "cuda"
+        on_card = tensor.device.type == "cuda" and tensor.numel() > 0
         return self._torch.zeros(tuple(tensor.shape), dtype=tensor.dtype, pin_memory=on_card)
 
     @property
