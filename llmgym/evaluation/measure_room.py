@@ -37,7 +37,7 @@ from llmgym.evaluation.lookahead import (
     check_tail,
 )
 from llmgym.evaluation.progress import Bar
-from llmgym.evaluation.rollout import LANES_AT_ONCE, EpisodeTable, run
+from llmgym.evaluation.rollout import EpisodeTable, run
 from llmgym.evaluation.room_result import CLAIRVOYANT, RoomResult
 from llmgym.evaluation.statistics import check_confidence
 from llmgym.evaluation.tuning import tuned
@@ -151,7 +151,7 @@ def room(
     with Bar(1, int(worlds), shown=progress, longest=longest, shrinks=horizon is None) as bar:
         bar.begin(CLAIRVOYANT)
         contender = Contender(CLAIRVOYANT, GIVEN, None, goes_on.env_kwargs, build)
-        at_once = LANES_AT_ONCE if device == "cpu" else _worlds_at_once(env_id, made_with, points)
+        at_once = None if device == "cpu" else _worlds_at_once(env_id, made_with, points)
         clairvoyant = run(env_id, contender, worlds, seed, env_kwargs, bar, at_once)
     best = played[ranked[0]]
     return RoomResult(

@@ -160,7 +160,7 @@ def run(
     seed: int,
     env_kwargs: Mapping[str, Any],
     progress: Callable[[int, int, int], None],
-    lanes_at_once: int = LANES_AT_ONCE,
+    lanes_at_once: int | None = None,
 ) -> EpisodeTable:
     """Run a policy for one episode on each of `episodes` worlds, in this process.
 
@@ -172,7 +172,7 @@ def run(
         env_kwargs: arguments of the environment; those that the policy needs are added.
         progress: called after every step with the number of episodes that ended, of episodes that run, and of the steps that
             these have run.
-        lanes_at_once: most episodes that run together.
+        lanes_at_once: most episodes that run together; None: 256.
 
     Returns:
         One row an episode, in the order of their seeds.
@@ -262,7 +262,7 @@ def blocks(
     episodes: int,
     seed: int,
     env_kwargs: Mapping[str, Any],
-    lanes_at_once: int = LANES_AT_ONCE,
+    lanes_at_once: int | None = None,
 ) -> list[Block]:
     """The pieces in which episodes of a policy are played, whoever plays them.
 
@@ -275,14 +275,14 @@ def blocks(
         episodes: number of episodes.
         seed: seed of the first one.
         env_kwargs: arguments of the environment.
-        lanes_at_once: most episodes that run together.
+        lanes_at_once: most episodes that run together; None: 256.
 
     Returns:
         The pieces, in the order of their seeds.
     """
     env = Registered.of(env_id)
     # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a lane.
-    chunks = math.ceil(episodes / lanes_at_once)
+    chunks = math.ceil(episodes / (lanes_at_once or LANES_AT_ONCE))
     lanes = math.ceil(episodes / chunks)
     of_block = episodes if chunks == 1 or _goes_on(env.env_id, contender, env_kwargs) else lanes
     return [
