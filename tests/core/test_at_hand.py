@@ -10,7 +10,7 @@ import llmgym
 from benchmarks.events import legal_action
 from llmgym.core import tiles
 from llmgym.core.lanes import HOLD, Lanes
-from llmgym.core.memory import COPIED, arrays_of, copy_lanes
+from llmgym.core.memory import arrays_of, copy_lanes
 from llmgym.errors import InvalidAction, InvalidArgument
 from tests.toy import LANE, Toy, ToyVectorEnv
 
@@ -33,7 +33,7 @@ def assert_copied(source: Any, which: Any, there: Any, rows: Any) -> None:
         for mine, theirs in zip(arrays_of(there.state_of(n)), arrays_of(source.state), strict=True):
             if mine.size:
                 assert bits(mine) == bits(theirs.reshape(source.count, -1)[which[n]])
-    for name in COPIED:
+    for name in ("obs", "mask", "ended", "steps", "seed_key", "episode"):
         mine, theirs = getattr(there.buffers, name)[: len(which)], getattr(source.buffers, name)[which]
         assert mine.numpy().tobytes() == theirs.tobytes(), name
 
