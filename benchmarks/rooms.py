@@ -49,7 +49,8 @@ def table(results: Iterable[RoomResult], named: bool) -> str:
                 decides = "" if one.stride == 1 else f", one decision in {one.stride}"
                 grid = "" if one.points is None else f", {one.points} values of each entry"
                 ends = "" if one.horizon is None else f", {one.horizon} decisions ahead"
-                how += f", then `{one.tail}`{decides}{grid}{ends}, {one.wall_s:.0f} s"
+                where = "" if one.device == "cpu" else f", copies on {one.device}"
+                how += f", then `{one.tail}`{decides}{grid}{ends}{where}, {one.wall_s:.0f} s"
             rows.append(
                 [f"`{one.env_id}`"] * named
                 + [

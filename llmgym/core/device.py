@@ -19,7 +19,7 @@ from llmgym.core import tiles
 from llmgym.core.frames import frame_of
 from llmgym.core.lanes import Lanes, Simulation
 from llmgym.core.loops import NEXT_STEP, SAME_STEP, Buffers
-from llmgym.core.memory import gib
+from llmgym.core.memory import COPIED, gib
 from llmgym.core.threads import TURNS, Work
 from llmgym.errors import InvalidAction, InvalidArgument, KernelError, MissingExtra
 
@@ -162,7 +162,7 @@ class DeviceLanes:
         self._limit, self._turn = limit or 0, 0
         self._torch = importlib.import_module("torch")
         state, params, buffers, work = self._one = one_lane(simulation)
-        grows = growing(simulation)
+        grows = self._grows = growing(simulation)
         self._tiled = [self.card.tiles and tile for tile in in_tiles(simulation)]
         self.bytes_of_a_lane = lane_bytes(self._one)
         self._check_fits()
@@ -205,7 +205,7 @@ class DeviceLanes:
         lanes = self.count if grows else 1
         row = np.frombuffer(array.tobytes(), np.uint8)
         if tile:
-            row = np.repeat(_words(array), tiles.LANES, axis=1).reshape(-1)
+            row = np.repeat(tiles.words(array)[0][:, None], tiles.LANES, axis=1).reshape(-1)
         times = -(-lanes // tiles.LANES) if tile else lanes
         tensor = self._torch.empty((times, len(row)), dtype=self._torch.uint8, device=self.card.device)
         tensor[:] = self._torch.from_numpy(row.copy()).to(self.card.device)
@@ -354,6 +354,37 @@ class DeviceLanes:
         self._call("measure", MOST_THREADS)
         return self._shared.now
 
+    def take(self, source: Lanes, which: NDArray[np.int64]) -> None:
+        """Let the first lanes stand where some lanes of the CPU stand now, as `llmgym.core.memory.copy_lanes` does there.
+
+        A lane that has ended waits, as in mode `HOLD`; in other modes an episode begins there only by a reset.
+
+        Args:
+            source: lanes of the same simulation; each of those that are copied goes to the device once, however often it is named.
+            which: numbers of these, int64 [n], n at most `count`.
+        """
+        torch, device = self._torch, self.card.device
+        sent, place = np.unique(which, return_inverse=True)
+        of = torch.from_numpy(place.reshape(-1)).to(device)
+        parts = zip(self._state, _leaves(source.state), self._grows, self._tiled, strict=True)
+        for (_, tensor), theirs, grows, tile in parts:
+            if theirs.size == 0:
+                continue
+            if not grows:  # of all lanes
+                tensor.copy_(torch.from_numpy(theirs.reshape(1, -1).view(np.uint8).copy()))
+                continue
+            rows = theirs.reshape(source.count, -1).view(np.uint8)[sent]
+            if tile:
+                words = tiles.words(rows.view(theirs.dtype), len(sent))
+                tiles.fill(tensor, torch.from_numpy(words).to(device), of)
+            else:
+                there = torch.from_numpy(rows).to(device)
+                torch.index_select(there, 0, of, out=tensor[: len(which)])
+        for name in COPIED:
+            theirs = getattr(source.buffers, name)[sent]
+            plain = theirs.view(np.int64) if theirs.dtype == np.uint64 else theirs
+            getattr(self.buffers, name)[: len(which)] = torch.from_numpy(plain).to(device)[of]
+
     def state_of(self, lane: int) -> Any:
         """The state of one lane, as numpy arrays for one lane."""
 
@@ -362,9 +393,9 @@ class DeviceLanes:
                 row = tensor[lane if len(tensor) > 1 else 0].cpu().numpy()
                 return np.frombuffer(row.tobytes(), array.dtype).reshape(array.shape).copy()
             there = tensor[lane // tiles.LANES].cpu().numpy()
-            shape = _words(array).shape
-            words = there.reshape(shape[0], tiles.LANES, shape[2])[:, lane % tiles.LANES]
-            items = words.reshape(array.size, shape[0] * shape[2] // max(array.size, 1))[:, : array.itemsize]
+            _, count, size = tiles.words(array).shape
+            words = there.reshape(count, tiles.LANES, size)[:, lane % tiles.LANES]
+            items = words.reshape(array.size, count * size // max(array.size, 1))[:, : array.itemsize]
             return np.frombuffer(items.tobytes(), array.dtype).reshape(array.shape).copy()
 
         arrays = iter(
@@ -460,12 +491,3 @@ def in_tiles(simulation: Simulation) -> list[bool]:
         grows and array.shape[0] == 1 and tiles.tiled(numba.typeof(array))
         for array, grows in zip(_leaves(state), growing(simulation), strict=True)
     ]
-
-
-def _words(array: NDArray[Any]) -> NDArray[np.uint8]:
-    """The bytes of an array of one lane as a tile has them: [words, 1, bytes of a word], items filled up to whole words."""
-    item = numba.typeof(array).dtype
-    size = tiles.padded(item)
-    items = np.zeros((array.size, size), np.uint8)
-    items[:, : array.itemsize] = np.frombuffer(array.tobytes(), np.uint8).reshape(array.size, array.itemsize)
-    return items.reshape(-1, 1, tiles.word(item))

@@ -13,7 +13,7 @@ from llmgym.errors import InvalidArgument
 
 _COUNTED_FROM = 16
 """Lanes from which their memory is counted before it is asked for: Linux grants memory that it does not have."""
-_COPIED = ("obs", "mask", "ended", "steps")
+COPIED = ("obs", "mask", "ended", "steps", "seed_key", "episode")
 """What is copied of a lane beside its state."""
 
 
@@ -76,10 +76,11 @@ def copy_lanes(source: Lanes, which: NDArray[np.int64], target: Lanes) -> None:
     Args:
         source: lanes that are copied; they stay as they are.
         which: numbers of these, int64 [n], n at most `target.count`; one may come several times.
-        target: lanes of the same simulation, the first n of which are written to: state, observation, mask and whether they ended.
+        target: lanes of the same simulation, the first n of which are written to: state, observation, mask, steps,
+            whether they ended, and which episodes follow.
     """
     pairs = [*zip(arrays_of(target.state), arrays_of(source.state), strict=True)]
-    pairs += [(getattr(target.buffers, name), getattr(source.buffers, name)) for name in _COPIED]
+    pairs += [(getattr(target.buffers, name), getattr(source.buffers, name)) for name in COPIED]
     for mine, theirs in pairs:
         if mine.size == 0:
             continue

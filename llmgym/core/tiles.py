@@ -8,18 +8,25 @@ the same.
 Records with arrays in them, and arrays whose first axis is not the lane, stay as they are.
 """
 
+import importlib
 import math
 from collections.abc import Callable
 from typing import Any
 
+import numba
+import numpy as np
 from numba import types
 from numba.core.typeconv import Conversion
 from numba.np.numpy_support import as_dtype
+from numpy.typing import NDArray
 
 LANES = 32
 """Lanes of a tile."""
 WORD = 8
 """Bytes of a record that stay together."""
+AT_ONCE_BYTES = 2**28
+"""Memory for what is on its way into tiles."""
+_WHOLE = {2: "int16", 4: "int32", 8: "int64"}
 
 
 class Spread(types.Record):  # type: ignore[misc, name-defined]
@@ -60,6 +67,44 @@ def tiled(kind: Any) -> bool:
     if isinstance(item, types.Record):  # type: ignore[attr-defined]
         return item.aligned and not any(isinstance(part, types.NestedArray) for _, part in item.members)  # type: ignore[attr-defined]
     return True
+
+
+def words(array: NDArray[Any], lanes: int = 1) -> NDArray[np.uint8]:
+    """The bytes of an array as tiles have them: [lanes, words, bytes of a word], items filled up to whole words.
+
+    Args:
+        array: with as many rows for each lane.
+        lanes: how many lanes it has.
+    """
+    item = numba.typeof(array).dtype
+    items = np.zeros((array.size, padded(item)), np.uint8)
+    plain = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    items[:, : array.itemsize] = plain.reshape(array.size, array.itemsize)
+    return items.reshape(lanes, -1, word(item))
+
+
+def fill(tensor: Any, words: Any, which: Any) -> None:
+    """Let the first lanes of tiles hold the words of others.
+
+    Args:
+        tensor: the tiles, uint8 [tiles, bytes], a tensor of torch.
+        words: of the others, uint8 [others, words, bytes of a word], a tensor of the same device.
+        which: one of the others for each lane, from lane 0, int64 [lanes], a tensor of the same device.
+    """
+    _, count, size = words.shape
+    there = tensor.view(len(tensor), count, LANES, size)
+    if size in _WHOLE:  # one number to move for each word, not so many bytes
+        whole = getattr(importlib.import_module("torch"), _WHOLE[size])
+        there, words = there.view(whole), words.view(whole)
+    tiles_at_once = max(1, AT_ONCE_BYTES // tensor.shape[1])
+    for first in range(0, -(-len(which) // LANES), tiles_at_once):
+        lanes = which[first * LANES : (first + tiles_at_once) * LANES]
+        full, rest = divmod(len(lanes), LANES)
+        found = words[lanes]
+        inside = found[: full * LANES].view(full, LANES, *found.shape[1:])
+        there[first : first + full] = inside.transpose(1, 2)
+        if rest:
+            there[first + full, :, :rest] = found[full * LANES :].transpose(0, 1)
 
 
 def seen(kind: Any, which: list[bool]) -> Any:

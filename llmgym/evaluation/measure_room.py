@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import gymnasium
 import numpy as np
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
 from llmgym.baselines.rule import Rule
 from llmgym.core.checks import whole
+from llmgym.core.device_env import DeviceVectorEnv
 from llmgym.core.env import LaneVectorEnv
 from llmgym.core.lanes import Simulation
+from llmgym.core.memory import bytes_of_a_lane
 from llmgym.core.policy import Policy
 from llmgym.errors import InvalidArgument
 from llmgym.evaluation.contenders import (
@@ -25,7 +28,14 @@ from llmgym.evaluation.contenders import (
     rules_of,
     same_value,
 )
-from llmgym.evaluation.lookahead import MOST_ACTIONS, LookAhead, candidates
+from llmgym.evaluation.lookahead import (
+    COPIES_BYTES,
+    MOST_ACTIONS,
+    MOST_COPIES_ON_GPU,
+    LookAhead,
+    candidates,
+    check_tail,
+)
 from llmgym.evaluation.progress import Bar
 from llmgym.evaluation.rollout import EpisodeTable, run
 from llmgym.evaluation.room_result import CLAIRVOYANT, RoomResult
@@ -51,14 +61,16 @@ def room(
     stride: int = 1,
     horizon: int | None = None,
     points: int | None = None,
+    device: str = "cpu",
     confidence: float = 0.95,
     progress: bool = True,
     **env_kwargs: Any,
 ) -> RoomResult:
     """Measure what knowing the future is worth: a clairvoyant against the best tuned rule, world by world.
 
-    The clairvoyant tries every allowed action in copies of the world, lets a rule go on after it, and takes the best. It runs on
-    the CPU; the copies of all worlds step together. What it gains is a lower bound of the room.
+    The clairvoyant tries every allowed action in copies of the world, lets a rule go on after it, and takes the best. The copies of
+    all worlds step together, on the CPU or on a GPU; the worlds themselves and all rules are on the CPU. What it gains is a lower
+    bound of the room.
 
     Args:
         env_id: a registered environment of this package, such as "llmgym/KVQueue-v1".
@@ -73,6 +85,8 @@ def room(
         stride: the clairvoyant decides at every so many decisions, and its rule at the others.
         horizon: decisions of the rule after which a copy is cut off; None: to the end.
         points: values of each entry of a Box that are tried; needed for a Box.
+        device: where the copies are: `"cpu"` or a GPU, such as `"cuda"` or `"cuda:1"`, where more worlds are played at once. They
+            play what they play on the CPU, but for the last bits of log, exp and pow.
         confidence: of all intervals, between 0 and 1.
         progress: a bar on stderr, if that is a terminal.
         **env_kwargs: arguments of the environment, such as `scenario`.
@@ -82,13 +96,17 @@ def room(
 
     Raises:
         UnknownName: no such environment, or no baseline of that name.
-        InvalidArgument: a bad number, a privileged rule among the others, no rule that can go on, a single action or too many.
+        InvalidArgument: a bad number, a privileged rule among the others, no rule that can go on, a single action or too many, no
+            such device, or a privileged `tail` with copies there.
+        MissingExtra: torch or numba-cuda is not installed, for a device.
     """
     env_id = check_id(env_id)
     whole("worlds", worlds, 2)
     whole("tuning", tuning)
     whole("seed", seed, 0, 2**63)
     check_confidence(confidence)
+    if (device := str(device)) != "cpu":
+        DeviceVectorEnv._card(device, True)  # raises where there is none
     plain = make_env(env_id, 1, env_kwargs)
     names = _rules(env_id, env_kwargs, plain) if against is None else list(against)
     for name in (*names, *privileged):
@@ -97,7 +115,7 @@ def room(
     if not names:
         raise InvalidArgument(f"against={against!r}: {env_id} needs at least one rule to compare with")
     _check_knowing(env_id, names, privileged, env_kwargs)
-    _check_look(env_id, tail, stride, horizon, points, env_kwargs, plain)
+    _check_look(env_id, tail, stride, horizon, points, device, env_kwargs, plain)
     named = [name for name in names if not name.startswith(THROUGHOUT)]
     chosen = (
         tuned(env_id, named, episodes=tuning, seed=seed, progress=progress, **env_kwargs) if named else []
@@ -120,19 +138,21 @@ def room(
     def build(env: LaneVectorEnv) -> Policy:
         return LookAhead(
             env,
-            lambda count: make_env(env_id, count, made_with),
+            lambda count: _copies(env_id, count, made_with, device),
             goes_on.build,
             name=CLAIRVOYANT,
             stride=stride,
             horizon=horizon,
             points=points,
+            device=device,
         )
 
     longest = int(played[ranked[0]].steps.max())
     with Bar(1, int(worlds), shown=progress, longest=longest, shrinks=horizon is None) as bar:
         bar.begin(CLAIRVOYANT)
         contender = Contender(CLAIRVOYANT, GIVEN, None, goes_on.env_kwargs, build)
-        clairvoyant = run(env_id, contender, worlds, seed, env_kwargs, bar)
+        at_once = None if device == "cpu" else _worlds_at_once(env_id, made_with, points)
+        clairvoyant = run(env_id, contender, worlds, seed, env_kwargs, bar, at_once)
     best = played[ranked[0]]
     return RoomResult(
         env_id=env_id,
@@ -147,6 +167,7 @@ def room(
         stride=int(stride),
         horizon=horizon,
         points=points,
+        device=device,
         metrics={name: (_mean(best, name), _mean(clairvoyant, name)) for name in best.headline},
         confidence=confidence,
         wall_s=clairvoyant.wall_s,
@@ -235,6 +256,7 @@ def _check_look(
     stride: int,
     horizon: int | None,
     points: int | None,
+    device: str,
     env_kwargs: Mapping[str, Any],
     plain: LaneVectorEnv,
 ) -> None:
@@ -244,12 +266,35 @@ def _check_look(
         whole("horizon", horizon)
     contender = None if tail is None else _resolve(env_id, tail)
     env = plain if contender is None else make_env(env_id, 1, merged_kwargs(contender, env_kwargs))
-    if contender is not None and (other := getattr(contender.build(env), "other_world", None)) is not None:
-        raise InvalidArgument(f"tail={tail!r}: it does not play the same world ({other}); name another rule")
+    if contender is not None:
+        policy = contender.build(env)
+        check_tail(policy, device)
+        other = getattr(policy, "other_world", None)
+        if other is not None:
+            raise InvalidArgument(
+                f"tail={tail!r}: it does not play the same world ({other}); name another rule"
+            )
     if len(candidates(env.single_action_space, points)) < 2:
         raise InvalidArgument(
             f"tail={tail!r}: it acts by {env.single_action_space}, in which there is nothing to choose; name another rule"
         )
+
+
+def _copies(env_id: str, count: int, env_kwargs: Mapping[str, Any], device: str) -> LaneVectorEnv:
+    """An environment for copies of worlds on a device, where they play what the CPU plays."""
+    if device == "cpu":
+        return make_env(env_id, count, env_kwargs)
+    theirs = {name: value for name, value in env_kwargs.items() if name != "threads"}
+    envs: Any = gymnasium.make_vec(env_id, num_envs=count, device=device, exact=True, **theirs).unwrapped
+    made: LaneVectorEnv = envs
+    return made
+
+
+def _worlds_at_once(env_id: str, env_kwargs: Mapping[str, Any], points: int | None) -> int:
+    """Worlds of which all copies find a place together on a GPU, as far as the memory of the CPU holds the worlds."""
+    env = make_env(env_id, 1, env_kwargs)
+    full = MOST_COPIES_ON_GPU // (len(candidates(env.single_action_space, points)) + 1)
+    return max(1, min(full, COPIES_BYTES // bytes_of_a_lane(env.simulation)))
 
 
 def _tail(env_id: str, ranked: Sequence[str], plain: LaneVectorEnv, env_kwargs: Mapping[str, Any]) -> str:

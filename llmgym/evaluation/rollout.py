@@ -160,6 +160,7 @@ def run(
     seed: int,
     env_kwargs: Mapping[str, Any],
     progress: Callable[[int, int, int], None],
+    lanes_at_once: int | None = None,
 ) -> EpisodeTable:
     """Run a policy for one episode on each of `episodes` worlds, in this process.
 
@@ -171,6 +172,7 @@ def run(
         env_kwargs: arguments of the environment; those that the policy needs are added.
         progress: called after every step with the number of episodes that ended, of episodes that run, and of the steps that
             these have run.
+        lanes_at_once: most episodes that run together; None: 256.
 
     Returns:
         One row an episode, in the order of their seeds.
@@ -181,7 +183,7 @@ def run(
         LlmgymError: the return of an episode is not finite.
     """
     tables: list[EpisodeTable] = []
-    for block in blocks(env_id, contender, episodes, seed, env_kwargs):
+    for block in blocks(env_id, contender, episodes, seed, env_kwargs, lanes_at_once):
         before = block.seed - seed
         tables.append(play(block, lambda ended, *others, before=before: progress(before + ended, *others)))
     return joined(tables)
@@ -255,7 +257,12 @@ class Block:
 
 
 def blocks(
-    env_id: str, contender: Contender, episodes: int, seed: int, env_kwargs: Mapping[str, Any]
+    env_id: str,
+    contender: Contender,
+    episodes: int,
+    seed: int,
+    env_kwargs: Mapping[str, Any],
+    lanes_at_once: int | None = None,
 ) -> list[Block]:
     """The pieces in which episodes of a policy are played, whoever plays them.
 
@@ -268,13 +275,14 @@ def blocks(
         episodes: number of episodes.
         seed: seed of the first one.
         env_kwargs: arguments of the environment.
+        lanes_at_once: most episodes that run together; None: 256.
 
     Returns:
         The pieces, in the order of their seeds.
     """
     env = Registered.of(env_id)
     # Chunks of equal size: one environment and one policy serve all of them, whatever the policy keeps for a lane.
-    chunks = math.ceil(episodes / LANES_AT_ONCE)
+    chunks = math.ceil(episodes / (lanes_at_once or LANES_AT_ONCE))
     lanes = math.ceil(episodes / chunks)
     of_block = episodes if chunks == 1 or _goes_on(env.env_id, contender, env_kwargs) else lanes
     return [
@@ -419,7 +427,7 @@ class _Chunk:
             progress(before + self.count - running, running, self.calls)
 
 
-def load_decision(env: LaneVectorEnv, policy: Policy, label: str, decision: int) -> float:
+def load_decision(env: LaneVectorEnv, policy: Policy, label: str, decision: int, copy: bool = True) -> float:
     """Load the policy's actions in the running lanes, allowed ones in those that wait.
 
     Args:
@@ -427,6 +435,7 @@ def load_decision(env: LaneVectorEnv, policy: Policy, label: str, decision: int)
         policy: decides on all lanes.
         label: of the policy, for messages.
         decision: number of the decision in the episode, for messages.
+        copy: whether the policy gets a copy of the observations, which it may write to.
 
     Returns:
         Time in `policy.act`, seconds.
@@ -441,7 +450,7 @@ def load_decision(env: LaneVectorEnv, policy: Policy, label: str, decision: int)
         mask = buffers.mask.copy()
         # The state after an episode's end may allow nothing, and choosing among nothing breaks some policies.
         mask[waiting & ~buffers.mask.any(axis=1)] = 1
-    obs = buffers.obs.copy()
+    obs = buffers.obs.copy() if copy else buffers.obs
     started = time.perf_counter()
     actions = np.array(policy.act(obs, mask))
     act_s = time.perf_counter() - started

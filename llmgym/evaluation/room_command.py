@@ -38,6 +38,8 @@ class Room(Told):
     """Decisions of the rule after which a copy is cut off; to the end if left out."""
     points: int | None = None
     """Values of each entry of the action that are tried, where actions are real numbers."""
+    device: str = "cpu"
+    """Where the copies are: cpu, or a GPU, such as cuda or cuda:1."""
     env_args: tuple[str, ...] = ()
     """Further arguments of the environment, as name=value."""
     out: Path | None = None
@@ -64,6 +66,7 @@ class Room(Told):
             stride=self.stride,
             horizon=self.horizon,
             points=self.points,
+            device=self.device,
             progress=self.progress,
             **kwargs,
         )

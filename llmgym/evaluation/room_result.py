@@ -34,6 +34,7 @@ class RoomResult:
         stride: it decided at every so many decisions.
         horizon: decisions of the rule after which its copies were cut off; None: they were played to the end.
         points: values of each entry of a Box that it tried; None: all actions.
+        device: where its copies were: `"cpu"`, or a GPU, such as `"cuda"`.
         metrics: mean of the headline metrics of the best rule and of the clairvoyant, by name.
         confidence: of all intervals, between 0 and 1.
         wall_s: time of the clairvoyant, seconds.
@@ -50,6 +51,7 @@ class RoomResult:
     stride: int = 1
     horizon: int | None = None
     points: int | None = None
+    device: str = "cpu"
     metrics: Mapping[str, tuple[float, float]]
     confidence: float = 0.95
     wall_s: float
@@ -177,9 +179,10 @@ class RoomResult:
             if self.points is None
             else f"{self.points} values of each entry of the action"
         )
+        where = "" if self.device == "cpu" else f" on {self.device}"
         notes = [
-            f"{CLAIRVOYANT}: at {how} {tried} in a copy of the world, {self.tail} going on {ends}. It knows what is to come: a "
-            "lower bound of what that is worth, and no promise for a policy that does not.",
+            f"{CLAIRVOYANT}: at {how} {tried} in a copy of the world{where}, {self.tail} going on {ends}. It knows what is to "
+            "come: a lower bound of what that is worth, and no promise for a policy that does not.",
             "%: of the size of the best rule's mean return. Rules were tuned on worlds of their own.",
         ]
         if self.metrics:
