@@ -241,21 +241,49 @@ def _repeated(found: Mapping[str, Any]) -> list[str]:
     return [*head, *lines] if lines else []
 
 
+def _measured_with(folder: Path | None) -> str:
+    """A sentence on what was measured, by the files beside it; empty where nothing was."""
+    if folder is None:
+        return ""
+    metas = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*/*_meta.json"))]
+    dates = sorted({meta["date"] for meta in metas})
+    one = metas[0]
+    return (
+        f" Measured from {dates[0]} to {dates[-1]}: {one['engine']}, {one['gpu']}, driver {one['driver']}, torch {one['torch']}, "
+        f"{one['model']}."
+    )
+
+
 def picture(path: Path, predicted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Mean against 99th percentile of the end-to-end time, case by case."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2))
+    """Mean against 99th percentile of the end-to-end time, case by case, from what was predicted to what was measured."""
+    figure, axes = plt.subplots(figsize=(7.2, 5.2))
     colours = dict(zip(SCHEDULERS, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True))
-    for kind, cases, marker in (("predicted", predicted, "o"), ("measured", found, "x")):
-        for name, label in SCHEDULERS.items():
+    for case, one in predicted.items():
+        for name in SCHEDULERS:
             points = [
-                (one[name]["e2e_mean_s"], one[name]["e2e_p99_s"]) for one in cases.values() if name in one
+                (kind[name]["e2e_mean_s"], kind[name]["e2e_p99_s"])
+                for kind in (one, found.get(case, {}))
+                if name in kind
             ]
-            if points:
-                x, y = zip(*points, strict=True)
-                axes.scatter(x, y, marker=marker, color=colours[name], label=f"{label}, {kind}")
-    axes.set(xlabel="mean end-to-end time, s", ylabel="99th percentile, s")
-    axes.legend(fontsize=7)
-    figure.tight_layout()
+            axes.plot(*zip(*points, strict=True), color=colours[name], linewidth=0.8, alpha=0.6)
+            for point, face in zip(points, ("white", colours[name]), strict=False):
+                axes.plot(*point, "o", markersize=7, markeredgecolor=colours[name], markerfacecolor=face)
+    handles = [
+        plt.Line2D([], [], marker="o", linestyle="", color=colours[name], label=label)
+        for name, label in SCHEDULERS.items()
+    ]
+    handles += [
+        plt.Line2D([], [], marker="o", linestyle="", color="black", markerfacecolor=face, label=kind)
+        for kind, face in (("predicted", "white"), ("measured", "black"))
+        if found or kind == "predicted"
+    ]
+    axes.set(
+        xlabel="mean end-to-end time, s",
+        ylabel="99th percentile, s",
+        title=f"{len(predicted)} worlds of 400 requests",
+    )
+    figure.legend(handles=handles, fontsize=8, loc="lower center", ncols=2)
+    figure.tight_layout(rect=(0, 0.15, 1, 1))
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -304,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (asked.out / "proof.md").write_text(
         f"# Four schedulers in one vLLM, {what}\n\nPredicted {said['date']} with llmgym {said['llmgym']} for {said['gpu']}, by "
         f"`benchmarks/deploy_proof.py`; means over {len(said['cases'])} worlds of 400 requests. `late`: share that took more than "
-        f"{LATE_S:.0f} s.\n\n{text}\n\n![mean against tail](proof.png)\n",
+        f"{LATE_S:.0f} s.{_measured_with(asked.measured)}\n\n{text}\n\n![mean against tail](proof.png)\n",
         encoding="utf-8",
     )
     once = {case: one for case, one in found.items() if case not in REPEATED}
