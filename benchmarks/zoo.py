@@ -15,7 +15,10 @@ from numpy.typing import NDArray
 
 import llmgym
 from benchmarks.make_docs import fill
+from benchmarks.rooms import ROOMS
 from benchmarks.site_tables import RESULTS, parted
+from llmgym.evaluation import RoomResult
+from llmgym.evaluation.tables import number
 from llmgym.policies import checkpoint, shipped
 
 OUT = Path(__file__).parent / "results"
@@ -76,27 +79,55 @@ def outcomes(env_id: str, scenario: str) -> dict[str, dict[str, str]]:
     return {}
 
 
-def verdicts(found: dict[tuple[str, str], list[Card]]) -> str:
-    """Who wins, a row for each environment and scenario: the table of README.md."""
-    lines = [
-        "| environment | scenario | best tuned rule, its return | learned, difference: a figure a seed of training | verdicts |",
-        "|---|---|---|---|---|",
-    ]
+def verdicts(found: dict[tuple[str, str], list[Card]], wide: bool = False) -> str:
+    """Who wins, a row for each environment and scenario: the table of README.md.
+
+    Args:
+        found: the shipped policies.
+        wide: with what there is to win, what each seed gets of it, and the differences on the second set of worlds.
+    """
+    head = ["environment", "scenario", "best tuned rule, its return"]
+    head += ["room"] * wide + ["learned, difference: a figure a seed of training"]
+    head += ["share of the room", "on as many others"] * wide + ["verdicts"]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for (env_id, scenario), group in found.items():
         known = outcomes(env_id, scenario)
         best = next((row for row in known.values() if row["paired difference [95% CI]"] == "reference"), None)
         rows = [known[card.name] for card in group if card.name in known]
         if best is None or not rows:
             continue
-        differences = ", ".join(row["paired difference [95% CI]"] for row in rows)
         said = [row["verdict"] for row in rows]
         told = said[0] if len(set(said)) == 1 else ", ".join(said)
         name = env_id.rpartition("/")[2]
-        lines.append(
-            f"| [{name}]({llmgym.spec(env_id).docs}) | `{scenario}` | `{best['policy'].strip(' †‡')}` "
-            f"{best['return [95% CI]'].partition(' ')[0]} | {differences} | {told} |"
-        )
+        cells = [
+            f"[{name}]({'../../' if wide else ''}{llmgym.spec(env_id).docs})",
+            f"`{scenario}`",
+            f"`{best['policy'].strip(' †‡')}` {best['return [95% CI]'].partition(' ')[0]}",
+        ]
+        cells += [room_of(name, scenario)] * wide
+        cells.append(", ".join(row["paired difference [95% CI]"] for row in rows))
+        if wide:
+            cells.append(", ".join(row.get("share of the room", "") or "-" for row in rows))
+            cells.append(", ".join(second_of(row) or "-" for row in rows))
+        lines.append(f"| {' | '.join([*cells, told])} |")
     return "\n".join(lines)
+
+
+def room_of(name: str, scenario: str) -> str:
+    """What those gain who know the future, where it was measured."""
+    path = ROOMS / f"{name}-{scenario}.json"
+    if not path.exists():
+        return "-"
+    one = RoomResult.read(path)
+    gains = {who: float((returns - one.rules[one.best]).mean()) for who, returns in one.knowing.items()}
+    return ", ".join(
+        f"{who} {number(gain, 3)} ({number(one.percent_of(gain), 1)} %)" for who, gain in gains.items()
+    )
+
+
+def second_of(outcome: dict[str, str]) -> str:
+    """The difference on the second set of worlds; empty where there was none."""
+    return next((cell for name, cell in outcome.items() if name.startswith("on seeds ")), "")
 
 
 def cells_of(card: Card, outcome: dict[str, str]) -> list[str]:
@@ -104,7 +135,6 @@ def cells_of(card: Card, outcome: dict[str, str]) -> list[str]:
     meta, config = card.meta, card.meta["config"]
     imitated = config.get("imitate", config.get("teacher", ""))
     hidden = "x".join(map(str, config.get("hidden", ())))
-    second = next((cell for name, cell in outcome.items() if name.startswith("on seeds ")), "")
     cells = [
         f"`{card.name}`",
         f"{config.get('network', 'mlp')} {hidden}",
@@ -115,7 +145,7 @@ def cells_of(card: Card, outcome: dict[str, str]) -> list[str]:
         meta["torch_version"],
         meta["written"][:10],
         outcome.get("paired difference [95% CI]", "not compared"),
-        second or "-",
+        second_of(outcome) or "-",
         outcome.get("verdict", "-"),
         outcome.get("share of the room", "") or "-",
     ]
@@ -130,6 +160,11 @@ def page(found: dict[tuple[str, str], list[Card]]) -> str:
         'Written by `benchmarks/zoo.py`. `llmgym.policies.load("AFDRefill-v0/small", env)` loads, of the seeds of an '
         "environment and a scenario, the one that did best in validation; a name of a row loads that one. Differences are "
         "those of `benchmarks/comparisons.py`, on worlds on which nothing was trained, tuned or validated.",
+        "",
+        "All of them beside the best tuned rule of the place, and beside what there is to win ([rooms](rooms.md): a lower bound "
+        "of what knowing the future is worth); [away from home](transfers.md), under other loads, on other traces and GPUs.",
+        "",
+        verdicts(found, wide=True),
         "",
         "![learning curves](zoo.png)",
         "",
