@@ -69,6 +69,7 @@ def train(
     steps: int,
     out: Path,
     changes: Sequence[str],
+    init: str = "",
 ) -> None:
     """Train one policy and leave its checkpoint in `out`.
 
@@ -81,17 +82,18 @@ def train(
         steps: environment steps; 0: as many as fit into `minutes`.
         out: folder of all policies.
         changes: of the hyperparameters, see `settings_of`.
+        init: checkpoint of another scenario to begin with; empty: none.
     """
     settings = settings_of(env_id, scenario, device, changes)
     config, lanes, kwargs = settings.config, settings.lanes, settings.env_kwargs
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(
             env_id, Path(folder) / "run", kwargs, seed=seed, lanes=lanes, config=config,
-            timesteps=steps, save_every_s=60.0, validation_episodes=VALIDATION_EPISODES,
+            timesteps=steps, save_every_s=60.0, validation_episodes=VALIDATION_EPISODES, init=init,
         ) if steps else None  # fmt: skip
         if plan is None:
             trial = Plan(
-                env_id, Path(folder) / "trial", kwargs, seed=seed, lanes=lanes, progress=False,
+                env_id, Path(folder) / "trial", kwargs, seed=seed, lanes=lanes, progress=False, init=init,
                 config=replace(config, imitate="", value_first=0),
                 timesteps=TRIAL_UPDATES * lanes * config.rollout_steps,
             )  # fmt: skip
@@ -152,19 +154,21 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], help="numbers of the recipe to replace, such as gamma=0.998"
     )
+    parser.add_argument("--init", default="", help="checkpoint of another scenario to begin with")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     envs = args.envs or [f"llmgym/{name}" for name in names() if recipe(name).config.imitate]
     jobs = list(itertools.product(envs, args.scenarios, args.seeds))
     devices = args.device or ["cpu"]
     if len(jobs) == 1:
-        train(*jobs[0], devices[0], args.minutes, args.steps, args.out, args.set)
+        train(*jobs[0], devices[0], args.minutes, args.steps, args.out, args.set, args.init)
         return
     running = []
     for (env_id, scenario, seed), device in zip(jobs, itertools.cycle(devices)):
         words = [
             env_id, "--scenarios", scenario, "--seeds", str(seed), "--device", device,
-            "--minutes", str(args.minutes), "--steps", str(args.steps), "--out", str(args.out), "--set", *args.set,
+            "--minutes", str(args.minutes), "--steps", str(args.steps), "--out", str(args.out),
+            *(["--init", args.init] if args.init else []), "--set", *args.set,
         ]  # fmt: skip
         running.append(subprocess.Popen([sys.executable, __file__, *words]))
     if any([process.wait() for process in running]):
