@@ -61,12 +61,12 @@ class PickArea:
 
     def __init__(self, bundle: Bundle, capacity: int) -> None:
         numbers, scales = bundle.numbers or {}, bundle.scales
-        self._aging, self._lead_s = float(numbers["aging"]), float(numbers["lead_s"])
+        aging, lead_s = float(numbers["aging"]), float(numbers["lead_s"])
         self._cached_s, self._watermark = float(numbers["cached_s"]), float(numbers["watermark"])
         self._area_s = scales.batch_ref_s * (1.0 / capacity) / scales.per_area
-        self._window_s = scales.window_s
+        self._aging_s = aging * scales.window_s
         self._prompt = 1.0 / capacity / scales.per_prompt
-        self._classes = len(bundle.objectives) - 1
+        self._class_s = lead_s * (len(bundle.objectives) - 1)
         self._slots = bundle.slots
         start = _place(bundle, "waiting.candidates")
         self._table = slice(start, start + bundle.slots * PER_WAITING)
@@ -77,20 +77,24 @@ class PickArea:
         """The action; see `Acting`."""
         if obs[self._short] == 1.0:
             return 1 + self._slots
-        rows = obs[self._table].reshape(self._slots, PER_WAITING).astype(np.float64)
-        wait = np.minimum(rows[:, _WAIT], 1.0 - 1e-6)
-        key = (
-            self._area_s * rows[:, _AREA]
-            - self._aging * self._window_s * wait / (1.0 - wait)
-            + self._lead_s * self._classes * rows[:, _CLASS]
-            - self._cached_s * rows[:, _CACHED]
-        )
-        key[rows[:, 0] == 0.0] = math.inf
-        first = int(key.argmin())
-        chosen = rows[first]
-        room = float(obs[self._free]) - self._watermark >= self._prompt * chosen[_PROMPT]
-        if chosen[_FITS] == 1.0 and (room or obs[self._residents] == 0.0):
-            return first + 1
+        # so few numbers that Python is faster with them than numpy
+        table: list[float] = obs[self._table].tolist()
+        least, chosen = math.inf, 0
+        for at in range(0, len(table), PER_WAITING):
+            if table[at] == 0.0:
+                continue
+            wait = min(table[at + _WAIT], 1.0 - 1e-6)
+            key = (
+                self._area_s * table[at + _AREA]
+                - self._aging_s * wait / (1.0 - wait)
+                + self._class_s * table[at + _CLASS]
+                - self._cached_s * table[at + _CACHED]
+            )
+            if key < least:
+                least, chosen = key, at
+        room = float(obs[self._free]) - self._watermark >= self._prompt * table[chosen + _PROMPT]
+        if table[chosen + _FITS] == 1.0 and (room or obs[self._residents] == 0.0):
+            return chosen // PER_WAITING + 1
         return 0 if mask[0] else int(mask.argmax())
 
 
@@ -99,12 +103,14 @@ class Network:
 
     def __init__(self, bundle: Bundle, capacity: int) -> None:
         self._forward = network(bundle)
+        self._victims = 1 + bundle.slots
 
     def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8]) -> int:
         """The action; see `Acting`."""
-        logits = self._forward(obs)
-        logits[mask == 0] = -np.inf
-        return int(logits.argmax())
+        first = self._victims
+        victims = np.count_nonzero(mask[first:]) > 0
+        logits = self._forward(obs, (np.count_nonzero(mask[1:first]) > 0, victims))
+        return int(np.where(mask, logits, -np.inf).argmax())
 
 
 KINDS: dict[str, Callable[[Bundle, int], Acting]] = {

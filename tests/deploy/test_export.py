@@ -200,6 +200,18 @@ def test_a_file_that_is_no_policy_is_told(tmp_path: Path, monkeypatch: pytest.Mo
         load(str(path), None, 1024)
 
 
+def test_logits_that_are_not_asked_for_are_left_out() -> None:
+    bundle = random_scorer(described(make(slots=4, running=2)), 0)
+    forward = network(bundle)
+    obs = np.random.default_rng(0).uniform(-1, 1, bundle.size).astype(np.float32)
+    every = forward(obs)
+    waiting, running = slice(0, 5), slice(5, 7)
+    assert forward(obs, (True, False))[waiting].tolist() == every[waiting].tolist()
+    assert forward(obs, (False, True))[running].tolist() == every[running].tolist()
+    assert forward(obs, (True, False))[running].tolist() != every[running].tolist()
+    assert forward(obs).tolist() == every.tolist()
+
+
 def test_a_network_of_other_shapes_is_told() -> None:
     good = random_scorer(described(make()), 0)
     network(good)
