@@ -5,7 +5,7 @@ numbers of numpy or Python, a row a request; nothing here knows vLLM.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, Protocol
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from llmgym.deploy.bundle import PER_WAITING, Bundle
 
-PROMPT, KEPT, PREDICTED, AREA, CLASS, MOST, COMPUTED = range(7)
-"""Columns of `Facts.whole`: prompt, output kept from before a preemption, predicted output (0 if none is told), predicted area when
-it last began to wait, class, longest output that it asks for, and tokens in the cache when a batch was planned last."""
+PROMPT, KEPT, PREDICTED, AREA, CLASS, MOST = range(6)
+"""Columns of `Facts`: prompt, output kept from before a preemption, predicted output (0 if none is told), predicted area when
+it last began to wait, class, and longest output that it asks for."""
 NOBODY = -1
 """No request in a row of candidates."""
+AHEAD = 8
+"""How many of each order are looked at beyond the candidates, who are candidates when others have been chosen."""
 
 
 @dataclass
@@ -59,7 +61,9 @@ class Facts:
     The last row is nobody's: nothing is known of it, it has just arrived, and NOBODY finds it as -1.
 
     Attributes:
-        whole: int64 [rows, 7], see `PROMPT` and the others.
+        columns: int64 [6, rows], see `PROMPT` and the others.
+        whole: the same, int64 [rows, 6].
+        times: float64 [5, rows], the three that follow.
         arrival_s: float64 [rows], s on the clock of the engine.
         shown: what an observation tells of a request that waits and does not depend on time, float32 [rows, 11].
         promised_s: s to the first and to the last token, float64 [rows, 2]; 1 where nothing is promised.
@@ -71,13 +75,15 @@ class Facts:
         self._free = list(range(rows - 2, -1, -1))
 
     def _make(self, rows: int) -> None:
-        self.whole = np.zeros((rows, 7), np.int64)
-        self.arrival_s = np.full(rows, np.inf)
+        self.columns = np.zeros((6, rows), np.int64)
+        self.whole = self.columns.T
         self.shown: NDArray[np.float32] = np.zeros((rows, PER_WAITING), np.float32)
-        self.promised_s, self.counts = np.ones((rows, 2)), np.zeros((rows, 2))
+        self.times = np.zeros((5, rows))
+        self.arrival_s, self.promised_s, self.counts = self.times[0], self.times[1:3].T, self.times[3:].T
+        self.arrival_s[:], self.promised_s[:] = np.inf, 1.0
 
     def _arrays(self) -> tuple[NDArray[Any], ...]:
-        return self.whole, self.arrival_s, self.shown, self.promised_s, self.counts
+        return self.whole, self.shown, self.times.T
 
     def take(self) -> int:
         """A row for a new request."""
@@ -123,15 +129,25 @@ class Line:
     Attributes:
         area: predicted tokens x batches of all of them.
         tokens: what each has to prefill, by row.
+        heads: rows of the first ones of each order, as many as a step is likely to look at; None: not known.
     """
 
     def __init__(self, facts: Facts, bundle: Bundle, limits: Limits) -> None:
         self.area = 0
         self.tokens: dict[int, int] = {}
+        self.heads: list[list[int]] | None = None
+        # the same without those who were passed over last, and these
+        self._left: list[list[int]] = []
+        self._away: list[int] = []
         self._facts, self._limits = facts, limits
-        self._lists, self._slots = bundle.lists, bundle.slots
+        self._lists, self._each = bundle.lists, bundle.slots // len(bundle.lists)
         self._default = bundle.scales.default_output
         self._scales, self._objectives = bundle.scales, bundle.objectives
+        promised = [(one.ttft_s, one.e2e_s) for one in bundle.objectives]
+        self._promised = [
+            (*(s if isfinite(s) else 1.0 for s in pair), *(float(isfinite(s)) for s in pair))
+            for pair in promised
+        ]
         self._orders: list[list[tuple[float, int, int]]] = [[] for _ in bundle.lists]
         self._places: dict[int, list[tuple[float, int, int]]] = {}
 
@@ -156,7 +172,7 @@ class Line:
         expected = predicted if predicted > 0 else self._default
         area = remaining_area(self._limits, prompt + kept, 0, kept, max(expected, kept + 1))
         whole[row, AREA] = area
-        scales, promised = self._scales, self._objectives[request_class]
+        scales = self._scales
         self._facts.shown[row] = (
             1.0,
             min((prompt + kept) * scales.per_prompt, 1.0),
@@ -170,9 +186,9 @@ class Line:
             0.0,
             0.0,
         )
-        for k, seconds in enumerate((promised.ttft_s, promised.e2e_s)):
-            self._facts.promised_s[row, k] = seconds if isfinite(seconds) else 1.0
-            self._facts.counts[row, k] = isfinite(seconds) and (k == 1 or kept == 0)
+        self._facts.times[1:, row] = self._promised[request_class]
+        if kept:
+            self._facts.counts[row, 0] = 0.0
         places = []
         for order, name in zip(self._orders, self._lists):
             key = 0.0
@@ -186,6 +202,7 @@ class Line:
             insort(order, place)
             places.append(place)
         self._places[row] = places
+        self.heads = None
         self.tokens[row] = prompt + kept
         self.area += area
         return area
@@ -194,29 +211,44 @@ class Line:
         """Let a request wait no longer."""
         for order, place in zip(self._orders, self._places.pop(row)):
             del order[bisect_left(order, place)]
+        self.heads = None
         del self.tokens[row]
         self.area -= int(self._facts.whole[row, AREA])
 
-    def candidates(self, away: Collection[int] = ()) -> list[int]:
+    def candidates(self, away: Sequence[int] = ()) -> list[int]:
         """Rows of the first requests of each order, or NOBODY, [slots]; one that is in two orders is there once.
 
         Args:
             away: rows of those that are passed over.
         """
-        each = self._slots // len(self._lists)
+        each, heads, before = self._each, self.heads, self._away
+        if heads is None or (len(heads[0]) < len(self.tokens) and len(heads[0]) < each + len(away)):
+            much = each + len(away) + AHEAD
+            heads = self.heads = [[row for _, _, row in order[:much]] for order in self._orders]
+            self._left, self._away = [head.copy() for head in heads], []
+        elif before and before != away[: len(before)]:
+            self._left, self._away = [head.copy() for head in heads], []
+        for row in away[len(self._away) :]:
+            for left in self._left:
+                if row in left:
+                    left.remove(row)
+            self._away.append(row)
         found: list[int] = []
-        for order in self._orders:
-            before = set(found)
-            missing = each
-            for _, _, row in order:
-                if row in away:
-                    continue
-                found.append(NOBODY if row in before else row)
-                missing -= 1
-                if missing == 0:
-                    break
-            found += [NOBODY] * missing
+        for left in self._left:
+            part = left[:each]
+            if found:
+                part = [NOBODY if row in found else row for row in part]
+            if len(part) < each:
+                part += [NOBODY] * (each - len(part))
+            found += part
         return found
+
+    def place(self, row: int) -> int:
+        """How many of those that wait came before one of them; 0 where the order of arrival is not kept."""
+        if "arrival" not in self._lists:
+            return 0
+        at = self._lists.index("arrival")
+        return bisect_left(self._orders[at], self._places[row][at])
 
 
 class Cache(Protocol):
@@ -237,9 +269,15 @@ class Coming:
 
     Attributes:
         rows: of those that run, oldest first, and of those that join.
+        before: of those that ran when it was planned first, oldest first.
         computed: tokens in the cache of those that ran before, int64 [running].
-        run: tokens of each of these in the batch, int64 [running].
-        whole: what is known of them, int64 [running, 7].
+        at: their rows, int64 [running].
+        prompt: their prompts, tokens, int64 [running].
+        kept: their output from before a preemption, tokens, int64 [running].
+        told: their predicted output, int64 [running]; 0 if none is told.
+        tokens: what they have to prefill, int64 [running].
+        prefilling: places of those that have not prefilled all of it.
+        decodes: requests of the batch that produce a token, and prefill none.
         new: rows of those that join, with their tokens in the cache and the tokens that they have to prefill in all.
         used: tokens of the blocks that they hold.
         growth: tokens of the blocks that the batch adds.
@@ -253,15 +291,29 @@ class Coming:
     def __init__(self, facts: Facts, limits: Limits, cache: Cache) -> None:
         self._facts, self._limits, self._cache = facts, limits, cache
         self.rows: list[int] = []
+        self.before: Sequence[int] = ()
         self.computed: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.run: NDArray[np.int64] = np.zeros(0, np.int64)
-        self.whole: NDArray[np.int64] = np.zeros((0, 7), np.int64)
+        self._begun = self.computed
+        self._find([])
+        self.prefilling: list[int] = []
+        self.decodes = 0
         self.new: list[tuple[int, int, int]] = []
         self.used = self.growth = self.budget_left = self.chunk = self.plans = 0
         self.short = False
         self.done: list[int] = []
 
-    def begin(self, rows: Sequence[int], computed: NDArray[np.int64], used: int, waiting: int) -> None:
+    def _find(self, rows: Sequence[int]) -> None:
+        """Look up what is known of those that run and does not change while they do."""
+        self.at = np.array(rows, np.int64)
+        found = self._facts.columns.take(self.at, axis=1)
+        self.prompt, self.kept, self.told = found[PROMPT], found[KEPT], found[PREDICTED]
+        self.tokens = self.prompt + self.kept
+        # who has so many in the cache has its last token on its way
+        self._last = self.prompt + (found[MOST] - 1)
+
+    def begin(
+        self, rows: Sequence[int], computed: NDArray[np.int64], used: int, waiting: int, same: bool = False
+    ) -> None:
         """Plan for those that run.
 
         Args:
@@ -269,40 +321,54 @@ class Coming:
             computed: their tokens in the cache, those of the batch that is running included, int64 [running].
             used: tokens of the blocks that are held.
             waiting: requests that wait.
+            same: whether the rows are those of the last time, and all that was known of them then is as it was.
         """
-        self.rows, self.computed, self.used = list(rows), computed, used
+        if not same:
+            self.before = rows
+        self.rows, self.computed, self._begun, self.used = list(rows), computed, computed, used
+        if not same:
+            self._find(self.rows)
         limits = self._limits
         self.chunk = limits.budget if limits.alone and len(rows) + waiting <= 1 else limits.chunk
         self.done = []
-        if self.rows:
-            self._facts.whole[self.rows, COMPUTED] = computed
         self._plan(True)
 
     def _plan(self, first: bool) -> None:
         limits, kv = self._limits, self.computed
         self.plans += 1
         self.new = []
+        self.prefilling, self.decodes = [], 0
+        self.growth, self.budget_left, self.short = 0, limits.budget, False
         if not self.rows:
-            self.run = np.zeros(0, np.int64)
-            self.growth, self.budget_left, self.short = 0, limits.budget, False
             return
-        self.whole = whole = self._facts.whole[self.rows]
-        left = whole[:, PROMPT] + whole[:, KEPT] - kv
+        count = len(kv)
         # who decodes runs one token, unless all that it asked for is on its way
-        more = kv - whole[:, PROMPT] + 1 < whole[:, MOST]
-        decoding = left <= 0
-        need = np.where(decoding, more, np.minimum(left, self.chunk))
-        if first and not more.all():
-            self.done = [self.rows[i] for i in np.flatnonzero(decoding & ~more).tolist()]
-        taken = np.minimum(need.cumsum(), limits.budget)
-        run = taken.copy()
-        run[1:] -= taken[:-1]
-        self.run = run
+        more = kv < self._last
+        going = int(np.count_nonzero(more))
+        decoding = kv >= self.tokens
         block = limits.block
-        held = (kv + (block - 1)) // block
-        self.growth = int(((kv + run + (block - 1)) // block - held).sum()) * block
-        self.budget_left = limits.budget - int(taken[-1])
+        if going <= limits.budget and np.count_nonzero(decoding) == count:
+            blocks = int(np.count_nonzero(more & (kv % block == 0)))
+            taken = self.decodes = going
+        else:
+            need = np.where(decoding, more, np.minimum(self.tokens - kv, self.chunk))
+            ends = np.minimum(need.cumsum(), limits.budget)
+            run = ends.copy()
+            run[1:] -= ends[:-1]
+            taken = int(ends[-1])
+            up = block - 1
+            blocks = int(((kv + run + up) // block - (kv + up) // block).sum())
+            self.prefilling = np.flatnonzero(~decoding).tolist()
+            self.decodes = int(np.count_nonzero(decoding & (run > 0)))
+        if first and going < count:
+            self.done = [self.rows[i] for i in np.flatnonzero(decoding & ~more).tolist()]
+        self.growth = blocks * block
+        self.budget_left = limits.budget - taken
         self.short = self.used + self.growth > limits.capacity
+
+    def computed_of(self, row: int) -> int:
+        """Tokens in the cache of one that ran before, when it was planned first; 0 of others."""
+        return int(self._begun[self.before.index(row)]) if row in self.before else 0
 
     def output_of(self, row: int, computed: int) -> int:
         """Output tokens of a request that has so many tokens in the cache, the one on its way included."""
@@ -322,6 +388,7 @@ class Coming:
         self.used -= self._cache.freed(row, computed)
         self._facts.whole[row, KEPT] = self.output_of(row, computed)
         self.computed = np.delete(self.computed, index)
+        self._find(self.rows)
         self._plan(False)
         return row
 

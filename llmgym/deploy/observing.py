@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmgym.deploy.bundle import HISTOGRAM, PER_RUNNING, Bundle, layout_of
+from llmgym.deploy.bundle import HEAD, HISTOGRAM, PER_RUNNING, PER_WAITING, Bundle, layout_of
 from llmgym.deploy.facts import (
     CLASS,
     KEPT,
     NOBODY,
-    PREDICTED,
     PROMPT,
     Cache,
     Coming,
@@ -28,6 +27,8 @@ BATCH_WEIGHT = 0.05
 """Weight of the last batch in the moving average of batch times."""
 BACKLOG_UNIT = 0.01
 """The backlog is shown in hundreds of full caches."""
+PICKED = HEAD.index("picked")
+"""Place of `picked`; the histograms come behind it."""
 BIN_SHIFT = 20
 """Bins per batch and per token are whole numbers, times 2 to this power."""
 
@@ -36,7 +37,8 @@ CHEAP = frozenset({"short", "kv.free", "residents", "waiting.candidates"})
 """Fields that are known without a look at those that run."""
 
 
-class _Residents(NamedTuple):
+@dataclass
+class _Residents:
     """Those that run: histograms of batches left, of tokens that stay and of tokens held; predicted area, tokens x batches; most
     batches left.
     """
@@ -109,15 +111,34 @@ class Observer:
         self._per_capacity, self._per_seat = 1.0 / limits.capacity, 1.0 / limits.seats
         self.fields: frozenset[str] | None = None
         self._planned, self._now_s = -1, 0.0
-        self._base = _Residents([0] * HISTOGRAM, [0.0] * HISTOGRAM, [0] * HISTOGRAM, 0, 1)
+        self._residents = _Residents([0] * HISTOGRAM, [0.0] * HISTOGRAM, [0] * HISTOGRAM, 0, 1)
+        self._joined = 0
         self._rows: NDArray[np.float32] = np.zeros((0, PER_RUNNING), np.float32)
+        self._shown: NDArray[np.float32] = np.zeros((0, PER_WAITING), np.float32)
+        self._shown_at: dict[int, int] = {}
+        self._times = np.zeros((len(facts.times), 0))
+        self._seen: tuple[int, float] | None = None
+        self._heads: list[list[int]] | None = None
+        # the candidates of the last decision, and where they are in what is shown
+        self._last: tuple[Sequence[int], NDArray[np.int64]] = ([], np.zeros(0, np.int64))
+        self._head: list[float] = []
+        # of a row of `running.candidates`, the four that have a scale: what they are multiplied with, at least and at most
+        scales = bundle.scales
+        self._by = np.array(
+            [[self._per_capacity], [scales.per_output], [scales.per_output], [scales.per_prompt]]
+        )
+        self._least = np.array([[0], [0], [1], [0]])
+        self._most = np.array([[np.inf], [1.0], [1.0], [1.0]])
+        # batches left and tokens held as numbers of bins, those of the second after those of the first
+        self._bins = np.array([[scales.bins_per_step], [scales.bins_per_token]])
+        self._second = np.array([[0], [HISTOGRAM]])
 
     def observe(
         self,
         coming: Coming,
         line: Line,
         candidates: Sequence[int],
-        allowed: Sequence[int],
+        allowed: NDArray[np.int8],
         episode: Episode,
         now_s: float,
         waiting: int,
@@ -129,7 +150,7 @@ class Observer:
             coming: the batch that comes next.
             line: those that wait.
             candidates: rows of the candidates of the queue, or NOBODY, [slots].
-            allowed: 1 for those that fit, [slots].
+            allowed: 1 for those that fit, int8 [slots].
             episode: what is counted.
             now_s: time, s.
             waiting: requests that wait, those included that wait for something else than room.
@@ -141,7 +162,8 @@ class Observer:
         out: NDArray[np.float32] = np.zeros(self._size, np.float32)
         fields = self.fields
         if fields is None or "waiting.candidates" in fields:
-            self._waiting(out, candidates, allowed, now_s)
+            shown = self._waiting(out, coming, line, candidates, now_s)
+            shown[:, 10] = allowed
         if fields is not None and fields <= CHEAP:
             at, limits = self._at, self._limits
             free = (limits.capacity - coming.used - coming.growth) * self._per_capacity
@@ -151,31 +173,18 @@ class Observer:
             return out
         if self._planned != coming.plans or self._now_s != now_s:
             self._look(coming, now_s)
-        self._engine(out, coming, line, episode, now_s, waiting, picked)
-        self._running(out, coming, now_s)
+            self._head = self._engine(coming, episode, now_s)
+        while self._joined < len(coming.new):
+            self._join(*coming.new[self._joined], now_s)
+            self._joined += 1
+        self._decision(out, coming, line, waiting, picked)
+        start = self._at["running.candidates"]
+        out[start : start + self._rows.size] = self._rows.ravel()
         return out
 
-    def _engine(
-        self,
-        out: NDArray[np.float32],
-        coming: Coming,
-        line: Line,
-        episode: Episode,
-        now_s: float,
-        waiting: int,
-        picked: int,
-    ) -> None:
+    def _engine(self, coming: Coming, episode: Episode, now_s: float) -> list[float]:
+        """What is told before the candidates, in the order of `HEAD`; 0 where a choice changes it."""
         scales, limits, per_capacity = self._scales, self._limits, self._per_capacity
-        residents = self._joined(coming)
-        backlog = line.area + residents.area
-        peak, alive, stay = 0.0, 0, 0.0
-        longest = float(residents.longest)
-        for m in range(HISTOGRAM - 1, -1, -1):
-            alive += residents.remaining[m]
-            stay += residents.held[m]
-            if residents.remaining[m] > 0:
-                peak = max(peak, stay + alive * min((m + 1) * scales.steps_per_bin, longest))
-        seat = self._per_seat
         done, late = episode.done, episode.late
         if coming.done:
             # their last token is on its way, and nothing can change that any more
@@ -184,14 +193,14 @@ class Observer:
                 promised = self._bundle.objectives[int(self._facts.whole[row, CLASS])]
                 late += int(now_s - self._facts.arrival_s[row] > promised.e2e_s)
         needed = episode.prefilled + episode.reused
-        # in the order of `HEAD`
-        out[: self._at["waiting.candidates"]] = [
+        seat, residents = self._per_seat, self._residents
+        return [
             coming.used * per_capacity,
-            max((limits.capacity - coming.used - coming.growth) * per_capacity, 0.0),
-            min(peak * per_capacity, MOST),
-            len(coming.rows) * seat,
-            min(waiting * scales.per_cap, 1.0),
-            min(backlog * per_capacity * BACKLOG_UNIT, 1.0),
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
             min(episode.area_rate * episode.batch_estimate_s * per_capacity, MOST),
             min(episode.batch_s * scales.per_batch, MOST),
             min(episode.batch_prefill * (1.0 / min(limits.budget, limits.capacity)), 1.0),
@@ -199,7 +208,7 @@ class Observer:
             min(episode.preemptions * scales.per_expected, 1.0),
             min(done * scales.per_expected, MOST_PROGRESS),
             min(max(now_s - episode.zero_s, 0.0) * scales.per_horizon, 1.0),
-            picked * seat,
+            0.0,
             *[count * seat for count in residents.remaining],
             *[count * seat for count in residents.footprint],
             float(coming.short),
@@ -207,116 +216,167 @@ class Observer:
             episode.reused / needed if needed > 0 else 0.0,
         ]
 
+    def _decision(
+        self, out: NDArray[np.float32], coming: Coming, line: Line, waiting: int, picked: int
+    ) -> None:
+        scales, limits, per_capacity = self._scales, self._limits, self._per_capacity
+        residents, head = self._residents, self._head
+        remaining, held, width = residents.remaining, residents.held, scales.steps_per_bin
+        peak, alive, stay = 0.0, 0, 0.0
+        longest = float(residents.longest)
+        for m in range(HISTOGRAM - 1, -1, -1):
+            here = remaining[m]
+            if here > 0:
+                alive += here
+                stay += held[m]
+                peak = max(peak, stay + alive * min((m + 1) * width, longest))
+        # in the order of `HEAD`
+        head[1:6] = (
+            max((limits.capacity - coming.used - coming.growth) * per_capacity, 0.0),
+            min(peak * per_capacity, MOST),
+            len(coming.rows) * self._per_seat,
+            min(waiting * scales.per_cap, 1.0),
+            min((line.area + residents.area) * per_capacity * BACKLOG_UNIT, 1.0),
+        )
+        head[PICKED] = picked * self._per_seat
+        out[: len(head)] = head
+
     def _look(self, coming: Coming, now_s: float) -> None:
         """Look at those that ran before: what a step's decisions have in common."""
-        self._planned, self._now_s = coming.plans, now_s
-        self._base = _Residents([0] * HISTOGRAM, [0.0] * HISTOGRAM, [0] * HISTOGRAM, 0, 1)
+        self._planned, self._now_s, self._joined = coming.plans, now_s, 0
+        self._residents = _Residents([0] * HISTOGRAM, [0.0] * HISTOGRAM, [0] * HISTOGRAM, 0, 1)
         self._rows = np.zeros((0, PER_RUNNING), np.float32)
         if len(coming.computed) == 0:
             return
-        scales = self._scales
-        whole, kv = coming.whole, coming.computed
-        prompt, kept = whole[:, PROMPT], whole[:, KEPT]
-        told = np.where(whole[:, PREDICTED] > 0, whole[:, PREDICTED], scales.default_output)
-        missing = prompt + kept - kv
-        decoding = missing <= 0
-        produced = np.where(decoding, kv - prompt + 1, kept)
-        predicted = np.maximum(told, produced + 1)
-        left = predicted - produced
+        scales, limits = self._scales, self._limits
+        kv, told = coming.computed, coming.told
+        if np.count_nonzero(told) < len(told):
+            told = np.where(told > 0, told, scales.default_output)
+        produced = kv - coming.prompt
+        produced += 1
+        for i in coming.prefilling:
+            produced[i] = coming.kept[i]
+        # one that outlives its prediction has a token left
+        foretold = told - produced
+        left = np.maximum(foretold, 1)
+        both = np.array((left, kv))
+        left, areas = both[0], 0
         stays = kv
-        areas = left * (prompt - 1) + left * (predicted + produced + 1) // 2
-        if not decoding.all():
+        if coming.prefilling:
             stays = kv.copy()
-            for i in np.flatnonzero(~decoding).tolist():
-                tokens, had = int(prompt[i] + kept[i]), int(kv[i])
-                chunks = -(-(tokens - had) // self._limits.chunk)
-                left[i] += chunks
+            for i in coming.prefilling:
+                tokens, had, kept = int(coming.tokens[i]), int(kv[i]), int(coming.kept[i])
+                # its area is no sum of arithmetic series as that of the others is
+                more = int(left[i])
+                areas -= more * had + more * (more + 1) // 2
+                areas += remaining_area(limits, tokens, had, kept, kept + more)
+                chunks = -(-(tokens - had) // limits.chunk)
                 stays[i] = tokens - chunks
-                areas[i] = remaining_area(self._limits, tokens, had, int(kept[i]), int(predicted[i]))
-        last = HISTOGRAM - 1
-        bins = np.minimum((left * scales.bins_per_step) >> BIN_SHIFT, last)
-        sizes = np.minimum((kv * scales.bins_per_token) >> BIN_SHIFT, last)
-        self._base = _Residents(
-            np.bincount(bins, minlength=HISTOGRAM).tolist(),
-            np.bincount(bins, weights=stays, minlength=HISTOGRAM).tolist(),
-            np.bincount(sizes, minlength=HISTOGRAM).tolist(),
-            int(areas.sum()),
-            max(int(left.max()), 1),
-        )
+        areas += int(left @ kv) + (int(left @ left) + int(left.sum())) // 2
+        for i in coming.prefilling:
+            left[i] += -(-int(coming.tokens[i] - kv[i]) // limits.chunk)
+        longest = int(left.max())
+        both *= self._bins
+        both >>= BIN_SHIFT
+        np.minimum(both, HISTOGRAM - 1, out=both)
+        held = np.bincount(left, weights=stays, minlength=HISTOGRAM).tolist()
+        both += self._second
+        bins = np.bincount(both.ravel(), minlength=2 * HISTOGRAM).tolist()
+        self._residents = _Residents(bins[:HISTOGRAM], held, bins[HISTOGRAM:], areas, longest)
         count = min(self._bundle.running, len(kv))
-        youngest = slice(-1, -count - 1, -1)
-        rows, old = coming.rows[: len(kv)][youngest], self._facts
-        waited = np.maximum(now_s - old.arrival_s[rows], 0.0)
-        promised = old.promised_s[rows, 1]
-        table = np.zeros((count, PER_RUNNING), np.float32)
+        youngest, old = slice(-1, -count - 1, -1), self._facts
+        numbers = np.array(
+            (kv[youngest], produced[youngest], foretold[youngest], (coming.tokens - kv)[youngest])
+        )
+        arrival_s, _, promised, _, counts = old.times.take(coming.at[youngest], axis=1)
+        waited = np.maximum(now_s - arrival_s, 0.0)
+        table: NDArray[np.float32] = np.zeros((count, PER_RUNNING), np.float32)
         table[:, 0] = 1.0
-        table[:, 1] = kv[youngest] * self._per_capacity
-        table[:, 2] = np.minimum(produced[youngest] * scales.per_output, 1.0)
-        table[:, 3] = np.minimum(np.maximum(told - produced, 1)[youngest] * scales.per_output, 1.0)
-        table[:, 4] = np.minimum(np.maximum(missing[youngest], 0) * scales.per_prompt, 1.0)
+        table[:, 1:5] = np.minimum(np.maximum(numbers, self._least) * self._by, self._most).T
         table[:, 5] = waited / (waited + scales.window_s)
-        table[:, 6] = whole[youngest, CLASS] * scales.per_class
-        table[:, 7] = np.maximum((promised - waited) / promised, -1.0) * old.counts[rows, 1]
+        if scales.per_class != 0.0:
+            table[:, 6] = old.columns[CLASS][coming.at[youngest]] * scales.per_class
+        table[:, 7] = np.maximum((promised - waited) / promised, -1.0) * counts
         self._rows = table
 
-    def _joined(self, coming: Coming) -> "_Residents":
-        """Those that ran before, and those that join."""
-        base = self._base
-        if not coming.new:
-            return base
-        scales, last = self._scales, HISTOGRAM - 1
-        remaining, held, footprint = list(base.remaining), list(base.held), list(base.footprint)
-        area, longest = base.area, base.longest
-        for row, found, tokens in coming.new:
-            kept, predicted = self._facts.whole[row, KEPT : PREDICTED + 1].tolist()
-            predicted = max(predicted if predicted > 0 else scales.default_output, kept + 1)
-            chunks = -(-(tokens - found) // self._limits.chunk)
-            left = predicted - kept + chunks
-            place = min((left * scales.bins_per_step) >> BIN_SHIFT, last)
-            remaining[place] += 1
-            held[place] += tokens - chunks
-            footprint[min((found * scales.bins_per_token) >> BIN_SHIFT, last)] += 1
-            area += remaining_area(self._limits, tokens, found, kept, predicted)
-            longest = max(longest, left)
-        return _Residents(remaining, held, footprint, area, longest)
+    def _join(self, row: int, found: int, tokens: int, now_s: float) -> None:
+        """Count one that joins among those that run; it is the youngest of them."""
+        facts, scales, last = self._facts, self._scales, HISTOGRAM - 1
+        _, kept, told, _, request_class, _ = facts.columns[:, row].tolist()
+        told = told if told > 0 else scales.default_output
+        predicted = max(told, kept + 1)
+        chunks = -(-(tokens - found) // self._limits.chunk)
+        left = predicted - kept + chunks
+        place = min((left * scales.bins_per_step) >> BIN_SHIFT, last)
+        residents = self._residents
+        residents.remaining[place] += 1
+        residents.held[place] += tokens - chunks
+        size = min((found * scales.bins_per_token) >> BIN_SHIFT, last)
+        residents.footprint[size] += 1
+        for k, counts in ((place, residents.remaining), (HISTOGRAM + size, residents.footprint)):
+            self._head[PICKED + 1 + k] = counts[k % HISTOGRAM] * self._per_seat
+        residents.area += remaining_area(self._limits, tokens, found, kept, predicted)
+        residents.longest = max(residents.longest, left)
+        waited = max(now_s - float(facts.arrival_s[row]), 0.0)
+        promised, counting = float(facts.promised_s[row, 1]), float(facts.counts[row, 1])
+        older = self._rows[: self._bundle.running - 1]
+        table = np.empty((len(older) + 1, PER_RUNNING), np.float32)
+        table[0] = (
+            1.0,
+            found * self._per_capacity,
+            min(kept * scales.per_output, 1.0),
+            min(max(told - kept, 1) * scales.per_output, 1.0),
+            min((tokens - found) * scales.per_prompt, 1.0),
+            waited / (waited + scales.window_s),
+            request_class * scales.per_class,
+            max((promised - waited) / promised, -1.0) * counting,
+            0.0,
+        )
+        table[1:] = older
+        self._rows = table
 
     def _waiting(
-        self, out: NDArray[np.float32], candidates: Sequence[int], allowed: Sequence[int], now_s: float
-    ) -> None:
-        facts, window_s = self._facts, self._scales.window_s
-        rows = np.array(candidates)
-        table = facts.shown[rows]
-        waited = np.maximum(now_s - facts.arrival_s[rows], 0.0)
-        promised = facts.promised_s[rows]
-        table[:, 3] = waited / (waited + window_s)
-        table[:, 7:9] = np.maximum((promised - waited[:, None]) / promised, -1.0) * facts.counts[rows]
-        if self._limits.prefix:
-            for k, row in enumerate(candidates):
-                if row != NOBODY:
-                    tokens = int(facts.whole[row, PROMPT] + facts.whole[row, KEPT])
-                    table[k, 9] = self._cache.found(row)[0] / tokens
-        table[:, 10] = allowed
-        out[self._places["waiting.candidates"]] = table.ravel()
+        self, out: NDArray[np.float32], coming: Coming, line: Line, candidates: Sequence[int], now_s: float
+    ) -> NDArray[np.float32]:
+        if line.heads is None or self._heads is not line.heads:
+            self._find(candidates, line)
+        if candidates != self._last[0]:
+            if not self._shown_at.keys() >= {*candidates}:
+                self._find(candidates, line)
+            at = self._shown_at
+            self._last = list(candidates), np.array([at[row] for row in candidates])
+        if self._seen != (coming.plans, now_s):
+            self._show(now_s)
+            self._seen = (coming.plans, now_s)
+        shown = out[self._places["waiting.candidates"]].reshape(len(candidates), PER_WAITING)
+        self._shown.take(self._last[1], 0, shown, "clip")
+        return shown
 
-    def _running(self, out: NDArray[np.float32], coming: Coming, now_s: float) -> None:
-        scales, running = self._scales, self._bundle.running
-        start = self._at["running.candidates"]
-        for row, found, tokens in coming.new[: -running - 1 : -1]:
-            kept, predicted, _, request_class = self._facts.whole[row, KEPT : CLASS + 1].tolist()
-            told = predicted if predicted > 0 else scales.default_output
-            waited = max(now_s - float(self._facts.arrival_s[row]), 0.0)
-            promised, counts = float(self._facts.promised_s[row, 1]), float(self._facts.counts[row, 1])
-            out[start : start + PER_RUNNING] = (
-                1.0,
-                found * self._per_capacity,
-                min(kept * scales.per_output, 1.0),
-                min(max(told - kept, 1) * scales.per_output, 1.0),
-                min((tokens - found) * scales.per_prompt, 1.0),
-                waited / (waited + scales.window_s),
-                request_class * scales.per_class,
-                max((promised - waited) / promised, -1.0) * counts,
-                0.0,
-            )
-            start += PER_RUNNING
-        older = self._rows[: max(running - len(coming.new), 0)]
-        out[start : start + older.size] = older.ravel()
+    def _find(self, candidates: Sequence[int], line: Line) -> None:
+        """Look up what stays while they wait, of the candidates and of those who are candidates when others are chosen, unless
+        each has to be looked for in the cache.
+        """
+        ahead = [] if self._limits.prefix else line.heads or []
+        known = [NOBODY, *chain(candidates, *ahead)]
+        at = np.array(known)
+        self._shown, self._times = self._facts.shown.take(at, 0), self._facts.times.take(at, 1)
+        self._shown_at = dict(zip(known, range(len(known))))
+        self._heads, self._seen, self._last = line.heads, None, ([], at)
+
+    def _show(self, now_s: float) -> None:
+        """Tell what changes with time, and in the cache."""
+        table, times = self._shown, self._times
+        waited = np.maximum(now_s - times[0], 0.0)
+        table[:, 3] = waited / (waited + self._scales.window_s)
+        promised = times[1:3]
+        slack = promised - waited
+        slack /= promised
+        np.maximum(slack, -1.0, out=slack)
+        slack *= times[3:]
+        table[:, 7:9] = slack.T
+        if self._limits.prefix:
+            whole = self._facts.whole
+            for row, k in self._shown_at.items():
+                if row != NOBODY:
+                    tokens = int(whole[row, PROMPT] + whole[row, KEPT])
+                    table[k, 9] = self._cache.found(row)[0] / tokens

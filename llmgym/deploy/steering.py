@@ -6,7 +6,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +17,8 @@ from llmgym.deploy.bundle import Bundle
 from llmgym.deploy.facts import (
     AREA,
     CLASS,
-    COMPUTED,
     KEPT,
-    MOST,
     NOBODY,
-    PREDICTED,
-    PROMPT,
     Cache,
     Coming,
     Facts,
@@ -37,6 +34,7 @@ READY = ("WAITING", "PREEMPTED")
 NEVER = 2**40
 """Tokens that no output has: the end of one that asks for no end."""
 logger = logging.getLogger(__name__)
+_name_of, _computed_of = attrgetter("request_id"), attrgetter("num_computed_tokens")
 
 
 def ready(request: Any) -> bool:
@@ -52,12 +50,14 @@ class Decision(NamedTuple):
         victims: running requests that lose their cache, in this order.
         shown: rows of the candidates when the last decision had been taken.
         held_back: whether somebody who fits was held back.
+        places: how many of those that wait came before each that may join.
     """
 
     admit: list[Any]
     victims: list[Any]
     shown: frozenset[int]
     held_back: bool
+    places: list[int]
 
 
 class Steering:
@@ -87,6 +87,8 @@ class Steering:
         self.requests: dict[int, Any] = {}
         self.tickets: dict[int, int] = {}
         self._rows: dict[str, int] = {}
+        # those that ran when it was decided last; None: what is known of them may have changed
+        self._ran: list[Any] | None = None
         self._next_ticket = 0
         self._length = max(1, round(1.0 / bundle.scales.per_expected))
         self._arrived_area, self._ended_s = 0, -math.inf
@@ -102,13 +104,11 @@ class Steering:
         row = self.facts.take()
         prompt, limits = int(request.num_prompt_tokens), self.limits
         predicted, request_class = self._told(request)
-        whole = self.facts.whole
-        whole[row] = 0
-        whole[row, PROMPT] = prompt
-        whole[row, PREDICTED] = min(predicted, max(limits.longest - prompt, 1))
-        whole[row, CLASS] = request_class
         most = request.max_tokens if request.max_tokens is not None else NEVER
-        whole[row, MOST] = max(min(most, limits.longest - prompt), 1)
+        room = max(limits.longest - prompt, 1)
+        # in the order of `PROMPT` and the others
+        known = (prompt, 0, min(predicted, room), 0, request_class, max(min(most, room), 1))
+        self.facts.columns[:, row] = known
         self.facts.arrival_s[row] = request.arrival_time
         self._rows[request.request_id] = row
         self.requests[row] = request
@@ -153,9 +153,10 @@ class Steering:
 
     def preempted(self, request: Any) -> None:
         """A running request has lost its cache; what it has produced is kept."""
+        self._ran = None
         row = self.row(request)
         whole = self.facts.whole
-        whole[row, KEPT] = self.coming.output_of(row, int(whole[row, COMPUTED]))
+        whole[row, KEPT] = self.coming.output_of(row, self.coming.computed_of(row))
         self.episode.preemptions += 1
 
     def leave(self, request: Any) -> None:
@@ -164,17 +165,23 @@ class Steering:
         if row is not None and row in self.line:
             self.line.leave(row)
 
-    def gone(self, known: Any, now_s: float, completed: bool = True) -> None:
+    def gone(self, known: Any, now_s: float, completed: bool = True, first: Iterable[str] = ()) -> None:
         """Count and forget requests that the engine knows no more.
 
         Args:
             known: requests of the engine, by `request_id`.
             now_s: time, s.
             completed: whether they had their last token, and were not given up.
+            first: `request_id` of those that are likely to have gone, which saves a look at all the others.
         """
-        if len(known) == len(self._rows):
+        rows = self._rows
+        if len(known) == len(rows):
             return
-        for name in [name for name in self._rows if name not in known]:
+        names = [name for name in first if name in rows and name not in known]
+        if len(rows) - len(names) != len(known):
+            names = [name for name in rows if name not in known]
+        self._ran = None
+        for name in names:
             row = self._rows.pop(name)
             if row in self.line:
                 self.line.leave(row)
@@ -196,13 +203,7 @@ class Steering:
             newcomers: requests that have joined it, and how many tokens of each were found in the cache.
             now_s: time, s.
         """
-        decodes = 0
-        coming = self.coming
-        if len(coming.run):
-            whole = coming.whole
-            decoding = coming.computed >= whole[:, PROMPT] + whole[:, KEPT]
-            decodes = int((decoding & (coming.run > 0)).sum())
-        self.episode.batch_prefill = max(tokens - decodes, 0)
+        self.episode.batch_prefill = max(tokens - self.coming.decodes, 0)
         self.episode.prefilled += self.episode.batch_prefill
         self.episode.reused += sum(found for _, found in newcomers)
 
@@ -254,20 +255,24 @@ class Steering:
         """
         self._begin(now_s)
         coming, line, slots = self.coming, self.line, self.bundle.slots
-        rows = self._rows
-        try:
-            numbers = [rows[request.request_id] for request in running]
-        except KeyError:
-            numbers = [self.row(request) for request in running]
-        computed = np.array([request.num_computed_tokens for request in running], np.int64)
-        coming.begin(numbers, computed, used, waiting)
+        same = self._ran is not None and self._ran == running
+        if same:
+            numbers: Sequence[int] = coming.before
+        else:
+            try:
+                numbers = list(map(self._rows.__getitem__, map(_name_of, running)))
+            except KeyError:
+                numbers = [self.row(request) for request in running]
+            self._ran = list(running)
+        computed = np.fromiter(map(_computed_of, running), np.int64, len(running))
+        coming.begin(numbers, computed, used, waiting, same)
         victims: list[int] = []
         queued = len(line)
         while coming.short and coming.rows:
             candidates = line.candidates()
             mask = np.zeros(1 + slots + self.bundle.running, np.int8)
             mask[1 + slots : 1 + slots + len(coming.rows)] = 1
-            action = self._act(candidates, [0] * slots, mask, now_s, waiting + len(line) - queued, 0)
+            action = self._act(candidates, mask, now_s, waiting + len(line) - queued, 0)
             place = action - 1 - slots if mask[action] else 0
             row = coming.evict(len(coming.rows) - 1 - place)
             victims.append(row)
@@ -275,11 +280,12 @@ class Steering:
             if row not in coming.done:
                 line.enter(row, self.tickets[row])
         if victims:
+            self._ran = None
             for row in victims:
                 if row in line:
                     line.leave(row)
             self.episode.preemptions -= len(victims)
-            return Decision([], [self.requests[row] for row in victims], frozenset(), False)
+            return Decision([], [self.requests[row] for row in victims], frozenset(), False, [])
         return self._admissions(waiting, now_s)
 
     def _admissions(self, waiting: int, now_s: float) -> Decision:
@@ -289,20 +295,20 @@ class Steering:
         waiting_area = line.area
         while True:
             candidates = line.candidates(picked)
-            allowed = [0] * slots
+            allowed: list[int] = []
             if coming.lets_in():
                 tokens = line.tokens
                 if self.limits.prefix:
                     allowed = [int(row != NOBODY and coming.fits(row, tokens[row])) for row in candidates]
                 else:
                     most = coming.most()
-                    allowed = [int(row != NOBODY and tokens[row] <= most) for row in candidates]
-            if not any(allowed):
+                    allowed = [1 if row != NOBODY and tokens[row] <= most else 0 for row in candidates]
+            if 1 not in allowed:
                 break
             mask = np.zeros(1 + slots + self.bundle.running, np.int8)
             mask[0] = len(coming.rows) > 0
             mask[1 : 1 + slots] = allowed
-            action = self._act(candidates, allowed, mask, now_s, waiting - len(picked), len(picked))
+            action = self._act(candidates, mask, now_s, waiting - len(picked), len(picked))
             if not mask[action]:
                 # as in the gym, nobody joins; but an engine in which nobody runs must go on
                 action = 0 if mask[0] else int(mask.argmax())
@@ -314,18 +320,19 @@ class Steering:
             line.area -= int(self.facts.whole[row, AREA])
             picked.append(row)
         line.area = waiting_area
-        return Decision([self.requests[row] for row in picked], [], frozenset(candidates), held_back)
+        admit = [self.requests[row] for row in picked]
+        return Decision(admit, [], frozenset(candidates), held_back, [line.place(row) for row in picked])
 
     def _act(
         self,
         candidates: Sequence[int],
-        allowed: Sequence[int],
         mask: Any,
         now_s: float,
         waiting: int,
         picked: int,
     ) -> int:
         self.decisions += 1
+        allowed = mask[1 : 1 + self.bundle.slots]
         obs = self.observer.observe(
             self.coming, self.line, candidates, allowed, self.episode, now_s, waiting, picked
         )

@@ -96,14 +96,20 @@ class Queue(FCFSRequestQueue):
         super().remove_requests(away)
         self._tell("leave", away)
 
-    def bring_forward(self, chosen: Sequence[Any], all_ready: bool) -> None:
+    def bring_forward(self, chosen: Sequence[Any], all_ready: bool, places: Sequence[int] = ()) -> None:
         """Put requests in front, in this order; those that wait for something else than room stay ahead of them.
 
         Args:
             chosen: what comes first.
             all_ready: whether nobody waits for something else than room, which saves a look at everybody.
+            places: where each of them is, if it is known; one that is elsewhere costs a look at everybody, and nothing else.
         """
         if all(here is wanted for here, wanted in zip(self, chosen)):
+            return
+        if all_ready and places and all(self[k] is one for k, one in zip(places, chosen, strict=True)):
+            for place in sorted(places, reverse=True):
+                del self[place]
+            self.extendleft(reversed(chosen))
             return
         names = {id(request) for request in chosen}
         rest = [request for request in self if id(request) not in names]
@@ -291,7 +297,8 @@ class GymScheduler(AsyncScheduler):
         began = time.perf_counter()
         before: list[Any] = []
         try:
-            before = list(self.running)
+            if self.steering.limits.prefix:
+                before = list(self.running)
             self._decide()
         except Exception as error:
             self._give_up(error)
@@ -320,7 +327,7 @@ class GymScheduler(AsyncScheduler):
                         if output is scheduler_output:
                             break
                     self.steering.ended(planned_s, now_s)
-                self.steering.gone(self.requests, now_s)
+                self.steering.gone(self.requests, now_s, first=getattr(self, "finished_req_ids", ()))
             except Exception as error:
                 self._give_up(error)
             if self.overhead_s:
@@ -370,7 +377,7 @@ class GymScheduler(AsyncScheduler):
                 *(request for request in self.running if id(request) not in away),
                 *reversed(decision.victims),
             ]
-        queue.bring_forward(decision.admit, len(queue) == len(steering.line))
+        queue.bring_forward(decision.admit, len(queue) == len(steering.line), decision.places)
         queue.chosen = {id(request) for request in decision.admit}
         # Shut, unless the next in line was looked at and does not fit, or nobody runs and nobody was chosen: there vLLM's own check
         # says the same, or better.

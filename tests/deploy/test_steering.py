@@ -218,13 +218,25 @@ def test_an_episode_ends_after_as_many_requests_and_when_nobody_is_there() -> No
     assert found.episode.zero_s == 7.0 and found.episode.area_rate == 0.0
 
 
+def test_those_that_have_gone_are_found_whoever_is_looked_at_first() -> None:
+    for first in ((), ("1",), ("1", "3"), ("0", "nobody"), ("3", "1", "0")):
+        found = steering(Identity(BUNDLE, CAPACITY))
+        known = {name: request(name) for name in "01234"}
+        for one in known.values():
+            found.enter(one)
+        del known["1"], known["3"]
+        found.gone(known, 1.0, first=first)
+        assert sorted(one.request_id for one in found.requests.values()) == ["0", "2", "4"]
+        assert found.episode.done == 2 and len(found.line) == 3
+
+
 def test_rows_are_used_again_and_grow() -> None:
     facts = Facts(4)
     rows = [facts.take() for _ in range(3)]
     facts.whole[rows, 0] = [1, 2, 3]
     more = [facts.take() for _ in range(4)]
     assert len({*rows, *more}) == 7 and facts.whole[rows, 0].tolist() == [1, 2, 3]
-    assert facts.whole[NOBODY].tolist() == [0] * 7 and len(facts.whole) - 1 not in more
+    assert facts.whole[NOBODY].tolist() == [0] * 6 and len(facts.whole) - 1 not in more
     facts.release(rows[1])
     assert facts.take() == rows[1]
 
@@ -245,7 +257,7 @@ def test_the_line_is_in_every_order() -> None:
         line.leave(row)
     stays = [row for row in rows if row not in gone]
     keys = [
-        stays.index,
+        rows.index,
         lambda row: (int(facts.whole[row, 3]), row not in stays),
         lambda row: int(facts.whole[row, 2]),
         lambda row: float(facts.arrival_s[row]),
@@ -256,7 +268,16 @@ def test_the_line_is_in_every_order() -> None:
         assert found[2 * k : 2 * k + 2] == [NOBODY if row in before else row for row in expected]
         before |= set(expected)
     assert line.area == int(facts.whole[stays, 3].sum()) and len(line) == len(stays)
-    assert line.candidates(stays[:1])[:2] == stays[1:3]
+    assert [line.place(row) for row in stays] == list(range(len(stays)))
+    # whoever was chosen before, and however many
+    rng.shuffle(stays)
+    for away in (*(stays[:k] for k in range(len(stays) + 1)), stays[3:5], [], stays[4:5]):
+        found, before = line.candidates(away), set()
+        for k, key in enumerate(keys):
+            expected = sorted(sorted(set(rows) - set(gone) - set(away), key=rows.index), key=key)[:2]
+            padded = [NOBODY if row in before else row for row in expected] + [NOBODY] * (2 - len(expected))
+            assert found[2 * k : 2 * k + 2] == padded
+            before |= set(expected)
 
 
 def test_prompt_tokens_of_a_batch_are_what_is_not_decoded() -> None:
