@@ -30,6 +30,23 @@ HOW = (
     "Paired, on worlds that were used for nothing else; a win or a loss holds on both sets of them. "
     "[How each was trained, with its curve and its command](../../benchmarks/results/zoo.md)."
 )
+REASONS = {
+    "PipeSDBatch-v0 small": """`dp` is the optimum of this problem, a recursion over the window: there is nothing to win.""",
+    "MemPlace-v0 small": """`brute-force` tries every placement with the predicted times; who knows the true ones gains 1.2 %. Two
+seeds reach the rule, the third stays in a worse optimum.""",
+    "PipeSDTune-v0 small": """`fixed-tuned` is one pair of thresholds, found on other episodes of this scenario; the optimum hardly
+moves, and a policy pays for the noise of its actions. More steps and a smaller gamma took the loss from 0.5 to 0.13; actions of a
+Box cannot be imitated.""",
+    "Forage-v0 small": """The policies imitate `hybrid` and stay there, three seeds of six million steps. What the clairvoyant gains
+it owes to knowing where the facts are.""",
+    "KVQueue-v1 azure-conv-tight": """The policies answer 13 % faster in the mean, but 1.5 % of the answers are late instead of
+0.9 %, which costs more here. Three seeds of ten million steps, begun by imitating the rule.""",
+    "PipeSDNav-v0 small-far": """Positive with every seed on both sets of worlds, but two of six intervals touch zero.""",
+    "PPDWeights-v0 small": """Positive with every seed on both sets of worlds; one of six intervals touches zero.""",
+    "OServe-v0 small": """Positive with every seed on both sets of worlds; of 100 worlds each, where two of six intervals touch
+zero.""",
+}
+"""Why nothing is won, or not by every seed: a bound, or what was tried."""
 ACROSS = 4
 """Panels in a row of the picture."""
 
@@ -183,6 +200,8 @@ def page(found: dict[tuple[str, str], list[Card]]) -> str:
             "|" + "---|" * len(COLUMNS),
         ]
         parts += [f"| {' | '.join(cells_of(card, known.get(card.name, {})))} |" for card in group]
+        reason = REASONS.get(f"{env_id.rpartition('/')[2]} {scenario}")
+        parts += ["", reason] if reason else []
         parts += ["", f"    {command}"]
     return "\n".join([*parts, ""])
 
