@@ -32,8 +32,12 @@ HOW = (
 )
 REASONS = {
     "PipeSDBatch-v0 small": """`dp` is the optimum of this problem, a recursion over the window: there is nothing to win.""",
-    "MemPlace-v0 small": """`brute-force` tries every placement with the predicted times; who knows the true ones gains 1.2 %. Two
-seeds reach the rule, the third stays in a worse optimum.""",
+    "MemPlace-v0 small": """The policies imitate `brute-force`, which tries every placement with the predicted times, and
+stay there; who knows the true ones gains 1.2 %.""",
+    "MemPlace-v0 h100": """Times are known here, so `brute-force` is the optimum, and the policies take all its choices.""",
+    "PPDWeights-v0 real": """All rules but the extremes are within a thousandth of each other here.""",
+    "MemPipe-v0 h100": """Seeds end on either side of the rule; the one that did best in validation, which the scenario's name
+stands for, wins.""",
     "PipeSDTune-v0 small": """`fixed-tuned` is one pair of thresholds, found on other episodes of this scenario; the optimum hardly
 moves, and a policy pays for the noise of its actions. More steps and a smaller gamma took the loss from 0.5 to 0.13; actions of a
 Box cannot be imitated.""",
@@ -244,6 +248,7 @@ def picture(found: dict[tuple[str, str], list[Card]], path: Path) -> None:
             panel.plot(steps / 1e6, validated, ".", color=f"C{index}", markersize=5)
         panel.set_title(f"{env_id.rpartition('/')[2]}, {scenario}", fontsize=8)
         panel.tick_params(labelsize=7)
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(alpha=0.3)
     for panel in panels[len(found) :]:
         panel.set_axis_off()

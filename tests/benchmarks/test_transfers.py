@@ -43,7 +43,7 @@ def test_a_case_is_played_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_policy_that_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = transfers.Case("PipeSDBatch-v0/small", "random", "longer windows")
+    case = transfers.Case("DistillProgramme-v0/real", "carbon", "carbon by the hour")
     found = transfers.measured(case, 2, 0)
-    assert "failed" in found
+    assert "does not fit this environment" in found["failed"]
     assert "does not fit" in transfers.page({case.key: found})
