@@ -162,6 +162,7 @@ def test_launches_count_from_the_plan_and_hide_the_tokens_of_the_step_before():
     np.testing.assert_allclose(quick.last_s, [5.0, 7.9, 9.0], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_clock_follows_the_load():
     """Prompts of 600 tokens take a device that was idle 0.6 s and one under steady load 1 s; the clock settles in a second, so
     after a load of s seconds the next one takes 1 - 0.4 exp(-s).
