@@ -127,7 +127,7 @@ def measured(case: Case, episodes: int, seed: int) -> dict[str, Any]:
     try:
         policies.load(label, gymnasium.make_vec(env_id, 1, **kwargs))
     except LlmgymError as error:
-        return {**base, "failed": str(error)}
+        return {**base, "failed": str(error).replace(str(name), label)}
     slow = baselines.boards(env_id).get(case.scenario, ())
     rules = [rule for rule in members(env_id, ("rules",), kwargs) if rule not in (*slow, "random")]
     chosen = tuned(env_id, rules, episodes=TUNING_EPISODES, seed=seed, progress=False, **kwargs)

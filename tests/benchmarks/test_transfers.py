@@ -45,5 +45,6 @@ def test_a_case_is_played_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_policy_that_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = transfers.Case("DistillProgramme-v0/real", "carbon", "carbon by the hour")
     found = transfers.measured(case, 2, 0)
+    assert found["failed"].startswith("DistillProgramme-v0/ppo-real")
     assert "does not fit this environment" in found["failed"]
     assert "does not fit" in transfers.page({case.key: found})
