@@ -182,8 +182,9 @@ def page(found: dict[tuple[str, str], list[Card]]) -> str:
         "environment and a scenario, the one that did best in validation; a name of a row loads that one. Differences are "
         "those of `benchmarks/comparisons.py`, on worlds on which nothing was trained, tuned or validated.",
         "",
-        "All of them beside the best tuned rule of the place, and beside what there is to win ([rooms](../../benchmarks/results/rooms.md): a lower bound "
-        "of what knowing the future is worth); [away from home](../../benchmarks/results/transfers.md), under other loads, on other traces and GPUs.",
+        "All of them beside the best tuned rule of the place, and beside what there is to win "
+        "([rooms](../../benchmarks/results/rooms.md): a lower bound of what knowing the future is worth); "
+        "[away from home](../../benchmarks/results/transfers.md), under other loads, on other traces and GPUs.",
         "",
         verdicts(found, wide=True),
         "",
