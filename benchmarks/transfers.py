@@ -122,12 +122,12 @@ def measured(case: Case, episodes: int, seed: int) -> dict[str, Any]:
     """
     env_id, kwargs = case.env_id, case.kwargs
     base = {"case": asdict(case), "episodes": episodes}
-    name = shipped.path_of(case.policy)[0]
-    label = f"{case.policy.partition('/')[0]}/{name.stem}"
+    path = shipped.path_of(case.policy)[0]
+    label = f"{case.policy.partition('/')[0]}/{path.stem}"
     try:
         policies.load(label, gymnasium.make_vec(env_id, 1, **kwargs))
     except LlmgymError as error:
-        return {**base, "failed": str(error).replace(str(name), label)}
+        return {**base, "failed": str(error).replace(str(path), label)}
     slow = baselines.boards(env_id).get(case.scenario, ())
     rules = [rule for rule in members(env_id, ("rules",), kwargs) if rule not in (*slow, "random")]
     chosen = tuned(env_id, rules, episodes=TUNING_EPISODES, seed=seed, progress=False, **kwargs)

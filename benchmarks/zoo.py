@@ -41,8 +41,8 @@ stands for, wins.""",
     "PipeSDTune-v0 small": """`fixed-tuned` is one pair of thresholds, found on other episodes of this scenario; the optimum hardly
 moves, and a policy pays for the noise of its actions. More steps and a smaller gamma took the loss from 0.5 to 0.13; actions of a
 Box cannot be imitated.""",
-    "Forage-v0 small": """The policies imitate `hybrid` and stay there, three seeds of six million steps. What the clairvoyant gains
-it owes to knowing where the facts are.""",
+    "Forage-v0 small": """The policies imitate `hybrid` and stay there, three seeds of six million steps. The clairvoyant knows
+where the facts are, which nobody else does.""",
     "KVQueue-v1 azure-conv-tight": """The policies answer 13 % faster in the mean, but 1.5 % of the answers are late instead of
 0.9 %, which costs more here. Three seeds of ten million steps, begun by imitating the rule.""",
     "PipeSDNav-v0 small-far": """Positive with every seed on both sets of worlds, but two of six intervals touch zero.""",
