@@ -2,6 +2,7 @@
 
     python benchmarks/comparisons.py                                      every environment on its small scenario
     python benchmarks/comparisons.py llmgym/PPDRouting-v0 --scenarios small paper --pictures
+    python benchmarks/comparisons.py --again                              beside rooms that were measured since, without playing
 
 Writes benchmarks/results/comparisons/<environment>.md: for each scenario mean return, interval, and paired difference to the best
 baseline, on 200 worlds and on 200 others. Who wins or loses does so by the intervals of both; else it is a tie. Rules are tuned and
@@ -18,6 +19,7 @@ from typing import Any
 import gymnasium
 
 import llmgym
+from benchmarks.site_tables import parted
 from llmgym import baselines
 from llmgym.errors import UnknownName
 from llmgym.evaluation import Comparison, ResultTable, boards
@@ -38,32 +40,67 @@ def arguments(env_id: str, scenario: str) -> dict[str, Any]:
     return {"scenario": scenario}
 
 
-def agreed(first: Comparison, second: Comparison) -> ResultTable:
+def on_others(second: Comparison, reference: str) -> dict[str, tuple[str, str]]:
+    """The difference of each policy on the second worlds, as a cell, and its verdict there."""
+    return {
+        policy: (estimate(found.mean, found.interval, sign=True), found.verdict)
+        for policy, found in second.differences(reference=reference).items()
+    }
+
+
+def agreed(first: Comparison, others: dict[str, tuple[str, str]], seeds: str) -> ResultTable:
     """The table of the first worlds, with the difference on the second, and as verdict what both say.
 
     Args:
         first: the comparison that is shown, which chooses the reference.
-        second: the same policies on other worlds.
+        others: of `on_others`.
+        seeds: of the second worlds.
     """
     table = first.table()
     verdict, difference = (
         table.columns.index("verdict"),
         next(n for n, name in enumerate(table.columns) if name.startswith("paired difference")),
     )
-    others = second.differences(reference=first.reference)
     for policy, row in zip(first.policies, table.rows, strict=True):
-        told = ""
-        if policy in others:
-            told = estimate(others[policy].mean, others[policy].interval, sign=True)
-            if row[verdict] in ("win", "lose") and others[policy].verdict != row[verdict]:
-                row[verdict] = "tie"
+        told, there = others.get(policy, ("", ""))
+        if told and row[verdict] in ("win", "lose") and there != row[verdict]:
+            row[verdict] = "tie"
         row.insert(difference + 1, told)
-    table.columns.insert(difference + 1, f"on seeds {second.seed_range}")
+    table.columns.insert(difference + 1, f"on seeds {seeds}")
     table.notes.insert(
         1,
         "Verdict: win or lose by the intervals of both sets of worlds, which have none in common; else tie.",
     )
     return table
+
+
+def told_again(env_id: str, part: str, leaderboard: Path, rooms: Path) -> str:
+    """A section of a page beside the room that is measured now, without playing anything.
+
+    Args:
+        env_id: id of the environment.
+        part: the section, which is left as it is where there is no room, where it tells no second worlds, and where there is no
+            file of its first worlds with the same returns.
+        leaderboard: folder with the file of the first worlds.
+        rooms: folder of the rooms.
+    """
+    scenario = part.removeprefix("## ").partition("\n")[0]
+    board = boards.Board(env_id, None if scenario == "default" else scenario)
+    kept, room = leaderboard / f"{board.name}.json", board.room(rooms)
+    titles, (rows, *_) = parted(part)
+    known = {row["policy"].strip(" †‡"): row for row in rows}
+    second = next((name for name in rows[0] if name.startswith("on seeds ")), None)
+    if room is None or second is None or not kept.exists():
+        return part
+    first = boards.with_room(boards.read(kept)[1], room)
+    returns = first.table().columns[1]
+    if any(known.get(row[0].strip(" †‡"), {}).get(returns) != row[1] for row in first.table().rows):
+        return part  # the file is of another time
+    others = {policy: (row[second], row["verdict"]) for policy, row in known.items() if row[second]}
+    table = agreed(first, others, second.removeprefix("on seeds "))
+    after = part[titles[0].end() :].partition("\n\n")[2].split("\n\n")
+    rest = [text for text in after if text.startswith(("Not run here", "!["))]
+    return "\n\n".join([f"## {scenario}", table.markdown(), *rest])
 
 
 def section(
@@ -75,6 +112,7 @@ def section(
     left: tuple[str, ...] = (),
     leaderboard: Path = RESULTS.parent / "leaderboard",
     variants: tuple[str, ...] = (),
+    rooms: Path = ROOMS,
 ) -> str:
     """One comparison on two sets of worlds, as Markdown.
 
@@ -87,6 +125,7 @@ def section(
         left: further baselines that are not run.
         leaderboard: folder for the file of the first set, out of which the leaderboard is written.
         variants: rules as they are to be played; none: all, tuned.
+        rooms: folder of the rooms.
     """
     named = arguments(env_id, scenario).get("scenario")
     left_out = tuple(dict.fromkeys((*baselines.boards(env_id).get(named, ()), *left)))
@@ -94,11 +133,12 @@ def section(
     names = [*(variants or board.rules()), *board.learned()]
     played = boards.measure(board, names, episodes=episodes, seed=seed, tune=not variants)
     boards.write(board, played, leaderboard / f"{board.name}.json")
-    first = boards.with_room(played, board.room(ROOMS))
+    first = boards.with_room(played, board.room(rooms))
     second = boards.measure(board, list(first.tables), episodes=episodes, seed=seed + SECOND, tune=False)
     if picture is not None:
         first.plot(picture)
-    parts = [f"## {named or 'default'}", agreed(first, second).markdown()]
+    others = on_others(second, first.reference)
+    parts = [f"## {named or 'default'}", agreed(first, others, second.seed_range).markdown()]
     if left_out:
         parts.append(f"Not run here: {', '.join(left_out)}.")
     if picture is not None:
@@ -123,6 +163,9 @@ def main() -> None:
         help="rules as they are to be played, where tuning takes too long",
     )
     parser.add_argument("--pictures", action="store_true")
+    parser.add_argument(
+        "--again", action="store_true", help="write pages beside the rooms measured since, and play nothing"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -132,7 +175,12 @@ def main() -> None:
         old = page.read_text().split("\n## ")[1:] if page.exists() else []
         kept = {part.partition("\n")[0]: "## " + part.strip() for part in old}
         done: dict[str, str] = {}
-        for scenario in args.scenarios:
+        if args.again:
+            kept = {
+                name: told_again(env_id, part, args.out.parent / "leaderboard", args.out.parent / "rooms")
+                for name, part in kept.items()
+            }
+        for scenario in [] if args.again else args.scenarios:
             key = arguments(env_id, scenario).get("scenario", "default")
             if key not in done:
                 picture = args.out / f"{name}-{key}.png" if args.pictures else None

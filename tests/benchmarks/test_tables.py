@@ -1,5 +1,8 @@
 """The scripts that write tables of results: throughput of every environment, and comparisons of every environment."""
 
+from functools import partial
+from pathlib import Path
+
 import comparisons
 import numpy as np
 import pytest
@@ -8,6 +11,8 @@ from gymnasium.spaces import Box, Discrete, MultiDiscrete
 
 import llmgym
 from benchmarks import events
+from benchmarks.site_tables import parted
+from llmgym import evaluation
 from llmgym.evaluation import Comparison, EpisodeTable, boards
 from llmgym.evaluation.tables import estimate
 
@@ -77,6 +82,30 @@ def test_a_comparison_names_every_baseline(tmp_path) -> None:
     assert comparisons.arguments("llmgym/KVQueue-v0", "small") == {}
 
 
+def test_a_page_is_told_again_beside_the_room_of_today(tmp_path: Path) -> None:
+    """Shares of the room and nothing else change; a page of other worlds than those of the file stays as it is."""
+    env_id, rooms = "llmgym/MemPlace-v0", tmp_path / "rooms"
+    section = partial(
+        comparisons.section, env_id, "small", picture=None, left=("brute-force",), leaderboard=tmp_path,
+        variants=("gpu-only", "random"), rooms=rooms,
+    )  # fmt: skip
+    text = section(episodes=4, seed=10_000)
+    assert comparisons.told_again(env_id, text, tmp_path, rooms) == text
+    result = evaluation.room(
+        env_id, scenario="small", worlds=4, seed=10_000, against=("gpu-only",), progress=False
+    )
+    rooms.mkdir()
+    result.to_json(rooms / "MemPlace-v0-small.json")
+    again = comparisons.told_again(env_id, text, tmp_path, rooms)
+    before, after = (parted(one)[1][0] for one in (text, again))
+    assert "share of the room" not in text and "Not run here: brute-force." in again
+    assert [{k: v for k, v in row.items() if k != "share of the room"} for row in after] == before
+    assert any(row["share of the room"].endswith("%") for row in after)
+    assert comparisons.told_again(env_id, again, tmp_path, rooms) == again
+    other = section(episodes=3, seed=10_000, leaderboard=tmp_path / "others")
+    assert comparisons.told_again(env_id, other, tmp_path, rooms) == other
+
+
 def test_a_verdict_needs_both_sets_of_worlds() -> None:
     """Of policies whose episodes are made up: one wins on both, one on the first alone, one loses on both."""
 
@@ -118,7 +147,8 @@ def test_a_verdict_needs_both_sets_of_worlds() -> None:
     for one in sets:
         one.reference = "rule"
     assert sets[0].difference("lucky").verdict == "win" and sets[1].difference("lucky").verdict == "lose"
-    table = comparisons.agreed(*sets)
+    others = comparisons.on_others(sets[1], "rule")
+    table = comparisons.agreed(sets[0], others, sets[1].seed_range)
     verdict, told = table.columns.index("verdict"), table.columns.index("on seeds 1000-1039")
     assert {row[0]: row[verdict] for row in table.rows} == {
         "best": "win",
