@@ -1,6 +1,7 @@
 """Train a policy and say whether it wins.
 
-Without arguments, PPDRouting-v0 with the own PPO, which beats the best rule there: about two minutes on two cores.
+Without arguments, AttentionBudget-v0 on prompts of a public trace with the own PPO, which beats the best rule there: about two
+minutes on two cores.
 
     llmgym train
     llmgym train --env llmgym/KVQueue-v0 --out runs/queue
@@ -54,7 +55,7 @@ USAGE = 2
 class Args(Told):
     """Train a policy, compare it with every baseline on held-out seeds, and write a report."""
 
-    env: str = "llmgym/PPDRouting-v0"
+    env: str = "llmgym/AttentionBudget-v0"
     """Id of the environment; module:id if a module of yours registers it."""
     scenario: str | None = None
     """Scenario of the environment. If neither this nor --action nor --env-args is given, the one of its settings."""

@@ -336,7 +336,7 @@ def test_help_shows_each_example_in_one_line(script: Any) -> None:
         env={**os.environ, "COLUMNS": "80"},
     )
     lines = [line.rstrip() for line in shown.stdout.splitlines()]
-    assert "The defaults shown are the settings of PPDRouting-v0." in lines
+    assert "The defaults shown are the settings of AttentionBudget-v0, real." in lines
     examples = [line for line in script.__doc__.splitlines() if "python train.py" in line]
     assert len(examples) == 8 and all(example in lines and len(example) < 80 for example in examples)
     assert all(
