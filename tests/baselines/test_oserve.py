@@ -198,7 +198,31 @@ def test_the_menu_with_the_least_work_differs_in_who_gets_a_request_alone() -> N
     assert greedy.returns.tolist() != least.returns.tolist() and least.other_world is None
 
 
-@pytest.mark.parametrize("name", ["oserve:gain=0.5", "oserve:price=3", "menu-greedy:gain=0"])
+def test_the_menu_once_changes_to_its_candidate_and_stays() -> None:
+    """One switch at the first decision, as played by hand; none to the first deployment, and none beyond the menu."""
+    env: Any = gymnasium.make(ID, **QUICK).unwrapped
+    menu = env.simulation.menu.tolist()
+    there = menu.index(env.simulation.static) + 1
+    other = next(n for n in range(1, len(menu) + 1) if n != there)
+    stays = run_episodes(ID, "stay", 3, 0, QUICK).returns
+    for candidate in (there, len(menu) + 1):
+        assert np.array_equal(
+            run_episodes(ID, f"menu-once:candidate={candidate}", 3, 0, QUICK).returns, stays
+        )
+    played = run_episodes(ID, f"menu-once:candidate={other}", 3, 0, QUICK)
+    assert played.metrics["switches"].tolist() == [1.0] * 3
+    for seed, told in enumerate(played.returns):
+        env.reset(seed=seed)
+        total, action, ended = 0.0, other, False
+        while not ended:
+            _, reward, terminated, truncated, _ = env.step(action)
+            total, action, ended = total + reward, 0, terminated or truncated
+        assert total == pytest.approx(told, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["oserve:gain=0.5", "oserve:price=3", "menu-greedy:gain=0", "menu-once:candidate=0"]
+)
 def test_wrong_numbers_of_rules(name: str) -> None:
     env = gymnasium.make(ID, **QUICK, **baselines.env_kwargs(ID, name.partition(":")[0]))
     with pytest.raises(InvalidArgument):

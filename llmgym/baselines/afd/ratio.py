@@ -307,5 +307,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
     "idle-balance": tuple(f"idle-balance:epsilon={e}" for e in (0.05, 0.1, 0.2, 0.3)),
 }
 """The values over which each rule is tuned before it is compared (`llmgym.evaluation.tune`)."""
-BOARDS: dict[str, tuple[str, ...]] = {"small": ()}
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "real": ()}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

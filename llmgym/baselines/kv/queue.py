@@ -64,7 +64,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The values over which each rule is tuned before it is compared (`llmgym.evaluation.tune`)."""
-BOARDS: dict[str, tuple[str, ...]] = {"tiny-overload": ()}
+BOARDS: dict[str, tuple[str, ...]] = {"tiny-overload": (), "azure-conv-tight": ()}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
 
 

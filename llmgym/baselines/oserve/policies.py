@@ -21,13 +21,14 @@ from llmgym.baselines.oserve.forecast import WINDOW, Floats, Forecaster, padded
 from llmgym.baselines.oserve.search import Routing, SearchResult, brute_force, route_lp, route_preflow, search
 from llmgym.baselines.oserve.trained import forecaster
 from llmgym.baselines.rule import Factory, Rule
-from llmgym.core.checks import choice, number
+from llmgym.core.checks import choice, number, whole
 from llmgym.core.policy import Policy
 from llmgym.envs.oserve.deployments import CLOSE, best, best_for_a_mix, evaluate, uniform
 from llmgym.envs.oserve.env import OServe
 from llmgym.envs.oserve.observation import CANDIDATE_FIELDS
 from llmgym.envs.oserve.placement import SwitchPlan, switch_plan
 from llmgym.envs.oserve.shapes import Rates, rate_table, rates
+from llmgym.envs.oserve.state import Candidate
 from llmgym.errors import InvalidArgument
 
 __all__ = [
@@ -50,6 +51,10 @@ __all__ = [
 GAIN = 1.02
 """Ratio by which a switch must gain headroom, or latency at about the same headroom; our reading of "plan only when it changes"."""
 FORECASTS = ("ewma", "last", "ridge", "lstm", "oracle")
+CHANGED = Candidate.names().index("changed_gpus")
+"""Place in a row of the observation's `candidates`."""
+MOST_CANDIDATES = 19
+"""Of the longest menu of a scenario."""
 SCOPES = ("all", "uniform", "search", "preflow")
 
 
@@ -239,6 +244,30 @@ class MenuPolicy(Rule[OServe]):
         return actions if mask is None else np.where(mask[lanes, actions] == 1, actions, 0)
 
 
+class MenuOncePolicy(Rule[OServe]):
+    """`menu-once`: one candidate of the menu for good, which tuning finds; what there is to learn beyond it is to follow the mix.
+
+    Args:
+        env: the environment, made with `action="menu"`.
+        name: name of the policy.
+        candidate: which one, from 1 on; a menu that is shorter has none to change to.
+    """
+
+    def __init__(self, env: Any, name: str = "menu-once", candidate: int = 1) -> None:
+        super().__init__(env, name, OServe)
+        if self._simulation.action != "menu":
+            raise InvalidArgument(f"baseline {name!r} needs action='menu', not {self._simulation.action!r}")
+        self.candidate = whole("candidate", candidate, 1)
+
+    def act(self, obs: NDArray[np.float32], mask: NDArray[np.int8] | None) -> NDArray[Any]:
+        """Actions [lanes]."""
+        rows = self._rows(obs, "candidates").reshape(len(obs), -1, CANDIDATE_FIELDS)
+        if self.candidate > rows.shape[1]:
+            return np.zeros(len(obs), np.int64)
+        actions = np.where(rows[:, self.candidate - 1, CHANGED] > 0.0, self.candidate, 0)
+        return actions if mask is None else np.where(mask[np.arange(len(obs)), actions] == 1, actions, 0)
+
+
 class StayPolicy(Rule[OServe]):
     """`stay`: the first deployment, with routing by type; action 0 throughout."""
 
@@ -295,6 +324,7 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "oserve-oracle": _planner("oserve-oracle", "oracle", "all"),
     "menu-greedy": Factory("menu-greedy", MenuPolicy, {"gain": float}),
     "menu-least-work": Factory("menu-least-work", MenuPolicy, {"gain": float}, {"dispatch": "least-work"}),
+    "menu-once": Factory("menu-once", MenuOncePolicy, {"candidate": int}),
     "stay": Factory("stay", StayPolicy),
 }
 
@@ -315,7 +345,11 @@ GRIDS: dict[str, tuple[str, ...]] = {
     )
 }
 """Every rule that switches is tuned by how much a switch must gain: the reload-bound ones need far more than the others."""
-BOARDS: dict[str, tuple[str, ...]] = {"small": ()}
+GRIDS["menu-once"] = tuple(f"menu-once:candidate={number}" for number in range(1, MOST_CANDIDATES + 1))
+BOARDS: dict[str, tuple[str, ...]] = {
+    "small": (),
+    "real": ("oserve-last", "oserve-ridge", "oserve-lstm", "oserve-preflow", "hetero-only", "round-robin"),
+}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
 
 

@@ -135,5 +135,5 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "random": RandomPolicy,
 }
 GRIDS: dict[str, tuple[str, ...]] = {"fixed": tuple(f"fixed:k={k}" for k in (2, 3, 4, 6, 8))}
-BOARDS: dict[str, tuple[str, ...]] = {"small": (), "random": ()}
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "random": (), "s4": ()}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

@@ -252,5 +252,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
     },
 }
 """What the rules are tuned over before they are compared; the paper tunes PipeSD and states single settings of the others."""
-BOARDS: dict[str, tuple[str, ...]] = {"small": (), "small-far": (), "s1": ()}
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "small-far": (), "s1": (), "mobile": ()}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

@@ -251,5 +251,5 @@ GRIDS: dict[str, tuple[str, ...]] = {
     )
 }
 """`fixed-tuned` is the best of these on other episodes of the same world, which a tuner on its first episode does not know."""
-BOARDS: dict[str, tuple[str, ...]] = {"small": ()}
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "mobile": ()}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
