@@ -12,12 +12,14 @@ from llmgym.baselines.oserve import forecast as oserve_forecast
 from llmgym.baselines.oserve import trained as oserve_trained
 from llmgym.baselines.oserve.policies import (
     GAIN,
+    MenuOncePolicy,
     PlannerPolicy,
     StaticPolicy,
 )
 from llmgym.core import cache_folder
 from llmgym.envs.oserve import daily
 from llmgym.envs.oserve.env import OServe
+from llmgym.envs.oserve.scenarios import SCENARIOS
 from llmgym.errors import InvalidArgument
 from llmgym.evaluation import tuned
 from llmgym.evaluation.rollout import run_episodes
@@ -262,7 +264,9 @@ def test_every_rule_that_switches_is_tuned() -> None:
         env = gymnasium.make(ID, **{**QUICK, **baselines.env_kwargs(ID, name)})
         rule = baselines.make(name, env) if name != "oserve-lstm" else None
         switches = rule is None or (hasattr(rule, "gain") and not isinstance(rule, StaticPolicy))
-        assert bool(baselines.grid(ID, name)) == switches, name
+        assert bool(baselines.grid(ID, name)) == (switches or isinstance(rule, MenuOncePolicy)), name
+    menus = [len(gymnasium.make(ID, scenario=name).unwrapped.simulation.menu) for name in SCENARIOS]
+    assert max(menus) == len(baselines.grid(ID, "menu-once"))
     kwargs = {"scenario": "small", "epochs": 20}
     (chosen,) = tuned(ID, ["reload-adhoc"], episodes=3, progress=False, **kwargs)
     means = {
