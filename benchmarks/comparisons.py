@@ -3,6 +3,7 @@
     python benchmarks/comparisons.py                                      every environment on its small scenario
     python benchmarks/comparisons.py llmgym/PPDRouting-v0 --scenarios small paper --pictures
     python benchmarks/comparisons.py --again                              beside rooms that were measured since, without playing
+    python benchmarks/comparisons.py llmgym/MemPipe-v0 --scenarios small h100 --learned    policies anew, rules are kept
 
 Writes benchmarks/results/comparisons/<environment>.md: for each scenario mean return, interval, and paired difference to the best
 baseline, on 200 worlds and on 200 others. Who wins or loses does so by the intervals of both; else it is a tie. Rules are tuned and
@@ -22,7 +23,8 @@ import llmgym
 from benchmarks.site_tables import parted
 from llmgym import baselines
 from llmgym.errors import UnknownName
-from llmgym.evaluation import Comparison, ResultTable, boards
+from llmgym.evaluation import Comparison, ResultTable, boards, choose_backend
+from llmgym.evaluation.backends import HERE, Backend
 from llmgym.evaluation.tables import estimate
 
 RESULTS = Path(__file__).parent / "results" / "comparisons"
@@ -74,6 +76,23 @@ def agreed(first: Comparison, others: dict[str, tuple[str, str]], seeds: str) ->
     return table
 
 
+def second_told(part: str) -> tuple[str, dict[str, tuple[str, str]]]:
+    """What a section of a page tells of the second worlds.
+
+    Args:
+        part: the section, in Markdown.
+
+    Returns:
+        Their seeds, empty where it tells of none; and the cell and the verdict of each policy that it has.
+    """
+    _, (rows, *_) = parted(part)
+    column = next((name for name in rows[0] if name.startswith("on seeds ")), None)
+    if column is None:
+        return "", {}
+    cells = {row["policy"].strip(" †‡"): (row[column], row["verdict"]) for row in rows if row[column]}
+    return column.removeprefix("on seeds "), cells
+
+
 def told_again(env_id: str, part: str, leaderboard: Path, rooms: Path) -> str:
     """A section of a page beside the room that is measured now, without playing anything.
 
@@ -89,18 +108,64 @@ def told_again(env_id: str, part: str, leaderboard: Path, rooms: Path) -> str:
     kept, room = leaderboard / f"{board.name}.json", board.room(rooms)
     titles, (rows, *_) = parted(part)
     known = {row["policy"].strip(" †‡"): row for row in rows}
-    second = next((name for name in rows[0] if name.startswith("on seeds ")), None)
-    if room is None or second is None or not kept.exists():
+    seeds, others = second_told(part)
+    if room is None or not seeds or not kept.exists():
         return part
     first = boards.with_room(boards.read(kept)[1], room)
     returns = first.table().columns[1]
     if any(known.get(row[0].strip(" †‡"), {}).get(returns) != row[1] for row in first.table().rows):
         return part  # the file is of another time
-    others = {policy: (row[second], row["verdict"]) for policy, row in known.items() if row[second]}
-    table = agreed(first, others, second.removeprefix("on seeds "))
+    table = agreed(first, others, seeds)
     after = part[titles[0].end() :].partition("\n\n")[2].split("\n\n")
     rest = [text for text in after if text.startswith(("Not run here", "!["))]
     return "\n\n".join([f"## {scenario}", table.markdown(), *rest])
+
+
+def learned_again(
+    env_id: str, part: str, picture: Path | None, leaderboard: Path, rooms: Path, backend: Backend = HERE
+) -> str:
+    """A section of a page with the policies that are shipped now and rules that it lacks; of the others the best plays again.
+
+    Args:
+        env_id: id of the environment.
+        part: the section, which has its rules on both sets of worlds.
+        picture: file for a picture of the first set; None: none.
+        leaderboard: folder with the file of the first worlds, which is written anew.
+        rooms: folder of the rooms.
+        backend: where episodes are played.
+
+    Raises:
+        SystemExit: the page has not what is to be kept.
+    """
+    scenario = part.removeprefix("## ").partition("\n")[0]
+    named = None if scenario == "default" else scenario
+    board = boards.Board(env_id, named, tuple(baselines.boards(env_id).get(named, ())))
+    kept = leaderboard / f"{board.name}.json"
+    seeds, cells = second_told(part)
+    if not seeds or not kept.exists():
+        raise SystemExit(f"{env_id}, {scenario}: the page has no second worlds, or {kept} is missing")
+    _, known = boards.read(kept)
+    first_seed, episodes = int(known.seeds[0]), len(known.seeds)
+    names = [*boards.missing(board, known, board.rules()), *board.learned()]
+    played = boards.measure(board, names, episodes=episodes, seed=first_seed, backend=backend)
+    joint = boards.joined(board, known, played)
+    boards.write(board, joint, kept)
+    first = boards.with_room(joint, board.room(rooms))
+    second = boards.measure(
+        board, list(dict.fromkeys([first.reference, *played.tables])), episodes=episodes,
+        seed=first_seed + SECOND, tune=False, backend=backend,
+    )  # fmt: skip
+    if first.reference != known.reference:
+        raise SystemExit(f"{env_id}, {scenario}: {first.reference} is the best rule now: play all of them")
+    if second.seed_range != seeds:
+        raise SystemExit(f"{env_id}, {scenario}: the page tells of seeds {seeds}, not {second.seed_range}")
+    if picture is not None:
+        first.plot(picture)
+    others = cells | on_others(second, first.reference)
+    parts = [f"## {scenario}", agreed(first, others, seeds).markdown()]
+    parts += [text for text in part.split("\n\n") if text.startswith("Not run here")]
+    parts += [] if picture is None else [f"![returns and differences]({picture.name})"]
+    return "\n\n".join(parts)
 
 
 def section(
@@ -113,6 +178,7 @@ def section(
     leaderboard: Path = RESULTS.parent / "leaderboard",
     variants: tuple[str, ...] = (),
     rooms: Path = ROOMS,
+    backend: Backend = HERE,
 ) -> str:
     """One comparison on two sets of worlds, as Markdown.
 
@@ -126,15 +192,18 @@ def section(
         leaderboard: folder for the file of the first set, out of which the leaderboard is written.
         variants: rules as they are to be played; none: all, tuned.
         rooms: folder of the rooms.
+        backend: where episodes are played.
     """
     named = arguments(env_id, scenario).get("scenario")
     left_out = tuple(dict.fromkeys((*baselines.boards(env_id).get(named, ()), *left)))
     board = boards.Board(env_id, named, left_out)
     names = [*(variants or board.rules()), *board.learned()]
-    played = boards.measure(board, names, episodes=episodes, seed=seed, tune=not variants)
+    played = boards.measure(board, names, episodes=episodes, seed=seed, tune=not variants, backend=backend)
     boards.write(board, played, leaderboard / f"{board.name}.json")
     first = boards.with_room(played, board.room(rooms))
-    second = boards.measure(board, list(first.tables), episodes=episodes, seed=seed + SECOND, tune=False)
+    second = boards.measure(
+        board, list(first.tables), episodes=episodes, seed=seed + SECOND, tune=False, backend=backend
+    )
     if picture is not None:
         first.plot(picture)
     others = on_others(second, first.reference)
@@ -166,6 +235,12 @@ def main() -> None:
     parser.add_argument(
         "--again", action="store_true", help="write pages beside the rooms measured since, and play nothing"
     )
+    parser.add_argument(
+        "--learned",
+        action="store_true",
+        help="policies play anew, and rules that the page lacks; the others are kept as they were played",
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes that play")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -185,10 +260,13 @@ def main() -> None:
             if key not in done:
                 picture = args.out / f"{name}-{key}.png" if args.pictures else None
                 left = tuple(args.leave_out)
-                done[key] = section(
-                    env_id, scenario, args.episodes, args.seed, picture, left, args.out.parent / "leaderboard",
-                    tuple(args.variants),
-                )  # fmt: skip
+                with choose_backend.backend(workers=args.workers) as there:
+                    done[key] = learned_again(
+                        env_id, kept[key], picture, args.out.parent / "leaderboard", ROOMS, there
+                    ) if args.learned else section(
+                        env_id, scenario, args.episodes, args.seed, picture, left,
+                        args.out.parent / "leaderboard", tuple(args.variants), backend=there,
+                    )  # fmt: skip
                 print(f"{env_id}\n\n{done[key]}\n", flush=True)
         head = (
             f"# {env_id}: every baseline and every shipped policy\n\nWritten by `benchmarks/comparisons.py`."

@@ -2,6 +2,7 @@
 
     python benchmarks/train_policies.py --minutes 8 --device cuda:0 --device cuda:1 --out runs
     python benchmarks/train_policies.py llmgym/Forage-v0 --scenarios small --seeds 0 --steps 200000 --out runs
+    python benchmarks/train_policies.py llmgym/MemPipe-v0 --scenarios h100 --seeds 0 1 2 --device cuda --on-device --out runs
 
 The settings are those of `llmgym/policies/recipes.toml`. The best checkpoint on the worlds of the validation is left.
 With `--minutes` the number of steps is chosen by the speed of the first updates, while all of them run; a checkpoint tells it.
@@ -43,13 +44,28 @@ TRIAL_UPDATES = 8
 """Updates after which the speed is known."""
 
 
-def settings_of(env_id: str, scenario: str, device: str, changes: Sequence[str]) -> Recipe:
-    """The settings of an environment; `changes` are numbers that replace hyperparameters, `name=value`."""
-    chosen = recipe(env_id, scenario)
-    numbers: dict[str, Any] = {
-        name: json.loads(value) for name, _, value in (one.partition("=") for one in changes)
-    }
-    return replace(chosen, config=replace(chosen.config, device=device, **numbers))
+def settings_of(env_id: str, scenario: str, device: str, on_device: bool, changes: Sequence[str]) -> Recipe:
+    """The settings of an environment.
+
+    Args:
+        env_id: the environment.
+        scenario: its scenario.
+        device: where the networks live.
+        on_device: whether the lanes live there too.
+        changes: what replaces settings, `name=value`, values as JSON or as a text; `lanes` is one of them.
+    """
+    chosen = recipe(env_id, scenario, env_device=device if on_device else "cpu")
+    given = {name: _value(text) for name, _, text in (one.partition("=") for one in changes)}
+    lanes = given.pop("lanes", chosen.lanes)
+    return replace(chosen, lanes=lanes, config=replace(chosen.config, device=device, **given))
+
+
+def _value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return tuple(value) if isinstance(value, list) else value
 
 
 def steps_a_second(curve: Path) -> float:
@@ -65,6 +81,7 @@ def train(
     scenario: str,
     seed: int,
     device: str,
+    on_device: bool,
     minutes: float,
     steps: int,
     out: Path,
@@ -78,13 +95,17 @@ def train(
         scenario: its scenario.
         seed: of networks and worlds.
         device: where the networks live.
+        on_device: whether the lanes live there too.
         minutes: time of the training after the trial; counts where `steps` is 0.
         steps: environment steps; 0: as many as fit into `minutes`.
         out: folder of all policies.
-        changes: of the hyperparameters, see `settings_of`.
-        init: checkpoint of another scenario to begin with; empty: none.
+        changes: of the settings, see `settings_of`.
+        init: checkpoint to begin with, or a folder with one of the same name; empty: none.
     """
-    settings = settings_of(env_id, scenario, device, changes)
+    name = f"{env_id.rpartition('/')[2]}/ppo-{scenario}" + (f"-s{seed}" if seed else "")
+    if Path(init).is_dir() and init:
+        init = str(Path(init) / f"{name}.pt")
+    settings = settings_of(env_id, scenario, device, on_device, changes)
     config, lanes, kwargs = settings.config, settings.lanes, settings.env_kwargs
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(
@@ -109,7 +130,6 @@ def train(
             )
         result = policies.train(plan)
         print(f"{env_id} {scenario} seed {seed}: {result.steps:,} steps in {result.wall_s:.0f} s", flush=True)
-        name = f"{env_id.rpartition('/')[2]}/ppo-{scenario}" + (f"-s{seed}" if seed else "")
         target = out / f"{name}.pt"
         target.parent.mkdir(parents=True, exist_ok=True)
         stored = torch.load(result.best, map_location="cpu", weights_only=True)
@@ -149,25 +169,31 @@ def main() -> None:
     parser.add_argument("--scenarios", nargs="+", default=["small", "real"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--device", action="append", help="devices of torch, taken in turn")
+    parser.add_argument("--on-device", action="store_true", help="lanes live on the device too, a GPU")
     parser.add_argument("--minutes", type=float, default=8.0, help="time of a training")
     parser.add_argument("--steps", type=int, default=0, help="steps of a training, instead of its time")
     parser.add_argument(
-        "--set", nargs="*", default=[], help="numbers of the recipe to replace, such as gamma=0.998"
+        "--set", nargs="*", default=[], help="settings of the recipe to replace, such as gamma=0.998"
     )
-    parser.add_argument("--init", default="", help="checkpoint of another scenario to begin with")
+    parser.add_argument(
+        "--init",
+        default="",
+        help="checkpoint to begin with, of another scenario, say; or an earlier --out, of which the one of the same name is taken",
+    )
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     envs = args.envs or [f"llmgym/{name}" for name in names() if recipe(name).config.imitate]
     jobs = list(itertools.product(envs, args.scenarios, args.seeds))
     devices = args.device or ["cpu"]
     if len(jobs) == 1:
-        train(*jobs[0], devices[0], args.minutes, args.steps, args.out, args.set, args.init)
+        train(*jobs[0], devices[0], args.on_device, args.minutes, args.steps, args.out, args.set, args.init)
         return
     running = []
     for (env_id, scenario, seed), device in zip(jobs, itertools.cycle(devices)):
         words = [
             env_id, "--scenarios", scenario, "--seeds", str(seed), "--device", device,
             "--minutes", str(args.minutes), "--steps", str(args.steps), "--out", str(args.out),
+            *(["--on-device"] if args.on_device else []),
             *(["--init", args.init] if args.init else []), "--set", *args.set,
         ]  # fmt: skip
         running.append(subprocess.Popen([sys.executable, __file__, *words]))

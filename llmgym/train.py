@@ -143,7 +143,9 @@ def given_kwargs(args: Args) -> dict[str, Any]:
 
 def with_recipe(args: Args) -> tuple[Args, Recipe]:
     """The settings of the environment and scenario, as defaults for the command line that asked for them."""
-    chosen = recipe(args.env, args.scenario, args.action, given_kwargs(args), args.recipe)
+    chosen = recipe(
+        args.env, args.scenario, args.action, given_kwargs(args), args.recipe, args.config.env_device
+    )
     config = chosen.config
     if args.init:
         then = PPOConfig.from_dict(policies.meta(args.init)["config"])

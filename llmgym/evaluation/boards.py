@@ -24,6 +24,7 @@ from llmgym.core.env import check_id
 from llmgym.core.spec import env_ids, find
 from llmgym.errors import CheckpointError, InvalidArgument, MissingExtra, UnknownName
 from llmgym.evaluation import installed
+from llmgym.evaluation.backends import HERE, Backend
 from llmgym.evaluation.comparable import CHECKSUM, STRATA
 from llmgym.evaluation.comparison import Comparison
 from llmgym.evaluation.contenders import BASELINE, resolve, rules_of
@@ -162,6 +163,7 @@ def measure(
     seed: int = 10_000,
     tune: bool = True,
     progress: bool = False,
+    backend: Backend = HERE,
 ) -> Comparison:
     """Play a board.
 
@@ -172,14 +174,18 @@ def measure(
         seed: of the first world.
         tune: first tune the baselines that have a grid, on worlds of their own.
         progress: a bar on stderr, if that is a terminal.
+        backend: where episodes are played; figures do not depend on it.
 
     Returns:
         The comparison, of the figures as a file keeps them.
     """
     names = list(board.contenders() if policies is None else policies)
     if tune and find(board.env_id) is not None:
-        names = tuned(board.env_id, names, seed=seed, progress=False, **board.env_kwargs)
-    result = compare(board.env_id, names, episodes=episodes, seed=seed, progress=progress, **board.env_kwargs)
+        names = tuned(board.env_id, names, seed=seed, progress=False, backend=backend, **board.env_kwargs)
+    result = compare(
+        board.env_id, names, episodes=episodes, seed=seed, progress=progress, backend=backend,
+        **board.env_kwargs,
+    )  # fmt: skip
     return _comparison(board, [_kept(table) for table in result.tables.values()])
 
 

@@ -17,6 +17,9 @@ TABLE = Path(__file__).with_name("recipes.toml")
 OTHERS = "mlp"
 """Base of an environment that the table does not have."""
 
+GPU = "on_gpu"
+"""Settings where the lanes are on a GPU: of all environments, of one, or of a scenario."""
+
 OF_PLAN = ("timesteps", "lanes", "patience")
 """Settings that are fields of `llmgym.policies.Plan`."""
 
@@ -51,7 +54,7 @@ def table() -> dict[str, Any]:
 
 def names() -> list[str]:
     """Environments of the table, without `llmgym/`."""
-    return [name for name in table() if name != "bases"]
+    return [name for name in table() if name not in ("bases", GPU)]
 
 
 def recipe(
@@ -60,6 +63,7 @@ def recipe(
     action: str | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     file: Path | None = None,
+    env_device: str = "cpu",
 ) -> Recipe:
     """The settings of an environment.
 
@@ -71,6 +75,7 @@ def recipe(
         action: what is decided; None: what the table says.
         env_kwargs: further arguments of the environment, which come before those of the table.
         file: entries of one's own, which come before those of the table; ids outside `llmgym/` are written in full.
+        env_device: where the lanes live; on a GPU they are more, and so are the steps.
 
     Returns:
         The settings.
@@ -84,26 +89,33 @@ def recipe(
     namespace, _, name = env_id.rpartition(":")[2].rpartition("/")
     entry = table().get(name, {}) if namespace in ("", "llmgym") else {}
     entry = entry if own_entry is None else own_entry
+    on_gpu = {} if env_device == "cpu" else {"device": env_device, "env_device": env_device}
+    everywhere = table().get(GPU, {}) if on_gpu else {}
     if not entry:
-        return _made(f"any environment (base {OTHERS})", table()["bases"][OTHERS], given)
+        base = table()["bases"][OTHERS]
+        return _made(f"any environment (base {OTHERS})", {**base, **everywhere, **on_gpu}, given)
     if not given and "scenario" in entry:
         given["scenario"] = entry["scenario"]
     world = given.get("scenario")
     special = entry.get("scenarios", {}).get(world, {})
     settings = {**entry, **special}
     base = table()["bases"][settings.pop("base", OTHERS)]
-    for word in ("scenario", "scenarios"):
+    for word in ("scenario", "scenarios", GPU):
         settings.pop(word, None)
+    if on_gpu:
+        on_gpu |= {**entry.get(GPU, {}), **special.get(GPU, {})}
+        if own_entry is not None:  # whose settings come before those of all
+            base, everywhere = {**base, **everywhere}, {}
     own = {"action": settings.pop("action")} if "action" in settings else {}
     own |= settings.pop("env", {})
     label = f"{name}, {world}" if special else name
     if own and given.get("action", own.get("action")) != own.get("action"):
         return _made(
             f"{name} with another action (base {entry.get('base', OTHERS)} without a rule to imitate)",
-            base,
+            {**base, **everywhere, **on_gpu},
             given,
         )
-    return _made(label, {**base, **settings}, {**own, **given})
+    return _made(label, {**base, **settings, **everywhere, **on_gpu}, {**own, **given})
 
 
 def _of_file(file: Path, env_id: str) -> dict[str, Any]:

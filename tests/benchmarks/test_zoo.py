@@ -8,7 +8,8 @@ import pytest
 pytest.importorskip("torch")
 import llmgym
 from benchmarks import zoo
-from llmgym.policies import shipped
+from benchmarks.train_policies import settings_of
+from llmgym.policies import PPOConfig, shipped
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,3 +41,27 @@ def test_what_is_not_won_is_explained(found: Any, monkeypatch: pytest.MonkeyPatc
     reasons["AFDRefill-v0 small"] = "nobody knows"
     monkeypatch.setattr(zoo, "REASONS", reasons)
     assert zoo.unexplained(found) == ["AFDRefill-v0 small", "PipeSDBatch-v0 small"]
+
+
+def test_a_card_says_how_it_was_trained(found: Any) -> None:
+    said = {place: zoo.commands(*place, group) for place, group in found.items()}
+    assert said["llmgym/MemPipe-v0", "h100"] == [
+        "python benchmarks/train_policies.py llmgym/MemPipe-v0 --scenarios h100 --seeds 0 1 2 --steps 16000000 --out runs"
+    ]
+    assert all(len(lines) == 1 + bool(found[place][0].meta.get("init")) for place, lines in said.items())
+    first, second = said["llmgym/KVQueue-v1", "azure-conv-tight"]
+    assert first.endswith("--steps 10000000 --out first") and " --init first --set " in second
+    for (
+        env_id,
+        scenario,
+    ), group in found.items():  # what the table and the command together say is what was done
+        lane_device = group[0].meta["config"].get("env_device", "cpu")
+        words = said[env_id, scenario][-1].split()
+        assert ("--on-device" in words) == (lane_device != "cpu")
+        changes = words[words.index("--set") + 1 : words.index("--out")] if "--set" in words else []
+        made = settings_of(env_id, scenario, "cuda", lane_device != "cpu", changes)
+        then = PPOConfig.from_dict(group[0].meta["config"]).to_dict()
+        skipped = {"device", "env_device", "threads", *zoo.idle(made.config)}
+        now = {name: value for name, value in made.config.to_dict().items() if name not in skipped}
+        assert now == {name: then[name] for name in now}, (env_id, scenario)
+        assert made.lanes == group[0].meta["lanes"]

@@ -60,6 +60,29 @@ def test_another_action_gets_the_base_and_no_rule() -> None:
     assert recipe("llmgym/AFDRefill-v0", action="pick").config.imitate == "min-max"
 
 
+def test_lanes_on_a_gpu_have_settings_of_their_own(tmp_path: Any) -> None:
+    on_gpu = recipes.table()["on_gpu"]
+    for name, scenario in ENTRIES:
+        here, there = recipe(name, scenario), recipe(name, scenario, env_device="cuda:1")
+        assert here.config.env_device == here.config.device == "cpu"
+        assert there.config.env_device == there.config.device == "cuda:1"
+        assert here.env_kwargs == there.env_kwargs and here.lanes < there.lanes
+        assert there.timesteps > here.timesteps
+        assert (here.config.network, here.config.imitate) == (there.config.network, there.config.imitate)
+    most, few = recipe("PipeSDNav-v0", env_device="cuda"), recipe("MemPipe-v0", "h100", env_device="cuda")
+    assert most.lanes == on_gpu["lanes"] and few.lanes < most.lanes  # what an environment says comes first
+    assert recipe("me/My-v1", env_device="cuda").lanes == on_gpu["lanes"]
+    assert recipe("AFDRefill-v0", action="score", env_device="cuda").config.imitate == ""
+
+    file = tmp_path / "own.toml"
+    file.write_text("[PipeSDNav-v0]\nlanes = 77\n")  # and so does a file of one's own
+    own = recipe("PipeSDNav-v0", "small", file=file, env_device="cuda")
+    assert own.lanes == 77 and own.config.minibatch == on_gpu["minibatch"]
+    file.write_text("[PipeSDNav-v0]\nlanes = 77\non_gpu = { lanes = 99 }\n")
+    assert recipe("PipeSDNav-v0", "small", file=file).lanes == 77
+    assert recipe("PipeSDNav-v0", "small", file=file, env_device="cuda").lanes == 99
+
+
 def test_an_environment_of_ones_own_gets_the_base() -> None:
     for env_id in ("my_module:me/KVQueue-v0", "me/My-v1"):
         found = recipe(env_id)
@@ -85,9 +108,5 @@ def test_policies_shipped_have_the_networks_of_the_table() -> None:
             PPOConfig.from_dict(meta["config"]),
             recipe(meta["env_id"], meta["env_kwargs"]["scenario"]).config,
         )
-        assert (then.network, then.hidden, then.imitate, then.gamma) == (
-            now.network,
-            now.hidden,
-            now.imitate,
-            now.gamma,
-        )
+        assert (then.network, then.hidden, then.gamma) == (now.network, now.hidden, now.gamma)
+        assert then.imitate == ("" if meta.get("init") else now.imitate)

@@ -124,5 +124,5 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "least-loaded": LeastLoadedPolicy,
     "min-max": MinMaxPolicy,
 }
-BOARDS: dict[str, tuple[str, ...]] = {"small": ()}
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "real": ()}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""

@@ -474,7 +474,7 @@ GRIDS: dict[str, tuple[str, ...]] = {
     ),
 }
 """The values over which a rule is tuned before it is compared (`llmgym.evaluation.tuned`)."""
-BOARDS: dict[str, tuple[str, ...]] = {"small": (), "fluid-small": ()}
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "fluid-small": (), "daily": ("oracle",)}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
 
 

@@ -247,6 +247,8 @@ class MenuPolicy(Rule[OServe]):
 class MenuOncePolicy(Rule[OServe]):
     """`menu-once`: one candidate of the menu for good, which tuning finds; what there is to learn beyond it is to follow the mix.
 
+    `menu-once-last` plays with `ewma=1`: requests are routed for the types of the last minute.
+
     Args:
         env: the environment, made with `action="menu"`.
         name: name of the policy.
@@ -325,6 +327,7 @@ BASELINES: dict[str, Callable[[Any], Policy]] = {
     "menu-greedy": Factory("menu-greedy", MenuPolicy, {"gain": float}),
     "menu-least-work": Factory("menu-least-work", MenuPolicy, {"gain": float}, {"dispatch": "least-work"}),
     "menu-once": Factory("menu-once", MenuOncePolicy, {"candidate": int}),
+    "menu-once-last": Factory("menu-once-last", MenuOncePolicy, {"candidate": int}, {"ewma": 1.0}),
     "stay": Factory("stay", StayPolicy),
 }
 
@@ -345,11 +348,11 @@ GRIDS: dict[str, tuple[str, ...]] = {
     )
 }
 """Every rule that switches is tuned by how much a switch must gain: the reload-bound ones need far more than the others."""
-GRIDS["menu-once"] = tuple(f"menu-once:candidate={number}" for number in range(1, MOST_CANDIDATES + 1))
-BOARDS: dict[str, tuple[str, ...]] = {
-    "small": (),
-    "real": ("oserve-last", "oserve-ridge", "oserve-lstm", "oserve-preflow", "hetero-only", "round-robin"),
+GRIDS |= {
+    name: tuple(f"{name}:candidate={number}" for number in range(1, MOST_CANDIDATES + 1))
+    for name in ("menu-once", "menu-once-last")
 }
+BOARDS: dict[str, tuple[str, ...]] = {"small": (), "real": ()}
 """Scenarios of the leaderboard, each with the rules that are too slow to run on many of its worlds."""
 
 

@@ -1,0 +1,67 @@
+"""The pages of comparisons: policies that play anew beside rules that are kept give the page that all give who play anew."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+from benchmarks import comparisons
+from llmgym.evaluation import Comparison, boards
+
+WORDS = ["comparisons.py", "llmgym/MemPlace-v0", "--scenarios", "h100", "--episodes", "6"]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("results") / "comparisons"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*WORDS, "--out", str(out)])
+        comparisons.main()
+    return out / "MemPlace-v0.md"
+
+
+def test_policies_anew_beside_rules_that_are_kept(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = page.read_text()
+    assert "MemPlace-v0/ppo-h100-s1" in text and "on seeds 1010000-1010005" in text
+    kept = page.parents[1] / "leaderboard" / "MemPlace-v0-h100.json"
+    board, before = boards.read(kept)
+    played: list[list[str]] = []
+    measure = boards.measure
+
+    def noted(board: boards.Board, policies: list[str], **words: object) -> object:
+        played.append(policies)
+        return measure(board, policies, **words)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(boards, "measure", noted)
+    monkeypatch.setattr(sys, "argv", [*WORDS[:4], "--learned", "--out", str(page.parent)])
+    comparisons.main()
+    assert page.read_text() == text
+    assert played[0] == board.learned() and played[1][0] == before.reference
+    assert sorted(played[1][1:]) == sorted(board.learned())
+    _, after = boards.read(kept)
+    assert {name: table.returns.tolist() for name, table in after.tables.items()} == {
+        name: table.returns.tolist() for name, table in before.tables.items()
+    }
+
+
+def test_nothing_to_keep(page: Path, tmp_path: Path) -> None:
+    part = "## h100\n" + page.read_text().partition("## h100\n")[2]
+    with pytest.raises(SystemExit, match=r"MemPlace-v0-h100.json is missing"):
+        comparisons.learned_again("llmgym/MemPlace-v0", part, None, tmp_path, tmp_path)
+    seeds, cells = comparisons.second_told(part)
+    assert seeds == "1010000-1010005" and "brute-force" not in cells and "gpu-only" in cells
+    one = part.replace("on seeds 1010000-1010005", "elsewhere")
+    assert comparisons.second_told(one) == ("", {})
+
+
+def test_a_rule_that_the_page_lacks_plays_too(page: Path, tmp_path: Path) -> None:
+    text = page.read_text()
+    kept = page.parents[1] / "leaderboard" / "MemPlace-v0-h100.json"
+    board, before = boards.read(kept)
+    rest = [table for name, table in before.tables.items() if name != "gpu-only"]
+    boards.write(board, Comparison(rest, env_kwargs=board.env_kwargs), tmp_path / kept.name)
+    lines = [line for line in text.splitlines() if not line.startswith("| gpu-only ")]
+    part = "## h100\n" + "\n".join(lines).partition("## h100\n")[2]
+    again = comparisons.learned_again("llmgym/MemPlace-v0", part, None, tmp_path, comparisons.ROOMS)
+    assert again == ("## h100\n" + text.partition("## h100\n")[2]).strip()
