@@ -54,8 +54,8 @@ there; who knows the true ones gains 1.2 %.""",
 hardly moves. A million steps lost 0.12 to 0.15, a hundred million on a GPU tie.""",
     "Forage-v0 small": """The policies answer as well with an eighth fewer tokens and in two thirds of the time, and are ahead with
 every seed on both sets of worlds, but right and wrong answers by chance are larger than that.""",
-    "OServe-v0 real": """The best rule routes by what came in the last minute; these policies choose deployments, and requests are
-routed by the moving average of the environment. One good deployment for good is all that they learned.""",
+    "OServe-v0 real": """The mix of requests drifts slowly: one good deployment for good, routed by what came in the last minute,
+is as good as any planner, and the policies imitate that.""",
     "KVProvision-v0 daily": """Positive with every seed on both sets of worlds; one of six intervals holds zero.""",
     "PPDWeights-v0 small": """Positive with every seed on both sets of worlds; one of six intervals touches zero.""",
 }
@@ -255,7 +255,8 @@ def commands(env_id: str, scenario: str, group: list[Card]) -> list[str]:
     words += ["--device cuda"] * (config.device != "cpu") + ["--on-device"] * (config.env_device != "cpu")
     before = []
     if meta.get("init"):
-        first = [*words[:6], "--steps", str(FIRST[f"{env_id.rpartition('/')[2]} {scenario}"]), "--out first"]
+        steps = str(FIRST[f"{env_id.rpartition('/')[2]} {scenario}"])
+        first = [*words[:6], "--steps", steps, *["--device cuda"] * (config.device != "cpu"), "--out first"]
         before = [" ".join(first)]
         words += ["--init first"]
     if differing:

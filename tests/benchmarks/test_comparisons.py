@@ -65,3 +65,20 @@ def test_a_rule_that_the_page_lacks_plays_too(page: Path, tmp_path: Path) -> Non
     part = "## h100\n" + "\n".join(lines).partition("## h100\n")[2]
     again = comparisons.learned_again("llmgym/MemPlace-v0", part, None, tmp_path, comparisons.ROOMS)
     assert again == ("## h100\n" + text.partition("## h100\n")[2]).strip()
+
+
+def test_a_new_rule_that_is_the_best(page: Path, tmp_path: Path) -> None:
+    """The page was told beside another rule: differences to that one do not stay."""
+    text = page.read_text()
+    kept = page.parents[1] / "leaderboard" / "MemPlace-v0-h100.json"
+    board, before = boards.read(kept)
+    rest = [table for name, table in before.tables.items() if name != before.reference]
+    boards.write(board, Comparison(rest, env_kwargs=board.env_kwargs), tmp_path / kept.name)
+    lines = [line for line in text.splitlines() if not line.startswith(f"| {before.reference} ")]
+    (second,) = (line for line in lines if line.startswith("| earliest-finish "))
+    cells = second.split(" | ")
+    lines[lines.index(second)] = " | ".join([*cells[:3], "reference", *cells[4:]])
+    part = "## h100\n" + "\n".join(lines).partition("## h100\n")[2]
+    again = comparisons.learned_again("llmgym/MemPlace-v0", part, None, tmp_path, comparisons.ROOMS)
+    expected = ("## h100\n" + text.partition("## h100\n")[2]).strip()
+    assert sorted(again.splitlines()) == sorted(expected.splitlines())  # ties are in another order

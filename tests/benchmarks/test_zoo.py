@@ -50,7 +50,7 @@ def test_a_card_says_how_it_was_trained(found: Any) -> None:
     ]
     assert all(len(lines) == 1 + bool(found[place][0].meta.get("init")) for place, lines in said.items())
     first, second = said["llmgym/KVQueue-v1", "azure-conv-tight"]
-    assert first.endswith("--steps 10000000 --out first") and " --init first --set " in second
+    assert first.endswith("--steps 10000000 --device cuda --out first") and " --init first --set " in second
     for (
         env_id,
         scenario,
