@@ -14,6 +14,7 @@ worlds are those of the leaderboard: their file is written to benchmarks/results
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from llmgym import baselines
 from llmgym.errors import UnknownName
 from llmgym.evaluation import Comparison, ResultTable, boards, choose_backend
 from llmgym.evaluation.backends import HERE, Backend
+from llmgym.evaluation.contenders import BASELINE
 from llmgym.evaluation.tables import estimate
 
 RESULTS = Path(__file__).parent / "results" / "comparisons"
@@ -85,7 +87,7 @@ def second_told(part: str) -> tuple[str, dict[str, tuple[str, str]]]:
     Returns:
         Their seeds, empty where it tells of none; and the cell and the verdict of each policy that it has.
     """
-    _, (rows, *_) = parted(part)
+    rows = next(iter(parted(part)[1]), [{}])
     column = next((name for name in rows[0] if name.startswith("on seeds ")), None)
     if column is None:
         return "", {}
@@ -122,7 +124,13 @@ def told_again(env_id: str, part: str, leaderboard: Path, rooms: Path) -> str:
 
 
 def learned_again(
-    env_id: str, part: str, picture: Path | None, leaderboard: Path, rooms: Path, backend: Backend = HERE
+    env_id: str,
+    part: str,
+    picture: Path | None,
+    leaderboard: Path,
+    rooms: Path,
+    backend: Backend = HERE,
+    left: tuple[str, ...] = (),
 ) -> str:
     """A section of a page with the policies that are shipped now and rules that it lacks; of the others the best plays again.
 
@@ -131,43 +139,53 @@ def learned_again(
     Args:
         env_id: id of the environment.
         part: the section, which has its rules on both sets of worlds.
-        picture: file for a picture of the first set; None: none.
+        picture: file for a picture of the first set; None: none, and a picture that the section shows stays.
         leaderboard: folder with the file of the first worlds, which is written anew.
         rooms: folder of the rooms.
         backend: where episodes are played.
+        left: further baselines that are not run.
 
     Raises:
         SystemExit: the page has not what is to be kept.
     """
     scenario = part.removeprefix("## ").partition("\n")[0]
     named = None if scenario == "default" else scenario
-    board = boards.Board(env_id, named, tuple(baselines.boards(env_id).get(named, ())))
+    board = boards.Board(env_id, named, (*baselines.boards(env_id).get(named, ()), *left))
     kept = leaderboard / f"{board.name}.json"
     seeds, cells = second_told(part)
     if not seeds or not kept.exists():
         raise SystemExit(f"{env_id}, {scenario}: the page has no second worlds, or {kept} is missing")
     _, known = boards.read(kept)
     first_seed, episodes = int(known.seeds[0]), len(known.seeds)
+    if seeds != (there := f"{first_seed + SECOND}-{first_seed + SECOND + episodes - 1}"):
+        raise SystemExit(f"{env_id}, {scenario}: the page tells of seeds {seeds}, not {there}")
     names = [*boards.missing(board, known, board.rules()), *board.learned()]
     played = boards.measure(board, names, episodes=episodes, seed=first_seed, backend=backend)
-    joint = boards.joined(board, known, played)
-    boards.write(board, joint, kept)
+    rules = [table for table in known.tables.values() if table.kind == BASELINE]  # policies may have gone
+    joint = Comparison([*rules, *played.tables.values()], env_kwargs=board.env_kwargs)
     first = boards.with_room(joint, board.room(rooms))
     was = next(row["policy"].strip(" †‡") for row in parted(part)[1][0] if "reference" in row.values())
-    again = [first.reference, *played.tables] if was == first.reference else list(first.tables)
+    again = [name for name in first.tables if name not in cells or name in played.tables]
+    again = list(dict.fromkeys([first.reference, *again])) if was == first.reference else list(first.tables)
     second = boards.measure(
-        board, list(dict.fromkeys(again)), episodes=episodes, seed=first_seed + SECOND, tune=False,
-        backend=backend,
-    )  # fmt: skip
-    if second.seed_range != seeds:
-        raise SystemExit(f"{env_id}, {scenario}: the page tells of seeds {seeds}, not {second.seed_range}")
+        board, again, episodes=episodes, seed=first_seed + SECOND, tune=False, backend=backend
+    )
+    boards.write(board, joint, kept)
     if picture is not None:
         first.plot(picture)
     others = cells | on_others(second, first.reference)
     parts = [f"## {scenario}", agreed(first, others, seeds).markdown()]
-    parts += [text for text in part.split("\n\n") if text.startswith("Not run here")]
-    parts += [] if picture is None else [f"![returns and differences]({picture.name})"]
+    before = next((text for text in part.split("\n\n") if text.startswith("Not run here: ")), "")
+    absent = [name for name in re.findall(r"[\w-]+", before.partition(": ")[2]) if not _plays(name, first)]
+    parts += [f"Not run here: {', '.join(absent)}."] if absent else []
+    shown = [text for text in part.split("\n\n") if text.startswith("![")]
+    parts += [f"![returns and differences]({picture.name})"] if picture is not None else shown
     return "\n\n".join(parts)
+
+
+def _plays(name: str, result: Comparison) -> bool:
+    """Whether a rule, tuned or not, is in a comparison."""
+    return any(played.partition(":")[0] == name for played in result.tables)
 
 
 def section(
@@ -245,6 +263,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="processes that play")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if args.learned and (args.again or args.variants):
+        parser.error("--learned: neither --again nor --variants goes with it")
     args.out.mkdir(parents=True, exist_ok=True)
     for env_id in args.envs or llmgym.env_ids():
         name = env_id.rpartition("/")[2]
@@ -264,7 +284,8 @@ def main() -> None:
                 left = tuple(args.leave_out)
                 with choose_backend.backend(workers=args.workers) as there:
                     done[key] = learned_again(
-                        env_id, kept[key], picture, args.out.parent / "leaderboard", ROOMS, there
+                        env_id, kept.get(key, f"## {key}"), picture, args.out.parent / "leaderboard", ROOMS,
+                        there, left,
                     ) if args.learned else section(
                         env_id, scenario, args.episodes, args.seed, picture, left,
                         args.out.parent / "leaderboard", tuple(args.variants), backend=there,

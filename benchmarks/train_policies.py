@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import torch
 
 from llmgym import policies
 from llmgym.evaluation import compare
-from llmgym.policies import Plan
+from llmgym.policies import Plan, PPOConfig, meta
 from llmgym.policies.recipes import Recipe, names, recipe
 
 LOOK_SEED, LOOK_EPISODES = 30_000, 200
@@ -44,7 +44,9 @@ TRIAL_UPDATES = 8
 """Updates after which the speed is known."""
 
 
-def settings_of(env_id: str, scenario: str, device: str, on_device: bool, changes: Sequence[str]) -> Recipe:
+def settings_of(
+    env_id: str, scenario: str, device: str, on_device: bool, changes: Sequence[str], init: str = ""
+) -> Recipe:
     """The settings of an environment.
 
     Args:
@@ -53,10 +55,21 @@ def settings_of(env_id: str, scenario: str, device: str, on_device: bool, change
         device: where the networks live.
         on_device: whether the lanes live there too.
         changes: what replaces settings, `name=value`, values as JSON or as a text; `lanes` is one of them.
+        init: checkpoint to begin with, whose network is taken, and no rule is imitated; empty: none.
+
+    Raises:
+        SystemExit: there is no such setting.
     """
     chosen = recipe(env_id, scenario, env_device=device if on_device else "cpu")
     given = {name: _value(text) for name, _, text in (one.partition("=") for one in changes)}
     lanes = given.pop("lanes", chosen.lanes)
+    known = {field.name for field in fields(chosen.config)} - {"device", "env_device"}
+    if unknown := sorted(given.keys() - known):
+        raise SystemExit(f"--set {', '.join(unknown)}: allowed are lanes, {', '.join(sorted(known))}")
+    if init:  # which would be forgotten while it imitates
+        then = PPOConfig.from_dict(meta(init)["config"])
+        kept = {"network": then.network, "hidden": then.hidden, "activation": then.activation}
+        given = {**kept, "imitate": "", **given}
     return replace(chosen, lanes=lanes, config=replace(chosen.config, device=device, **given))
 
 
@@ -105,7 +118,7 @@ def train(
     name = f"{env_id.rpartition('/')[2]}/ppo-{scenario}" + (f"-s{seed}" if seed else "")
     if Path(init).is_dir() and init:
         init = str(Path(init) / f"{name}.pt")
-    settings = settings_of(env_id, scenario, device, on_device, changes)
+    settings = settings_of(env_id, scenario, device, on_device, changes, init)
     config, lanes, kwargs = settings.config, settings.lanes, settings.env_kwargs
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(
@@ -185,6 +198,8 @@ def main() -> None:
     envs = args.envs or [f"llmgym/{name}" for name in names() if recipe(name).config.imitate]
     jobs = list(itertools.product(envs, args.scenarios, args.seeds))
     devices = args.device or ["cpu"]
+    if args.on_device and "cpu" in devices:
+        parser.error("--on-device: name a GPU with --device, such as cuda")
     if len(jobs) == 1:
         train(*jobs[0], devices[0], args.on_device, args.minutes, args.steps, args.out, args.set, args.init)
         return

@@ -180,7 +180,7 @@ def cells_of(card: Card, outcome: dict[str, str]) -> list[str]:
     cells = [
         f"`{card.name}`",
         f"{config.get('network', 'mlp')} {hidden}",
-        f"`{imitated}`" if imitated else "goes on" if meta.get("init") else "-",
+        f"`{imitated}`" if imitated else "goes on from a first training" if meta.get("init") else "-",
         meta["seed"],
         f"{meta['steps']:,}",
         f"{meta['wall_s'] / 60:.1f} on {where(config)}",
@@ -247,6 +247,8 @@ def commands(env_id: str, scenario: str, group: list[Card]) -> list[str]:
         for name, value in then.items()
         if value != now[name] and name not in ("device", "env_device", "threads", *idle(config))
     }
+    if meta.get("init"):  # nothing is imitated then
+        differing.pop("imitate", None)
     if meta["lanes"] != table.lanes:
         differing["lanes"] = meta["lanes"]
     seeds = " ".join(str(card.meta["seed"]) for card in group)

@@ -83,17 +83,17 @@ def recipe(
     Raises:
         InvalidArgument: the table has a setting that there is not, or the file cannot be read or lacks the environment.
     """
-    own_entry = None if file is None else _of_file(file, env_id.rpartition(":")[2])
+    own_entry, own_gpu = (None, {}) if file is None else _of_file(file, env_id.rpartition(":")[2])
     given = {name: value for name, value in (("scenario", scenario), ("action", action)) if value is not None}
     given |= env_kwargs or {}
     namespace, _, name = env_id.rpartition(":")[2].rpartition("/")
     entry = table().get(name, {}) if namespace in ("", "llmgym") else {}
     entry = entry if own_entry is None else own_entry
-    on_gpu = {} if env_device == "cpu" else {"device": env_device, "env_device": env_device}
-    everywhere = table().get(GPU, {}) if on_gpu else {}
+    where = {} if env_device == "cpu" else {"device": env_device, "env_device": env_device}
+    everywhere = {**table().get(GPU, {}), **own_gpu} if where else {}
     if not entry:
         base = table()["bases"][OTHERS]
-        return _made(f"any environment (base {OTHERS})", {**base, **everywhere, **on_gpu}, given)
+        return _made(f"any environment (base {OTHERS})", {**base, **everywhere, **where}, given)
     if not given and "scenario" in entry:
         given["scenario"] = entry["scenario"]
     world = given.get("scenario")
@@ -102,31 +102,38 @@ def recipe(
     base = table()["bases"][settings.pop("base", OTHERS)]
     for word in ("scenario", "scenarios", GPU):
         settings.pop(word, None)
-    if on_gpu:
-        on_gpu |= {**entry.get(GPU, {}), **special.get(GPU, {})}
-        if own_entry is not None:  # whose settings come before those of all
-            base, everywhere = {**base, **everywhere}, {}
+    there = {**entry.get(GPU, {}), **special.get(GPU, {})} if where else {}
     own = {"action": settings.pop("action")} if "action" in settings else {}
     own |= settings.pop("env", {})
     label = f"{name}, {world}" if special else name
     if own and given.get("action", own.get("action")) != own.get("action"):
         return _made(
             f"{name} with another action (base {entry.get('base', OTHERS)} without a rule to imitate)",
-            {**base, **everywhere, **on_gpu},
+            {**base, **everywhere, **where},
             given,
         )
-    return _made(label, {**base, **settings, **everywhere, **on_gpu}, {**own, **given})
+    if own_entry is None:
+        settings |= everywhere
+    else:  # whose settings come before those of all
+        base = {**base, **everywhere}
+    return _made(label, {**base, **settings, **there, **where}, {**own, **given}, file or TABLE)
 
 
-def _of_file(file: Path, env_id: str) -> dict[str, Any]:
-    """The entry that a file of the user's has for an environment."""
+def _of_file(file: Path, env_id: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entry that a file of the user's has for an environment, and what it says of GPUs for all."""
     try:
         entries = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InvalidArgument(f"recipe={str(file)!r} cannot be read: {error}") from error
     for name in (env_id, env_id.removeprefix("llmgym/")):
         if isinstance(entries.get(name), dict):
-            return dict(entries[name])
+            entry = dict(entries[name])
+            parts = [entries, entry, *entry.get("scenarios", {}).values()]
+            if wrong := [part[GPU] for part in parts if not isinstance(part.get(GPU, {}), dict)]:
+                raise InvalidArgument(
+                    f"recipe={str(file)!r}: {GPU} = {wrong[0]!r}: expected settings, such as {{ lanes = 4096 }}"
+                )
+            return entry, dict(entries.get(GPU, {}))
     raise InvalidArgument(f"recipe={str(file)!r}: has {', '.join(entries) or 'nothing'}, but not {env_id}")
 
 
@@ -162,11 +169,13 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)  # of a text, a number and a truth value, TOML has the same
 
 
-def _made(name: str, settings: Mapping[str, Any], env_kwargs: Mapping[str, Any]) -> Recipe:
+def _made(
+    name: str, settings: Mapping[str, Any], env_kwargs: Mapping[str, Any], file: Path = TABLE
+) -> Recipe:
     config: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
     }
     plan: dict[str, int] = {key: config.pop(key, 0) for key in OF_PLAN}
     if unknown := sorted(config.keys() - {field.name for field in fields(PPOConfig)}):
-        raise InvalidArgument(f"{TABLE.name}: {name} has {', '.join(unknown)}, which are no settings")
+        raise InvalidArgument(f"{file.name}: {name} has {', '.join(unknown)}, which are no settings")
     return Recipe(name, dict(env_kwargs), config=PPOConfig(**config), **plan)

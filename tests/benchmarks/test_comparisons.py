@@ -1,6 +1,7 @@
 """The pages of comparisons: policies that play anew beside rules that are kept give the page that all give who play anew."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,29 @@ def test_a_new_rule_that_is_the_best(page: Path, tmp_path: Path) -> None:
     again = comparisons.learned_again("llmgym/MemPlace-v0", part, None, tmp_path, comparisons.ROOMS)
     expected = ("## h100\n" + text.partition("## h100\n")[2]).strip()
     assert sorted(again.splitlines()) == sorted(expected.splitlines())  # ties are in another order
+
+
+def test_a_rule_without_second_worlds_and_a_policy_that_has_gone(page: Path, tmp_path: Path) -> None:
+    """As an interrupted run may leave them."""
+    text = page.read_text()
+    kept = page.parents[1] / "leaderboard" / "MemPlace-v0-h100.json"
+    board, before = boards.read(kept)
+    gone = replace(before.tables["MemPlace-v0/ppo-h100"], policy="MemPlace-v0/ppo-h100-s9")
+    more = Comparison([*before.tables.values(), gone], env_kwargs=board.env_kwargs)
+    boards.write(board, more, tmp_path / kept.name)
+    lines = [line for line in text.splitlines() if not line.startswith("| gpu-only ")]
+    part = "## h100\n" + "\n".join(lines).partition("## h100\n")[2]
+    part += "\n\nNot run here: gpu-only, slow-one.\n\n![kept](picture.png)"
+    again = comparisons.learned_again("llmgym/MemPlace-v0", part, None, tmp_path, comparisons.ROOMS)
+    expected = ("## h100\n" + text.partition("## h100\n")[2]).strip()
+    assert again == f"{expected}\n\nNot run here: slow-one.\n\n![kept](picture.png)"
+    assert list(boards.read(tmp_path / kept.name)[1].tables) == list(before.tables)
+
+
+def test_words_that_do_not_go_together(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [*WORDS[:4], "--learned", "--again", "--out", str(page.parent)])
+    with pytest.raises(SystemExit):
+        comparisons.main()
+    monkeypatch.setattr(sys, "argv", [*WORDS[:3], "small", "--learned", "--out", str(page.parent)])
+    with pytest.raises(SystemExit, match="MemPlace-v0, small: the page has no second worlds"):
+        comparisons.main()

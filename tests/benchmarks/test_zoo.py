@@ -59,7 +59,8 @@ def test_a_card_says_how_it_was_trained(found: Any) -> None:
         words = said[env_id, scenario][-1].split()
         assert ("--on-device" in words) == (lane_device != "cpu")
         changes = words[words.index("--set") + 1 : words.index("--out")] if "--set" in words else []
-        made = settings_of(env_id, scenario, "cuda", lane_device != "cpu", changes)
+        init = group[0].name if group[0].meta.get("init") else ""  # a network of the same kind
+        made = settings_of(env_id, scenario, "cuda", lane_device != "cpu", changes, init)
         then = PPOConfig.from_dict(group[0].meta["config"]).to_dict()
         skipped = {"device", "env_device", "threads", *zoo.idle(made.config)}
         now = {name: value for name, value in made.config.to_dict().items() if name not in skipped}

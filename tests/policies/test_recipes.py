@@ -72,7 +72,10 @@ def test_lanes_on_a_gpu_have_settings_of_their_own(tmp_path: Any) -> None:
     most, few = recipe("PipeSDNav-v0", env_device="cuda"), recipe("MemPipe-v0", "h100", env_device="cuda")
     assert most.lanes == on_gpu["lanes"] and few.lanes < most.lanes  # what an environment says comes first
     assert recipe("me/My-v1", env_device="cuda").lanes == on_gpu["lanes"]
-    assert recipe("AFDRefill-v0", action="score", env_device="cuda").config.imitate == ""
+    for scenario in ("small", "real"):  # another action: only the base, and what holds for all
+        other = recipe("AFDRefill-v0", scenario, action="score", env_device="cuda")
+        assert other.config.imitate == "" and other.timesteps == on_gpu["timesteps"]
+        assert other.config.gamma == recipes.table()["bases"]["rows"]["gamma"]
 
     file = tmp_path / "own.toml"
     file.write_text("[PipeSDNav-v0]\nlanes = 77\n")  # and so does a file of one's own
@@ -81,6 +84,19 @@ def test_lanes_on_a_gpu_have_settings_of_their_own(tmp_path: Any) -> None:
     file.write_text("[PipeSDNav-v0]\nlanes = 77\non_gpu = { lanes = 99 }\n")
     assert recipe("PipeSDNav-v0", "small", file=file).lanes == 77
     assert recipe("PipeSDNav-v0", "small", file=file, env_device="cuda").lanes == 99
+    file.write_text("[on_gpu]\nlanes = 55\n[PipeSDNav-v0]\n")
+    assert recipe("PipeSDNav-v0", "small", file=file, env_device="cuda").lanes == 55
+    for text, told in (
+        ("[PipeSDNav-v0]\non_gpu = 3\n", r"own.toml.*on_gpu = 3: expected settings"),
+        ("[PipeSDNav-v0.scenarios.small]\non_gpu = []\n", r"own.toml.*on_gpu = \[\]: expected settings"),
+        (
+            "[PipeSDNav-v0]\non_gpu = { lane = 3 }\n",
+            r"own.toml: PipeSDNav-v0 has lane, which are no settings",
+        ),
+    ):
+        file.write_text(text)
+        with pytest.raises(InvalidArgument, match=told):
+            recipe("PipeSDNav-v0", "small", file=file, env_device="cuda")
 
 
 def test_an_environment_of_ones_own_gets_the_base() -> None:
