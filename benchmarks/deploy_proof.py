@@ -332,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     (asked.out / "proof.md").write_text(
         f"# Four schedulers in one vLLM, {what}\n\nPredicted {said['date']} with llmgym {said['llmgym']} for {said['gpu']}, by "
         f"`benchmarks/deploy_proof.py`; means over {len(said['cases'])} worlds of 400 requests. `late`: share that took more than "
-        f"{LATE_S:.0f} s.{_measured_with(asked.measured)}\n\n{text}\n\n![mean against tail](proof.png)\n",
+        f"{LATE_S:.0f} s. The network is the policy of that name as it was shipped then."
+        f"{_measured_with(asked.measured)}\n\n{text}\n\n![mean against tail](proof.png)\n",
         encoding="utf-8",
     )
     once = {case: one for case, one in found.items() if case not in REPEATED}

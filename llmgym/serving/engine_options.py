@@ -1,5 +1,6 @@
 """Options of commands that replay requests on an engine, and what their results have in common."""
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -88,8 +89,9 @@ def tell_band(console: Console, share: float, found: dict[str, tuple[float, floa
     def pair(key: str, form: str = ".3g") -> str:
         return " to ".join(shown(value, form) for value in found[key])
 
+    rate = f"at {100 * share:.0f} % of the rate that saturates the engine in closed form"
     console.print(
-        f"The requests come at {100 * share:.0f} % of the rate that saturates the engine in closed form; small errors of a "
+        f"The requests come {rate if math.isfinite(share) else 'all at once'}; small errors of a "
         f"step decide how long they wait. With {1e3 * STEP_S:.1f} ms a step less and more: first token p50 "
         f"{pair('ttft_p50_s')} s, p90 {pair('ttft_p90_s')} s; time per output token p50 {pair('tpot_p50_s')} s; end to end p50 "
         f"{pair('e2e_p50_s')} s, p90 {pair('e2e_p90_s')} s; {pair('output_tokens_per_s', ',.0f')} output tokens/s."

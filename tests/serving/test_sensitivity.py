@@ -92,5 +92,9 @@ def test_the_command_tells_a_band_near_saturation_only(capsys, tmp_path):
     assert "saturates" not in capsys.readouterr().out
     assert main([*arguments, "--clients", "4"]) == 0
     assert "saturates" not in capsys.readouterr().out
+    path.write_text(text + "0,500,50\n" * 40, encoding="utf-8")
+    assert main(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "The requests come all at once; small errors" in said and "inf" not in said
     assert main(["replay", str(path), "--way", "fast"]) != 0
     assert "unknown way 'fast'. Known: in-process, none, streaming" in capsys.readouterr().err
