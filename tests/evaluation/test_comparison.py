@@ -308,7 +308,7 @@ def test_rules_that_play_another_world_declare_it():
     for env_id in llmgym.env_ids():
         for name in baselines.names(env_id):
             kwargs = baselines.env_kwargs(env_id, name)
-            steers = set(kwargs) <= {"action", "dispatch", "rules", "proactive"}
+            steers = set(kwargs) <= {"action", "dispatch", "ewma", "rules", "proactive"}
             if not steers and kwargs.get("switching") != "reload":  # a reload is as real as it is slow
                 env = gymnasium.make_vec(env_id, num_envs=1, **kwargs)
                 declared[f"{env_id.removeprefix('llmgym/')} {name}"] = baselines.make(name, env).other_world
