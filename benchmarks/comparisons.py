@@ -15,6 +15,7 @@ worlds are those of the leaderboard: their file is written to benchmarks/results
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,21 @@ def second_told(part: str) -> tuple[str, dict[str, tuple[str, str]]]:
     return column.removeprefix("on seeds "), cells
 
 
+def assembled(scenario: str, table: ResultTable, *rest: str) -> str:
+    """A section of a page: its title, its table, and what follows; empty texts are left out."""
+    return "\n\n".join([f"## {scenario}", table.markdown(), *filter(None, rest)])
+
+
+def absent(names: Sequence[str]) -> str:
+    """The line of a section that tells who does not play; empty if all do."""
+    return f"Not run here: {', '.join(names)}." if names else ""
+
+
+def shown(picture: Path | None) -> str:
+    """The line of a section that shows a picture; empty if there is none."""
+    return "" if picture is None else f"![returns and differences]({picture.name})"
+
+
 def told_again(env_id: str, part: str, leaderboard: Path, rooms: Path) -> str:
     """A section of a page beside the room that is measured now, without playing anything.
 
@@ -120,7 +136,7 @@ def told_again(env_id: str, part: str, leaderboard: Path, rooms: Path) -> str:
     table = agreed(first, others, seeds)
     after = part[titles[0].end() :].partition("\n\n")[2].split("\n\n")
     rest = [text for text in after if text.startswith(("Not run here", "!["))]
-    return "\n\n".join([f"## {scenario}", table.markdown(), *rest])
+    return assembled(scenario, table, *rest)
 
 
 def learned_again(
@@ -174,13 +190,11 @@ def learned_again(
     if picture is not None:
         first.plot(picture)
     others = cells | on_others(second, first.reference)
-    parts = [f"## {scenario}", agreed(first, others, seeds).markdown()]
-    before = next((text for text in part.split("\n\n") if text.startswith("Not run here: ")), "")
-    absent = [name for name in re.findall(r"[\w-]+", before.partition(": ")[2]) if not _plays(name, first)]
-    parts += [f"Not run here: {', '.join(absent)}."] if absent else []
-    shown = [text for text in part.split("\n\n") if text.startswith("![")]
-    parts += [f"![returns and differences]({picture.name})"] if picture is not None else shown
-    return "\n\n".join(parts)
+    texts = part.split("\n\n")
+    before = next((text for text in texts if text.startswith("Not run here: ")), "")
+    still = [name for name in re.findall(r"[\w-]+", before.partition(": ")[2]) if not _plays(name, first)]
+    kept_picture = next((text for text in texts if text.startswith("![")), "")
+    return assembled(scenario, agreed(first, others, seeds), absent(still), shown(picture) or kept_picture)
 
 
 def _plays(name: str, result: Comparison) -> bool:
@@ -227,12 +241,8 @@ def section(
     if picture is not None:
         first.plot(picture)
     others = on_others(second, first.reference)
-    parts = [f"## {named or 'default'}", agreed(first, others, second.seed_range).markdown()]
-    if left_out:
-        parts.append(f"Not run here: {', '.join(left_out)}.")
-    if picture is not None:
-        parts.append(f"![returns and differences]({picture.name})")
-    return "\n\n".join(parts)
+    table = agreed(first, others, second.seed_range)
+    return assembled(named or "default", table, absent(left_out), shown(picture))
 
 
 def main() -> None:
@@ -281,15 +291,16 @@ def main() -> None:
             key = arguments(env_id, scenario).get("scenario", "default")
             if key not in done:
                 picture = args.out / f"{name}-{key}.png" if args.pictures else None
-                left = tuple(args.leave_out)
+                left, board = tuple(args.leave_out), args.out.parent / "leaderboard"
                 with choose_backend.backend(workers=args.workers) as there:
-                    done[key] = learned_again(
-                        env_id, kept.get(key, f"## {key}"), picture, args.out.parent / "leaderboard", ROOMS,
-                        there, left,
-                    ) if args.learned else section(
-                        env_id, scenario, args.episodes, args.seed, picture, left,
-                        args.out.parent / "leaderboard", tuple(args.variants), backend=there,
-                    )  # fmt: skip
+                    if args.learned:
+                        old_part = kept.get(key, f"## {key}")
+                        done[key] = learned_again(env_id, old_part, picture, board, ROOMS, there, left)
+                    else:
+                        done[key] = section(
+                            env_id, scenario, args.episodes, args.seed, picture, left, board,
+                            tuple(args.variants), backend=there,
+                        )  # fmt: skip
                 print(f"{env_id}\n\n{done[key]}\n", flush=True)
         head = (
             f"# {env_id}: every baseline and every shipped policy\n\nWritten by `benchmarks/comparisons.py`."
